@@ -1,0 +1,61 @@
+"""Installs the package `dmpo_jax`, the experiment configs, and the command `dmpo-jax`."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+HERE = pathlib.Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "dmpo_jax/__init__.py").read_text()).group(1)
+
+QUICKSTART = ["scikit-learn>=1.5,<2", "matplotlib>=3.9,<4"]
+TORCH = ["torch>=2.6,<3", "accelerate>=1,<2"]
+
+setup(
+  name="dmpo-jax",
+  version=VERSION,
+  description="Preference alignment of diffusion models in JAX and Flax: DMPO, Diffusion-DPO, and neighbours",
+  long_description=(HERE / "README.md").read_text(),
+  long_description_content_type="text/markdown",
+  license="Apache-2.0",
+  python_requires=">=3.11",
+  # The configs lie at the top, where one edits them; installed, they are dmpo_jax.configs.
+  packages=[*find_packages(include=["dmpo_jax", "dmpo_jax.*"]), "dmpo_jax.configs"],
+  package_dir={"dmpo_jax.configs": "configs"},
+  install_requires=[
+    "jax>=0.10,<0.13",
+    "flax>=0.12.8,<0.14",
+    "optax>=0.2.6,<0.3",
+    "orbax-checkpoint>=0.12,<0.13",
+    "diffusers>=0.40,<0.50",
+    "transformers>=5,<6",
+    "tensorflow-datasets>=4.9.8,<5",
+    "importlib-resources>=6",  # tensorflow-datasets imports it and does not ask for it
+    "grain>=0.2.15,<0.3",
+    "ml-collections>=1,<2",
+    "absl-py>=2,<3",
+    "safetensors>=0.5,<1",
+    "numpy>=2,<3",
+    "pillow>=11,<14",
+    "tensorboardX>=2.6.2,<3",
+    "tqdm>=4.66,<5",
+  ],
+  extras_require={
+    "quickstart": QUICKSTART,
+    "torch": TORCH,
+    "test": [
+      *QUICKSTART,
+      *TORCH,
+      "pytest>=8,<10",
+      "hypothesis>=6,<7",
+      "ruff>=0.15,<0.18",
+      "scipy>=1.13,<2",
+      "tensorboard>=2.18,<3",
+    ],
+  },
+  entry_points={"console_scripts": ["dmpo-jax=dmpo_jax.commands.main:main"]},
+  classifiers=[
+    "Programming Language :: Python :: 3",
+    "Topic :: Scientific/Engineering :: Artificial Intelligence",
+  ],
+)
