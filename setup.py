@@ -14,7 +14,7 @@ TORCH = ["torch>=2.6,<3", "accelerate>=1,<2"]
 setup(
   name="dmpo-jax",
   version=VERSION,
-  description="Preference alignment of diffusion models in JAX and Flax: DMPO, Diffusion-DPO, and neighbours",
+  description="Preference alignment of diffusion models in JAX and Flax: DMPO and its neighbours",
   long_description=(HERE / "README.md").read_text(),
   long_description_content_type="text/markdown",
   license="Apache-2.0",

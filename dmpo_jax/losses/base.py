@@ -1,0 +1,157 @@
+"""What every objective shares: the four errors of a pair, their logit, and the checks."""
+
+import math
+from numbers import Real
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dmpo_jax.errors import InputError
+
+
+class PairErrors(NamedTuple):
+  """Squared errors of the policy and the frozen reference on a batch of preference pairs.
+
+  Each field is float32 `[pairs]`, as `denoising_error` gives them. The winner (w, preferred) and
+  the loser (l, rejected) of a pair share timestep, noise and caption.
+
+  Attributes:
+    policy_w: e_w, the policy's error on the winners.
+    policy_l: e_l, the policy's error on the losers; None where a batch holds no losers (`sft`).
+    reference_w: r_w, the reference's error on the winners; None for reference-free objectives.
+    reference_l: r_l, the reference's error on the losers; None for reference-free objectives.
+  """
+
+  policy_w: jax.Array
+  policy_l: jax.Array | None = None
+  reference_w: jax.Array | None = None
+  reference_l: jax.Array | None = None
+
+
+class Diagnostics(NamedTuple):
+  """What an objective saw in each pair; float32 `[pairs]`, no gradient is meant to pass.
+
+  Attributes:
+    logit: z = -beta/2 ((e_w - r_w) - (e_l - r_l)); z > 0: the policy prefers the winner more than
+      the reference does. None where the batch holds no losers.
+    reward_w: Implicit reward of the winner, -beta/2 (e_w - r_w).
+    reward_l: Implicit reward of the loser, -beta/2 (e_l - r_l). None where there are no losers.
+    accuracy: 1 where z > 0, 0 where z < 0, 1/2 on a tie. None where there are no losers.
+  """
+
+  logit: jax.Array | None
+  reward_w: jax.Array
+  reward_l: jax.Array | None
+  accuracy: jax.Array | None
+
+
+def denoising_error(prediction: jax.Array, target: jax.Array) -> jax.Array:
+  """Mean squared error of each example, reduced in float32 whatever the inputs' dtype.
+
+      e_i = (1/d) Σ_j (prediction_ij - target_ij)²,   d = C·H·W
+
+  Args:
+    prediction: `[batch, ...]`, any floating dtype.
+    target: `[batch, ...]`, the same shape.
+
+  Returns:
+    float32 `[batch]`.
+
+  Raises:
+    InputError: The shapes differ, or there is no axis to average over.
+
+  Source: arXiv 2311.12908, Eq. 14, with the mean over elements instead of the sum.
+  """
+  if prediction.shape != target.shape or prediction.ndim < 2:
+    raise InputError(
+      f"prediction {prediction.shape} and target {target.shape} must have one shape [batch, ...]"
+    )
+  difference = prediction.astype(jnp.float32) - target.astype(jnp.float32)
+  return jnp.mean(jnp.square(difference), axis=tuple(range(1, difference.ndim)))
+
+
+def check_errors(
+  errors: PairErrors, objective: str, *, losers: bool, reference: bool
+) -> PairErrors:
+  """The errors as float32 arrays, once shapes, dtypes and the fields an objective needs are right.
+
+  Args:
+    errors: The errors as the caller gave them.
+    objective: Name of the objective, for the message.
+    losers: Whether the objective needs the losers' errors.
+    reference: Whether it needs the reference's errors.
+
+  Returns:
+    `PairErrors` of float32 arrays `[pairs]` (None stays None).
+
+  Raises:
+    InputError: A needed field is None, half of the reference is missing, a field is not a vector in
+      float32 or wider, or lengths differ.
+  """
+  needed = ["policy_w"] + ["policy_l"] * losers + ["reference_w"] * reference
+  needed += ["reference_l"] * (losers and reference)
+  for name in needed:
+    if getattr(errors, name) is None:
+      raise InputError(f"{objective} needs {name}, which is None; give the float32 errors [pairs]")
+  if errors.policy_l is not None and (errors.reference_w is None) != (errors.reference_l is None):
+    raise InputError(f"{objective}: give both of reference_w and reference_l, or neither")
+  arrays = {}
+  for name, value in errors._asdict().items():
+    arrays[name] = None if value is None else jnp.asarray(value)
+  for name, value in arrays.items():
+    if value is None:
+      continue
+    if value.ndim != 1 or value.shape != arrays["policy_w"].shape:
+      shapes = {k: v.shape for k, v in arrays.items() if v is not None}
+      raise InputError(f"{objective} takes errors of one shape [pairs]; {name} differs: {shapes}")
+    if value.dtype not in (jnp.float32, jnp.float64):
+      raise InputError(
+        f"{objective}: {name} is {value.dtype}; errors must be reduced in float32 "
+        "(losses.denoising_error does), for beta multiplies their rounding"
+      )
+  return PairErrors(**{k: None if v is None else v.astype(jnp.float32) for k, v in arrays.items()})
+
+
+def check_number(name: str, value: float, *, low: float, high: float, closed_low=False) -> float:
+  """`value` as a float if it lies in (low, high), or in [low, high) with `closed_low`.
+
+  Raises:
+    InputError: It is not a finite real number in that interval; the message names it.
+  """
+  is_number = isinstance(value, Real) or getattr(value, "ndim", None) == 0
+  number = float(value) if is_number and not isinstance(value, bool) else math.nan
+  if not (math.isfinite(number) and (low < number < high or (closed_low and number == low))):
+    bracket = "[" if closed_low else "("
+    raise InputError(f"{name} must be a number in {bracket}{low:g}, {high:g}), got {value!r}")
+  return number
+
+
+def diagnose(errors: PairErrors, *, beta: float) -> Diagnostics:
+  """Logit, implicit rewards and implicit accuracy of each pair.
+
+      z = -beta/2 Δ,   Δ = (e_w - e_l) - (r_w - r_l)
+
+  The difference is taken as (e_w - r_w) - (e_l - r_l): policy and reference are close, so these
+  inner differences are exact in float32 where e_w - e_l is not. A missing reference counts as 0.
+
+  Args:
+    errors: As `check_errors` returns them.
+    beta: The Diffusion-DPO temperature on mean errors, factor 1/2 and number of timesteps included.
+
+  Returns:
+    `Diagnostics`, float32 `[pairs]`.
+  """
+
+  def reward(policy: jax.Array, reference: jax.Array | None) -> jax.Array:
+    return -beta / 2 * (policy if reference is None else policy - reference)
+
+  reward_w = reward(errors.policy_w, errors.reference_w)
+  if errors.policy_l is None:
+    return Diagnostics(logit=None, reward_w=reward_w, reward_l=None, accuracy=None)
+  reward_l = reward(errors.policy_l, errors.reference_l)
+  logit = reward_w - reward_l
+  accuracy = jnp.where(
+    logit > 0, 1.0, jnp.where(logit < 0, 0.0, jnp.where(logit == 0, 0.5, jnp.nan))
+  )
+  return Diagnostics(logit=logit, reward_w=reward_w, reward_l=reward_l, accuracy=accuracy)
