@@ -1,0 +1,70 @@
+"""The data set in memory that training reads: images, captions and ids."""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from dmpo_jax.errors import InputError
+
+
+@dataclass(frozen=True)
+class Examples:
+  """Captioned single images (K = 1) or preference pairs (K = 2).
+
+  Attributes:
+    images: float32 `[N, K, H, W, C]` in [-1, 1]; for pairs, axis 1 is (preferred, rejected).
+    captions: N captions; the images of a pair share theirs.
+    ids: uint32 `[N]`, no two alike: the random keys of an example derive from its id, wherever in a
+      batch it stands.
+
+  Raises:
+    InputError: A shape, dtype or length is wrong, a pixel is NaN or infinite, an id occurs twice.
+  """
+
+  images: np.ndarray
+  captions: list[str]
+  ids: np.ndarray
+
+  def __post_init__(self):
+    shape, n = np.shape(self.images), len(self.captions)
+    if len(shape) != 5 or shape[0] != n or shape[1] not in (1, 2):
+      raise InputError(f"images must be [{n}, 1 or 2, H, W, C] for {n} captions, got shape {shape}")
+    if self.images.dtype != np.float32:
+      raise InputError(f"images must be float32 in [-1, 1], got {self.images.dtype}")
+    if np.shape(self.ids) != (n,) or self.ids.dtype != np.uint32:
+      found = f"{getattr(self.ids, 'dtype', type(self.ids).__name__)} {np.shape(self.ids)}"
+      raise InputError(f"ids must be uint32 [{n}], got {found}")
+    if not all(isinstance(c, str) for c in self.captions):
+      wrong = next(c for c in self.captions if not isinstance(c, str))
+      raise InputError(f"captions must be strings, got {wrong!r}")
+    bad = np.flatnonzero(~np.isfinite(self.images).all(axis=(1, 2, 3, 4)))
+    if bad.size:
+      raise InputError(
+        f"{bad.size} examples hold NaN or infinite pixels, the first at row {bad[0]} "
+        f"({self.captions[bad[0]]!r})"
+      )
+    values, counts = np.unique(self.ids, return_counts=True)
+    if (counts > 1).any():
+      raise InputError(f"id {values[counts > 1][0]} occurs more than once; ids must be unique")
+
+  def __len__(self) -> int:
+    return len(self.captions)
+
+
+def fingerprint(examples: Examples) -> str:
+  """Identifies the content of a data set: equal for equal images, captions and ids in one order.
+
+  Args:
+    examples: The data set.
+
+  Returns:
+    SHA-256 in hexadecimal, the same on every machine.
+  """
+  digest = hashlib.sha256(f"{examples.images.shape}".encode())
+  digest.update(np.ascontiguousarray(examples.images, "<f4").data)
+  digest.update(np.ascontiguousarray(examples.ids, "<u4").data)
+  for caption in examples.captions:
+    text = caption.encode()
+    digest.update(len(text).to_bytes(8, "little") + text)  # the length, or "a","b" would be "ab",""
+  return digest.hexdigest()

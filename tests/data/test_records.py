@@ -1,0 +1,76 @@
+"""The data set in memory, and what identifies it."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from dmpo_jax.data import Examples, fingerprint
+from dmpo_jax.errors import InputError
+
+
+def examples(**changes):
+  images = np.linspace(-1, 1, 3 * 2 * 4, dtype=np.float32).reshape(3, 2, 2, 2, 1)
+  fields = {"images": images, "captions": ["a", "b", "c"], "ids": np.arange(3, dtype=np.uint32)}
+  return Examples(**(fields | changes))
+
+
+def changed_pixel():
+  images = examples().images.copy()
+  images[1, 0, 0, 0, 0] += 1e-6
+  return {"images": images}
+
+
+def test_equal_content_has_an_equal_fingerprint():
+  assert fingerprint(examples()) == fingerprint(examples(images=examples().images.copy()))
+
+
+def test_the_fingerprint_is_the_same_on_every_machine():
+  found = fingerprint(examples(images=np.zeros((3, 1, 1, 1, 1), np.float32)))
+  assert found == "9ad63193de0eeb5312577c921eddf20a31ffb9de63fc566677b0f79f9c21dfaf"
+
+
+def test_the_fingerprint_does_not_depend_on_memory_layout():
+  turned = np.asfortranarray(examples().images)
+  assert fingerprint(examples(images=turned)) == fingerprint(examples())
+
+
+@pytest.mark.parametrize(
+  "change",
+  [
+    changed_pixel(),
+    {"images": examples().images.reshape(3, 2, 4, 1, 1)},
+    {"captions": ["a", "b", "d"]},
+    {"captions": ["ab", "", "c"]},
+    {"ids": np.array([0, 1, 3], np.uint32)},
+  ],
+  ids=["pixel", "shape", "caption", "caption border", "id"],
+)
+def test_any_change_of_content_changes_the_fingerprint(change):
+  assert fingerprint(examples(**change)) != fingerprint(examples())
+
+
+def test_the_length_is_the_number_of_examples():
+  assert len(examples()) == 3
+
+
+def test_examples_cannot_be_reassigned():
+  with pytest.raises(dataclasses.FrozenInstanceError):
+    examples().ids = np.zeros(3, np.uint32)
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"images": examples().images[:2]}, r"\[3, 1 or 2, H, W, C\] for 3 captions"),
+    ({"images": np.zeros((3, 3, 2, 2, 1), np.float32)}, r"got shape \(3, 3, 2, 2, 1\)"),
+    ({"images": np.zeros((3, 2, 2, 2, 1))}, "must be float32 in .* got float64"),
+    ({"images": np.full((3, 2, 2, 2, 1), np.nan, np.float32)}, "first at row 0 .'a'"),
+    ({"ids": np.arange(3)}, r"ids must be uint32 \[3\], got int64"),
+    ({"ids": np.array([0, 1, 1], np.uint32)}, "id 1 occurs more than once"),
+    ({"captions": ["a", 7, "c"]}, "captions must be strings, got 7"),
+  ],
+)
+def test_what_is_no_data_set_is_refused(change, message):
+  with pytest.raises(InputError, match=message):
+    examples(**change)
