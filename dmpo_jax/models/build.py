@@ -1,0 +1,128 @@
+"""From a config.json to functions: `build(config)` gives `apply` and `init`."""
+
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from dmpo_jax.errors import InputError
+from dmpo_jax.models import clip_config, clip_text, trees, unet, unet_config
+
+
+class Model(NamedTuple):
+  """A network as two functions.
+
+  Attributes:
+    apply: UNet: `apply(params, sample, timesteps, encoder_hidden_states, *, dtype=float32)`, with
+      sample `[B, H, W, C_in]`, timesteps `[B]` and encoder_hidden_states `[B, L, D]`, returns
+      `[B, H, W, C_out]`. Text encoder: `apply(params, input_ids, *, dtype=float32)` with input_ids
+      int `[B, L]` returns a `TextOutput`. dtype is that of the computation and of the result;
+      statistics of norms and the softmax are float32.
+    init: `init(key)` returns new parameters, a tree of float32 numpy arrays.
+  """
+
+  apply: Callable[..., Any]
+  init: Callable[[jax.Array], trees.Tree]
+
+
+def build(config: Mapping[str, Any]) -> Model:
+  """Builds the network that a config.json of diffusers or transformers describes.
+
+  Args:
+    config: Its fields. `_class_name` "UNet2DConditionModel", or `architectures` with
+      "CLIPTextModel"; absent fields have that library's defaults.
+
+  Returns:
+    A `Model` of pure functions; parameters are nested dicts with string keys, named as there.
+
+  Raises:
+    InputError: The network, a field or a field's value is not supported.
+  """
+  module = _module(config)
+  graph, state = nnx.split(module)
+  shapes = _string_keys(nnx.to_pure_dict(state))
+
+  def restore(params: trees.Tree) -> nnx.Module:
+    return nnx.merge(graph, _int_keys(params))
+
+  def apply_unet(params, sample, timesteps, encoder_hidden_states, *, dtype=jnp.float32):
+    unet.check_inputs(module.config, sample, timesteps, encoder_hidden_states)
+    context = encoder_hidden_states.astype(dtype)
+    return restore(params)(sample.astype(dtype), timesteps, context)
+
+  def apply_text(params, input_ids, *, dtype=jnp.float32):
+    clip_text.check_inputs(module.config, input_ids)
+    return restore(params)(input_ids, dtype)
+
+  def init(key: jax.Array) -> trees.Tree:
+    return _fill(shapes, key)
+
+  is_unet = isinstance(module, unet.UNet2DConditionModel)
+  return Model(apply_unet if is_unet else apply_text, init)
+
+
+def abstract(config: Mapping[str, Any]) -> trees.Tree:
+  """The tree of parameters that `build(config).init` returns, without numbers.
+
+  Args:
+    config: As for `build`.
+
+  Returns:
+    The same nested dicts with a `jax.ShapeDtypeStruct` for each array.
+
+  Raises:
+    InputError: The network, a field or a field's value is not supported.
+  """
+  return _string_keys(nnx.to_pure_dict(nnx.split(_module(config))[1]))
+
+
+def _module(config: Mapping[str, Any]) -> nnx.Module:
+  """The module with shapes for parameters."""
+  if config.get("_class_name") == unet_config.NAME:
+    return unet.UNet2DConditionModel(unet_config.read(config))
+  if clip_config.NAME in (config.get("architectures") or ()):
+    return clip_text.CLIPTextModel(clip_config.read(config))
+  raise InputError(
+    f"config with _class_name = {config.get('_class_name')!r} and architectures = "
+    f"{config.get('architectures')!r} describes no known network; expected _class_name = "
+    f"{unet_config.NAME!r} or architectures = [{clip_config.NAME!r}]"
+  )
+
+
+def _string_keys(node: Any) -> Any:
+  """Keys of list entries become strings; a list's layers without parameters have no entry."""
+  if not isinstance(node, Mapping):
+    return node
+  return {str(key): _string_keys(child) for key, child in node.items()}
+
+
+def _int_keys(node: Any) -> Any:
+  """The inverse of `_string_keys`: the layers of a list are numbered, all others named."""
+  if not isinstance(node, Mapping):
+    return node
+  return {int(k) if k.isdigit() else k: _int_keys(child) for k, child in node.items()}
+
+
+def _fill(shapes: trees.Tree, key: jax.Array) -> trees.Tree:
+  """Draws the parameters with numpy: compiling such a draw would take longer than training.
+
+  Each array has its own generator, seeded by the key and the array's name, so that a layer starts
+  the same whatever other layers a network has.
+  """
+  words = np.asarray(jax.random.key_data(key)).ravel().tolist()
+
+  def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    kind = name.rsplit(".", 1)[-1]
+    if kind in ("scale", "bias"):
+      return np.full(shape, float(kind == "scale"), np.float32)
+    normal = np.random.default_rng([*words, zlib.crc32(name.encode())]).standard_normal
+    # Kernels keep the variance of their input; the fan-in is all axes but the last.
+    std = 0.02 if kind == "embedding" else 1 / np.sqrt(np.prod(shape[:-1]))
+    return normal(shape, np.float32) * np.float32(std)
+
+  flat = trees.flatten(shapes)
+  return trees.unflatten({name: draw(name, leaf.shape) for name, leaf in flat.items()})

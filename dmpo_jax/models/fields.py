@@ -1,0 +1,62 @@
+"""Reading a model's config.json: defaults filled in, nothing unknown or unsupported let through."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from dmpo_jax.errors import InputError, unknown
+
+
+def plain(value: Any) -> Any:
+  """Lists become tuples, at every depth, so that configs compare and hash by value."""
+  return tuple(plain(v) for v in value) if isinstance(value, (list, tuple)) else value
+
+
+def read(
+  model: str,
+  config: Mapping[str, Any],
+  *,
+  defaults: Mapping[str, Any],
+  fixed: Mapping[str, Any],
+  idle: frozenset[str] = frozenset(),
+) -> dict[str, Any]:
+  """The fields that shape the network, with defaults for those the config leaves out.
+
+  Args:
+    model: The model's name, for messages.
+    config: The mapping read from config.json; keys with a leading underscore are ignored.
+    defaults: Every field that is supported, with its value where absent.
+    fixed: Fields of which one value alone is supported, with that value.
+    idle: Fields that do not change the network's arithmetic.
+
+  Returns:
+    A value per key of `defaults`.
+
+  Raises:
+    InputError: A field is unknown, or one of `fixed` has another value.
+  """
+  for name, value in config.items():
+    if name.startswith("_") or name in defaults or name in idle:
+      continue
+    if name not in fixed:
+      raise unknown(f"field of a {model} config", name, [*defaults, *fixed, *idle])
+    if plain(value) != plain(fixed[name]):
+      raise unsupported(model, name, value, repr(fixed[name]))
+  return {name: plain(config.get(name, default)) for name, default in defaults.items()}
+
+
+def unsupported(model: str, name: str, value: object, expected: str) -> InputError:
+  """The error for a known field with a value that is not supported."""
+  return InputError(f"{model} config: {name} = {value!r} is not supported, expected {expected}")
+
+
+def check_count(model: str, name: str, value: object) -> int:
+  """Returns a positive integer field, or raises InputError."""
+  if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    raise unsupported(model, name, value, "a positive integer")
+  return value
+
+
+def check_choice(model: str, name: str, value: object, options: tuple[object, ...]) -> None:
+  """Raises InputError unless the value is among the options."""
+  if value not in options:
+    raise unsupported(model, name, value, "one of " + ", ".join(map(repr, options)))

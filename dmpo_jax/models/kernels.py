@@ -1,0 +1,106 @@
+"""The arithmetic of the layers: convolution, normalisation, attention, nearest up-sampling."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def along_last(vector: jax.Array, ndim: int) -> jax.Array:
+  """Gives a vector `ndim` axes, itself on the last one, so that it broadcasts explicitly."""
+  return vector.reshape((1,) * (ndim - 1) + (-1,))
+
+
+def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
+  """x kernel + bias over the last axis: x `[..., I]`, kernel `[I, O]`, bias `[O]` or None."""
+  y = lax.dot_general(x, kernel.astype(x.dtype), (((x.ndim - 1,), (0,)), ((), ())))
+  return y if bias is None else y + along_last(bias.astype(x.dtype), y.ndim)
+
+
+def convolution(x: jax.Array, kernel: jax.Array, bias: jax.Array, stride: int = 1) -> jax.Array:
+  """Cross-correlation with padding (k - 1) // 2 on every side, as in PyTorch.
+
+  Args:
+    x: `[B, H, W, I]`.
+    kernel: `[k, k, I, O]`, k odd.
+    bias: `[O]`.
+    stride: Step along height and width.
+
+  Returns:
+    `[B, ceil(H / stride), ceil(W / stride), O]` in the dtype of x.
+  """
+  size = kernel.shape[0]
+  if size == 1 and stride == 1:
+    return dense(x, kernel[0, 0], bias)
+  pad = ((size - 1) // 2,) * 2
+  y = lax.conv_general_dilated(
+    x,
+    kernel.astype(x.dtype),
+    window_strides=(stride, stride),
+    padding=(pad, pad),
+    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+  )
+  return y + along_last(bias.astype(x.dtype), y.ndim)
+
+
+def group_norm(
+  x: jax.Array, scale: jax.Array, bias: jax.Array, groups: int, eps: float
+) -> jax.Array:
+  """Normalises each image over space and the channels of a group; statistics in float32.
+
+  Args:
+    x: `[B, ..., C]`, C a multiple of groups.
+    scale: `[C]`.
+    bias: `[C]`.
+    groups: Number of groups; neighbouring channels share one.
+    eps: Added to the variance.
+
+  Returns:
+    (x - mean) / sqrt(variance + eps) * scale + bias, in the shape and dtype of x.
+  """
+  batch, channels = x.shape[0], x.shape[-1]
+  y = x.astype(jnp.float32).reshape(batch, -1, groups, channels // groups)  # [B, H*W, G, C/G]
+  y = y - y.mean((1, 3), keepdims=True)
+  factor = lax.rsqrt(jnp.square(y).mean((1, 3), keepdims=True) + eps)
+  y = (y * factor).reshape(x.shape)
+  return (y * along_last(scale, x.ndim) + along_last(bias, x.ndim)).astype(x.dtype)
+
+
+def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> jax.Array:
+  """Normalises over the last axis: x `[..., C]`, scale and bias `[C]`; statistics in float32."""
+  y = x.astype(jnp.float32)
+  y = y - y.mean(-1, keepdims=True)
+  y = y * lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + eps)
+  return (y * along_last(scale, x.ndim) + along_last(bias, x.ndim)).astype(x.dtype)
+
+
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool = False) -> jax.Array:
+  """softmax(q kᵀ / sqrt(D)) v per head, the softmax in float32.
+
+  Args:
+    q: `[B, L, N, D]`.
+    k: `[B, M, N, D]`.
+    v: `[B, M, N, D]`.
+    causal: Whether position i sees positions up to i only.
+
+  Returns:
+    `[B, L, N, D]` in the dtype of q.
+  """
+  return jax.nn.dot_product_attention(q, k, v, is_causal=causal)
+
+
+def upsample_nearest(x: jax.Array, height: int, width: int) -> jax.Array:
+  """Doubles height and width by repetition, then crops to the size asked for.
+
+  Cropping is what nearest interpolation to `2 n - 1` amounts to: the source of pixel i is i // 2.
+
+  Args:
+    x: `[B, H, W, C]`.
+    height: 2 H or 2 H - 1.
+    width: 2 W or 2 W - 1.
+
+  Returns:
+    `[B, height, width, C]`.
+  """
+  b, h, w, c = x.shape
+  y = jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
+  return y[:, :height, :width]

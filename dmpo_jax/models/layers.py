@@ -1,0 +1,75 @@
+"""The layers that hold parameters. A module is built without numbers: shapes and dtypes only."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from dmpo_jax.models import kernels
+
+
+def parameter(*shape: int) -> nnx.Param:
+  """A float32 parameter that has a shape and no value yet."""
+  return nnx.Param(jax.ShapeDtypeStruct(shape, jnp.float32))
+
+
+class Linear(nnx.Module):
+  """y = x kernel + bias, computed in the dtype of x: `[..., I]` to `[..., O]`."""
+
+  def __init__(self, inputs: int, outputs: int, bias: bool = True):
+    self.kernel = parameter(inputs, outputs)
+    self.bias = parameter(outputs) if bias else None
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    bias = None if self.bias is None else self.bias[...]
+    return kernels.dense(x, self.kernel[...], bias)
+
+
+class Conv(nnx.Module):
+  """Convolution with padding (size - 1) // 2: `[B, H, W, I]` to `[B, H/stride, W/stride, O]`."""
+
+  def __init__(self, inputs: int, outputs: int, size: int = 3, stride: int = 1):
+    self.kernel = parameter(size, size, inputs, outputs)
+    self.bias = parameter(outputs)
+    self.stride = stride
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    return kernels.convolution(x, self.kernel[...], self.bias[...], self.stride)
+
+
+class GroupNorm(nnx.Module):
+  """Group normalisation over space and the channels of a group: `[B, ..., C]`."""
+
+  def __init__(self, channels: int, groups: int, eps: float):
+    self.scale = parameter(channels)
+    self.bias = parameter(channels)
+    self.groups = groups
+    self.eps = eps
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    return kernels.group_norm(x, self.scale[...], self.bias[...], self.groups, self.eps)
+
+
+class LayerNorm(nnx.Module):
+  """Normalisation over the last axis: `[..., C]`."""
+
+  def __init__(self, channels: int, eps: float = 1e-5):
+    self.scale = parameter(channels)
+    self.bias = parameter(channels)
+    self.eps = eps
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    return kernels.layer_norm(x, self.scale[...], self.bias[...], self.eps)
+
+
+class Embedding(nnx.Module):
+  """A table of vectors: integers `[...]` to `[..., C]`."""
+
+  def __init__(self, entries: int, channels: int):
+    self.embedding = parameter(entries, channels)
+
+  def __call__(self, indices: jax.Array) -> jax.Array:
+    return jnp.take(self.embedding[...], indices, axis=0)
+
+
+class Empty(nnx.Module):
+  """Holds the place of a layer without parameters (dropout) in a numbered list."""
