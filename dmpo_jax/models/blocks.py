@@ -66,13 +66,13 @@ class Downsample2D(nnx.Module):
 
 
 class Upsample2D(nnx.Module):
-  """Doubles an image by repetition to the given size, one less at most, and convolves it."""
+  """Doubles an image by repetition, crops it to size (height, width), and convolves it."""
 
   def __init__(self, channels: int):
     self.conv = Conv(channels, channels)
 
-  def __call__(self, x: jax.Array, height: int, width: int) -> jax.Array:
-    return self.conv(kernels.upsample_nearest(x, height, width))
+  def __call__(self, x: jax.Array, size: tuple[int, int]) -> jax.Array:
+    return self.conv(kernels.upsample_nearest(x, *size))
 
 
 def transformers(options: BlockOptions) -> nnx.List | None:
@@ -146,5 +146,5 @@ class UpBlock(nnx.Module):
       if self.attentions is not None:
         x = self.attentions[i](x, context)
     if self.upsamplers is not None:
-      x = self.upsamplers[0](x, *size)
+      x = self.upsamplers[0](x, size)
     return x

@@ -44,10 +44,10 @@ def build(config: Mapping[str, Any]) -> Model:
   """
   module = _module(config)
   graph, state = nnx.split(module)
-  shapes = _string_keys(nnx.to_pure_dict(state))
+  shapes = trees.string_keys(nnx.to_pure_dict(state))
 
   def restore(params: trees.Tree) -> nnx.Module:
-    return nnx.merge(graph, _int_keys(params))
+    return nnx.merge(graph, trees.int_keys(params))
 
   def apply_unet(params, sample, timesteps, encoder_hidden_states, *, dtype=jnp.float32):
     unet.check_inputs(module.config, sample, timesteps, encoder_hidden_states)
@@ -77,7 +77,7 @@ def abstract(config: Mapping[str, Any]) -> trees.Tree:
   Raises:
     InputError: The network, a field or a field's value is not supported.
   """
-  return _string_keys(nnx.to_pure_dict(nnx.split(_module(config))[1]))
+  return trees.string_keys(nnx.to_pure_dict(nnx.split(_module(config))[1]))
 
 
 def _module(config: Mapping[str, Any]) -> nnx.Module:
@@ -91,20 +91,6 @@ def _module(config: Mapping[str, Any]) -> nnx.Module:
     f"{config.get('architectures')!r} describes no known network; expected _class_name = "
     f"{unet_config.NAME!r} or architectures = [{clip_config.NAME!r}]"
   )
-
-
-def _string_keys(node: Any) -> Any:
-  """Keys of list entries become strings; a list's layers without parameters have no entry."""
-  if not isinstance(node, Mapping):
-    return node
-  return {str(key): _string_keys(child) for key, child in node.items()}
-
-
-def _int_keys(node: Any) -> Any:
-  """The inverse of `_string_keys`: the layers of a list are numbered, all others named."""
-  if not isinstance(node, Mapping):
-    return node
-  return {int(k) if k.isdigit() else k: _int_keys(child) for k, child in node.items()}
 
 
 def _fill(shapes: trees.Tree, key: jax.Array) -> trees.Tree:

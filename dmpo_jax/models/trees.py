@@ -93,3 +93,19 @@ def count(tree: Tree) -> int:
     The sum of the leaves' sizes.
   """
   return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def string_keys(tree: Mapping[Any, Any]) -> dict[str, Any]:
+  """The tree with its list indices as strings, as public parameter trees have them."""
+  return {
+    str(key): string_keys(child) if isinstance(child, Mapping) else child
+    for key, child in tree.items()
+  }
+
+
+def int_keys(tree: Tree) -> dict[str | int, Any]:
+  """The inverse of `string_keys`: keys made of digits are list indices, as NNX wants them."""
+  return {
+    int(key) if key.isdigit() else key: int_keys(child) if isinstance(child, Mapping) else child
+    for key, child in tree.items()
+  }

@@ -25,6 +25,7 @@ VARIANTS = {
   "quick_gelu": {"hidden_act": "quick_gelu"},
   "gelu": {"hidden_act": "gelu"},
   "old_end_token": {"eos_token_id": 2},
+  "more_layers_than_ten": {"num_hidden_layers": 11},
 }
 # The end token is not in the last column, and where it comes first it comes again as padding.
 IDS = np.array([[48, 5, 7, 49, 49, 49, 49], [48, 1, 2, 3, 4, 6, 49], [48, 49, 9, 9, 9, 9, 9]])
@@ -78,5 +79,5 @@ def test_the_result_has_the_dtype_that_was_asked_for():
 
 def test_more_tokens_than_positions_are_refused():
   _, model, params = load()
-  with pytest.raises(InputError, match="L <= 9.*truncate"):
+  with pytest.raises(InputError, match=r"L <= 9.*truncate"):
     model.apply(params, np.zeros((1, 10), np.int32))

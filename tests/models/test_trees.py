@@ -48,3 +48,9 @@ def test_ema_at_its_ends_is_one_of_the_two_to_the_bit(decay, wanted):
 def test_ema_keeps_the_dtype_of_the_average():
   average = trees.ema({"x": np.ones(2, jnp.bfloat16)}, {"x": np.ones(2, np.float32)}, 0.5)
   assert average["x"].dtype == "bfloat16"
+
+
+def test_int_keys_undoes_string_keys():
+  tree = {"layers": {0: {"kernel": 1}, 10: {"kernel": 2}}, "to_q": {"kernel": 3}}
+  assert list(trees.string_keys(tree)["layers"]) == ["0", "10"]
+  assert trees.int_keys(trees.string_keys(tree)) == tree
