@@ -1,0 +1,133 @@
+"""The map between our parameter trees and torch state dicts: four leaf names and two layouts."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from dmpo_jax.errors import InputError
+from dmpo_jax.models import trees
+
+LEAF_NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
+
+# Buffers that published checkpoints carry beside their parameters; torch rebuilds them itself.
+BUFFERS = frozenset({"position_ids"})
+
+FLOATS = ("float32", "float16", "bfloat16")
+
+
+def to_torch_state(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+  """Names and lays out a parameter tree as torch does.
+
+  kernel, scale and embedding become `weight`. A kernel moves its output axis to the front and its
+  input axis next: Linear [I, O] -> [O, I], convolution [H, W, I, O] -> [O, I, H, W].
+
+  Args:
+    params: Nested dict with string keys; leaves are arrays called kernel, scale, embedding or bias.
+
+  Returns:
+    Dotted torch names to C-contiguous arrays of the leaves' own dtypes; safetensors writes others
+    wrong without a word.
+
+  Raises:
+    InputError: Leaves of another name, or two leaves that get one torch name.
+  """
+  leaves = trees.flatten(params)
+  state = {}
+  for name, path in torch_names(params).items():
+    array = np.asarray(leaves[path])
+    if _is_kernel(path):
+      array = array.transpose(array.ndim - 1, array.ndim - 2, *range(array.ndim - 2))
+    state[name] = np.asarray(array, order="C")
+  return state
+
+
+def from_torch_state(
+  state: Mapping[str, Any], abstract_params: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Builds a parameter tree from a torch state dict, strictly; the inverse of `to_torch_state`.
+
+  Args:
+    state: Torch names to float32, float16 or bfloat16 arrays, or to anything with a shape and a
+      dtype that becomes an array when it is needed. Buffers called position_ids are ignored.
+    abstract_params: The tree to fill; its leaves need a `shape` and a `dtype` only.
+
+  Returns:
+    A tree of C-contiguous numpy arrays with the structure, shapes and dtypes of `abstract_params`.
+
+  Raises:
+    InputError: Lists every entry that is missing, surplus, misshapen or no float.
+  """
+  check_state(state, abstract_params)
+  leaves = trees.flatten(abstract_params)
+  filled = {}
+  for name, path in torch_names(abstract_params).items():
+    array = np.asarray(state[name])
+    if _is_kernel(path):
+      array = array.transpose(*range(2, array.ndim), 1, 0)
+    filled[path] = np.asarray(array, dtype=leaves[path].dtype, order="C")
+  return trees.unflatten(filled)
+
+
+def check_state(state: Mapping[str, Any], abstract_params: Mapping[str, Any]) -> None:
+  """Compares a torch state dict with the tree it belongs to, by name, shape and dtype.
+
+  Args:
+    state: As in `from_torch_state`; values are not read.
+    abstract_params: The tree that the state must fill.
+
+  Raises:
+    InputError: Lists every entry that is missing, surplus, misshapen or no float.
+  """
+  leaves = trees.flatten(abstract_params)
+  names = torch_names(abstract_params)
+  problems = [f"missing: {name}" for name in names if name not in state]
+  for name, array in state.items():
+    if name not in names:
+      if name.rpartition(".")[2] not in BUFFERS:
+        problems.append(f"surplus: {name}")
+      continue
+    expected = _torch_shape(names[name], leaves[names[name]].shape)
+    if tuple(array.shape) != expected:
+      problems.append(f"misshapen: {name} is {list(array.shape)}, expected {list(expected)}")
+    elif str(array.dtype) not in FLOATS:
+      problems.append(f"wrong dtype: {name} is {array.dtype}, expected {' or '.join(FLOATS)}")
+  if problems:
+    raise InputError(
+      f"{len(problems)} entries of the state dict (torch's names and layout) do not fit the "
+      "network that its config describes:" + "".join(f"\n  {problem}" for problem in problems)
+    )
+
+
+def torch_names(params: Mapping[str, Any]) -> dict[str, str]:
+  """The torch name of every leaf, in the order of the tree.
+
+  Args:
+    params: A parameter tree, abstract or not.
+
+  Returns:
+    Torch name -> path of the leaf, dotted.
+
+  Raises:
+    InputError: A leaf of unknown name, or two leaves that get one torch name.
+  """
+  names: dict[str, str] = {}
+  for path in trees.flatten(params):
+    module, _, leaf = path.rpartition(".")
+    if leaf not in LEAF_NAMES:
+      raise InputError(
+        f"parameter {path!r} has no torch name: a leaf is called {', '.join(LEAF_NAMES)}"
+      )
+    name = f"{module}.{LEAF_NAMES[leaf]}" if module else LEAF_NAMES[leaf]
+    if name in names:
+      raise InputError(f"parameters {names[name]!r} and {path!r} would share the name {name!r}")
+    names[name] = path
+  return names
+
+
+def _is_kernel(path: str) -> bool:
+  return path.rpartition(".")[2] == "kernel"
+
+
+def _torch_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+  return (shape[-1], shape[-2], *shape[:-2]) if _is_kernel(path) else tuple(shape)

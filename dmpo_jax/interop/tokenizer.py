@@ -1,0 +1,148 @@
+"""Captions to token ids with transformers' CLIPTokenizer, published or built from a list of words.
+
+Importing the tokenizer class takes about a second and does not import torch, even where torch is
+installed.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from dmpo_jax.errors import InputError
+
+if TYPE_CHECKING:
+  from transformers import CLIPTokenizer
+
+BEGIN, END = "<|startoftext|>", "<|endoftext|>"
+WORD_END = "</w>"
+
+# transformers gives a tokenizer whose files state no length an astronomically large one.
+LONGEST_CONTEXT = 1 << 20
+
+
+class Tokens(NamedTuple):
+  """Token ids of captions, and how many captions did not fit.
+
+  Attributes:
+    ids: int32 `[N, L]`, L the tokenizer's context length; begin, words, end, padding.
+    truncated: The number of captions that lost words at their end.
+  """
+
+  ids: np.ndarray
+  truncated: int
+
+
+def build_tokenizer(words: Iterable[str], max_length: int) -> CLIPTokenizer:
+  """Builds a CLIP tokenizer that spends one token on each of the given words.
+
+  The vocabulary has the layout of the published one, only shorter: 256 bytes, the same bytes at a
+  word's end, merges, begin, end (also the padding and the highest id). So no text is unknown: a
+  word that is not among `words` falls into shorter known pieces, in the end into its bytes. Case is
+  folded. The result depends on the set of words, not on their order.
+
+  Args:
+    words: Words, or whole captions, whose words get a token each. As in CLIP, a run of letters, a
+      single digit and a run of other signs are words of their own.
+    max_length: The context length L with begin and end, >= 3.
+
+  Returns:
+    A tokenizer that `tokenize`, `save_pretrained` and torch programs can use.
+
+  Raises:
+    InputError: `words` is a single string or contains something that is not a word, or
+      `max_length` is not a whole number >= 3.
+  """
+  from transformers import CLIPTokenizer
+
+  if isinstance(max_length, bool) or not isinstance(max_length, int) or max_length < 3:
+    raise InputError(
+      f"max_length is {max_length!r}; expected a whole number >= 3 (begin, word, end)"
+    )
+  if isinstance(words, str):
+    raise InputError(f"words is the single string {words!r}; expected a list of words")
+  alphabet = _byte_alphabet()
+  letters = [*alphabet, *(sign + WORD_END for sign in alphabet)]
+  plain = CLIPTokenizer(vocab=_numbered([*letters, BEGIN, END]), merges=[]).backend_tokenizer
+  pieces = set()
+  for word in words:
+    if not isinstance(word, str) or not word.strip():
+      raise InputError(f"{word!r} is not a word; expected strings that are not blank")
+    text = plain.normalizer.normalize_str(word)
+    pieces.update(piece for piece, _ in plain.pre_tokenizer.pre_tokenize_str(text))
+  merges = _merges(sorted(pieces))
+  merged = dict.fromkeys(a + b for a, b in merges)
+  return CLIPTokenizer(
+    vocab=_numbered([*letters, *merged, BEGIN, END]), merges=merges, model_max_length=max_length
+  )
+
+
+def tokenize(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> Tokens:
+  """Turns captions into padded token ids; captions longer than the context are cut and counted.
+
+  Args:
+    tokenizer: transformers' CLIPTokenizer with a `model_max_length`.
+    captions: N strings; the empty string is the null caption.
+
+  Returns:
+    `Tokens` with ids `[N, L]`.
+
+  Raises:
+    InputError: `captions` is a single string or contains something else than strings, or the
+      tokenizer states no context length.
+  """
+  length = tokenizer.model_max_length
+  if length > LONGEST_CONTEXT:
+    raise InputError(
+      "the tokenizer states no context length; set model_max_length in its tokenizer_config.json "
+      "to the text encoder's max_position_embeddings"
+    )
+  if isinstance(captions, str):
+    raise InputError(f"captions is the single string {captions!r}; expected a list of strings")
+  captions = list(captions)
+  for position, caption in enumerate(captions):
+    if not isinstance(caption, str):
+      raise InputError(f"caption {position} is {caption!r}; expected a string")
+  if not captions:
+    return Tokens(np.zeros((0, length), np.int32), 0)
+  batch = tokenizer(captions, truncation=True, max_length=length, padding="max_length")
+  truncated = sum(bool(encoding.overflowing) for encoding in batch.encodings)
+  return Tokens(np.asarray(batch["input_ids"], np.int32), truncated)
+
+
+def _byte_alphabet() -> list[str]:
+  from tokenizers.pre_tokenizers import ByteLevel
+
+  return sorted(ByteLevel.alphabet())
+
+
+def _numbered(tokens: Iterable[str]) -> dict[str, int]:
+  return {token: i for i, token in enumerate(tokens)}
+
+
+def _merges(pieces: Sequence[str]) -> list[tuple[str, str]]:
+  """Merges, in order of precedence, after which byte-pair encoding leaves each piece whole.
+
+  A merge added for one word also acts inside the next ("on" of "one" in "none"), so each word is
+  encoded with the merges so far and only what is left of it is joined. Later merges come last in
+  precedence and find the earlier words already whole.
+  """
+  ranks: dict[tuple[str, str], int] = {}
+  for piece in pieces:
+    signs = [*piece[:-1], piece[-1] + WORD_END]
+    while len(signs := _encode(signs, ranks)) > 1:
+      ranks[signs[0], signs[1]] = len(ranks)
+  return list(ranks)
+
+
+def _encode(signs: list[str], ranks: dict[tuple[str, str], int]) -> list[str]:
+  """Byte-pair encoding: the leftmost pair of the lowest rank is joined until none is known."""
+  while True:
+    known = [(ranks[pair], i) for i, pair in enumerate(itertools.pairwise(signs)) if pair in ranks]
+    if not known:
+      return signs
+    _, i = min(known)
+    signs = [*signs[:i], signs[i] + signs[i + 1], *signs[i + 2 :]]
