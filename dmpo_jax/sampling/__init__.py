@@ -3,5 +3,15 @@
 from dmpo_jax.sampling.images import to_uint8
 from dmpo_jax.sampling.noise import initial_noise, seed_keys
 from dmpo_jax.sampling.sampler import ddim, guided
+from dmpo_jax.sampling.text_to_image import Sampler, make_sampler, sample_in_batches
 
-__all__ = ["ddim", "guided", "initial_noise", "seed_keys", "to_uint8"]
+__all__ = [
+  "Sampler",
+  "ddim",
+  "guided",
+  "initial_noise",
+  "make_sampler",
+  "sample_in_batches",
+  "seed_keys",
+  "to_uint8",
+]

@@ -1,0 +1,27 @@
+"""The digits model aligned with DMPO on pairs in which heavier strokes are mostly preferred.
+
+    dmpo-jax train --config configs/digits_dmpo.py --workdir runs/dmpo \
+      --config.pipeline=runs/reference/pipeline
+"""
+
+from ml_collections import ConfigDict
+
+from dmpo_jax.training.config import default
+
+
+def get_config() -> ConfigDict:
+  """Full fine-tuning of the network; text encoder and reference stay frozen."""
+  config = default()
+  config.pipeline = "runs/reference/pipeline"
+  config.data = ConfigDict(
+    {"name": "digit_pairs", "num_pairs": 4000, "temperature": 0.03, "seed": 1}
+  )
+  config.loss = ConfigDict({"name": "dmpo", "beta": 100.0, "alpha": 0.01})
+  config.caption_dropout = 0.1
+  config.batch_size = 64
+  config.num_steps = 400
+  config.optimizer.learning_rate = 2e-4
+  config.optimizer.warmup_steps = 50
+  config.ema_decay = 0.99
+  config.checkpoint.every = 100
+  return config

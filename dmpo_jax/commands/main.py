@@ -1,0 +1,61 @@
+"""The command `dmpo-jax`."""
+
+import argparse
+import logging
+import os
+import sys
+
+import dmpo_jax
+from dmpo_jax.errors import InputError
+
+DESCRIPTION = """\
+Align text-to-image diffusion models with preference pairs, in JAX.
+
+  dmpo-jax quickstart --workdir runs/quickstart
+      trains, aligns, samples and compares small models on real images, and writes a report
+  dmpo-jax train --config configs/digits_dmpo.py --workdir runs/dmpo
+      one run as its config says; any key can be set: --config.loss.alpha=0.05
+  dmpo-jax sample --pipeline runs/dmpo/pipeline --prompt "the digit seven" --out samples
+      images from a pipeline folder
+  dmpo-jax export --workdir runs/dmpo --out exported
+      the parameters of a run's last checkpoint as a folder in diffusers' format
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+  """Runs a subcommand and returns the exit status: 0, or 2 after bad input."""
+  from dmpo_jax.commands import export, quickstart, sample, train
+
+  parser = argparse.ArgumentParser(
+    "dmpo-jax", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--version", action="version", version=dmpo_jax.__version__)
+  commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+  for module in (quickstart, train, sample, export):
+    name = module.__name__.rsplit(".", 1)[1]
+    summary = module.__doc__.splitlines()[0]
+    command = commands.add_parser(
+      name,
+      help=summary,
+      description=module.__doc__,
+      formatter_class=argparse.RawDescriptionHelpFormatter,
+      allow_abbrev=False,
+    )
+    module.add_arguments(command)
+    command.set_defaults(run=module.run, takes_config=getattr(module, "TAKES_CONFIG", False))
+  options, rest = parser.parse_known_args(arguments)
+  if rest and not options.takes_config:
+    parser.error(f"unrecognized arguments: {' '.join(rest)}")
+  options.rest = rest
+  logging.getLogger("absl").setLevel(logging.WARNING)
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  try:
+    options.run(options)
+  except InputError as error:
+    print(f"dmpo-jax: {error}", file=sys.stderr)
+    return 2
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,92 @@
+"""What a run starts from, as its config says: examples, pipeline, objective."""
+
+import dataclasses
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from dmpo_jax import data, diffusion, interop, losses, models
+from dmpo_jax.errors import InputError, unknown
+from dmpo_jax.training import config as configs
+from dmpo_jax.training.objective import Networks, Objective
+
+
+def load_examples(config: ConfigDict) -> data.Examples:
+  """The examples that the config's `data` section names."""
+  build, options = configs.select("data set", config.data, data.DATASETS)
+  return build(**options)
+
+
+def load_pipeline(config: ConfigDict, captions: list[str]) -> interop.Pipeline:
+  """The pipeline a run starts from: the config's folder, or new networks with random parameters.
+
+  Args:
+    config: A checked config.
+    captions: The captions of the data; a new pipeline's vocabulary is made of their words.
+
+  Returns:
+    `interop.Pipeline`.
+
+  Raises:
+    InputError: The folder is no pipeline, or the description of new networks is incomplete.
+  """
+  model = config.model.to_dict()
+  components = {"unet", "text_encoder", "scheduler"}
+  for name in model:
+    if name not in components:
+      raise unknown("component in config.model", name, components)
+  if config.pipeline:
+    pipeline = interop.load_pipeline(pathlib.Path(config.pipeline))
+    if set(model) - {"scheduler"}:
+      raise InputError(
+        f"config.pipeline is {config.pipeline!r}, so config.model may only change its scheduler, "
+        f"not {sorted(set(model) - {'scheduler'})}"
+      )
+    scheduler = {**pipeline.configs["scheduler"], **model.get("scheduler", {})}
+    return dataclasses.replace(pipeline, configs={**pipeline.configs, "scheduler": scheduler})
+  missing = components - set(model)
+  if missing:
+    raise InputError(f"config.pipeline is empty and config.model lacks {sorted(missing)}")
+  words = sorted({word for caption in captions for word in caption.split()})
+  tokenizer = interop.build_tokenizer(words, model["text_encoder"]["max_position_embeddings"])
+  model["text_encoder"] = {
+    **model["text_encoder"],
+    "vocab_size": len(tokenizer),
+    "bos_token_id": tokenizer.bos_token_id,
+    "eos_token_id": tokenizer.eos_token_id,
+    "pad_token_id": tokenizer.pad_token_id,
+  }
+  root = jax.random.key(config.seed)
+  params = {
+    name: models.build(model[name]).init(jax.random.fold_in(root, i))
+    for i, name in enumerate(("unet", "text_encoder"))
+  }
+  return interop.pixel_pipeline(model, params, tokenizer)
+
+
+def make_objective(
+  config: ConfigDict, pipeline: interop.Pipeline, null_ids: np.ndarray
+) -> Objective:
+  """The objective a config describes, over the networks of a pipeline.
+
+  Raises:
+    InputError: The objective, one of its keys, or the timestep sampler is not known.
+  """
+  schedule = diffusion.from_config(pipeline.configs["scheduler"])
+  function, hyperparameters = configs.select("objective", config.loss, losses.OBJECTIVES)
+  return Objective(
+    networks=Networks(
+      unet=models.build(pipeline.configs["unet"]).apply,
+      text_encoder=models.build(pipeline.configs["text_encoder"]).apply,
+    ),
+    schedule=schedule,
+    loss=functools.partial(function, **hyperparameters),
+    timesteps=diffusion.timesteps.make(config.timesteps.to_dict(), len(schedule.alphas_cumprod)),
+    caption_dropout=config.caption_dropout,
+    seed=config.seed,
+    null_ids=jnp.asarray(null_ids),
+  )

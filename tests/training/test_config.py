@@ -1,0 +1,99 @@
+"""Configs: what is refused, and with which words."""
+
+import pytest
+
+from dmpo_jax import losses
+from dmpo_jax.commands.config_file import load_config
+from dmpo_jax.configs import digits_dmpo, digits_reference
+from dmpo_jax.training.config import check, select
+
+DMPO = digits_dmpo.__file__
+
+
+@pytest.mark.parametrize("module", [digits_dmpo, digits_reference])
+def test_the_projects_configs_pass_the_check(module):
+  check(module.get_config())
+
+
+def test_a_key_is_set_from_the_command_line():
+  config = load_config(DMPO, ["--config.loss.alpha=0.2", "--config.num_steps=7"])
+  assert (config.loss.alpha, config.num_steps) == (0.2, 7)
+
+
+@pytest.mark.parametrize(
+  ("argument", "suggestion"),
+  [
+    ("--config.loss.alhpa=0.01", "loss.alpha"),
+    ("--config.optimiser.b1=0.9", "optimizer"),
+    ("--config.optimizer.learning_rat=1", "optimizer.learning_rate"),
+  ],
+)
+def test_a_misspelt_key_on_the_command_line_is_refused_with_a_suggestion(argument, suggestion):
+  with pytest.raises(ValueError, match=f"did you mean '{suggestion}'"):
+    load_config(DMPO, [argument])
+
+
+def test_a_value_of_the_wrong_type_is_refused():
+  with pytest.raises(ValueError, match=r"batch_size.*many"):
+    load_config(DMPO, ["--config.batch_size=many"])
+
+
+def test_a_misspelt_key_in_a_config_file_is_refused_with_a_suggestion(tmp_path):
+  file = tmp_path / "mine.py"
+  file.write_text(
+    "from dmpo_jax.configs import digits_dmpo\n"
+    "def get_config():\n"
+    "  c = digits_dmpo.get_config()\n"
+    "  with c.unlocked():\n"
+    "    c.optimizer.learningrate = 1.0\n"
+    "  return c\n"
+  )
+  with pytest.raises(ValueError, match=r"did you mean 'optimizer.learning_rate'"):
+    check(load_config(str(file)))
+
+
+def test_a_config_file_that_is_not_there_is_named():
+  with pytest.raises(ValueError, match=r"no config file .*absent\.py"):
+    load_config("absent.py")
+
+
+def test_a_missing_key_is_named():
+  config = digits_dmpo.get_config()
+  with config.unlocked():
+    del config.ema_decay
+  with pytest.raises(ValueError, match=r"config\.ema_decay is missing"):
+    check(config)
+
+
+@pytest.mark.parametrize(
+  ("key", "value"),
+  [
+    ("batch_size", 0),
+    ("num_steps", -1),
+    ("caption_dropout", 1.0),
+    ("ema_decay", 1.5),
+    ("optimizer.learning_rate", 0.0),
+    ("optimizer.clip_norm", -1.0),
+    ("checkpoint.every", 0),
+  ],
+)
+def test_a_number_out_of_range_is_named(key, value):
+  config = digits_dmpo.get_config()
+  config.update_from_flattened_dict({key: value})
+  with pytest.raises(ValueError, match=rf"config\.{key} must be .*{value}"):
+    check(config)
+
+
+def test_an_unknown_objective_is_refused_with_a_suggestion():
+  with pytest.raises(ValueError, match="unknown objective 'dmop'; did you mean 'dmpo'"):
+    select("objective", {"name": "dmop"}, losses.OBJECTIVES)
+
+
+def test_a_key_that_the_objective_does_not_take_is_refused():
+  with pytest.raises(ValueError, match=r"'dpo'.*'alpha'.*beta, label_smoothing"):
+    select("objective", {"name": "dpo", "beta": 1.0, "alpha": 0.1}, losses.OBJECTIVES)
+
+
+def test_a_key_that_the_objective_needs_is_asked_for():
+  with pytest.raises(ValueError, match="'dmpo' needs the key 'alpha'"):
+    select("objective", {"name": "dmpo", "beta": 1.0}, losses.OBJECTIVES)

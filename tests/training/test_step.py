@@ -1,0 +1,193 @@
+"""The train step: what is drawn, what is shared, what is minimised."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tiny import pairs_config
+
+from dmpo_jax import interop, losses
+from dmpo_jax.training import start
+from dmpo_jax.training.objective import Batch, draw, pair_errors
+from dmpo_jax.training.step import compile_step, initial_state, make_mesh, make_optimizer, make_step
+
+SHAPE = (8, 8, 1)
+
+
+@pytest.fixture(scope="module")
+def setting(pipeline):
+  """Objective, parameters and a batch of eight pairs, at beta 5000."""
+  config = pairs_config(pipeline)
+  config.loss.beta = 5000.0
+  loaded = start.load_pipeline(config, [])
+  objective = start.make_objective(config, loaded, interop.tokenize(loaded.tokenizer, [""]).ids[0])
+  examples = start.load_examples(config)
+  tokens = interop.tokenize(loaded.tokenizer, examples.captions)
+  batch = Batch(examples.images[:8], tokens.ids[:8], examples.ids[:8])
+  trained = {"unet": loaded.params["unet"]}
+  frozen = {"text_encoder": loaded.params["text_encoder"]}
+  return objective, trained, frozen, batch
+
+
+@pytest.fixture(scope="module")
+def evaluate(setting):
+  """The compiled objective: (trained, reference, batch) -> (losses, metrics)."""
+  objective, _, frozen, _ = setting
+  return jax.jit(lambda trained, reference, batch: objective(trained, frozen, reference, batch, 3))
+
+
+def _uniform(step_key, keys):
+  return jax.vmap(lambda key: jax.random.randint(key, (), 0, 1000))(keys)
+
+
+def _batch(ids):
+  n = len(ids)
+  return Batch(
+    jnp.zeros((n, 2, *SHAPE)), jnp.zeros((n, 8), jnp.int32), jnp.asarray(ids, jnp.uint32)
+  )
+
+
+def test_draws_follow_the_example_wherever_it_stands_in_the_batch():
+  one, other = (draw(0, jnp.int32(5), _batch(i), _uniform, 0.5) for i in ([3, 9, 4], [4, 3, 7]))
+  np.testing.assert_array_equal(one.noise[0], other.noise[1])
+  np.testing.assert_array_equal(one.timesteps[2], other.timesteps[0])
+  np.testing.assert_array_equal(one.dropped[0], other.dropped[1])
+
+
+def test_draws_differ_between_steps_examples_and_seeds():
+  base = draw(0, jnp.int32(5), _batch([3, 4]), _uniform, 0.0).noise
+  assert not np.array_equal(base[0], base[1])
+  assert not np.array_equal(base, draw(0, jnp.int32(6), _batch([3, 4]), _uniform, 0.0).noise)
+  assert not np.array_equal(base, draw(1, jnp.int32(5), _batch([3, 4]), _uniform, 0.0).noise)
+
+
+def test_noise_is_standard_normal_and_captions_are_dropped_at_the_rate():
+  draws = draw(0, jnp.int32(0), _batch(range(4000)), _uniform, 0.2)
+  assert abs(float(draws.noise.mean())) < 0.01
+  assert abs(float(draws.noise.std()) - 1) < 0.01
+  assert abs(float(draws.dropped.mean()) - 0.2) < 0.03
+
+
+def test_winner_and_loser_of_a_pair_share_timestep_noise_and_caption(setting, evaluate):
+  _, trained, _, batch = setting
+  twins = batch._replace(images=np.repeat(batch.images[:, :1], 2, axis=1))
+  _, metrics = evaluate(trained, trained, twins)
+  np.testing.assert_allclose(metrics["policy_w"], metrics["policy_l"], rtol=1e-6)
+
+
+def test_at_step_zero_the_logit_vanishes_at_beta_5000(setting, evaluate):
+  _, trained, _, batch = setting
+  _, metrics = evaluate(trained, trained, batch)
+  assert np.abs(metrics["logit"]).max() < 1e-3
+
+
+def test_the_errors_are_those_of_the_network_on_noisy_images(setting, evaluate):
+  objective, trained, frozen, batch = setting
+  _, metrics = evaluate(trained, trained, batch)
+  draws = draw(objective.seed, 3, batch, objective.timesteps, objective.caption_dropout)
+  i = int(np.flatnonzero(~np.asarray(draws.dropped))[0])
+  t, noise = int(draws.timesteps[i]), np.asarray(draws.noise[i], np.float64)
+  betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+  abar = np.cumprod(1 - betas)[t]
+  for column, name in enumerate(["policy_w", "policy_l"]):
+    noisy = np.sqrt(abar) * batch.images[i, column] + np.sqrt(1 - abar) * noise
+    text = objective.networks.text_encoder(frozen["text_encoder"], batch.input_ids[i : i + 1])
+    prediction = objective.networks.unet(
+      trained["unet"],
+      jnp.asarray(noisy, jnp.float32)[None],
+      jnp.array([t]),
+      text.last_hidden_state,
+    )
+    wanted = np.mean((np.asarray(prediction[0], np.float64) - noise) ** 2)
+    np.testing.assert_allclose(metrics[name][i], wanted, rtol=1e-4)
+
+
+def test_no_gradient_reaches_the_reference(setting):
+  objective, trained, frozen, batch = setting
+
+  def total(reference):
+    return jnp.sum(objective(trained, frozen, reference, batch, 0)[0])
+
+  gradient = jax.jit(jax.grad(total))(trained)
+  assert all(np.all(x == 0) for x in jax.tree.leaves(gradient))
+
+
+def test_a_loss_that_needs_a_reference_says_so_without_one(setting):
+  objective, trained, frozen, batch = setting
+  with pytest.raises(ValueError, match="reference_w"):
+    jax.eval_shape(lambda: objective(trained, frozen, None, batch, 0))
+
+
+def test_the_caption_is_replaced_where_it_is_dropped(setting):
+  objective, trained, frozen, batch = setting
+  always = objective._replace(caption_dropout=1.0)
+  null = batch._replace(input_ids=np.tile(objective.null_ids, (8, 1)))
+  run = jax.jit(lambda batch: always(trained, frozen, trained, batch, 0)[1]["policy_w"])
+  np.testing.assert_array_equal(run(batch), run(null))
+
+
+def test_one_step_is_adamw_on_the_mean_loss_with_clipping(setting):
+  objective, trained, frozen, batch = setting
+  options = dict(learning_rate=1e-3, warmup_steps=0, b1=0.9, b2=0.99, eps=1e-8)
+  optimizer = make_optimizer({**options, "weight_decay": 0.1, "clip_norm": 0.5})
+  state = initial_state(trained, optimizer, ema=True)
+
+  def mean_loss(params):
+    return jnp.mean(objective(params, frozen, trained, batch, jnp.int32(0))[0])
+
+  gradient = jax.jit(jax.grad(mean_loss))(trained)
+  step = jax.jit(make_step(objective, optimizer, ema_decay=0.9))
+  after, metrics, example_losses = step(state, frozen, trained, batch)
+
+  leaves = jax.tree.leaves(gradient)
+  norm = np.sqrt(sum(np.sum(np.float64(g) ** 2) for g in leaves))
+  np.testing.assert_allclose(metrics["gradient_norm"], norm, rtol=1e-4)
+  np.testing.assert_allclose(metrics["loss"], np.mean(example_losses), rtol=1e-6)
+  for g, old, new, average in zip(
+    leaves, *(jax.tree.leaves(x) for x in (trained, after.params, after.ema)), strict=True
+  ):
+    g = np.float64(g) * min(1, 0.5 / norm)
+    update = g / (np.abs(g) + 1e-8) + 0.1 * old  # the first step of Adam, bias-corrected
+    wanted = old - 1e-3 * update
+    # Where the gradient is next to nothing, Adam's quotient is a matter of its last digits.
+    known = np.abs(g) > 1e-6
+    np.testing.assert_allclose(np.asarray(new)[known], wanted[known], rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(average, 0.1 * old + 0.9 * np.asarray(new), rtol=1e-4, atol=1e-7)
+  assert int(after.step) == 1
+
+
+def test_the_rate_warms_up_from_zero_to_a_constant():
+  options = dict(learning_rate=1.0, warmup_steps=4, b1=0.0, b2=0.0, eps=0.0)
+  optimizer = make_optimizer({**options, "weight_decay": 0.0, "clip_norm": 1e9})
+  params, sizes = {"w": jnp.ones(())}, []
+  state = optimizer.init(params)
+  for _ in range(6):
+    updates, state = optimizer.update({"w": jnp.full((), 3.0)}, state, params)
+    sizes.append(-float(updates["w"]))
+  np.testing.assert_allclose(sizes, [0, 0.25, 0.5, 0.75, 1, 1], rtol=1e-5, atol=1e-7)
+
+
+def test_one_device_and_four_give_the_same_step(setting):
+  objective, trained, frozen, batch = setting
+  optimizer = optax.sgd(1.0)  # its update is the gradient
+  step = make_step(objective, optimizer, ema_decay=0.0)
+  found = []
+  for devices in (1, 4):
+    mesh = make_mesh(devices)
+    state = initial_state(trained, optimizer, ema=False)
+    with jax.set_mesh(mesh):
+      after, metrics, example_losses = compile_step(step, mesh)(state, frozen, trained, batch)
+    found.append((jax.device_get(after.params), float(metrics["loss"]), np.asarray(example_losses)))
+  (one, loss_one, all_one), (four, loss_four, all_four) = found
+  np.testing.assert_allclose(loss_four, loss_one, rtol=1e-5)
+  np.testing.assert_allclose(all_four, all_one, rtol=1e-3)
+  for a, b, start_value in zip(*(jax.tree.leaves(x) for x in (one, four, trained)), strict=True):
+    scale = np.abs(a - start_value).max()
+    np.testing.assert_allclose(b, a, atol=1e-4 * scale + 1e-7)
+
+
+def test_single_images_have_no_loser():
+  errors = pair_errors(jnp.ones((3, 1)), None)
+  assert errors == losses.PairErrors(errors.policy_w, None, None, None)
+  np.testing.assert_array_equal(errors.policy_w, np.ones(3))
