@@ -223,7 +223,7 @@ def _write(folder: pathlib.Path, pipeline: Pipeline) -> None:
     state = state_dict.to_torch_state(pipeline.params[name])
     with _source(f"{name} parameters"):
       state_dict.check_state(state, models.abstract(pipeline.configs[name]))
-    # transformers refuses a file whose metadata do not say that it is laid out for torch.
+    # transformers before version 5 refuses a file that does not say for whom it is laid out.
     file = folder / name / f"{stem}.safetensors"
     safetensors.numpy.save_file(state, file, metadata={"format": "pt"})
     # safetensors makes its files readable for their owner alone.

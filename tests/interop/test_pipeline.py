@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+import safetensors
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.numpy import load_file, save_file
@@ -342,6 +343,12 @@ def test_components_that_are_not_read_are_carried_along(broken, tmp_path):
   interop.save_pipeline(tmp_path / "saved", interop.load_pipeline(broken))
   loaded = StableDiffusionPipeline.from_pretrained(tmp_path / "saved").vae
   assert torch.equal(loaded.decoder.conv_in.weight, vae.decoder.conv_in.weight)
+
+
+@pytest.mark.parametrize("file", [UNET_FILE, TEXT_FILE])
+def test_weights_say_that_they_are_laid_out_for_torch(saved, file):
+  with safetensors.safe_open(saved / file, framework="numpy") as opened:
+    assert opened.metadata() == {"format": "pt"}
 
 
 def test_files_are_as_readable_as_others(saved):
