@@ -129,7 +129,7 @@ def test_the_caption_is_replaced_where_it_is_dropped(setting):
 
 def test_one_step_is_adamw_on_the_mean_loss_with_clipping(setting):
   objective, trained, frozen, batch = setting
-  options = dict(learning_rate=1e-3, warmup_steps=0, b1=0.9, b2=0.99, eps=1e-8)
+  options = {"learning_rate": 1e-3, "warmup_steps": 0, "b1": 0.9, "b2": 0.99, "eps": 1e-8}
   optimizer = make_optimizer({**options, "weight_decay": 0.1, "clip_norm": 0.5})
   state = initial_state(trained, optimizer, ema=True)
 
@@ -151,14 +151,14 @@ def test_one_step_is_adamw_on_the_mean_loss_with_clipping(setting):
     update = g / (np.abs(g) + 1e-8) + 0.1 * old  # the first step of Adam, bias-corrected
     wanted = old - 1e-3 * update
     # Where the gradient is next to nothing, Adam's quotient is a matter of its last digits.
-    known = np.abs(g) > 1e-6
-    np.testing.assert_allclose(np.asarray(new)[known], wanted[known], rtol=1e-4, atol=1e-7)
+    known = np.abs(g) > 1e-4 * np.abs(g).max()
+    np.testing.assert_allclose(np.asarray(new)[known], wanted[known], rtol=1e-4, atol=2e-6)
     np.testing.assert_allclose(average, 0.1 * old + 0.9 * np.asarray(new), rtol=1e-4, atol=1e-7)
   assert int(after.step) == 1
 
 
 def test_the_rate_warms_up_from_zero_to_a_constant():
-  options = dict(learning_rate=1.0, warmup_steps=4, b1=0.0, b2=0.0, eps=0.0)
+  options = {"learning_rate": 1.0, "warmup_steps": 4, "b1": 0.0, "b2": 0.0, "eps": 0.0}
   optimizer = make_optimizer({**options, "weight_decay": 0.0, "clip_norm": 1e9})
   params, sizes = {"w": jnp.ones(())}, []
   state = optimizer.init(params)

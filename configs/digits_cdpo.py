@@ -1,0 +1,16 @@
+"""The digits model aligned with conservative DPO on the pairs of digits_dmpo, at the same budget.
+
+    dmpo-jax train --config configs/digits_cdpo.py --workdir runs/cdpo \
+      --config.pipeline=runs/reference/pipeline
+"""
+
+from ml_collections import ConfigDict
+
+from dmpo_jax.configs import digits_dmpo
+
+
+def get_config() -> ConfigDict:
+  """The smoothing is digits_dmpo's alpha: the same target, approached by the forward KL."""
+  config = digits_dmpo.get_config()
+  config.loss = ConfigDict({"name": "dpo", "beta": 100.0, "label_smoothing": 0.01})
+  return config

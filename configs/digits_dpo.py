@@ -1,0 +1,16 @@
+"""The digits model aligned with Diffusion-DPO on the pairs of digits_dmpo, at the same budget.
+
+    dmpo-jax train --config configs/digits_dpo.py --workdir runs/dpo \
+      --config.pipeline=runs/reference/pipeline
+"""
+
+from ml_collections import ConfigDict
+
+from dmpo_jax.configs import digits_dmpo
+
+
+def get_config() -> ConfigDict:
+  """Everything but the objective is as in digits_dmpo."""
+  config = digits_dmpo.get_config()
+  config.loss = ConfigDict({"name": "dpo", "beta": 100.0, "label_smoothing": 0.0})
+  return config
