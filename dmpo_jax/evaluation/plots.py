@@ -31,8 +31,9 @@ class Panel(NamedTuple):
 
 
 class Theme(NamedTuple):
-  """Colours of a plot on a light or a dark page; its background is transparent."""
+  """Colours of a plot on a light or a dark page, whose own colour is `page`."""
 
+  page: str
   text: str
   faint: str
   line: str
@@ -43,6 +44,7 @@ class Theme(NamedTuple):
 
 # The first colour is the reference's. Each set keeps its contrast for colour-blind readers.
 LIGHT = Theme(
+  page="#ffffff",
   text="#20232b",
   faint="#5c6370",
   line="#d5d9e0",
@@ -51,6 +53,7 @@ LIGHT = Theme(
   loser="#dc2f55",
 )
 DARK = Theme(
+  page="#1d2027",
   text="#e6e8ee",
   faint="#9aa1ae",
   line="#363c48",
@@ -150,8 +153,8 @@ def pairs(
   images: np.ndarray,
   flipped: np.ndarray,
   *,
-  columns: int = 4,
-  scale: int = 5,
+  columns: int = 6,
+  scale: int = 8,
   path: str | os.PathLike | None = None,
 ) -> bytes:
   """Preference pairs: the preferred image framed, the rejected one beside it, their ink below.
@@ -234,6 +237,7 @@ def intervals(
   """
   figure, axes = _figure(4.6, 0.62 + 0.42 * len(labels), theme)
   places = np.arange(len(labels))[::-1]
+  halo = [require("matplotlib.patheffects").withStroke(linewidth=3, foreground=theme.page)]
   axes.axvline(baseline, color=theme.faint, linewidth=1, linestyle=(0, (4, 3)))
   for place, value, colour in zip(places, values, colours, strict=True):
     ends = [value.low, value.high]
@@ -241,7 +245,8 @@ def intervals(
     axes.vlines(ends, place - 0.13, place + 0.13, color=colour, linewidth=1.5)
     axes.plot([value.value], [place], "o", color=colour, markersize=6)
     at = {"xytext": (0, 6.5), "textcoords": "offset points", "ha": "center", "va": "bottom"}
-    axes.annotate(form(value.value), (value.value, place), color=theme.text, fontsize=9, **at)
+    look = {"color": theme.text, "fontsize": 9, "path_effects": halo}
+    axes.annotate(form(value.value), (value.value, place), **at, **look)
   ends = [baseline, *(end for value in values for end in value)]
   margin = 0.12 * max(max(ends) - min(ends), 1e-3)
   axes.set_xlim(min(ends) - margin, max(ends) + margin)
@@ -255,7 +260,7 @@ def intervals(
   inside = [t for t in ticks if axes.get_xlim()[0] <= t <= axes.get_xlim()[1]]
   if shares:
     inside = [t for t in inside if -1e-9 <= t <= 1 + 1e-9]
-    axes.xaxis.set_major_formatter(ticker.PercentFormatter(1))
+    axes.xaxis.set_major_formatter(_percent)
   axes.xaxis.set_major_locator(ticker.FixedLocator(inside))
   return _plot(figure)
 
@@ -310,7 +315,7 @@ def curves(
   ticker = require("matplotlib.ticker")
   axes.xaxis.set_major_locator(ticker.MaxNLocator(5, integer=True))
   if shares:
-    axes.yaxis.set_major_formatter(ticker.PercentFormatter(1))
+    axes.yaxis.set_major_formatter(_percent)
   else:
     axes.ticklabel_format(axis="y", style="sci", scilimits=(-3, 4), useMathText=True)
     axes.yaxis.get_offset_text().set(color=theme.faint, fontsize=9)
@@ -397,7 +402,7 @@ def _ascii(text: str) -> str:
 
 def _png(image: Image.Image, path: str | os.PathLike | None) -> bytes:
   buffer = io.BytesIO()
-  image.quantize(64, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+  image.quantize(256, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
   if path is not None:
     with open(path, "wb") as file:
       file.write(buffer.getvalue())
@@ -418,6 +423,10 @@ def _figure(width: float, height: float, theme: Theme, rows: int | None = None):
     axis.tick_params(colors=theme.faint, labelsize=9)
     axis.set_axisbelow(True)
   return figure, axes if rows is not None else axes[0]
+
+
+def _percent(x: float, _: int) -> str:
+  return f"{100 * x:.3g}%"
 
 
 def _plot(figure) -> bytes:

@@ -382,7 +382,7 @@ def _in_numbers(model: Mapping, reference: Mapping) -> str:
     f"{model['ink'][0]:.3f} where the reference's have {reference['ink'][0]:.3f} "
     f"({_signed(gain.value)}, {_between(gain, _signed)}). They are the heavier ones in "
     f"{f'all {count} comparisons' if rate.low == 1 else often}. The digit asked for is "
-    f"recognised in {_share(model['digit_accuracy'][0])} of them, against "
+    f"recognised in {_share(model['digit_accuracy'][0])} of its samples, against "
     f"{_share(reference['digit_accuracy'][0])} in the reference "
     f"({_points(change.value)} points, {_between(change, _points)})."
   )
@@ -396,7 +396,7 @@ def _sheets(reference: Mapping, aligned: Sequence[Mapping]) -> str:
     sheets += [_sheet(reference, "again")] * (number > 0) + [_sheet(model)]
   return (
     "<p>Each row is a caption, each column a seed: the same place on two sheets began from the "
-    "same noise. Dark is ink. These are the first seeds of each caption, not a choice.</p>\n"
+    "same noise. Dark is ink. They are the first seeds of each caption; none was picked.</p>\n"
     f'<div class="sheets">\n{"".join(sheets)}</div>\n'
   )
 
@@ -582,7 +582,7 @@ def _preferences(data: Mapping) -> str:
   text = (
     f"<p>{data['pairs']:,} pairs of real digits, both images of a pair showing the same digit. A "
     "declared rule, not a person, prefers the heavier stroke, with noise: "
-    "P(a preferred over b) = σ((ink of a - ink of b) / "
+    "P(a preferred over b) = σ((ink of a − ink of b) / "
     f"{_value(float(data['temperature']))}), where ink is the mean grey level from 0 to 1. In "
     f"<b>{data['label_noise']:.1%}</b> of the pairs the draw preferred the lighter image: labels "
     "that an objective has to see through.</p>\n"
@@ -605,12 +605,13 @@ def _meaning(results: Mapping, aligned: Sequence[Mapping]) -> str:
   judge = (
     "A support vector machine fitted on the real training digits looks at each sample. On "
     f"{data['classifier_test_images']} real digits that it never saw it is right in "
-    f"{_share(accuracy)}: differences smaller than its own errors mean little."
+    f"{_share(accuracy)}: some of what it calls wrong may be its own error."
   )
   if data.get("classifier_heavier_accuracy"):
     judge += (
-      f" With the strokes of those digits thickened it is right in "
-      f"{_share(data['classifier_heavier_accuracy'][0])}, so weight alone does not mislead it."
+      f" On the same digits with thickened strokes it is right in "
+      f"{_share(data['classifier_heavier_accuracy'][0])}: the nearer that is, the less stroke "
+      "weight alone misleads it."
     )
   entries = [
     (
@@ -703,7 +704,7 @@ def _settings(results: Mapping) -> str:
   columns = "".join(f"<div><h3>{title}</h3>{table}</div>" for title, table in small)
   return (
     f'<div class="scroll"><table><thead><tr><th></th>{head}</tr></thead>{"".join(rows)}</table>'
-    f'</div>\n<div class="row">{columns}</div>\n'
+    f'</div>\n<div class="row four">{columns}</div>\n'
     f"<h3>Export in diffusers' format</h3><p>{_text(export['path'])}. {_text(checked)}</p>\n"
     f"<pre>{files}</pre>\n"
   )
@@ -714,5 +715,5 @@ def _again(results: Mapping) -> str:
   return (
     f"<pre>{_text(command)}</pre>\n<p>Interrupted, the same command continues where it was. With "
     "the same versions on the same kind of machine it gives the same numbers; elsewhere rounding "
-    "differs, and the numbers move within their intervals.</p>\n"
+    "differs, and so do the numbers.</p>\n"
   )

@@ -53,10 +53,11 @@ figure { margin: 0; padding: 16px 18px; min-width: 0; }
 figure img { display: block; width: 100%; height: auto; margin-top: 8px; }
 figcaption { margin-top: 8px; }
 figure picture img { max-width: 600px; }
+.four { grid-template-columns: repeat(auto-fit, minmax(min(100%, 230px), 1fr)); }
 .sheets { display: grid; gap: 14px; margin: 16px 0;
   grid-template-columns: repeat(auto-fit, minmax(220px, 1fr)); }
 .sheets figure { padding: 12px 14px; max-width: 420px; }
-.sheet { border-radius: 6px; }
+figure .sheet { border-radius: 6px; max-width: 720px; }
 .again { display: none; }
 .scroll { overflow-x: auto; background: var(--card); border: 1px solid var(--line);
   border-radius: 12px; margin: 16px 0 8px; }
@@ -68,7 +69,10 @@ tr:last-child > * { border-bottom: 0; }
 th:first-child { text-align: left; position: sticky; left: 0; background: var(--card); }
 thead th { color: var(--faint); font-weight: 600; font-size: 0.82rem; }
 td small { display: block; color: var(--faint); }
-.left td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
+.left th { white-space: normal; font-weight: 400; color: var(--faint); }
+.left td { text-align: left; white-space: normal; overflow-wrap: break-word; }
+.four th, .four td { padding: 7px 12px; }
+.four td { white-space: nowrap; }
 .dot { display: inline-block; width: 10px; height: 10px; border-radius: 50%; margin-right: 8px;
   background: var(--model); }
 .key { display: inline-block; width: 11px; height: 11px; border: 2.5px solid; border-radius: 2px;
