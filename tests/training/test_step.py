@@ -1,5 +1,7 @@
 """The train step: what is drawn, what is shared, what is minimised."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -170,6 +172,8 @@ def test_the_rate_warms_up_from_zero_to_a_constant():
 
 def test_one_device_and_four_give_the_same_step(setting):
   objective, trained, frozen, batch = setting
+  # Beta multiplies rounding, and policy = reference is where nothing else is left of the logit.
+  objective = objective._replace(loss=functools.partial(losses.dmpo, beta=50.0, alpha=0.01))
   optimizer = optax.sgd(1.0)  # its update is the gradient
   step = make_step(objective, optimizer, ema_decay=0.0)
   found = []
@@ -181,7 +185,7 @@ def test_one_device_and_four_give_the_same_step(setting):
     found.append((jax.device_get(after.params), float(metrics["loss"]), np.asarray(example_losses)))
   (one, loss_one, all_one), (four, loss_four, all_four) = found
   np.testing.assert_allclose(loss_four, loss_one, rtol=1e-5)
-  np.testing.assert_allclose(all_four, all_one, rtol=1e-3)
+  np.testing.assert_allclose(all_four, all_one, rtol=1e-5)
   for a, b, start_value in zip(*(jax.tree.leaves(x) for x in (one, four, trained)), strict=True):
     scale = np.abs(a - start_value).max()
     np.testing.assert_allclose(b, a, atol=1e-4 * scale + 1e-7)
