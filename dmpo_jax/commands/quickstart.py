@@ -90,13 +90,14 @@ def _train_all(options: argparse.Namespace) -> tuple[dict, dict]:
 
 
 def _prompts(images_per_caption: int):
-  """Captions, digits and seeds `[10 * images_per_caption]`: every caption with the same seeds."""
+  """Captions, digits and seeds `[10 * images_per_caption]`; no two samples of a model share noise,
+  for the intervals take them as independent, while all models share the seeds."""
   import numpy as np
 
   from dmpo_jax.data import digits
 
   labels = np.repeat(np.arange(10), images_per_caption)
-  return digits.captions(labels), labels, np.tile(np.arange(images_per_caption), 10)
+  return digits.captions(labels), labels, np.arange(len(labels))
 
 
 def _sample_all(runs, prompts, seeds, options) -> dict:
@@ -141,6 +142,8 @@ def _measure(configs, runs, images, labels, options) -> dict:
   import datetime
   import importlib.metadata
 
+  import numpy as np
+
   from dmpo_jax import evaluation
   from dmpo_jax.data import datasets, digits
   from dmpo_jax.training import metrics
@@ -152,6 +155,14 @@ def _measure(configs, runs, images, labels, options) -> dict:
   pairs = digits.preference_pairs(train, **rule)
   judge = evaluation.digit_classifier.fit(train, test)
   real_ink = evaluation.scores.ink(test.images)
+  # As many images a digit as were drawn: the Vendi score grows with their number.
+  few = np.concatenate(
+    [np.flatnonzero(test.labels == digit)[: options.images_per_caption] for digit in range(10)]
+  )
+  real_diversity = {
+    "pairwise": evaluation.scores.pairwise_distance(test.images[few], test.labels[few]),
+    "vendi": evaluation.scores.vendi(test.images[few], test.labels[few]),
+  }
   models = []
   for name, result in runs.items():
     config = configs[name]
@@ -198,6 +209,7 @@ def _measure(configs, runs, images, labels, options) -> dict:
       "classifier_test_images": judge.test_images,
       "real_ink": evaluation.scores.bootstrap(real_ink),
       "real_ink_values": real_ink.tolist(),
+      "real_diversity": real_diversity,
       "pairs_png": evaluation.plots.pairs(pairs.images[:12], pairs.flipped[:12]),
     },
     "sampling": {

@@ -1,0 +1,61 @@
+"""The command line: help, exit status, and messages for bad input."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from dmpo_jax.commands.main import main
+from dmpo_jax.configs import digits_dmpo
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["quickstart", "--help"]])
+def test_help_is_given_for_the_command_and_its_parts(arguments, capsys):
+  with pytest.raises(SystemExit) as stop:
+    main(arguments)
+  assert stop.value.code == 0
+  assert "usage: dmpo-jax" in capsys.readouterr().out
+
+
+def test_every_command_of_the_list_has_a_summary(capsys):
+  with pytest.raises(SystemExit):
+    main(["--help"])
+  shown = capsys.readouterr().out
+  for name in ("quickstart", "train", "sample", "export"):
+    assert re.search(rf"^ +{name} +[A-Z][a-z]", shown, re.MULTILINE)
+
+
+def test_bad_input_is_one_message_on_stderr_and_status_two(tmp_path, capsys):
+  arguments = ["train", "--config", digits_dmpo.__file__, "--workdir", str(tmp_path / "run")]
+  assert main([*arguments, "--config.loss.alhpa=0.1"]) == 2
+  error = capsys.readouterr().err
+  assert error.startswith("dmpo-jax: unknown config key 'loss.alhpa'; did you mean 'loss.alpha'?")
+  assert "Traceback" not in error
+
+
+def test_a_pipeline_that_is_not_there_is_named(tmp_path, capsys):
+  arguments = ["train", "--config", digits_dmpo.__file__, "--workdir", str(tmp_path / "run")]
+  assert main([*arguments, f"--config.pipeline={tmp_path}/absent"]) == 2
+  assert f"{tmp_path}/absent" in capsys.readouterr().err
+
+
+def test_an_unknown_argument_is_refused_where_no_config_is_taken(capsys):
+  with pytest.raises(SystemExit) as stop:
+    main(["export", "--workdir", "a", "--out", "b", "--config.x=1"])
+  assert stop.value.code == 2
+  assert "--config.x=1" in capsys.readouterr().err
+
+
+def test_exporting_from_a_directory_without_a_run_is_refused(tmp_path, capsys):
+  assert main(["export", "--workdir", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+  assert "run.json" in capsys.readouterr().err
+
+
+def test_help_needs_no_slow_import():
+  code = (
+    "import sys\nfrom dmpo_jax.commands.main import main\n"
+    "try: main(['--help'])\nexcept SystemExit: pass\n"
+    "assert not {'jax', 'torch', 'diffusers'} & set(sys.modules), 'slow import'"
+  )
+  assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
