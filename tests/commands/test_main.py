@@ -23,7 +23,7 @@ def test_every_command_of_the_list_has_a_summary(capsys):
     main(["--help"])
   shown = capsys.readouterr().out
   for name in ("quickstart", "train", "sample", "export"):
-    assert re.search(rf"^ +{name} +[A-Z][a-z]", shown, re.MULTILINE)
+    assert re.search(rf"^ +{name}\s+[A-Z][a-z]", shown, re.MULTILINE)
 
 
 def test_bad_input_is_one_message_on_stderr_and_status_two(tmp_path, capsys):
