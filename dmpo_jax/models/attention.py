@@ -48,7 +48,7 @@ class GEGLU(nnx.Module):
 
   def __call__(self, x: jax.Array) -> jax.Array:
     value, gate = jnp.split(self.proj(x), 2, axis=-1)
-    return value * jax.nn.gelu(gate, approximate=False)
+    return value * kernels.gelu(gate)
 
 
 class FeedForward(nnx.Module):

@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from dmpo_jax.errors import InputError
-from dmpo_jax.models import clip_config, clip_text, trees, unet, unet_config
+from dmpo_jax.models import clip_config, clip_text, kernels, trees, unet, unet_config
 
 
 class Model(NamedTuple):
@@ -29,12 +29,15 @@ class Model(NamedTuple):
   init: Callable[[jax.Array], trees.Tree]
 
 
-def build(config: Mapping[str, Any]) -> Model:
+def build(config: Mapping[str, Any], *, implementation: str | None = None) -> Model:
   """Builds the network that a config.json of diffusers or transformers describes.
 
   Args:
     config: Its fields. `_class_name` "UNet2DConditionModel", or `architectures` with
       "CLIPTextModel"; absent fields have that library's defaults.
+    implementation: "cpu" computes attention and GroupNorm in the way that is fast on CPUs, "plain"
+      leaves them to XLA and jax.nn; None takes "cpu" where jax's default backend is one. To compile
+      for another machine, name it. The results differ by rounding.
 
   Returns:
     A `Model` of pure functions; parameters are nested dicts with string keys, named as there.
@@ -42,7 +45,8 @@ def build(config: Mapping[str, Any]) -> Model:
   Raises:
     InputError: The network, a field or a field's value is not supported.
   """
-  module = _module(config)
+  with kernels.using(implementation):  # refuses a wrong name before anything else
+    module = _module(config)
   graph, state = nnx.split(module)
   shapes = trees.string_keys(nnx.to_pure_dict(state))
 
@@ -52,11 +56,13 @@ def build(config: Mapping[str, Any]) -> Model:
   def apply_unet(params, sample, timesteps, encoder_hidden_states, *, dtype=jnp.float32):
     unet.check_inputs(module.config, sample, timesteps, encoder_hidden_states)
     context = encoder_hidden_states.astype(dtype)
-    return restore(params)(sample.astype(dtype), timesteps, context)
+    with kernels.using(implementation):
+      return restore(params)(sample.astype(dtype), timesteps, context)
 
   def apply_text(params, input_ids, *, dtype=jnp.float32):
     clip_text.check_inputs(module.config, input_ids)
-    return restore(params)(input_ids, dtype)
+    with kernels.using(implementation):
+      return restore(params)(input_ids, dtype)
 
   def init(key: jax.Array) -> trees.Tree:
     return _fill(shapes, key)

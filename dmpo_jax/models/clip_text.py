@@ -13,7 +13,7 @@ from dmpo_jax.models.layers import Embedding, LayerNorm, Linear
 
 ACTIVATIONS = {
   "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
-  "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+  "gelu": kernels.gelu,
 }
 
 

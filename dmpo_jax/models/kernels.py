@@ -1,8 +1,43 @@
 """The arithmetic of the layers: convolution, normalisation, attention, nearest up-sampling."""
 
+import contextlib
+import contextvars
+from collections.abc import Iterator
+
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from dmpo_jax.errors import unknown
+from dmpo_jax.models import kernels_cpu
+
+IMPLEMENTATIONS = ("cpu", "plain")
+
+_chosen: contextvars.ContextVar[str | None] = contextvars.ContextVar("chosen", default=None)
+
+
+@contextlib.contextmanager
+def using(implementation: str | None) -> Iterator[None]:
+  """Chooses how attention and GroupNorm are computed where a function is traced inside.
+
+  Args:
+    implementation: "plain", "cpu", or None for the one made for jax's default backend.
+
+  Raises:
+    InputError: Another name.
+  """
+  if implementation is not None and implementation not in IMPLEMENTATIONS:
+    raise unknown("implementation of the networks", implementation, IMPLEMENTATIONS)
+  token = _chosen.set(implementation)
+  try:
+    yield
+  finally:
+    _chosen.reset(token)
+
+
+def _for_cpu() -> bool:
+  """Whether to trace the functions of `kernels_cpu`."""
+  return (_chosen.get() or jax.default_backend()) == "cpu"
 
 
 def along_last(vector: jax.Array, ndim: int) -> jax.Array:
@@ -57,6 +92,8 @@ def group_norm(
   Returns:
     (x - mean) / sqrt(variance + eps) * scale + bias, in the shape and dtype of x.
   """
+  if _for_cpu():
+    return kernels_cpu.group_norm(x, scale, bias, groups, eps)
   batch, channels = x.shape[0], x.shape[-1]
   y = x.astype(jnp.float32).reshape(batch, -1, groups, channels // groups)  # [B, H*W, G, C/G]
   y = y - y.mean((1, 3), keepdims=True)
@@ -85,7 +122,14 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool = False) ->
   Returns:
     `[B, L, N, D]` in the dtype of q.
   """
+  if _for_cpu():
+    return kernels_cpu.attention(q, k, v, causal)
   return jax.nn.dot_product_attention(q, k, v, is_causal=causal)
+
+
+def gelu(x: jax.Array) -> jax.Array:
+  """x Φ(x) with the normal distribution function Φ, through erf: erfc costs twice the time."""
+  return 0.5 * x * (1 + lax.erf(x * 0.5**0.5))
 
 
 def upsample_nearest(x: jax.Array, height: int, width: int) -> jax.Array:
