@@ -32,7 +32,7 @@ def group_norm(
 ) -> jax.Array:
   """As `kernels.group_norm`: one multiplication and one addition per element once m, s are known.
 
-      y = x a + b,   a = scale / s,   b = bias - m a,   per image and channel
+  y = x a + b,   a = scale / s,   b = bias - m a,   per image and channel
   """
   return _group_norm_forward(x, scale, bias, groups, eps)[0]
 

@@ -1,0 +1,150 @@
+"""The ways to compute a layer against each other and against formulas."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from jax.test_util import check_grads
+
+from dmpo_jax import models
+from dmpo_jax.errors import InputError
+from dmpo_jax.models import kernels, kernels_cpu
+from tests.models import torch_map
+
+R = np.random.default_rng(0)
+
+
+def normal(*shape):
+  return R.standard_normal(shape, np.float32)
+
+
+def group_norm_formula(x, scale, bias, groups, eps):
+  """In float64, group by group."""
+  y = np.empty(x.shape, np.float64)
+  width = x.shape[-1] // groups
+  for image in range(x.shape[0]):
+    for first in range(0, x.shape[-1], width):
+      part = x[image, ..., first : first + width].astype(np.float64)
+      y[image, ..., first : first + width] = (part - part.mean()) / np.sqrt(part.var() + eps)
+  return y * scale + bias
+
+
+def attention_formula(q, k, v, causal):
+  scores = np.einsum("blnd,bmnd->bnlm", *(a.astype(np.float64) for a in (q, k)))
+  scores /= np.sqrt(q.shape[-1])
+  if causal:
+    scores[..., ~np.tril(np.ones(scores.shape[-2:], bool))] = -np.inf
+  weights = np.exp(scores - scores.max(-1, keepdims=True))
+  weights /= weights.sum(-1, keepdims=True)
+  return np.einsum("bnlm,bmnd->blnd", weights, v.astype(np.float64))
+
+
+@pytest.fixture(params=kernels.IMPLEMENTATIONS)
+def implementation(request):
+  with kernels.using(request.param):
+    yield request.param
+
+
+@pytest.mark.usefixtures("implementation")
+@pytest.mark.parametrize("offset", [0, 100])
+def test_group_norm_agrees_with_the_formula_far_from_zero_too(offset):
+  x, scale, bias = normal(3, 4, 5, 6) + offset, normal(6), normal(6)
+  found = kernels.group_norm(x, scale, bias, 3, 1e-5)
+  np.testing.assert_allclose(found, group_norm_formula(x, scale, bias, 3, 1e-5), atol=3e-4)
+
+
+@pytest.mark.usefixtures("implementation")
+def test_the_gradient_of_group_norm_agrees_with_differences():
+  norm = partial(kernels.group_norm, groups=3, eps=1e-2)
+  check_grads(norm, (normal(2, 3, 2, 6), normal(6), normal(6)), order=1, modes=["rev"])
+
+
+@pytest.mark.usefixtures("implementation")
+@pytest.mark.parametrize(("lengths", "causal"), [((7, 3), False), ((5, 5), True)])
+def test_attention_agrees_with_the_formula(lengths, causal):
+  q, k, v = (
+    5 * normal(2, lengths[0], 3, 4),
+    normal(2, lengths[1], 3, 4),
+    normal(2, lengths[1], 3, 4),
+  )
+  found = kernels.attention(q, k, v, causal)
+  np.testing.assert_allclose(found, attention_formula(q, k, v, causal), atol=1e-5)
+
+
+@pytest.mark.usefixtures("implementation")
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_gradient_of_attention_agrees_with_differences(causal):
+  arrays = [normal(2, 4, 3, 2) for _ in range(3)]
+  check_grads(partial(kernels.attention, causal=causal), arrays, order=1, modes=["rev"])
+
+
+@pytest.mark.usefixtures("implementation")
+def test_attention_with_scores_of_a_thousand_stays_finite():
+  q, k, v = 100 * normal(1, 4, 1, 4), 20 * normal(1, 4, 1, 4), normal(1, 4, 1, 4)
+  slopes = jax.grad(lambda *a: kernels.attention(*a).sum(), argnums=(0, 1, 2))(q, k, v)
+  assert all(np.isfinite(s).all() for s in slopes)
+
+
+@pytest.mark.usefixtures("implementation")
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_gradients_have_the_dtype_of_their_argument(dtype):
+  x = jnp.asarray(normal(2, 4, 2, 2), dtype)
+  slope = jax.grad(lambda x: kernels.attention(x, x, x).astype(jnp.float32).sum())(x)
+  assert slope.dtype == dtype
+  scale = jnp.ones(2)
+  slope = jax.grad(lambda x: kernels.group_norm(x, scale, scale, 1, 1e-5)[0, 0, 0, 0])(x)
+  assert slope.dtype == dtype
+
+
+@pytest.mark.parametrize("per_step", [1, 200])
+def test_attention_in_a_loop_over_heads_equals_attention_at_once(per_step, monkeypatch):
+  q, k, v, g = normal(3, 7, 2, 4), normal(3, 9, 2, 4), normal(3, 9, 2, 4), normal(3, 7, 2, 4)
+
+  def run():
+    out, back = jax.vjp(lambda *a: kernels_cpu.attention(*a), q, k, v)
+    return out, *back(g)
+
+  at_once = run()
+  monkeypatch.setattr(kernels_cpu, "LOOP_ABOVE", 0)
+  monkeypatch.setattr(kernels_cpu, "PER_STEP", per_step)
+  for found, wanted in zip(run(), at_once, strict=True):
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+def test_gelu_agrees_with_torch():
+  x = np.linspace(-12, 12, 999, dtype=np.float32)
+  np.testing.assert_allclose(
+    kernels.gelu(x), torch.nn.functional.gelu(torch.from_numpy(x)), atol=1e-6
+  )
+
+
+def test_the_whole_network_agrees_with_diffusers_whichever_way_it_is_computed():
+  config = {
+    "in_channels": 2,
+    "out_channels": 2,
+    "block_out_channels": (8,),
+    "down_block_types": ("CrossAttnDownBlock2D",),
+    "up_block_types": ("CrossAttnUpBlock2D",),
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "cross_attention_dim": 12,
+    "attention_head_dim": 2,
+  }
+  network = torch_map.randomise(UNet2DConditionModel(**config))
+  config["_class_name"] = "UNet2DConditionModel"
+  params = torch_map.to_params(network, models.abstract(config))
+  x, t, context = normal(3, 5, 4, 2), np.array([1, 50, 900]), normal(3, 7, 12)
+  with torch.no_grad():
+    wanted = network(torch_map.nchw(x), torch.from_numpy(t), torch.from_numpy(context)).sample
+  for implementation in kernels.IMPLEMENTATIONS:
+    apply = jax.jit(models.build(config, implementation=implementation).apply)
+    assert torch_map.relative(apply(params, x, t, context), torch_map.nhwc(wanted)) < 1e-5
+
+
+def test_another_implementation_is_refused():
+  with pytest.raises(InputError, match="'cpus'; did you mean 'cpu'"):
+    models.build({"_class_name": "UNet2DConditionModel"}, implementation="cpus")
