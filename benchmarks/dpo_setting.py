@@ -1,0 +1,142 @@
+"""What both sides of the train step benchmark share: sizes, weights, one batch, its draws."""
+
+import pathlib
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from dmpo_jax import interop
+from dmpo_jax.configs import digits_reference
+from dmpo_jax.training import start
+from dmpo_jax.training.config import default
+from dmpo_jax.training.objective import Batch, Objective, draw
+
+CAPTIONS = [f"the digit {word}" for word in ("one", "two", "three", "four", "five", "six", "seven")]
+# Steps whose draws are handed to the other side, to see that both take the same step.
+CHECKED_STEPS = 3
+
+
+class Size(NamedTuple):
+  """A benchmark's networks and batch.
+
+  Attributes:
+    pairs: Preference pairs in a batch; the networks see twice as many images.
+    model: diffusers' and transformers' configs of unet, text_encoder and scheduler.
+  """
+
+  pairs: int
+  model: dict[str, dict[str, Any]]
+
+
+def latent_size(
+  pairs: int, pixels: int, channels: tuple[int, ...], layers: int, tokens: int, context: int
+) -> Size:
+  """Stable Diffusion's network, narrower: attention on all levels but the deepest.
+
+  Args:
+    pairs: Preference pairs in a batch.
+    pixels: Height and width of the four-channel latents.
+    channels: Width of each level.
+    layers: Residual layers of a level on the way down (one more on the way up).
+    tokens: Length of the text encoder's context.
+    context: Width of the text encoder.
+  """
+  down = ["CrossAttnDownBlock2D"] * (len(channels) - 1) + ["DownBlock2D"]
+  up = ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * (len(channels) - 1)
+  model = _digits_model()
+  model["unet"].update(
+    sample_size=pixels,
+    in_channels=4,
+    out_channels=4,
+    down_block_types=down,
+    up_block_types=up,
+    block_out_channels=list(channels),
+    layers_per_block=layers,
+    cross_attention_dim=context,
+    attention_head_dim=8,
+    norm_num_groups=32,
+  )
+  model["text_encoder"].update(
+    hidden_size=context,
+    intermediate_size=4 * context,
+    num_attention_heads=4,
+    max_position_embeddings=tokens,
+  )
+  return Size(pairs, model)
+
+
+def _digits_model() -> dict[str, dict[str, Any]]:
+  return digits_reference.get_config().model.to_dict()
+
+
+SIZES = {
+  # The networks and the batch of the quickstart.
+  "digits": lambda: Size(64, _digits_model()),
+  "middle": lambda: latent_size(8, 16, (64, 128), 2, tokens=16, context=64),
+  # Stable Diffusion's depth per level and its 77 tokens; 32x32 latents are images of 256 pixels.
+  "large": lambda: latent_size(2, 32, (64, 128, 256), 2, tokens=77, context=128),
+}
+
+
+def config(size: Size) -> ConfigDict:
+  """The experiment's config: Diffusion-DPO of the UNet, the text encoder frozen, with EMA."""
+  result = default()
+  result.model = ConfigDict(size.model)
+  result.loss = ConfigDict({"name": "dpo", "beta": 100.0})
+  result.caption_dropout = 0.1
+  result.batch_size = size.pairs
+  result.optimizer.learning_rate = 1e-4
+  result.ema_decay = 0.99
+  return result
+
+
+def objective(settings: ConfigDict, pipeline: interop.Pipeline) -> Objective:
+  """The objective as a training run would build it."""
+  return start.make_objective(settings, pipeline, interop.tokenize(pipeline.tokenizer, [""]).ids[0])
+
+
+def write(size: Size, folder: pathlib.Path) -> None:
+  """Writes what both sides read: policy/, reference/, batch.npz and draws.npz.
+
+  All parameters are random, biases and scales too, and the policy differs from the reference, so
+  that a swapped name or network shows in the loss.
+
+  Args:
+    size: The benchmark's networks and batch.
+    folder: An existing folder.
+  """
+  settings = config(size)
+  pipeline = start.load_pipeline(settings, CAPTIONS)
+  rng = np.random.default_rng(0)
+  reference = {name: _shifted(params, 0.1, rng) for name, params in pipeline.params.items()}
+  policy = {**reference, "unet": _shifted(reference["unet"], 0.01, rng)}
+  for name, params in {"reference": reference, "policy": policy}.items():
+    interop.save_pipeline(
+      folder / name, interop.pixel_pipeline(pipeline.configs, params, pipeline.tokenizer)
+    )
+  unet = size.model["unet"]
+  shape = (size.pairs, 2, unet["sample_size"], unet["sample_size"], unet["in_channels"])
+  captions = [CAPTIONS[i % len(CAPTIONS)] for i in range(size.pairs)]
+  batch = Batch(
+    images=rng.uniform(-1, 1, shape).astype(np.float32),  # [pairs, 2, H, W, C]
+    input_ids=interop.tokenize(pipeline.tokenizer, captions).ids,
+    example_id=np.arange(size.pairs, dtype=np.uint32),
+  )
+  ours = objective(settings, pipeline)
+  draws = [
+    draw(ours.seed, step, batch, ours.timesteps, ours.caption_dropout)
+    for step in range(CHECKED_STEPS)
+  ]
+  np.savez(folder / "batch.npz", null_ids=np.asarray(ours.null_ids), **batch._asdict())
+  stacked = {name: np.stack([getattr(d, name) for d in draws]) for name in draws[0]._fields}
+  np.savez(folder / "draws.npz", **stacked)
+
+
+def _shifted(params: dict, scale: float, rng: np.random.Generator) -> dict:
+  """The parameters with normal noise of `scale` times their root mean square (1 for zeros)."""
+  if isinstance(params, dict):
+    return {name: _shifted(child, scale, rng) for name, child in params.items()}
+  array = np.asarray(params)
+  size = float(np.sqrt(np.mean(np.square(array)))) or 1.0
+  return array + np.float32(scale * size) * rng.standard_normal(array.shape, np.float32)
