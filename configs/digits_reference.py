@@ -57,10 +57,10 @@ def get_config() -> ConfigDict:
   config.data.name = "digits"
   config.loss.name = "sft"
   config.caption_dropout = 0.1
-  config.batch_size = 128
-  config.num_steps = 1500
+  config.batch_size = 64
+  config.num_steps = 800
   config.optimizer.learning_rate = 2e-3
   config.optimizer.warmup_steps = 100
   config.ema_decay = 0.995
-  config.checkpoint.every = 250
+  config.checkpoint.every = 200
   return config
