@@ -23,7 +23,10 @@ Align text-to-image diffusion models with preference pairs, in JAX.
 
 
 def main(arguments: list[str] | None = None) -> int:
-  """Runs a subcommand and returns the exit status: 0, or 2 after bad input."""
+  """Runs a subcommand and returns the exit status.
+
+  0: done. 1: the system refused something (disk, permissions). 2: bad input. 130: interrupted.
+  """
   from dmpo_jax.commands import export, quickstart, sample, train
 
   parser = argparse.ArgumentParser(
@@ -54,6 +57,12 @@ def main(arguments: list[str] | None = None) -> int:
   except InputError as error:
     print(f"dmpo-jax: {error}", file=sys.stderr)
     return 2
+  except OSError as error:  # a full disk, a directory that may not be written
+    print(f"dmpo-jax: {error}", file=sys.stderr)
+    return 1
+  except KeyboardInterrupt:
+    print("dmpo-jax: interrupted; the same command goes on where it was", file=sys.stderr)
+    return 130
   return 0
 
 

@@ -24,4 +24,6 @@ def run(options: argparse.Namespace) -> None:
 
   config = load_config(options.config, options.rest)
   result = train(config, options.workdir, show_progress=not options.no_progress)
+  if result.captions_truncated:
+    print(f"{result.captions_truncated} captions were longer than the context and were cut")
   print(f"{result.steps} steps done; pipeline in {result.pipeline}")
