@@ -40,6 +40,14 @@ def test_a_pipeline_that_is_not_there_is_named(tmp_path, capsys):
   assert f"{tmp_path}/absent" in capsys.readouterr().err
 
 
+def test_a_work_directory_that_cannot_be_made_is_one_message_and_status_one(tmp_path, capsys):
+  (tmp_path / "file").write_text("in the way")
+  assert main(["quickstart", "--workdir", str(tmp_path / "file" / "runs")]) == 1
+  error = capsys.readouterr().err
+  assert error.startswith("dmpo-jax: ")
+  assert str(tmp_path / "file") in error
+
+
 def test_an_unknown_argument_is_refused_where_no_config_is_taken(capsys):
   with pytest.raises(SystemExit) as stop:
     main(["export", "--workdir", "a", "--out", "b", "--config.x=1"])
