@@ -88,7 +88,7 @@ def main(names):
     )
     functions = {**ours(config, "plain", inputs), **ours(config, "cpu", inputs)}
     functions |= theirs(config, inputs)
-    least = {key: (np.inf, np.inf) for key in functions}
+    least = dict.fromkeys(functions, (np.inf, np.inf))
     for _ in range(REPEATS):
       for key, function in functions.items():
         wall, processor = time.perf_counter(), time.process_time()

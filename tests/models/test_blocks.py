@@ -121,7 +121,8 @@ def test_the_middle_block_agrees():
 def test_an_up_block_agrees(attends):
   name = "CrossAttnUpBlock2D" if attends else "UpBlock2D"
   extra = ATTENDING if attends else {}
-  theirs = getattr(unet_2d_blocks, name)(8, WIDTH, 24, num_layers=2, **SHARED, **extra)
+  widths = {"in_channels": 8, "out_channels": WIDTH, "prev_output_channel": 24}
+  theirs = getattr(unet_2d_blocks, name)(**widths, num_layers=2, **SHARED, **extra)
   # 24 channels from below; the skips have 16 and 8, in the order in which they are read.
   x, skips = image(24), [image(WIDTH), image(8)]
   module = blocks.UpBlock(24, (WIDTH, 8), options(2 * attends))

@@ -111,24 +111,43 @@ def test_sizes_that_do_not_halve_evenly_agree_with_diffusers(name, size):
   assert torch_map.relative(ours, torch_map.nhwc(theirs)) < 1e-5
 
 
-def test_the_full_sd15_network_has_the_names_and_shapes_of_diffusers():
-  config = {"sample_size": 64, "cross_attention_dim": 768}
+FULL = {
+  "sd15": {"sample_size": 64, "cross_attention_dim": 768},
+  "sd21": {
+    "cross_attention_dim": 1024,
+    "attention_head_dim": [5, 10, 20, 20],
+    "use_linear_projection": True,
+    "upcast_attention": True,
+  },
+  "unequal_depths": {
+    "block_out_channels": (320, 640),
+    "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    "transformer_layers_per_block": [[1, 2], [3, 4]],
+    "reverse_transformer_layers_per_block": [[2, 1, 2], [1, 1, 3]],
+  },
+}
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_a_full_size_network_has_the_names_and_shapes_of_diffusers(name):
   with torch.device("meta"):
-    theirs = UNet2DConditionModel(**config)
+    theirs = UNet2DConditionModel(**FULL[name])
   wanted = {}
-  for name, tensor in theirs.state_dict().items():
+  for weight, tensor in theirs.state_dict().items():
     shape = tuple(tensor.shape)
-    if len(shape) > 1:
-      shape = (*shape[2:], shape[1], shape[0])
-    wanted[name] = shape
+    wanted[weight] = (*shape[2:], shape[1], shape[0]) if len(shape) > 1 else shape
+  config = {"_class_name": "UNet2DConditionModel", **FULL[name]}
   found = {}
-  for name, leaf in models.trees.flatten(
-    models.abstract({"_class_name": "UNet2DConditionModel", **config})
-  ).items():
-    stem, _, kind = name.rpartition(".")
+  for path, leaf in models.trees.flatten(models.abstract(config)).items():
+    stem, _, kind = path.rpartition(".")
     found[f"{stem}.{'bias' if kind == 'bias' else 'weight'}"] = leaf.shape
-  assert len(found) == 686
   assert found == wanted
+
+
+def test_the_sd15_network_has_686_arrays():
+  config = {"_class_name": "UNet2DConditionModel", **FULL["sd15"]}
+  assert len(models.trees.flatten(models.abstract(config))) == 686
 
 
 def test_bfloat16_computation_stays_near_float32():

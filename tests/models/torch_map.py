@@ -3,25 +3,13 @@
 import numpy as np
 import torch
 
-from dmpo_jax.models import trees
+from dmpo_jax import interop
 
 
 def to_params(module, shapes):
-  """The weights of a torch module as a parameter tree of these shapes.
-
-  Names agree but for the leaf; a convolution's axes move from OIHW to HWIO, a linear map is
-  transposed, and tables stay.
-  """
-  state = {k: v.detach().numpy() for k, v in module.state_dict().items()}
-  flat = {}
-  for name in trees.flatten(shapes):
-    stem, _, leaf = name.rpartition(".")
-    array = state.pop(f"{stem}.{'bias' if leaf == 'bias' else 'weight'}")
-    if leaf == "kernel":
-      array = array.transpose((2, 3, 1, 0) if array.ndim == 4 else (1, 0))
-    flat[name] = np.ascontiguousarray(array)
-  assert not state, f"left over: {sorted(state)}"
-  return trees.unflatten(flat)
+  """The weights of a torch module as a parameter tree of these shapes."""
+  state = {name: tensor.detach().numpy() for name, tensor in module.state_dict().items()}
+  return interop.from_torch_state(state, shapes)
 
 
 def randomise(module, seed=0):
