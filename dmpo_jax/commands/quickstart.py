@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> None:
   results = _measure(configs, runs, images, labels, options)
   results["export"] = _check_export(runs["dmpo"].pipeline, prompts, seeds, images["dmpo"])
   results["seconds"] = {
-    **{f"training {name}": result.seconds for name, result in runs.items()},
+    **{_training(name, result): result.seconds for name, result in runs.items()},
     "sampling": sampled - started,
     "evaluation": time.perf_counter() - sampled,
   }
@@ -87,6 +87,11 @@ def _train_all(options: argparse.Namespace) -> tuple[dict, dict]:
       config.pipeline = str(runs["reference"].pipeline)
     runs[name] = train(config, options.workdir / name, show_progress=not options.no_progress)
   return configs, runs
+
+
+def _training(name: str, result) -> str:
+  """What a run's time is the time of: its last start, if it was interrupted."""
+  return f"training {name}" + (f" from step {result.resumed_at}" if result.resumed_at else "")
 
 
 def _prompts(images_per_caption: int):

@@ -12,6 +12,9 @@ import orbax.checkpoint as ocp
 
 from dmpo_jax.errors import InputError
 
+# Where the starting pipeline lies may change; that it is the same one, its digest tells.
+MAY_DIFFER = {"config.pipeline"}
+
 
 class Checkpoints:
   """The checkpoints of one run, in `directory/<step>`.
@@ -147,7 +150,7 @@ def claim(workdir: pathlib.Path, identity: dict) -> None:
   old, new = _flat(there), _flat(identity)
   lines = [
     f"  {key}: {old.get(key, 'absent')!r} there, {new.get(key, 'absent')!r} here"
-    for key in sorted(old.keys() | new.keys())
+    for key in sorted((old.keys() | new.keys()) - MAY_DIFFER)
     if old.get(key, "absent") != new.get(key, "absent")
   ]
   if lines:

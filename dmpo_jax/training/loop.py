@@ -83,8 +83,11 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, show_progress: bool = Tr
   examples = start.load_examples(config)
   pipeline = start.load_pipeline(config, examples.captions)
   tokens = interop.tokenize(pipeline.tokenizer, examples.captions)
+  kept = {k: v for k, v in config.to_dict().items() if k not in FREE_KEYS}
+  if config.pipeline:
+    kept["pipeline"] = str(pathlib.Path(config.pipeline).absolute())
   identity = {
-    "config": {k: v for k, v in config.to_dict().items() if k not in FREE_KEYS},
+    "config": kept,
     "data": data.fingerprint(examples),
     "start": _fingerprint(pipeline.params),
     "captions_truncated": tokens.truncated,
@@ -142,7 +145,7 @@ class _Run:
       if begun == total and summary.exists():
         found = Result(**json.loads(summary.read_text()))
         if found.steps == total:
-          return found._replace(pipeline=pathlib.Path(found.pipeline))
+          return found._replace(pipeline=self.workdir / "pipeline")
       with jax.set_mesh(self.mesh):
         state = jax.device_put(self.initial(), self.everywhere)
         if begun:
@@ -228,13 +231,13 @@ class _Run:
     return state, compiled
 
   def _check_finite(self, index: int, example_losses: jax.Array, metrics: dict) -> None:
-    """Stops at a loss or gradient that is no number: the state it made is never saved."""
-    norm = float(metrics["gradient_norm"])
+    """Stops where something is no number: the state that such a step made is never saved."""
     bad = ~np.isfinite(np.asarray(example_losses))
-    if not bad.any() and np.isfinite(norm):
+    norms = [k for k in ("gradient_norm", "parameter_norm") if not np.isfinite(float(metrics[k]))]
+    if not bad.any() and not norms:
       return
     ids = self.batch(index).example_id
-    what = f"the loss of {bad.sum()} of {bad.size} examples" if bad.any() else "the gradient"
+    what = f"the loss of {bad.sum()} of {bad.size} examples" if bad.any() else norms[0]
     raise InputError(
       f"step {index + 1}: {what} is not finite (examples with ids "
       f"{(ids[bad] if bad.any() else ids)[:20].tolist()}). Nothing of this step was saved; the "

@@ -91,6 +91,7 @@ def make_step(
       average = trees.ema(state.ema, params, jnp.minimum(ema_decay, (1 + age) / (10 + age)))
     means = {name: jnp.mean(value) for name, value in metrics.items()}
     means["gradient_norm"] = optax.global_norm(gradient)
+    means["parameter_norm"] = optax.global_norm(params)
     return State(state.step + 1, params, opt_state, average), means, metrics["loss"]
 
   return step

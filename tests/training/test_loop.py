@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -94,6 +95,17 @@ def test_a_different_run_in_the_same_directory_is_refused(finished, pipeline):
   config.loss.alpha = 0.2
   with pytest.raises(ValueError, match=r"(?s)different run.*loss\.alpha: 0\.01 there, 0\.2 here"):
     train(config, finished, show_progress=False)
+
+
+def test_a_run_and_its_pipeline_may_be_moved(pipeline, tmp_path):
+  config = pairs_config(shutil.copytree(pipeline, tmp_path / "before"))
+  config.num_steps = 2
+  first = train(config, tmp_path / "run", show_progress=False)
+  (tmp_path / "before").rename(tmp_path / "after")
+  config.pipeline = str(tmp_path / "after")
+  (tmp_path / "run").rename(tmp_path / "moved")
+  again = train(config, tmp_path / "moved", show_progress=False)
+  assert again == first._replace(pipeline=tmp_path / "moved" / "pipeline")
 
 
 def test_a_batch_that_does_not_divide_over_the_devices_is_refused(pipeline, tmp_path):
