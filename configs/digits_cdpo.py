@@ -12,5 +12,5 @@ from dmpo_jax.configs import digits_dmpo
 def get_config() -> ConfigDict:
   """The smoothing is digits_dmpo's alpha: the same target, approached by the forward KL."""
   config = digits_dmpo.get_config()
-  config.loss = ConfigDict({"name": "dpo", "beta": 3000.0, "label_smoothing": 0.01})
+  config.loss = ConfigDict({"name": "dpo", "beta": 1000.0, "label_smoothing": 0.01})
   return config

@@ -16,12 +16,12 @@ def get_config() -> ConfigDict:
   config.data = ConfigDict(
     {"name": "digit_pairs", "num_pairs": 4000, "temperature": 0.03, "seed": 1}
   )
-  config.loss = ConfigDict({"name": "dmpo", "beta": 3000.0, "alpha": 0.01})
+  config.loss = ConfigDict({"name": "dmpo", "beta": 1000.0, "alpha": 0.01})
   config.caption_dropout = 0.1
   config.batch_size = 32
-  config.num_steps = 200
+  config.num_steps = 160
   config.optimizer.learning_rate = 5e-5
   config.optimizer.warmup_steps = 20
   config.ema_decay = 0.99
-  config.checkpoint.every = 100
+  config.checkpoint.every = 40
   return config

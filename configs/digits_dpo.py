@@ -12,5 +12,5 @@ from dmpo_jax.configs import digits_dmpo
 def get_config() -> ConfigDict:
   """Everything but the objective is as in digits_dmpo."""
   config = digits_dmpo.get_config()
-  config.loss = ConfigDict({"name": "dpo", "beta": 3000.0, "label_smoothing": 0.0})
+  config.loss = ConfigDict({"name": "dpo", "beta": 1000.0, "label_smoothing": 0.0})
   return config

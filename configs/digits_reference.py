@@ -58,9 +58,9 @@ def get_config() -> ConfigDict:
   config.loss.name = "sft"
   config.caption_dropout = 0.1
   config.batch_size = 64
-  config.num_steps = 800
+  config.num_steps = 700
   config.optimizer.learning_rate = 2e-3
   config.optimizer.warmup_steps = 100
   config.ema_decay = 0.995
-  config.checkpoint.every = 200
+  config.checkpoint.every = 100
   return config

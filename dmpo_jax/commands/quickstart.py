@@ -13,7 +13,7 @@ import pathlib
 import time
 
 ALIGNED = {"dmpo": "DMPO", "dpo": "DPO", "cdpo": "cDPO"}
-SOLVER_STEPS, GUIDANCE, IMAGES_AT_A_TIME = 25, 2.0, 100
+SOLVER_STEPS, GUIDANCE, IMAGES_AT_A_TIME = 20, 2.0, 100
 SHOWN_PER_CAPTION = 8
 
 
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help="directory of the runs and the report (default: runs/quickstart)",
   )
   parser.add_argument(
-    "--images-per-caption", type=int, default=50, help="samples per caption and model (default: 50)"
+    "--images-per-caption", type=int, default=40, help="samples per caption and model (default: 40)"
   )
   parser.add_argument("--reference-steps", type=int, help="training steps of the reference")
   parser.add_argument("--steps", type=int, help="alignment steps of each objective")

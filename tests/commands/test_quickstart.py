@@ -88,7 +88,7 @@ def test_started_again_it_trains_and_draws_nothing_anew(workdir):
 def test_sample_draws_the_quickstarts_images_from_its_pipeline(workdir, tmp_path):
   arguments = ["--pipeline", str(workdir / "dmpo" / "pipeline"), "--out", str(tmp_path)]
   # The quickstart's image 3 of the digit four has the seed 4 * 8 + 3.
-  settings = ["--steps", "25", "--guidance", "2", "--seeds", "2", "--first-seed", "35"]
+  settings = ["--steps", "20", "--guidance", "2", "--seeds", "2", "--first-seed", "35"]
   prompts = tmp_path / "prompts.txt"
   prompts.write_text("the digit four\n\nthe digit nine\n")
   assert main(["sample", *arguments, *settings, "--prompts", str(prompts)]) == 0
