@@ -65,6 +65,7 @@ class _Server:
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     pathlib.Path("/proc/self/clear_refs").write_text("5")
+    self.prepared = _memory("VmRSS")
     return seconds
 
   def check(self) -> list[dict[str, float]]:
@@ -78,11 +79,15 @@ class _Server:
     return (time.perf_counter() - started) / steps, (time.process_time() - used) / steps
 
   def memory(self) -> dict[str, float | None]:
-    """Resident memory in MiB: after the imports, at most until the first step, at most since."""
+    """Resident memory in MiB: after the imports, at most until the first step, at most since.
+
+    `prepared` is what remained between those two: state, program, and what a compiler left behind.
+    """
     planned = self.side.planned_bytes()
     return {
       "imported": self.imported,
       "peak_preparing": self.at_preparation,
+      "prepared": self.prepared,
       "peak_steps": _memory("VmHWM"),
       "planned_temporaries": planned and planned / MIB,
     }

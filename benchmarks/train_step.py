@@ -13,6 +13,11 @@ does falls on both. The ratio is that of the medians of the turns; its interval 
 resampling whole rounds. It means little where other programs had a share of the cores (stated as
 `others`): threads that wait for each other suffer from that more than their work does. The time our
 side takes to compile is stated apart, as is torch's first step. Linux only, for it reads /proc.
+
+Both sides inherit the environment. XLA returns a step's temporary arrays to the system and has each
+page of them cleared anew in the next step; large pages make that cheap:
+
+    GLIBC_TUNABLES=glibc.malloc.hugetlb=1 python benchmarks/train_step.py
 """
 
 import argparse
@@ -136,6 +141,7 @@ def machine() -> dict[str, Any]:
     "cores": len(os.sched_getaffinity(0)),
     "load_average": os.getloadavg()[0],
     "python": platform.python_version(),
+    "glibc_tunables": os.environ.get("GLIBC_TUNABLES", ""),
     "diffusers": importlib.metadata.version("diffusers"),
     "date": time.strftime("%Y-%m-%d %H:%M"),
   }
@@ -168,7 +174,7 @@ def details(result: dict) -> str:
   memory = result["memory_mib"]
   parts = [
     f"{key}: imports {m['imported']:.0f}, until the first step {m['peak_preparing']:.0f}, "
-    f"steps {m['peak_steps']:.0f}"
+    f"then {m['prepared']:.0f}, steps {m['peak_steps']:.0f}"
     for key, m in memory.items()
   ]
   used = result["processor_time"]
