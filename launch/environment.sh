@@ -2,6 +2,10 @@
 # Sourced by the scripts that set everything up. VENV names the virtual environment (default: .venv).
 VENV="${VENV:-.venv}"
 
+# XLA frees the temporary arrays of a step on a CPU, and glibc would hand their pages back to the system,
+# which clears them anew in the next step: keeping them saves a tenth of the time. Other systems ignore it.
+export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1:glibc.malloc.trim_threshold=17179869184:glibc.malloc.mmap_threshold=17179869184}"
+
 # make_environment EXTRA: the virtual environment with dmpo-jax[EXTRA], installed once per setup.py.
 make_environment() {
   local extra="$1" python stamp wanted
