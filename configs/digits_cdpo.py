@@ -2,6 +2,10 @@
 
     dmpo-jax train --config configs/digits_cdpo.py --workdir runs/cdpo \
       --config.pipeline=runs/reference/pipeline
+
+On two cores of an AMD EPYC: a minute, a third of it compiling. In the quickstart (400 samples, 95%
+intervals) mean ink goes from the reference's 0.319 to 0.355 [0.352, 0.358], and the digit asked
+for is recognised in all samples.
 """
 
 from ml_collections import ConfigDict

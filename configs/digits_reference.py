@@ -1,6 +1,9 @@
 """A small text-conditional diffusion model of handwritten digits: the reference of the others.
 
-dmpo-jax train --config configs/digits_reference.py --workdir runs/reference
+    dmpo-jax train --config configs/digits_reference.py --workdir runs/reference
+
+On two cores of an AMD EPYC: 3.7 minutes, 34 s of it compiling. A classifier fitted on real digits
+recognises the digit asked for in all of 400 samples drawn at guidance 2.
 """
 
 from ml_collections import ConfigDict
