@@ -10,7 +10,7 @@ import pytest
 
 from dmpo_jax.errors import InputError
 from dmpo_jax.evaluation import plots, render
-from dmpo_jax.evaluation.report import headline, verdict
+from dmpo_jax.evaluation.words import headline, verdict
 
 PNG = plots.grid(np.zeros((1, 1, 2, 2, 1)), ["a"])
 
