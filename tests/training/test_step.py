@@ -131,7 +131,10 @@ def test_the_caption_is_replaced_where_it_is_dropped(setting):
 
 def test_one_step_is_adamw_on_the_mean_loss_with_clipping(setting):
   objective, trained, frozen, batch = setting
-  options = {"learning_rate": 1e-3, "warmup_steps": 0, "b1": 0.9, "b2": 0.99, "eps": 1e-8}
+  # The winner's error alone, for in the difference of two most digits of a gradient cancel; and an
+  # eps of the gradients' own size, or rounding decides the sign of those next to nothing.
+  objective = objective._replace(loss=losses.sft)
+  options = {"learning_rate": 1e-3, "warmup_steps": 0, "b1": 0.9, "b2": 0.99, "eps": 1e-3}
   optimizer = make_optimizer({**options, "weight_decay": 0.1, "clip_norm": 0.5})
   state = initial_state(trained, optimizer, ema=True)
 
@@ -150,11 +153,8 @@ def test_one_step_is_adamw_on_the_mean_loss_with_clipping(setting):
     leaves, *(jax.tree.leaves(x) for x in (trained, after.params, after.ema)), strict=True
   ):
     g = np.float64(g) * min(1, 0.5 / norm)
-    update = g / (np.abs(g) + 1e-8) + 0.1 * old  # the first step of Adam, bias-corrected
-    wanted = old - 1e-3 * update
-    # Where the gradient is next to nothing, Adam's quotient is a matter of its last digits.
-    known = np.abs(g) > 1e-4 * np.abs(g).max()
-    np.testing.assert_allclose(np.asarray(new)[known], wanted[known], rtol=1e-4, atol=2e-6)
+    update = g / (np.abs(g) + 1e-3) + 0.1 * old  # the first step of Adam, bias-corrected
+    np.testing.assert_allclose(new, old - 1e-3 * update, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(average, 0.1 * old + 0.9 * np.asarray(new), rtol=1e-4, atol=1e-7)
   assert int(after.step) == 1
 
@@ -188,7 +188,7 @@ def test_one_device_and_four_give_the_same_step(setting):
   np.testing.assert_allclose(all_four, all_one, rtol=1e-5)
   for a, b, start_value in zip(*(jax.tree.leaves(x) for x in (one, four, trained)), strict=True):
     scale = np.abs(a - start_value).max()
-    np.testing.assert_allclose(b, a, atol=1e-4 * scale + 1e-7)
+    np.testing.assert_allclose(b, a, atol=5e-4 * scale + 1e-7)
 
 
 def test_single_images_have_no_loser():
