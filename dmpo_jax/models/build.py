@@ -1,16 +1,14 @@
 """From a config.json to functions: `build(config)` gives `apply` and `init`."""
 
-import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from dmpo_jax.errors import InputError
-from dmpo_jax.models import clip_config, clip_text, kernels, trees, unet, unet_config
+from dmpo_jax.models import clip_config, clip_text, initial, kernels, trees, unet, unet_config
 
 
 class Model(NamedTuple):
@@ -65,7 +63,7 @@ def build(config: Mapping[str, Any], *, implementation: str | None = None) -> Mo
       return restore(params)(input_ids, dtype)
 
   def init(key: jax.Array) -> trees.Tree:
-    return _fill(shapes, key)
+    return initial.fill(shapes, key)
 
   is_unet = isinstance(module, unet.UNet2DConditionModel)
   return Model(apply_unet if is_unet else apply_text, init)
@@ -97,24 +95,3 @@ def _module(config: Mapping[str, Any]) -> nnx.Module:
     f"{config.get('architectures')!r} describes no known network; expected _class_name = "
     f"{unet_config.NAME!r} or architectures = [{clip_config.NAME!r}]"
   )
-
-
-def _fill(shapes: trees.Tree, key: jax.Array) -> trees.Tree:
-  """Draws the parameters with numpy: compiling such a draw would take longer than training.
-
-  Each array has its own generator, seeded by the key and the array's name, so that a layer starts
-  the same whatever other layers a network has.
-  """
-  words = np.asarray(jax.random.key_data(key)).ravel().tolist()
-
-  def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    kind = name.rsplit(".", 1)[-1]
-    if kind in ("scale", "bias"):
-      return np.full(shape, float(kind == "scale"), np.float32)
-    normal = np.random.default_rng([*words, zlib.crc32(name.encode())]).standard_normal
-    # Kernels keep the variance of their input; the fan-in is all axes but the last.
-    std = 0.02 if kind == "embedding" else 1 / np.sqrt(np.prod(shape[:-1]))
-    return normal(shape, np.float32) * np.float32(std)
-
-  flat = trees.flatten(shapes)
-  return trees.unflatten({name: draw(name, leaf.shape) for name, leaf in flat.items()})
