@@ -1,7 +1,18 @@
 """Networks as pure functions of plain parameter trees: `build(config) -> Model(apply, init)`."""
 
 from dmpo_jax.models import trees
+from dmpo_jax.models.autoencoder import Autoencoder, Moments, build_autoencoder, draw_latents
 from dmpo_jax.models.build import Model, abstract, build
 from dmpo_jax.models.clip_text import TextOutput
 
-__all__ = ["Model", "TextOutput", "abstract", "build", "trees"]
+__all__ = [
+  "Autoencoder",
+  "Model",
+  "Moments",
+  "TextOutput",
+  "abstract",
+  "build",
+  "build_autoencoder",
+  "draw_latents",
+  "trees",
+]

@@ -8,7 +8,17 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dmpo_jax.errors import InputError
-from dmpo_jax.models import clip_config, clip_text, initial, kernels, trees, unet, unet_config
+from dmpo_jax.models import (
+  clip_config,
+  clip_text,
+  initial,
+  kernels,
+  trees,
+  unet,
+  unet_config,
+  vae,
+  vae_config,
+)
 
 
 class Model(NamedTuple):
@@ -73,7 +83,7 @@ def abstract(config: Mapping[str, Any]) -> trees.Tree:
   """The tree of parameters that `build(config).init` returns, without numbers.
 
   Args:
-    config: As for `build`.
+    config: As for `build`, or for `build_autoencoder`.
 
   Returns:
     The same nested dicts with a `jax.ShapeDtypeStruct` for each array.
@@ -81,7 +91,11 @@ def abstract(config: Mapping[str, Any]) -> trees.Tree:
   Raises:
     InputError: The network, a field or a field's value is not supported.
   """
-  return trees.string_keys(nnx.to_pure_dict(nnx.split(_module(config))[1]))
+  if config.get("_class_name") == vae_config.NAME:
+    module = vae.AutoencoderKL(vae_config.read(config))
+  else:
+    module = _module(config)
+  return trees.string_keys(nnx.to_pure_dict(nnx.split(module)[1]))
 
 
 def _module(config: Mapping[str, Any]) -> nnx.Module:

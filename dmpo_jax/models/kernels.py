@@ -55,22 +55,29 @@ def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
   return y.reshape(*x.shape[:-1], -1)
 
 
-def convolution(x: jax.Array, kernel: jax.Array, bias: jax.Array, stride: int = 1) -> jax.Array:
-  """Cross-correlation with padding (k - 1) // 2 on every side, as in PyTorch.
+def convolution(
+  x: jax.Array,
+  kernel: jax.Array,
+  bias: jax.Array,
+  stride: int = 1,
+  padding: tuple[int, int] | None = None,
+) -> jax.Array:
+  """Cross-correlation, as in PyTorch.
 
   Args:
     x: `[B, H, W, I]`.
     kernel: `[k, k, I, O]`, k odd.
     bias: `[O]`.
     stride: Step along height and width.
+    padding: Zeros (before, after) along height and width; None for (k - 1) // 2 on every side.
 
   Returns:
-    `[B, ceil(H / stride), ceil(W / stride), O]` in the dtype of x.
+    `[B, ceil(H / stride), ceil(W / stride), O]` with the default padding, in the dtype of x.
   """
   size = kernel.shape[0]
   if size == 1 and stride == 1:
     return dense(x, kernel[0, 0], bias)
-  pad = ((size - 1) // 2,) * 2
+  pad = ((size - 1) // 2,) * 2 if padding is None else padding
   y = lax.conv_general_dilated(
     x,
     kernel.astype(x.dtype),

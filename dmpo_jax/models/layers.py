@@ -25,15 +25,23 @@ class Linear(nnx.Module):
 
 
 class Conv(nnx.Module):
-  """Convolution with padding (size - 1) // 2: `[B, H, W, I]` to `[B, H/stride, W/stride, O]`."""
+  """`kernels.convolution` with its padding: `[B, H, W, I]` to `[B, H/stride, W/stride, O]`."""
 
-  def __init__(self, inputs: int, outputs: int, size: int = 3, stride: int = 1):
+  def __init__(
+    self,
+    inputs: int,
+    outputs: int,
+    size: int = 3,
+    stride: int = 1,
+    padding: tuple[int, int] | None = None,
+  ):
     self.kernel = parameter(size, size, inputs, outputs)
     self.bias = parameter(outputs)
     self.stride = stride
+    self.padding = padding
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    return kernels.convolution(x, self.kernel[...], self.bias[...], self.stride)
+    return kernels.convolution(x, self.kernel[...], self.bias[...], self.stride, self.padding)
 
 
 class GroupNorm(nnx.Module):

@@ -1,0 +1,345 @@
+"""The image autoencoder against diffusers on small random configurations."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from diffusers.models.attention_processor import Attention
+from diffusers.models.downsampling import Downsample2D
+from flax import nnx
+
+from dmpo_jax import models
+from dmpo_jax.errors import InputError
+from dmpo_jax.models import trees, vae
+from tests.models import torch_map
+
+# For each option at least one variant that differs from the first.
+VARIANTS = {
+  "three_levels": {
+    "block_out_channels": (8, 16, 12),
+    "down_block_types": ("DownEncoderBlock2D",) * 3,
+    "up_block_types": ("UpDecoderBlock2D",) * 3,
+    "norm_num_groups": 4,
+  },
+  "bare": {
+    "in_channels": 1,
+    "out_channels": 2,
+    "block_out_channels": (4, 8),
+    "down_block_types": ("DownEncoderBlock2D",) * 2,
+    "up_block_types": ("UpDecoderBlock2D",) * 2,
+    "layers_per_block": 2,
+    "latent_channels": 3,
+    "norm_num_groups": 2,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+    "mid_block_add_attention": False,
+    "scaling_factor": 0.36,
+    "shift_factor": 0.12,
+    "force_upcast": False,
+  },
+}
+SIZES = {"three_levels": (8, 20), "bare": (6, 4)}
+R = np.random.default_rng(0)
+
+
+def config_of(name, **changes):
+  return {"_class_name": "AutoencoderKL", **VARIANTS[name], **changes}
+
+
+def normal(*shape):
+  return R.standard_normal(shape, np.float32)
+
+
+def their_moments(network, images):
+  """diffusers' mean and log variance, as torch tensors `[B, Z, h, w]`."""
+  found = network.encode(torch_map.nchw(images)).latent_dist
+  return found.mean, found.logvar
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def both(request):
+  """What both compute, and the gradients of a weighted sum of all of it, by name."""
+  name = request.param
+  network = torch_map.randomise(AutoencoderKL(**VARIANTS[name]))
+  config = config_of(name)
+  params = torch_map.to_params(network, models.abstract(config))
+  images = normal(3, *SIZES[name], network.config.in_channels)
+  factor = 2 ** (len(network.config.block_out_channels) - 1)
+  z = normal(3, *(n // factor for n in SIZES[name]), network.config.latent_channels)
+
+  x, latents = (torch_map.nchw(a).requires_grad_() for a in (images, z))
+  found = network.encode(x).latent_dist
+  theirs = found.mean, found.logvar, network.decode(latents).sample
+  weights = [normal(*torch_map.nhwc(y).shape) for y in theirs]
+  sum((y * torch_map.nchw(w)).sum() for y, w in zip(theirs, weights, strict=True)).backward()
+  slopes = AutoencoderKL(**VARIANTS[name])
+  with torch.no_grad():
+    for into, source in zip(slopes.parameters(), network.parameters(), strict=True):
+      into.copy_(source.grad)
+
+  model = models.build_autoencoder(config)
+
+  def loss(params, images, z):
+    outputs = *model.encode(params, images), model.decode(params, z)
+    return sum((w * y).sum() for w, y in zip(weights, outputs, strict=True)), outputs
+
+  run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))
+  (_, outputs), (by_params, by_images, by_z) = jax.device_get(run(params, images, z))
+  kinds = ("mean", "log_variance", "decoded")
+  ours = (
+    dict(zip(kinds, outputs, strict=True)),
+    {
+      "images": by_images,
+      "z": by_z,
+      **trees.flatten(by_params),
+    },
+  )
+  wanted = (
+    dict(zip(kinds, map(torch_map.nhwc, theirs), strict=True)),
+    {
+      "images": torch_map.nhwc(x.grad),
+      "z": torch_map.nhwc(latents.grad),
+      **trees.flatten(torch_map.to_params(slopes, params)),
+    },
+  )
+  return ours, wanted
+
+
+@pytest.mark.parametrize("kind", ["mean", "log_variance", "decoded"])
+def test_the_output_agrees_with_diffusers(both, kind):
+  (ours, _), (theirs, _) = both
+  assert torch_map.relative(ours[kind], theirs[kind]) < 1e-5
+
+
+def test_the_gradient_of_every_parameter_and_input_agrees_with_diffusers(both):
+  (_, ours), (_, theirs) = both
+  assert ours.keys() == theirs.keys()
+  # A few gradients (of the keys' offsets, of biases before a norm) are zero but for rounding.
+  floor = 1e-4 * max(np.abs(g).max() for g in theirs.values())
+  off = {n: np.abs(ours[n] - g).max() / max(np.abs(g).max(), floor) for n, g in theirs.items()}
+  assert max(off.values()) < 1e-3, max(off, key=off.get)
+
+
+@pytest.fixture(scope="module")
+def bare():
+  """diffusers' network, our functions, and the parameters."""
+  network = torch_map.randomise(AutoencoderKL(**VARIANTS["bare"]))
+  params = torch_map.to_params(network, models.abstract(config_of("bare")))
+  return network, models.build_autoencoder(config_of("bare")), params
+
+
+@pytest.mark.parametrize("size", [(7, 4), (2, 5)])
+def test_rows_and_columns_beyond_a_multiple_are_treated_as_in_diffusers(bare, size):
+  network, model, params = bare
+  images = normal(1, *size, 1)
+  with torch.no_grad():
+    wanted, _ = their_moments(network, images)
+  found = model.encode(params, images).mean
+  assert found.shape == (1, size[0] // 2, size[1] // 2, 3)
+  assert torch_map.relative(found, torch_map.nhwc(wanted)) < 1e-5
+
+
+def test_the_log_variance_is_clipped_to_30_below_and_20_above(bare):
+  _, model, params = bare
+  images = 1e3 * normal(1, 4, 4, 1)
+  conv = params["encoder"]["conv_out"]
+  wide = {**params["encoder"], "conv_out": {**conv, "kernel": 100 * conv["kernel"]}}
+  found = model.encode({**params, "encoder": wide}, images).log_variance
+  assert (found.min(), found.max()) == (-30, 20)
+
+
+def test_a_residual_attention_layer_agrees():
+  theirs = torch_map.randomise(
+    Attention(
+      12, heads=1, dim_head=12, eps=1e-6, norm_num_groups=4, residual_connection=True, bias=True
+    )
+  )
+  graph, state = nnx.split(vae.Attention(12, 4))
+  params = torch_map.to_params(theirs, trees.string_keys(nnx.to_pure_dict(state)))
+  x = normal(3, 4, 5, 12)
+  found = jax.jit(lambda p, x: nnx.merge(graph, trees.int_keys(p))(x))(params, x)
+  assert torch_map.relative(found, torch_map.nhwc(theirs(torch_map.nchw(x)))) < 1e-5
+
+
+@pytest.mark.parametrize("size", [(6, 4), (5, 7)])
+def test_downsampling_agrees(size):
+  theirs = torch_map.randomise(Downsample2D(8, use_conv=True, padding=0, name="op"))
+  graph, state = nnx.split(vae.Downsample2D(8))
+  params = torch_map.to_params(theirs, nnx.to_pure_dict(state))
+  x = normal(3, *size, 8)
+  found = nnx.merge(graph, params)(x)
+  assert torch_map.relative(found, torch_map.nhwc(theirs(torch_map.nchw(x)))) < 1e-5
+
+
+def test_scaling_is_that_of_the_config():
+  model = models.build_autoencoder(config_of("bare"))
+  np.testing.assert_allclose(model.scale(np.array([1.12, 0.12])), [0.36, 0], atol=1e-12)
+
+
+def test_unscaling_inverts_scaling():
+  model, z = models.build_autoencoder(config_of("bare")), normal(50)
+  np.testing.assert_allclose(model.unscale(model.scale(z)), z, rtol=1e-5, atol=1e-6)
+
+
+def test_without_a_shift_factor_latents_are_scaled_alone():
+  model = models.build_autoencoder(config_of("three_levels"))
+  np.testing.assert_allclose(model.scale(np.array([2.0])), [2 * 0.18215])
+
+
+def test_scaled_latents_keep_their_dtype():
+  model = models.build_autoencoder(config_of("bare"))
+  assert model.unscale(model.scale(jnp.ones(2, jnp.bfloat16))).dtype == jnp.bfloat16
+
+
+def test_the_downscale_is_a_factor_of_two_for_each_halving():
+  assert [models.build_autoencoder(config_of(n)).downscale for n in VARIANTS] == [4, 2]
+
+
+def test_latents_are_drawn_with_the_mean_and_the_deviation_of_the_moments():
+  mean, log_variance, noise = normal(2, 3), normal(2, 3), normal(2, 3)
+  found = models.draw_latents(models.Moments(mean, log_variance), noise)
+  np.testing.assert_allclose(found, mean + np.sqrt(np.exp(log_variance)) * noise, rtol=1e-5)
+
+
+def test_noise_of_another_shape_is_refused():
+  with pytest.raises(InputError, match=r"noise is \[1, 3\], expected \[2, 3\]"):
+    models.draw_latents(models.Moments(np.zeros((2, 3)), np.zeros((2, 3))), np.zeros((1, 3)))
+
+
+@pytest.fixture(scope="module")
+def loud(bare):
+  """Parameters with activations beyond 65504 inside and an image of order one at the end."""
+  _, _, params = bare
+  conv = params["decoder"]["conv_in"]
+  louder = {**params["decoder"], "conv_in": {**conv, "kernel": np.float32(1e5) * conv["kernel"]}}
+  return {**params, "decoder": louder}
+
+
+def test_with_force_upcast_float16_stays_finite(loud):
+  model = models.build_autoencoder(config_of("bare", force_upcast=True))
+  images = model.decode(loud, np.ones((1, 2, 2, 3), np.float32), dtype=jnp.float16)
+  assert images.dtype == jnp.float16
+  assert np.isfinite(images).all()
+
+
+def test_without_force_upcast_float16_is_the_dtype_of_the_computation(loud):
+  model = models.build_autoencoder(config_of("bare"))
+  images = model.decode(loud, np.ones((1, 2, 2, 3), np.float32), dtype=jnp.float16)
+  assert not np.isfinite(images).all()
+
+
+def test_bfloat16_moments_stay_near_float32(bare):
+  _, model, params = bare
+  images = normal(2, 4, 4, 1)
+  encode = jax.jit(lambda p, x: [model.encode(p, x, dtype=d).mean for d in ("float32", "bfloat16")])
+  exact, rounded = encode(params, images)
+  assert rounded.dtype == jnp.bfloat16
+  assert 0 < torch_map.relative(rounded, exact) < 0.05
+
+
+def full(**others):
+  """A config.json with the sizes that all published Stable Diffusion autoencoders share."""
+  return {
+    "_class_name": "AutoencoderKL",
+    "act_fn": "silu",
+    "block_out_channels": [128, 256, 512, 512],
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "in_channels": 3,
+    "latent_channels": 4,
+    "layers_per_block": 2,
+    "norm_num_groups": 32,
+    "out_channels": 3,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    **others,
+  }
+
+
+PUBLISHED = {
+  "sd15": full(_diffusers_version="0.6.0", sample_size=512),
+  "sd21": full(_diffusers_version="0.8.0", sample_size=768),
+  "sdxl": full(
+    _diffusers_version="0.20.0.dev0", sample_size=1024, scaling_factor=0.13025, force_upcast=True
+  ),
+  "sdxl_fp16_fix": full(
+    _diffusers_version="0.18.0.dev0", sample_size=512, scaling_factor=0.13025, force_upcast=False
+  ),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_full_size_network_has_the_names_and_shapes_of_diffusers(name):
+  with torch.device("meta"):
+    theirs = AutoencoderKL.from_config(PUBLISHED[name])
+  wanted = {}
+  for weight, tensor in theirs.state_dict().items():
+    shape = tuple(tensor.shape)
+    wanted[weight] = (*shape[2:], shape[1], shape[0]) if len(shape) > 1 else shape
+  found = {}
+  for path, leaf in trees.flatten(models.abstract(PUBLISHED[name])).items():
+    stem, _, kind = path.rpartition(".")
+    found[f"{stem}.{'bias' if kind == 'bias' else 'weight'}"] = leaf.shape
+  assert found == wanted
+  assert len(found) == 248
+
+
+def test_every_field_that_diffusers_writes_is_accepted():
+  written = dict(AutoencoderKL(**VARIANTS["bare"]).config)
+  found = models.abstract({**written, "_class_name": "AutoencoderKL"})
+  assert jax.tree.structure(found) == jax.tree.structure(models.abstract(config_of("bare")))
+
+
+def test_initial_parameters_have_the_shapes_of_the_abstract_tree():
+  params = models.build_autoencoder(config_of("bare")).init(jax.random.key(0))
+  wanted = jax.tree.map(lambda leaf: leaf.shape, models.abstract(config_of("bare")))
+  assert jax.tree.map(np.shape, params) == wanted
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"_class_name": "VQModel"}, "'VQModel' is no autoencoder; expected 'AutoencoderKL'"),
+    ({"latent_channel": 4}, "'latent_channel'; did you mean 'latent_channels'"),
+    ({"latents_mean": [0.1]}, r"latents_mean = \[0.1\] is not supported, expected None"),
+    ({"latents_std": [0.1]}, r"latents_std = \[0.1\] is not supported, expected None"),
+    ({"down_block_types": ["AttnDownEncoderBlock2D"] * 2}, "2 times 'DownEncoderBlock2D'"),
+    ({"up_block_types": ["UpDecoderBlock2D"]}, "up_block_types = .* 2 times 'UpDecoderBlock2D'"),
+    ({"block_out_channels": []}, "block_out_channels = .* a list of channel counts"),
+    ({"block_out_channels": [4, 0]}, "block_out_channels = 0.* a positive integer"),
+    ({"norm_num_groups": 3}, r"norm_num_groups = 3.* \(4, 8\)"),
+    ({"act_fn": "mish"}, "act_fn = 'mish' is not supported, expected one of 'silu'"),
+    ({"force_upcast": "yes"}, "force_upcast = 'yes'.* true or false"),
+    ({"scaling_factor": 0}, "scaling_factor = 0.* a number other than 0"),
+    ({"scaling_factor": None}, "scaling_factor = None.* a number other than 0"),
+    ({"shift_factor": "0"}, "shift_factor = '0'.* a number or null"),
+  ],
+)
+def test_a_config_that_cannot_be_built_is_refused_by_field_and_value(change, message):
+  with pytest.raises(InputError, match=message):
+    models.build_autoencoder(config_of("bare", **change))
+
+
+def test_another_implementation_is_refused():
+  with pytest.raises(InputError, match="'cpus'; did you mean 'cpu'"):
+    models.build_autoencoder(config_of("bare"), implementation="cpus")
+
+
+@pytest.mark.parametrize(
+  ("shape", "message"),
+  [
+    ((1, 1, 8, 8), r"images must be \[B, H, W, 1\].* got \[1, 1, 8, 8\]"),
+    ((8, 8, 1), r"got \[8, 8, 1\]"),
+    ((1, 1, 8, 1), r"with H and W of at least 2, got \[1, 1, 8, 1\]"),
+  ],
+)
+def test_images_that_do_not_fit_are_refused_with_their_shape(shape, message):
+  model = models.build_autoencoder(config_of("bare"))
+  with pytest.raises(InputError, match=message):
+    model.encode(models.abstract(config_of("bare")), np.zeros(shape))
+
+
+def test_latents_that_do_not_fit_are_refused_with_their_shape():
+  model = models.build_autoencoder(config_of("bare"))
+  with pytest.raises(InputError, match=r"z must be \[B, H, W, 3\].* got \[1, 3, 8, 8\]"):
+    model.decode(models.abstract(config_of("bare")), np.zeros((1, 3, 8, 8)))
