@@ -1,0 +1,242 @@
+"""LoRA: low-rank updates of linear layers and convolutions, as pure functions of trees.
+
+A LoRA tree has the branches of the base's tree that it changes, and there, in place of the kernel,
+
+    down: [I, r] (linear) or [k, k, I, r] (convolution),   up: [r, O].
+
+The base is shared, never copied or changed: `merge(base, lora, alpha=alpha)` holds the base's own
+arrays wherever there is no LoRA. Training is `apply(merge(base, lora, alpha=alpha), ...)` with the
+gradient taken in `lora` alone, and the frozen reference of a preference loss is `base` itself.
+"""
+
+import fnmatch
+import math
+import zlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dmpo_jax.errors import InputError
+from dmpo_jax.models import trees
+
+# The projections of the UNet's attentions, which diffusers' LoRA scripts train; and CLIP's.
+ATTENTION = ("*.to_q", "*.to_k", "*.to_v", "*.to_out.0")
+TEXT_ATTENTION = ("*.q_proj", "*.k_proj", "*.v_proj", "*.out_proj")
+
+Alpha = float | Mapping[str, float]
+
+
+def init(
+  key: jax.Array, params: trees.Tree, *, targets: Iterable[str] = ATTENTION, rank: int
+) -> dict[str, Any]:
+  """Draws a LoRA that changes nothing yet.
+
+      down ~ U(-1/sqrt(n), 1/sqrt(n)),   n = I or k k I,   up = 0
+
+  Args:
+    key: Typed key. A layer's draw depends on the key and the layer's name, not on its neighbours.
+    params: The base's tree; arrays or `jax.ShapeDtypeStruct`s.
+    targets: Glob patterns; a layer is adapted if one of them matches its whole dotted name
+      (`*` matches dots too). Only layers with a kernel, linear ones and convolutions, can match.
+    rank: r, at least 1 and at most the smaller of n and O of each layer.
+
+  Returns:
+    A LoRA tree of float32 numpy arrays.
+
+  Raises:
+    InputError: Lists every pattern that matches no layer and every layer that is too small.
+
+  Source: peft's default initialisation of lora_A, kaiming_uniform with a = sqrt(5), and of lora_B.
+  """
+  kernels = _select(params, targets, rank)
+  words = np.asarray(jax.random.key_data(key)).ravel().tolist()
+
+  def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    bound = math.prod(shape) ** -0.5
+    generator = np.random.default_rng([*words, zlib.crc32(name.encode())])
+    return generator.uniform(-bound, bound, (*shape, rank)).astype(np.float32)
+
+  flat = {}
+  for name, kernel in kernels.items():
+    flat[f"{name}.down"] = draw(name, kernel.shape[:-1])
+    flat[f"{name}.up"] = np.zeros((rank, kernel.shape[-1]), np.float32)
+  return trees.unflatten(flat)
+
+
+def merge(base: trees.Tree, lora: trees.Tree, *, alpha: Alpha) -> dict[str, Any]:
+  """Adds a LoRA to the network it was made for.
+
+      W' = W + (alpha / r) down · up
+
+  computed in float32 at full precision and then cast to the dtype of W: under a bfloat16 base a
+  small update can vanish in the rounding, but it is never computed from rounded factors.
+
+  Args:
+    base: The base's tree.
+    lora: A LoRA tree for it; ranks may differ from layer to layer.
+    alpha: One number for all layers, or one for each layer by its dotted name.
+
+  Returns:
+    A tree with the structure and dtypes of `base`; leaves without a LoRA are the very same arrays.
+    It can be compiled and differentiated. With up = 0 it equals `base`.
+
+  Raises:
+    InputError: Lists every layer of the LoRA that the base does not have, that has another shape,
+      or for which `alpha` has no number.
+  """
+  layers = layers_of(lora)
+  leaves = trees.flatten(base)
+  check(layers, base)
+  if isinstance(alpha, Mapping):
+    missing, surplus = sorted(layers.keys() - alpha.keys()), sorted(alpha.keys() - layers.keys())
+    if missing or surplus:
+      raise InputError(
+        f"alpha must have a number for each layer of the LoRA; without one: {missing or 'none'}; "
+        f"no layers: {surplus or 'none'}"
+      )
+  for name, (down, up) in layers.items():
+    scale = (alpha[name] if isinstance(alpha, Mapping) else alpha) / up.shape[0]
+    down, up = (jnp.asarray(x, jnp.float32) for x in (down, up))
+    update = jnp.tensordot(down, up, axes=1, precision=jax.lax.Precision.HIGHEST)
+    kernel = jnp.asarray(leaves[f"{name}.kernel"])
+    leaves[f"{name}.kernel"] = (kernel.astype(jnp.float32) + scale * update).astype(kernel.dtype)
+  return trees.unflatten(leaves)
+
+
+def extract(
+  base: trees.Tree, tuned: trees.Tree, *, targets: Iterable[str] = ATTENTION, rank: int
+) -> dict[str, Any]:
+  """The LoRA that best approximates a fine-tuned network's difference from its base.
+
+      down · up = Σ_{i<=r} σ_i u_i v_iᵀ,   down = U sqrt(Σ),   up = sqrt(Σ) Vᵀ
+
+  with the singular values and vectors of W_tuned - W_base (a convolution's kernel as a matrix
+  [k k I, O]), in float32: no matrix of rank r is nearer in the Frobenius norm, and a difference
+  that has rank <= r is met up to rounding. `merge(base, extract(...), alpha=rank)` is the network.
+
+  Args:
+    base: The base's tree.
+    tuned: A tree of the same structure and shapes. What differs outside the targets, biases and
+      norms among it, is not in the result.
+    targets: As for `init`.
+    rank: As for `init`.
+
+  Returns:
+    A LoRA tree of float32 numpy arrays, to be merged with alpha = rank.
+
+  Raises:
+    InputError: The trees have other leaves or shapes, or as for `init`.
+  """
+  old, new = trees.flatten(base), trees.flatten(tuned)
+  problems = [f"{name}: only in base" for name in old if name not in new]
+  problems += [f"{name}: only in tuned" for name in new if name not in old]
+  problems += [
+    f"{name}: {list(old[name].shape)} in base, {list(new[name].shape)} in tuned"
+    for name in old
+    if name in new and old[name].shape != new[name].shape
+  ]
+  if problems:
+    raise InputError(_listed("base and tuned are different networks", problems))
+  flat = {}
+  for name, kernel in _select(base, targets, rank).items():
+    before, after = (np.asarray(x[f"{name}.kernel"]).astype(np.float32) for x in (old, new))
+    matrix = (after - before).reshape(-1, kernel.shape[-1])  # [k k I, O]
+    left, values, right = np.linalg.svd(matrix, full_matrices=False)
+    root = np.sqrt(values[:rank])
+    flat[f"{name}.down"] = (left[:, :rank] * root).reshape(*kernel.shape[:-1], rank)
+    flat[f"{name}.up"] = root[:, None] * right[:rank]
+  return trees.unflatten(flat)
+
+
+def layers_of(lora: trees.Tree) -> dict[str, tuple[Any, Any]]:
+  """The factors of a LoRA tree by layer.
+
+  Args:
+    lora: A LoRA tree.
+
+  Returns:
+    Dotted name of the layer -> (down, up).
+
+  Raises:
+    InputError: The tree is no LoRA tree: a leaf is called something else or its partner is missing,
+      or the two do not share a rank.
+  """
+  leaves = trees.flatten(lora)
+  names = dict.fromkeys(name.rpartition(".")[0] for name in leaves)
+  problems = [
+    f"{name}: a leaf of a LoRA is called down or up"
+    for name in leaves
+    if name.rpartition(".")[2] not in ("down", "up")
+  ]
+  layers = {}
+  for name in names:
+    down, up = leaves.get(f"{name}.down"), leaves.get(f"{name}.up")
+    if down is None or up is None:
+      problems.append(f"{name}: needs both down and up")
+    elif down.ndim not in (2, 4) or up.ndim != 2 or down.shape[-1] != up.shape[0]:
+      shapes = f"down {list(down.shape)}, up {list(up.shape)}"
+      problems.append(f"{name}: {shapes}; expected [I, r] or [k, k, I, r], and [r, O]")
+    else:
+      layers[name] = (down, up)
+  if problems or not layers:
+    raise InputError(_listed("this is no LoRA tree", problems or ["it has no layers"]))
+  return layers
+
+
+def check(layers: Mapping[str, tuple[Any, Any]], base: trees.Tree) -> None:
+  """Compares the layers of a LoRA with those of a network.
+
+  Args:
+    layers: As `layers_of` returns them.
+    base: The base's tree; arrays or `jax.ShapeDtypeStruct`s.
+
+  Raises:
+    InputError: Lists every layer that the base does not have or that has another shape there.
+  """
+  kernels = _kernels(base)
+  problems = []
+  for name, (down, up) in layers.items():
+    shape = (*down.shape[:-1], up.shape[-1])
+    if name not in kernels:
+      problems.append(f"{name}: the base has no such linear layer or convolution")
+    elif kernels[name].shape != shape:
+      problems.append(f"{name}: made for {list(shape)}, the base's is {list(kernels[name].shape)}")
+  if problems:
+    raise InputError(_listed("the LoRA was made for another network", problems))
+
+
+def _kernels(params: trees.Tree) -> dict[str, Any]:
+  """Kernels by the dotted name of their layer."""
+  split = ((name.rpartition("."), leaf) for name, leaf in trees.flatten(params).items())
+  return {layer: leaf for (layer, _, kind), leaf in split if kind == "kernel"}
+
+
+def _select(params: trees.Tree, targets: Iterable[str], rank: int) -> dict[str, Any]:
+  """The kernels that a pattern matches, all of which allow this rank."""
+  patterns = (targets,) if isinstance(targets, str) else tuple(targets)
+  if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+    raise InputError(f"rank must be an integer of at least 1, got {rank!r}")
+  kernels = _kernels(params)
+  matched = {p: [name for name in kernels if fnmatch.fnmatchcase(name, p)] for p in patterns}
+  problems = [
+    f"pattern {p!r} matches no linear layer and no convolution; layers are called like "
+    f"{', '.join(list(kernels)[:3]) or 'nothing'}"
+    for p, names in matched.items()
+    if not names
+  ]
+  chosen = set().union(*matched.values()) if matched else set()
+  for name in (name for name in kernels if name in chosen):
+    *inputs, outputs = kernels[name].shape
+    side = min(math.prod(inputs), outputs)
+    if rank > side:
+      problems.append(f"{name} is {list(kernels[name].shape)}: its rank is at most {side}")
+  if problems or not patterns:
+    raise InputError(_listed(f"no LoRA of rank {rank}", problems or ["targets names no pattern"]))
+  return {name: kernel for name, kernel in kernels.items() if name in chosen}
+
+
+def _listed(title: str, problems: list[str]) -> str:
+  return f"{title}:" + "".join(f"\n  {problem}" for problem in problems)
