@@ -25,11 +25,15 @@ class Model(NamedTuple):
   """A network as two functions.
 
   Attributes:
-    apply: UNet: `apply(params, sample, timesteps, encoder_hidden_states, *, dtype=float32)`, with
-      sample `[B, H, W, C_in]`, timesteps `[B]` and encoder_hidden_states `[B, L, D]`, returns
-      `[B, H, W, C_out]`. Text encoder: `apply(params, input_ids, *, dtype=float32)` with input_ids
-      int `[B, L]` returns a `TextOutput`. dtype is that of the computation and of the result;
-      statistics of norms and the softmax are float32.
+    apply: UNet: `apply(params, sample, timesteps, encoder_hidden_states, *, text_embeds=None,
+      time_ids=None, dtype=float32)`, with sample `[B, H, W, C_in]`, timesteps `[B]` (integers, or
+      float32 between them) and encoder_hidden_states `[B, L, D]`, returns `[B, H, W, C_out]`. SDXL,
+      with addition_embed_type "text_time", needs text_embeds `[B, P]` and time_ids `[B, 6]`:
+      height and width of the original image, top and left of the crop, height and width of the
+      target, in pixels, integers or float32. Text encoder: `apply(params, input_ids, *,
+      dtype=float32)` with input_ids int `[B, L]` returns a `TextOutput`. dtype is that of the
+      computation and of the result; statistics of norms, the softmax and the sinusoids of numbers
+      are float32.
     init: `init(key)` returns new parameters, a tree of float32 numpy arrays.
   """
 
@@ -42,7 +46,7 @@ def build(config: Mapping[str, Any], *, implementation: str | None = None) -> Mo
 
   Args:
     config: Its fields. `_class_name` "UNet2DConditionModel", or `architectures` with
-      "CLIPTextModel"; absent fields have that library's defaults.
+      "CLIPTextModel" or "CLIPTextModelWithProjection"; absent fields have that library's defaults.
     implementation: "cpu" computes attention and GroupNorm in the way that is fast on CPUs, "plain"
       leaves them to XLA and jax.nn; None takes "cpu" where jax's default backend is one. To compile
       for another machine, name it. The results differ by rounding.
@@ -61,11 +65,20 @@ def build(config: Mapping[str, Any], *, implementation: str | None = None) -> Mo
   def restore(params: trees.Tree) -> nnx.Module:
     return nnx.merge(graph, trees.int_keys(params))
 
-  def apply_unet(params, sample, timesteps, encoder_hidden_states, *, dtype=jnp.float32):
-    unet.check_inputs(module.config, sample, timesteps, encoder_hidden_states)
-    context = encoder_hidden_states.astype(dtype)
+  def apply_unet(
+    params,
+    sample,
+    timesteps,
+    encoder_hidden_states,
+    *,
+    text_embeds=None,
+    time_ids=None,
+    dtype=jnp.float32,
+  ):
+    inputs = (sample, timesteps, encoder_hidden_states, text_embeds, time_ids)
+    unet.check_inputs(module.config, *inputs)
     with kernels.using(implementation):
-      return restore(params)(sample.astype(dtype), timesteps, context)
+      return restore(params)(*inputs, dtype)
 
   def apply_text(params, input_ids, *, dtype=jnp.float32):
     clip_text.check_inputs(module.config, input_ids)
@@ -102,10 +115,11 @@ def _module(config: Mapping[str, Any]) -> nnx.Module:
   """The module with shapes for parameters."""
   if config.get("_class_name") == unet_config.NAME:
     return unet.UNet2DConditionModel(unet_config.read(config))
-  if clip_config.NAME in (config.get("architectures") or ()):
+  if {clip_config.NAME, clip_config.WITH_PROJECTION} & set(config.get("architectures") or ()):
     return clip_text.CLIPTextModel(clip_config.read(config))
   raise InputError(
     f"config with _class_name = {config.get('_class_name')!r} and architectures = "
     f"{config.get('architectures')!r} describes no known network; expected _class_name = "
-    f"{unet_config.NAME!r} or architectures = [{clip_config.NAME!r}]"
+    f"{unet_config.NAME!r} or architectures = [{clip_config.NAME!r}] or "
+    f"[{clip_config.WITH_PROJECTION!r}]"
   )

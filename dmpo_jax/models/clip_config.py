@@ -1,4 +1,4 @@
-"""The config of CLIPTextModel: transformers' fields and defaults."""
+"""The config of CLIP's text encoders: transformers' fields and defaults."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,6 +7,7 @@ from typing import Any
 from dmpo_jax.models import fields
 
 NAME = "CLIPTextModel"
+WITH_PROJECTION = "CLIPTextModelWithProjection"
 
 DEFAULTS = {
   "vocab_size": 49408,
@@ -18,6 +19,7 @@ DEFAULTS = {
   "hidden_act": "quick_gelu",
   "layer_norm_eps": 1e-5,
   "eos_token_id": 49407,
+  "projection_dim": 512,
 }
 
 FIXED = {
@@ -50,7 +52,6 @@ IDLE = frozenset(
     "output_hidden_states",
     "pad_token_id",
     "problem_type",
-    "projection_dim",
     "return_dict",
     "sep_token_id",
     "task_specific_params",
@@ -66,7 +67,7 @@ IDLE = frozenset(
 
 @dataclasses.dataclass(frozen=True)
 class CLIPTextConfig:
-  """The fields that shape the network."""
+  """The fields that shape the network; `projection_dim` is None for one without a projection."""
 
   vocab_size: int
   hidden_size: int
@@ -77,13 +78,15 @@ class CLIPTextConfig:
   hidden_act: str
   layer_norm_eps: float
   eos_token_id: int
+  projection_dim: int | None
 
 
 def read(config: Mapping[str, Any]) -> CLIPTextConfig:
-  """Reads transformers' config.json of a CLIPTextModel.
+  """Reads transformers' config.json of a CLIPTextModel or CLIPTextModelWithProjection.
 
   Args:
-    config: Its fields; an absent one has transformers' default.
+    config: Its fields; an absent one has transformers' default. `architectures` says which of the
+      two it is; the former's config may have a `projection_dim`, which it does not use.
 
   Returns:
     A `CLIPTextConfig`.
@@ -91,15 +94,25 @@ def read(config: Mapping[str, Any]) -> CLIPTextConfig:
   Raises:
     InputError: A field is unknown, or has a value that is not supported.
 
-  Source: transformers' CLIPTextConfig and CLIPTextModel (5.23), which were read.
+  Source: transformers' CLIPTextConfig, CLIPTextModel and CLIPTextModelWithProjection (5.23), which
+    were read.
   """
-  values = fields.read(NAME, config, defaults=DEFAULTS, fixed=FIXED, idle=IDLE)
-  for name in DEFAULTS:
-    if name not in ("hidden_act", "layer_norm_eps", "eos_token_id"):
-      fields.check_count(NAME, name, values[name])
-  fields.check_choice(NAME, "hidden_act", values["hidden_act"], ("quick_gelu", "gelu"))
+  name = WITH_PROJECTION if WITH_PROJECTION in (config.get("architectures") or ()) else NAME
+  values = fields.read(name, config, defaults=DEFAULTS, fixed=FIXED, idle=IDLE)
+  if name == NAME:
+    values["projection_dim"] = None
+  for field, value in values.items():
+    if field == "hidden_act":
+      fields.check_choice(name, field, value, ("quick_gelu", "gelu"))
+    elif field == "layer_norm_eps":
+      fields.check_number(name, field, value)
+    elif field == "eos_token_id":
+      if isinstance(value, bool) or not isinstance(value, int):
+        raise fields.unsupported(name, field, value, "an integer")
+    elif (field, name) != ("projection_dim", NAME):
+      fields.check_count(name, field, value)
   heads, width = values["num_attention_heads"], values["hidden_size"]
   if width % heads:
     expected = f"a divisor of hidden_size = {width}"
-    raise fields.unsupported(NAME, "num_attention_heads", heads, expected)
+    raise fields.unsupported(name, "num_attention_heads", heads, expected)
   return CLIPTextConfig(**values)

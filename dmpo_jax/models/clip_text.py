@@ -1,4 +1,4 @@
-"""CLIP's text encoder, CLIPTextModel, with transformers' names and arithmetic."""
+"""CLIP's text encoders, with and without projection, with transformers' names and arithmetic."""
 
 from typing import NamedTuple
 
@@ -22,11 +22,17 @@ class TextOutput(NamedTuple):
 
   Attributes:
     last_hidden_state: `[B, L, D]`, behind the final LayerNorm.
-    pooled: `[B, D]`, its row at the end-of-text token.
+    penultimate: `[B, L, D]`, what the last layer reads, without a norm: transformers'
+      `hidden_states[-2]`, SDXL's text embedding.
+    pooled: `[B, D]`, the row of last_hidden_state at the end-of-text token; the first row where
+      there is none.
+    text_embeds: `[B, P]`, the projection of pooled; None for a CLIPTextModel.
   """
 
   last_hidden_state: jax.Array
+  penultimate: jax.Array
   pooled: jax.Array
+  text_embeds: jax.Array | None = None
 
 
 class Embeddings(nnx.Module):
@@ -87,15 +93,15 @@ class EncoderLayer(nnx.Module):
 
 
 class Encoder(nnx.Module):
-  """The layers, one after the other."""
+  """The layers, one after the other; returns what the last one gives, and what it is given."""
 
   def __init__(self, config: CLIPTextConfig):
     self.layers = nnx.List([EncoderLayer(config) for _ in range(config.num_hidden_layers)])
 
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     for layer in self.layers:
-      x = layer(x)
-    return x
+      before, x = x, layer(x)
+    return x, before
 
 
 class TextTransformer(nnx.Module):
@@ -108,24 +114,32 @@ class TextTransformer(nnx.Module):
     self.final_layer_norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
 
   def __call__(self, ids: jax.Array, dtype: jnp.dtype) -> TextOutput:
-    x = self.encoder(self.embeddings(ids).astype(dtype))
+    x, penultimate = self.encoder(self.embeddings(ids).astype(dtype))
     x = self.final_layer_norm(x)
     # Configs written before transformers 4.31 carry a wrong end token, 2: there, and only there,
     # the end of the text is the token with the largest number.
     end = jnp.argmax(ids if self.end == 2 else ids == self.end, axis=-1)  # [B]
-    return TextOutput(x, x[jnp.arange(x.shape[0]), end])
+    return TextOutput(x, penultimate, x[jnp.arange(x.shape[0]), end])
 
 
 class CLIPTextModel(nnx.Module):
-  """The encoder below the prefix `text_model` that published checkpoints carry."""
+  """The encoder below the prefix `text_model` that published checkpoints carry, and its projection.
+
+  CLIPTextModelWithProjection where the config has a `projection_dim`.
+  """
 
   def __init__(self, config: CLIPTextConfig):
     self.config = config
     self.text_model = TextTransformer(config)
+    width = config.projection_dim
+    self.text_projection = None if width is None else Linear(config.hidden_size, width, bias=False)
 
   def __call__(self, ids: jax.Array, dtype: jnp.dtype) -> TextOutput:
     """Encodes token ids `[B, L]`, L at most `max_position_embeddings`, in the given dtype."""
-    return self.text_model(ids, dtype)
+    output = self.text_model(ids, dtype)
+    if self.text_projection is None:
+      return output
+    return output._replace(text_embeds=self.text_projection(output.pooled))
 
 
 def check_inputs(config: CLIPTextConfig, ids: jax.Array) -> None:

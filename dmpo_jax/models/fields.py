@@ -1,5 +1,6 @@
 """Reading a model's config.json: defaults filled in, nothing unknown or unsupported let through."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -54,6 +55,18 @@ def check_count(model: str, name: str, value: object) -> int:
   if isinstance(value, bool) or not isinstance(value, int) or value < 1:
     raise unsupported(model, name, value, "a positive integer")
   return value
+
+
+def check_number(model: str, name: str, value: object) -> None:
+  """Raises InputError unless the value is a number and not negative."""
+  if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+    raise unsupported(model, name, value, "a number that is not negative")
+
+
+def check_flag(model: str, name: str, value: object) -> None:
+  """Raises InputError unless the value is true or false."""
+  if not isinstance(value, bool):
+    raise unsupported(model, name, value, "true or false")
 
 
 def check_choice(model: str, name: str, value: object, options: tuple[object, ...]) -> None:

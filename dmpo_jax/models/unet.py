@@ -1,6 +1,8 @@
 """The text-conditional UNet, UNet2DConditionModel, with diffusers' names and arithmetic."""
 
 import math
+from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,7 @@ from dmpo_jax.errors import InputError
 from dmpo_jax.models.attention import TransformerOptions
 from dmpo_jax.models.blocks import BlockOptions, DownBlock, MidBlock, UpBlock
 from dmpo_jax.models.layers import Conv, GroupNorm, Linear
-from dmpo_jax.models.unet_config import UNetConfig
+from dmpo_jax.models.unet_config import TIME_IDS, Level, UNetConfig
 
 
 def sinusoids(timesteps: jax.Array, channels: int, *, flip: bool, shift: float) -> jax.Array:
@@ -52,82 +54,98 @@ class UNet2DConditionModel(nnx.Module):
 
   def __init__(self, config: UNetConfig):
     self.config = config
-    widths = config.block_out_channels
+    finest, coarsest = config.levels[0], config.levels[-1]
     time = config.time_embedding_dim
-    last = len(widths) - 1
 
-    def options(i: int, outputs: int, attention: bool, resample: bool, depths) -> BlockOptions:
-      each = [
-        TransformerOptions(
-          heads=config.heads[i],
+    def options(level: Level, depths: Sequence[int], resample: bool) -> BlockOptions:
+      def transformer(depth: int) -> TransformerOptions:
+        return TransformerOptions(
+          heads=level.heads,
           layers=depth,
-          context=config.cross_attention_dim[i],
+          context=config.cross_attention_dim,
           groups=config.norm_num_groups,
           linear_projection=config.use_linear_projection,
         )
-        for depth in depths
-      ]
+
       return BlockOptions(
-        outputs=outputs,
+        outputs=level.width,
         time=time,
         groups=config.norm_num_groups,
         eps=config.norm_eps,
         resample=resample,
-        attention=tuple(each) if attention else (),
+        attention=tuple(map(transformer, depths)),
       )
 
-    self.conv_in = Conv(config.in_channels, widths[0], config.conv_in_kernel)
-    self.time_embedding = TimestepEmbedding(widths[0], time)
-
-    down, skips, inputs = [], [widths[0]], widths[0]
-    for i, kind in enumerate(config.down_block_types):
-      attention = kind == "CrossAttnDownBlock2D"
-      depths = config.transformer_depths[i]
-      block = options(i, widths[i], attention, i < last, depths)
-      down.append(DownBlock(inputs, config.layers_per_block[i], block))
-      inputs = widths[i]
-      skips += [inputs] * (config.layers_per_block[i] + (i < last))
-    self.down_blocks = nnx.List(down)
-
-    self.mid_block = MidBlock(
-      options(last, inputs, True, False, config.transformer_depths[last][:1])
+    self.conv_in = Conv(config.in_channels, finest.width, config.conv_in_kernel)
+    self.time_embedding = TimestepEmbedding(finest.width, time)
+    added = config.text_time
+    self.add_embedding = (
+      None if added is None else TimestepEmbedding(added.text + TIME_IDS * added.sinusoids, time)
     )
 
+    down, skips, width = [], [finest.width], finest.width
+    for level in config.levels:
+      halves = level is not coarsest
+      down.append(DownBlock(width, level.layers, options(level, level.down, halves)))
+      width = level.width
+      skips += [width] * (level.layers + halves)
+    self.down_blocks = nnx.List(down)
+
+    self.mid_block = MidBlock(options(coarsest, (config.middle,), False))
+
     up = []
-    for j, kind in enumerate(config.up_block_types):
-      i = last - j  # the resolution: the way down, backwards
-      attention = kind == "CrossAttnUpBlock2D"
-      layers = config.layers_per_block[i] + 1
-      block = options(i, widths[i], attention, j < last, config.up_transformer_depths[j])
-      up.append(UpBlock(inputs, [skips.pop() for _ in range(layers)], block))
-      inputs = widths[i]
+    for level in reversed(config.levels):
+      read = [skips.pop() for _ in range(level.layers + 1)]
+      up.append(UpBlock(width, read, options(level, level.up, level is not finest)))
+      width = level.width
     self.up_blocks = nnx.List(up)
 
-    self.conv_norm_out = GroupNorm(widths[0], config.norm_num_groups, config.norm_eps)
-    self.conv_out = Conv(widths[0], config.out_channels, config.conv_out_kernel)
+    self.conv_norm_out = GroupNorm(finest.width, config.norm_num_groups, config.norm_eps)
+    self.conv_out = Conv(finest.width, config.out_channels, config.conv_out_kernel)
 
-  def __call__(self, sample: jax.Array, timesteps: jax.Array, context: jax.Array) -> jax.Array:
+  def embed(
+    self,
+    timesteps: jax.Array,
+    text_embeds: jax.Array | None,
+    time_ids: jax.Array | None,
+    dtype: jnp.dtype,
+  ) -> jax.Array:
+    """The embedding `[B, T]` of everything but image and caption that the residual layers read."""
+    waves = partial(sinusoids, flip=self.config.flip_sin_to_cos, shift=self.config.freq_shift)
+    embedding = self.time_embedding(waves(timesteps, self.config.levels[0].width).astype(dtype))
+    if self.add_embedding is None:
+      return embedding
+    numbers = waves(time_ids.reshape(-1), self.config.text_time.sinusoids)  # [B * 6, S]
+    added = [text_embeds.astype(dtype), numbers.reshape(len(time_ids), -1).astype(dtype)]
+    return embedding + self.add_embedding(jnp.concatenate(added, axis=-1))
+
+  def __call__(
+    self,
+    sample: jax.Array,
+    timesteps: jax.Array,
+    context: jax.Array,
+    text_embeds: jax.Array | None = None,
+    time_ids: jax.Array | None = None,
+    dtype: jnp.dtype = jnp.float32,
+  ) -> jax.Array:
     """Predicts for each noisy image.
 
     Args:
-      sample: `[B, H, W, C_in]`; its dtype is the dtype of the computation.
-      timesteps: `[B]`.
+      sample: `[B, H, W, C_in]`.
+      timesteps: `[B]`, integers or float32.
       context: `[B, L, D]`, the text embedding.
+      text_embeds: `[B, P]`, the pooled text embedding, where the config has text_time.
+      time_ids: `[B, 6]`, integers or float32, there too.
+      dtype: Of the computation and of the result.
 
     Returns:
-      `[B, H, W, C_out]` in the dtype of sample.
+      `[B, H, W, C_out]`.
     """
-    config = self.config
-    if config.center_input_sample:
+    sample, context = sample.astype(dtype), context.astype(dtype)
+    if self.config.center_input_sample:
       sample = 2 * sample - 1
-    waves = sinusoids(
-      timesteps,
-      config.block_out_channels[0],
-      flip=config.flip_sin_to_cos,
-      shift=config.freq_shift,
-    )
     # Every residual layer reads the activated embedding: activate it once.
-    time = jax.nn.silu(self.time_embedding(waves.astype(sample.dtype)))
+    time = jax.nn.silu(self.embed(timesteps, text_embeds, time_ids, dtype))
 
     x = self.conv_in(sample)
     skips = [x]
@@ -144,7 +162,12 @@ class UNet2DConditionModel(nnx.Module):
 
 
 def check_inputs(
-  config: UNetConfig, sample: jax.Array, timesteps: jax.Array, context: jax.Array
+  config: UNetConfig,
+  sample: jax.Array,
+  timesteps: jax.Array,
+  context: jax.Array,
+  text_embeds: jax.Array | None,
+  time_ids: jax.Array | None,
 ) -> None:
   """Raises InputError unless the shapes fit the network and each other."""
   if sample.ndim != 4 or sample.shape[-1] != config.in_channels:
@@ -154,9 +177,29 @@ def check_inputs(
   batch = sample.shape[0]
   if timesteps.shape != (batch,):
     raise InputError(f"timesteps must be [{batch}], one per image, got {list(timesteps.shape)}")
-  widths = set(config.cross_attention_dim)
-  if context.ndim != 3 or context.shape[0] != batch or {context.shape[2]} != widths:
+  width = config.cross_attention_dim
+  if context.ndim != 3 or context.shape[0] != batch or context.shape[2] != width:
     raise InputError(
-      f"encoder_hidden_states must be [{batch}, L, {' or '.join(map(str, sorted(widths)))}], "
-      f"got {list(context.shape)}"
+      f"encoder_hidden_states must be [{batch}, L, {width}], got {list(context.shape)}"
     )
+  added = config.text_time
+  for name, array, columns in (
+    ("text_embeds", text_embeds, added and added.text),
+    ("time_ids", time_ids, added and TIME_IDS),
+  ):
+    found = None if array is None else list(array.shape)
+    if found is not None and added is None:
+      raise InputError(
+        f"{name} {found} cannot be used: the network has addition_embed_type = null; leave it out"
+      )
+    if added is not None and found != [batch, columns]:
+      raise InputError(
+        f"{name} must be [{batch}, {columns}] for a network with addition_embed_type = "
+        f"'text_time', got {found}"
+      )
+  for name, array in (("timesteps", timesteps), ("time_ids", time_ids)):
+    if array is not None and array.dtype in (jnp.bfloat16, jnp.float16):
+      raise InputError(
+        f"{name} must be integers or float32, got {array.dtype}, which rounds numbers of their "
+        "size; dtype= says in what the network computes"
+      )

@@ -27,6 +27,9 @@ DEFAULTS = {
   "num_attention_heads": None,
   "use_linear_projection": False,
   "time_embedding_dim": None,
+  "addition_embed_type": None,
+  "addition_time_embed_dim": None,
+  "projection_class_embeddings_input_dim": None,
   "conv_in_kernel": 3,
   "conv_out_kernel": 3,
   "act_fn": "silu",
@@ -42,20 +45,18 @@ FIXED = {
   "encoder_hid_dim_type": None,
   "dual_cross_attention": False,
   "class_embed_type": None,
-  "addition_embed_type": None,
-  "addition_time_embed_dim": None,
   "num_class_embeds": None,
   "resnet_time_scale_shift": "default",
   "time_embedding_type": "positional",
   "time_embedding_act_fn": None,
   "timestep_post_act": None,
   "time_cond_proj_dim": None,
-  "projection_class_embeddings_input_dim": None,
   "attention_type": "default",
   "class_embeddings_concat": False,
 }
 
-# Either the softmax is in float32 anyway, or no block type that is offered reads the field.
+# Either the softmax is in float32 anyway, or no block type that is offered reads the field; the
+# last seven are the state of diffusers' EMAModel, which writes it into the network's config.
 IDLE = frozenset(
   {
     "sample_size",
@@ -65,19 +66,66 @@ IDLE = frozenset(
     "mid_block_only_cross_attention",
     "cross_attention_norm",
     "addition_embed_type_num_heads",
+    "decay",
+    "inv_gamma",
+    "min_decay",
+    "optimization_step",
+    "power",
+    "update_after_step",
+    "use_ema_warmup",
   }
 )
 
 DOWN = ("CrossAttnDownBlock2D", "DownBlock2D")
 UP = ("CrossAttnUpBlock2D", "UpBlock2D")
 
+# SDXL's micro-conditioning: height and width of the original, top and left of the crop, height and
+# width of the target.
+TIME_IDS = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class Level:
+  """One resolution of the network.
+
+  Attributes:
+    width: Channels.
+    layers: Residual layers on the way down; the way up has one more.
+    heads: Heads of its attention.
+    down: Transformer layers behind each residual layer of the way down; empty without attention.
+    up: The same for the way up.
+  """
+
+  width: int
+  layers: int
+  heads: int
+  down: tuple[int, ...]
+  up: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class TextTime:
+  """The conditioning of SDXL, widths in channels.
+
+  Attributes:
+    text: Of the pooled text embedding.
+    sinusoids: Of each of the `TIME_IDS` numbers.
+  """
+
+  text: int
+  sinusoids: int
+
 
 @dataclasses.dataclass(frozen=True)
 class UNetConfig:
-  """The fields that shape the network, one entry per resolution where diffusers allows both.
+  """The fields that shape the network.
 
-  `heads`, `cross_attention_dim`, `layers_per_block` and `transformer_depths` are ordered from the
-  finest resolution to the coarsest; `up_transformer_depths` follows the way up.
+  Attributes not named here are diffusers' fields.
+
+  Attributes:
+    levels: From the finest resolution to the coarsest.
+    middle: Transformer layers of the middle block.
+    text_time: The additional conditioning, or None.
   """
 
   in_channels: int
@@ -85,18 +133,14 @@ class UNetConfig:
   center_input_sample: bool
   flip_sin_to_cos: bool
   freq_shift: float
-  down_block_types: tuple[str, ...]
-  up_block_types: tuple[str, ...]
-  block_out_channels: tuple[int, ...]
-  layers_per_block: tuple[int, ...]
+  levels: tuple[Level, ...]
+  middle: int
   norm_num_groups: int
   norm_eps: float
-  cross_attention_dim: tuple[int, ...]
-  heads: tuple[int, ...]
-  transformer_depths: tuple[tuple[int, ...], ...]
-  up_transformer_depths: tuple[tuple[int, ...], ...]
+  cross_attention_dim: int
   use_linear_projection: bool
   time_embedding_dim: int
+  text_time: TextTime | None
   conv_in_kernel: int
   conv_out_kernel: int
 
@@ -132,6 +176,52 @@ def _check_blocks(values: Mapping[str, Any]) -> int:
   return len(widths)
 
 
+def _text_time(kind: Any, sinusoids: Any, inputs: Any) -> TextTime | None:
+  """The additional conditioning, from the three fields that describe it."""
+  fields.check_choice(NAME, "addition_embed_type", kind, (None, "text_time"))
+  names = ("addition_time_embed_dim", "projection_class_embeddings_input_dim")
+  for name, value in zip(names, (sinusoids, inputs), strict=True):
+    if kind is not None:
+      fields.check_count(NAME, name, value)
+    elif value is not None:
+      expected = "null: it is read beside addition_embed_type = 'text_time' alone"
+      raise fields.unsupported(NAME, name, value, expected)
+  if kind is None:
+    return None
+  text = inputs - TIME_IDS * sinusoids
+  if text < 1:
+    expected = (
+      f"the width of the pooled text embedding plus {TIME_IDS} * addition_time_embed_dim = "
+      f"{TIME_IDS * sinusoids}"
+    )
+    raise fields.unsupported(NAME, names[1], inputs, expected)
+  return TextTime(text, sinusoids)
+
+
+def _transformers(
+  values: dict[str, Any], layers: tuple[int, ...]
+) -> tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...], int]:
+  """Transformer layers of the way down and of the way up, both from the finest level, and between.
+
+  A level without attention has none, whatever the fields say of it.
+  """
+  depths = values.pop("transformer_layers_per_block")
+  up = values.pop("reverse_transformer_layers_per_block")
+  nested = isinstance(depths, tuple) and any(isinstance(d, tuple) for d in depths)
+  if up is None and nested:
+    expected = "a list of lists only beside reverse_transformer_layers_per_block, for the way up"
+    raise fields.unsupported(NAME, "transformer_layers_per_block", depths, expected)
+  if up is None:
+    up = depths[::-1] if isinstance(depths, tuple) else depths
+  down = _depths("transformer_layers_per_block", depths, layers)
+  up = _depths("reverse_transformer_layers_per_block", up, tuple(n + 1 for n in layers[::-1]))
+  middle = down[-1][0]
+  down_kinds, up_kinds = values.pop("down_block_types"), values.pop("up_block_types")
+  down = tuple(d if kind == DOWN[0] else () for d, kind in zip(down, down_kinds, strict=True))
+  up = tuple(d if kind == UP[0] else () for d, kind in zip(up, up_kinds, strict=True))
+  return down, up[::-1], middle
+
+
 def read(config: Mapping[str, Any]) -> UNetConfig:
   """Reads diffusers' config.json of a UNet2DConditionModel.
 
@@ -152,8 +242,12 @@ def read(config: Mapping[str, Any]) -> UNetConfig:
   widths = _per_block("block_out_channels", values.pop("block_out_channels"), blocks)
 
   fields.check_choice(NAME, "act_fn", values.pop("act_fn"), ("silu", "swish"))
+  for name in ("center_input_sample", "flip_sin_to_cos", "use_linear_projection"):
+    fields.check_flag(NAME, name, values[name])
   for name in ("in_channels", "out_channels", "norm_num_groups"):
     fields.check_count(NAME, name, values[name])
+  for name in ("freq_shift", "norm_eps"):
+    fields.check_number(NAME, name, values[name])
   for name in ("conv_in_kernel", "conv_out_kernel"):
     if fields.check_count(NAME, name, values[name]) % 2 == 0:
       raise fields.unsupported(NAME, name, values[name], "an odd size")
@@ -164,41 +258,39 @@ def read(config: Mapping[str, Any]) -> UNetConfig:
       expected = f"a divisor of every width in block_out_channels = {widths}"
       raise fields.unsupported(NAME, "norm_num_groups", groups, expected)
 
+  layers = _per_block("layers_per_block", values.pop("layers_per_block"), blocks)
+  down, up, middle = _transformers(values, layers)
+
   given = values.pop("num_attention_heads")
   if given is not None:
     expected = "null: diffusers refuses it and reads the number of heads from attention_head_dim"
     raise fields.unsupported(NAME, "num_attention_heads", given, expected)
   heads = _per_block("attention_head_dim", values.pop("attention_head_dim"), blocks)
-  # The coarsest resolution has attention always, in the middle block.
-  attends = [
-    values["down_block_types"][i] == DOWN[0] or values["up_block_types"][-1 - i] == UP[0]
-    for i in range(blocks - 1)
-  ] + [True]
-  for width, n, attention in zip(widths, heads, attends, strict=True):
-    if attention and width % n:
-      expected = f"a divisor of the block's width {width} (it is the number of heads)"
-      raise fields.unsupported(NAME, "attention_head_dim", n, expected)
+  levels = tuple(map(Level, widths, layers, heads, down, up))
+  for level in levels:
+    # The coarsest one has attention always, in the middle block.
+    if (level.down or level.up or level is levels[-1]) and level.width % level.heads:
+      expected = f"a divisor of the block's width {level.width} (it is the number of heads)"
+      raise fields.unsupported(NAME, "attention_head_dim", level.heads, expected)
 
-  layers = _per_block("layers_per_block", values.pop("layers_per_block"), blocks)
-  depths = values.pop("transformer_layers_per_block")
-  up = values.pop("reverse_transformer_layers_per_block")
-  nested = isinstance(depths, tuple) and any(isinstance(d, tuple) for d in depths)
-  if up is None and nested:
-    expected = "a list of lists only beside reverse_transformer_layers_per_block, for the way up"
-    raise fields.unsupported(NAME, "transformer_layers_per_block", depths, expected)
-  if up is None:
-    up = depths[::-1] if isinstance(depths, tuple) else depths
-  up_layers = tuple(n + 1 for n in layers[::-1])
+  context = values.pop("cross_attention_dim")
+  if len(set(_per_block("cross_attention_dim", context, blocks))) > 1:
+    expected = "one width: all blocks read the same text embedding"
+    raise fields.unsupported(NAME, "cross_attention_dim", context, expected)
 
   time = values.pop("time_embedding_dim")
-  context = values.pop("cross_attention_dim")
+  if time is not None:
+    fields.check_count(NAME, "time_embedding_dim", time)
+  text_time = _text_time(
+    values.pop("addition_embed_type"),
+    values.pop("addition_time_embed_dim"),
+    values.pop("projection_class_embeddings_input_dim"),
+  )
   return UNetConfig(
     **values,
-    block_out_channels=widths,
-    layers_per_block=layers,
-    heads=heads,
-    cross_attention_dim=_per_block("cross_attention_dim", context, blocks),
-    transformer_depths=_depths("transformer_layers_per_block", depths, layers),
-    up_transformer_depths=_depths("reverse_transformer_layers_per_block", up, up_layers),
+    levels=levels,
+    middle=middle,
+    cross_attention_dim=context[0] if isinstance(context, tuple) else context,
     time_embedding_dim=4 * widths[0] if time is None else time,
+    text_time=text_time,
   )
