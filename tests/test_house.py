@@ -68,7 +68,7 @@ def test_heavy_packages_are_imported_where_they_are_used(file):
 
 
 def test_losses_need_jax_and_numpy_only():
-  allowed = {"jax", "numpy", "dmpo_jax", "math", "typing", "numbers", "collections"}
+  allowed = {"jax", "numpy", "dmpo_jax", "math", "typing", "numbers", "collections", "functools"}
   for file in (ROOT / "losses").glob("*.py"):
     found = {name.split(".")[0] for name in _imports(ast.walk(_tree(file)))}
     assert found <= allowed, f"{file.name} imports {found - allowed}"

@@ -1,10 +1,46 @@
 """Objectives over the four errors of a preference pair: arrays in, arrays out."""
 
+from dmpo_jax.losses.alpha_dpo import alpha_dpo
 from dmpo_jax.losses.base import Diagnostics, PairErrors, denoising_error
 from dmpo_jax.losses.dmpo import dmpo
 from dmpo_jax.losses.dpo import dpo
+from dmpo_jax.losses.dspo import dspo
+from dmpo_jax.losses.dynamic_alpha_dpo import dynamic_alpha_dpo
+from dmpo_jax.losses.f_dpo import f_dpo
+from dmpo_jax.losses.facts import Facts, facts
+from dmpo_jax.losses.hinge import hinge
+from dmpo_jax.losses.ipo import ipo
+from dmpo_jax.losses.kto import kto
+from dmpo_jax.losses.labels import expected, swap
+from dmpo_jax.losses.mapo import mapo
+from dmpo_jax.losses.residuals import Residuals
+from dmpo_jax.losses.sdpo import sdpo
 from dmpo_jax.losses.sft import sft
 
-OBJECTIVES = {"dmpo": dmpo, "dpo": dpo, "sft": sft}
+OBJECTIVES = {
+  "alpha_dpo": alpha_dpo,
+  "dmpo": dmpo,
+  "dpo": dpo,
+  "dspo": dspo,
+  "dynamic_alpha_dpo": dynamic_alpha_dpo,
+  "f_dpo": f_dpo,
+  "hinge": hinge,
+  "ipo": ipo,
+  "kto": kto,
+  "mapo": mapo,
+  "sdpo": sdpo,
+  "sft": sft,
+}
 
-__all__ = ["OBJECTIVES", "Diagnostics", "PairErrors", "denoising_error", "dmpo", "dpo", "sft"]
+__all__ = [
+  "OBJECTIVES",
+  "Diagnostics",
+  "Facts",
+  "PairErrors",
+  "Residuals",
+  "denoising_error",
+  "expected",
+  "facts",
+  "swap",
+  *OBJECTIVES,
+]

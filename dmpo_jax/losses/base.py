@@ -1,6 +1,7 @@
 """What every objective shares: the four errors of a pair, their logit, and the checks."""
 
 import math
+from collections.abc import Callable
 from numbers import Real
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from dmpo_jax.errors import InputError
+from dmpo_jax.losses.facts import Facts
 
 
 class PairErrors(NamedTuple):
@@ -34,7 +36,8 @@ class Diagnostics(NamedTuple):
 
   Attributes:
     logit: z = -beta/2 ((e_w - r_w) - (e_l - r_l)); z > 0: the policy prefers the winner more than
-      the reference does. None where the batch holds no losers.
+      the reference does. None where the batch holds no losers. (`kto` has no factor 1/2, `mapo` a
+      margin of its own: their docstrings say what stands here.)
     reward_w: Implicit reward of the winner, -beta/2 (e_w - r_w).
     reward_l: Implicit reward of the loser, -beta/2 (e_l - r_l). None where there are no losers.
     accuracy: 1 where z > 0, 0 where z < 0, 1/2 on a tie. None where there are no losers.
@@ -71,16 +74,13 @@ def denoising_error(prediction: jax.Array, target: jax.Array) -> jax.Array:
   return jnp.mean(jnp.square(difference), axis=tuple(range(1, difference.ndim)))
 
 
-def check_errors(
-  errors: PairErrors, objective: str, *, losers: bool, reference: bool
-) -> PairErrors:
+def check_errors(errors: PairErrors, objective: Callable) -> PairErrors:
   """The errors as float32 arrays, once shapes, dtypes and the fields an objective needs are right.
 
   Args:
     errors: The errors as the caller gave them.
-    objective: Name of the objective, for the message.
-    losers: Whether the objective needs the losers' errors.
-    reference: Whether it needs the reference's errors.
+    objective: The objective's function: its name is for the message, its `facts` say which fields
+      it needs.
 
   Returns:
     `PairErrors` of float32 arrays `[pairs]` (None stays None).
@@ -89,8 +89,10 @@ def check_errors(
     InputError: A needed field is None, half of the reference is missing, a field is not a vector in
       float32 or wider, or lengths differ.
   """
-  needed = ["policy_w"] + ["policy_l"] * losers + ["reference_w"] * reference
-  needed += ["reference_l"] * (losers and reference)
+  facts: Facts = objective.facts
+  objective = objective.__name__
+  needed = ["policy_w"] + ["policy_l"] * facts.losers + ["reference_w"] * facts.reference
+  needed += ["reference_l"] * (facts.losers and facts.reference)
   for name in needed:
     if getattr(errors, name) is None:
       raise InputError(f"{objective} needs {name}, which is None; give the float32 errors [pairs]")
@@ -113,17 +115,20 @@ def check_errors(
   return PairErrors(**{k: None if v is None else v.astype(jnp.float32) for k, v in arrays.items()})
 
 
-def check_number(name: str, value: float, *, low: float, high: float, closed_low=False) -> float:
-  """`value` as a float if it lies in (low, high), or in [low, high) with `closed_low`.
+def check_number(
+  name: str, value: float, *, low: float, high: float, closed_low=False, closed_high=False
+) -> float:
+  """`value` as a float if it lies in (low, high), the ends included where they are closed.
 
   Raises:
     InputError: It is not a finite real number in that interval; the message names it.
   """
   is_number = isinstance(value, Real) or getattr(value, "ndim", None) == 0
   number = float(value) if is_number and not isinstance(value, bool) else math.nan
-  if not (math.isfinite(number) and (low < number < high or (closed_low and number == low))):
-    bracket = "[" if closed_low else "("
-    raise InputError(f"{name} must be a number in {bracket}{low:g}, {high:g}), got {value!r}")
+  inside = low < number < high or (closed_low and number == low)
+  if not (math.isfinite(number) and (inside or (closed_high and number == high))):
+    left, right = "[" if closed_low else "(", "]" if closed_high else ")"
+    raise InputError(f"{name} must be a number in {left}{low:g}, {high:g}{right}, got {value!r}")
   return number
 
 
@@ -151,7 +156,9 @@ def diagnose(errors: PairErrors, *, beta: float) -> Diagnostics:
     return Diagnostics(logit=None, reward_w=reward_w, reward_l=None, accuracy=None)
   reward_l = reward(errors.policy_l, errors.reference_l)
   logit = reward_w - reward_l
-  accuracy = jnp.where(
-    logit > 0, 1.0, jnp.where(logit < 0, 0.0, jnp.where(logit == 0, 0.5, jnp.nan))
-  )
-  return Diagnostics(logit=logit, reward_w=reward_w, reward_l=reward_l, accuracy=accuracy)
+  return Diagnostics(logit, reward_w, reward_l, implicit_accuracy(logit))
+
+
+def implicit_accuracy(logit: jax.Array) -> jax.Array:
+  """1 where the logit is > 0, 0 where it is < 0, 1/2 on a tie, NaN where it is no number."""
+  return jnp.where(logit > 0, 1.0, jnp.where(logit < 0, 0.0, jnp.where(logit == 0, 0.5, jnp.nan)))

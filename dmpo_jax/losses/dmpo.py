@@ -8,6 +8,7 @@ import numpy as np
 from jax.nn import log_sigmoid
 
 from dmpo_jax.losses.base import Diagnostics, PairErrors, check_errors, check_number, diagnose
+from dmpo_jax.losses.facts import Facts
 
 # Gauss-Legendre nodes and weights on [0, 1]; eight of them integrate the slope below to float32's
 # last digit over |z - u*| <= 3.
@@ -44,8 +45,11 @@ def dmpo(errors: PairErrors, *, beta: float, alpha: float) -> tuple[jax.Array, D
   """
   beta = check_number("beta", beta, low=0.0, high=math.inf)
   alpha = check_number("alpha", alpha, low=0.0, high=0.5)
-  diagnostics = diagnose(check_errors(errors, "dmpo", losers=True, reference=True), beta=beta)
+  diagnostics = diagnose(check_errors(errors, dmpo), beta=beta)
   return _reverse_kl(alpha, diagnostics.logit), diagnostics
+
+
+dmpo.facts = Facts()
 
 
 def _distance(alpha: float, z: jax.Array) -> jax.Array:

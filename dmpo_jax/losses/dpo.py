@@ -6,6 +6,7 @@ import jax
 from jax.nn import log_sigmoid
 
 from dmpo_jax.losses.base import Diagnostics, PairErrors, check_errors, check_number, diagnose
+from dmpo_jax.losses.facts import Facts
 
 
 def dpo(
@@ -36,6 +37,9 @@ def dpo(
   """
   beta = check_number("beta", beta, low=0.0, high=math.inf)
   s = check_number("label_smoothing", label_smoothing, low=0.0, high=0.5, closed_low=True)
-  diagnostics = diagnose(check_errors(errors, "dpo", losers=True, reference=True), beta=beta)
+  diagnostics = diagnose(check_errors(errors, dpo), beta=beta)
   z = diagnostics.logit
   return -(1 - s) * log_sigmoid(z) - s * log_sigmoid(-z), diagnostics
+
+
+dpo.facts = Facts()

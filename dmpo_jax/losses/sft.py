@@ -3,6 +3,7 @@
 import jax
 
 from dmpo_jax.losses.base import Diagnostics, PairErrors, check_errors, diagnose
+from dmpo_jax.losses.facts import Facts
 
 
 def sft(errors: PairErrors) -> tuple[jax.Array, Diagnostics]:
@@ -22,5 +23,8 @@ def sft(errors: PairErrors) -> tuple[jax.Array, Diagnostics]:
 
   Source: the SFT mode of the public Diffusion-DPO program (arXiv 2311.12908).
   """
-  errors = check_errors(errors, "sft", losers=False, reference=False)
+  errors = check_errors(errors, sft)
   return errors.policy_w, diagnose(errors, beta=1.0)
+
+
+sft.facts = Facts(losers=False, reference=False)

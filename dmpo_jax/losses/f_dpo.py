@@ -1,0 +1,101 @@
+"""f-DPO: DPO whose penalty on leaving the reference is another f-divergence."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.nn import log_sigmoid
+
+from dmpo_jax.errors import InputError, unknown
+from dmpo_jax.losses.base import Diagnostics, PairErrors, check_errors, check_number, diagnose
+from dmpo_jax.losses.facts import Facts
+
+# float32 ends at exp(88.7); what is left above exp(80) is for the factors before it.
+LARGEST_EXPONENT = 80.0
+
+_UNUSABLE = "0 lies in the domain of its f', so the partition function does not cancel in a pair"
+REFUSED = {
+  "chi_squared": f"{_UNUSABLE}, and a density ratio that should be negative is cut to 0",
+  "total_variation": f"{_UNUSABLE}, and f' is constant on either side of 1, so it has no gradient",
+}
+
+
+def f_dpo(
+  errors: PairErrors,
+  *,
+  divergence: str,
+  beta: float,
+  inner_scale: float,
+  divergence_alpha: float = 0.5,
+) -> tuple[jax.Array, Diagnostics]:
+  """f-DPO: the log-ratio of DPO is replaced by the derivative of f at the ratio.
+
+      loss = -log σ(beta [g(s_w) - g(s_l)]),   s = -inner_scale/2 (e - r),   g(s) = f'(exp s)
+
+      reverse_kl  g = s              forward_kl  g = -exp(-s)       jeffreys  g = s - exp(-s)
+      js          g = log σ(s)       alpha       g = -exp(-a s)/a,  a = divergence_alpha
+
+  Slopes of g at s = 0 are 1, 1, 2, 1/2 and 1. Errors move by about 1e-3, so with inner_scale 1 g is
+  linear and all of them are DPO with another beta; only where inner_scale (e - r) is of order 1 do
+  they differ. reverse_kl is `dpo` with beta_dpo = beta · inner_scale for every inner_scale.
+
+  Args:
+    errors: float32 `[pairs]`, all four fields.
+    divergence: "reverse_kl", "forward_kl", "js", "alpha" or "jeffreys".
+    beta: Temperature before the difference, > 0. To compare with DPO at beta_dpo, beta_dpo divided
+      by inner_scale: 5000/16384 for SD1.5 at 512 px.
+    inner_scale: c, > 0. With c = d = H·W·C of what is denoised (16384 for SD1.5 at 512 px, 65536
+      for SDXL at 1024 px) s is the log-ratio of the path; that is the value to start from.
+    divergence_alpha: a in (0, 1), for "alpha" alone: near 1 it is forward_kl, near 0 reverse_kl.
+
+  Returns:
+    loss: float32 `[pairs]`. Exponents are cut at 80, where exp ends in float32 once factors stand
+      before it: an image with s < -80 (-80/a for alpha) adds a large constant without gradient.
+    diagnostics: `Diagnostics` of DPO at the same beta · inner_scale, float32 `[pairs]`; the sign of
+      the logit is that of the argument of σ, for g increases.
+
+  Raises:
+    InputError: The divergence is unknown, or chi_squared or total_variation (the message says why);
+      a hyperparameter is out of range, a field is missing, shapes or dtypes are wrong.
+
+  Source: arXiv 2309.16240 (f-DPO for language models), its structure carried to errors. arXiv
+    2409.09774 is the paper for diffusion; only its abstract could be read.
+  """
+  if divergence in REFUSED:
+    raise InputError(f"divergence {divergence!r} cannot be used: {REFUSED[divergence]}")
+  if divergence not in _DERIVATIVES:
+    raise unknown("divergence", divergence, _DERIVATIVES)
+  beta = check_number("beta", beta, low=0.0, high=math.inf)
+  scale = check_number("inner_scale", inner_scale, low=0.0, high=math.inf)
+  a = check_number("divergence_alpha", divergence_alpha, low=0.0, high=1.0)
+  errors = check_errors(errors, f_dpo)
+  diagnostics = diagnose(errors, beta=beta * scale)
+  if divergence == "reverse_kl":  # g is linear, so both factors are one: DPO to the last bit
+    return -log_sigmoid(diagnostics.logit), diagnostics
+  ratio = diagnose(errors, beta=scale)  # its rewards are s
+  g = _DERIVATIVES[divergence]
+  return -log_sigmoid(beta * (g(ratio.reward_w, a) - g(ratio.reward_l, a))), diagnostics
+
+
+f_dpo.facts = Facts()
+
+
+def _growth(x: jax.Array) -> jax.Array:
+  """exp(x) - 1, the exponent cut."""
+  return jnp.expm1(jnp.minimum(x, LARGEST_EXPONENT))
+
+
+def _js(s: jax.Array) -> jax.Array:
+  """log σ(s) + log 2, in a form whose terms do not cancel around 0."""
+  return jnp.minimum(s, 0) - jnp.log1p(jnp.expm1(-jnp.abs(s)) / 2)
+
+
+# g up to a constant, which the difference of two drops: each is 0 at s = 0, where small differences
+# would drown in the constant.
+_DERIVATIVES = {
+  "reverse_kl": lambda s, a: s,
+  "forward_kl": lambda s, a: -_growth(-s),
+  "js": lambda s, a: _js(s),
+  "alpha": lambda s, a: -_growth(-a * s) / a,
+  "jeffreys": lambda s, a: s - _growth(-s),
+}
