@@ -186,15 +186,15 @@ def layers_of(lora: trees.Tree) -> dict[str, tuple[Any, Any]]:
   return layers
 
 
-def check(layers: Mapping[str, tuple[Any, Any]], base: trees.Tree) -> None:
+def mismatches(layers: Mapping[str, tuple[Any, Any]], base: trees.Tree) -> list[str]:
   """Compares the layers of a LoRA with those of a network.
 
   Args:
     layers: As `layers_of` returns them.
     base: The base's tree; arrays or `jax.ShapeDtypeStruct`s.
 
-  Raises:
-    InputError: Lists every layer that the base does not have or that has another shape there.
+  Returns:
+    A line for each layer that the base does not have or that has another shape there.
   """
   kernels = _kernels(base)
   problems = []
@@ -204,7 +204,20 @@ def check(layers: Mapping[str, tuple[Any, Any]], base: trees.Tree) -> None:
       problems.append(f"{name}: the base has no such linear layer or convolution")
     elif kernels[name].shape != shape:
       problems.append(f"{name}: made for {list(shape)}, the base's is {list(kernels[name].shape)}")
-  if problems:
+  return problems
+
+
+def check(layers: Mapping[str, tuple[Any, Any]], base: trees.Tree) -> None:
+  """Refuses a LoRA that was made for another network.
+
+  Args:
+    layers: As `layers_of` returns them.
+    base: The base's tree; arrays or `jax.ShapeDtypeStruct`s.
+
+  Raises:
+    InputError: Lists the `mismatches`.
+  """
+  if problems := mismatches(layers, base):
     raise InputError(_listed("the LoRA was made for another network", problems))
 
 
