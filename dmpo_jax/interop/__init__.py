@@ -1,16 +1,24 @@
 """Diffusers folders and torch state dicts, to and from parameter trees."""
 
-from dmpo_jax.interop.pipeline import Pipeline, load_pipeline, pixel_pipeline, save_pipeline
+from dmpo_jax.interop.load import load_network, load_pipeline
+from dmpo_jax.interop.lora import Lora, load_lora, save_kohya_lora, save_lora
+from dmpo_jax.interop.pipeline import Pipeline, pixel_pipeline
+from dmpo_jax.interop.save import save_pipeline
 from dmpo_jax.interop.state_dict import from_torch_state, to_torch_state
 from dmpo_jax.interop.tokenizer import Tokens, build_tokenizer, tokenize
 
 __all__ = [
+  "Lora",
   "Pipeline",
   "Tokens",
   "build_tokenizer",
   "from_torch_state",
+  "load_lora",
+  "load_network",
   "load_pipeline",
   "pixel_pipeline",
+  "save_kohya_lora",
+  "save_lora",
   "save_pipeline",
   "to_torch_state",
   "tokenize",

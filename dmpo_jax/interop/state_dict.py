@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from dmpo_jax.errors import InputError
@@ -33,13 +34,7 @@ def to_torch_state(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     InputError: Leaves of another name, or two leaves that get one torch name.
   """
   leaves = trees.flatten(params)
-  state = {}
-  for name, path in torch_names(params).items():
-    array = np.asarray(leaves[path])
-    if _is_kernel(path):
-      array = array.transpose(array.ndim - 1, array.ndim - 2, *range(array.ndim - 2))
-    state[name] = np.asarray(array, order="C")
-  return state
+  return {name: to_torch(leaves[path], path) for name, path in torch_names(params).items()}
 
 
 def from_torch_state(
@@ -63,8 +58,7 @@ def from_torch_state(
   filled = {}
   for name, path in torch_names(abstract_params).items():
     array = np.asarray(state[name])
-    if _is_kernel(path):
-      array = array.transpose(*range(2, array.ndim), 1, 0)
+    array = array.transpose(np.argsort(torch_axes(path, array.ndim)))
     filled[path] = np.asarray(array, dtype=leaves[path].dtype, order="C")
   return trees.unflatten(filled)
 
@@ -87,7 +81,7 @@ def check_state(state: Mapping[str, Any], abstract_params: Mapping[str, Any]) ->
       if name.rpartition(".")[2] not in BUFFERS:
         problems.append(f"surplus: {name}")
       continue
-    expected = _torch_shape(names[name], leaves[names[name]].shape)
+    expected = torch_shape(names[name], leaves[names[name]].shape)
     if tuple(array.shape) != expected:
       problems.append(f"misshapen: {name} is {list(array.shape)}, expected {list(expected)}")
     elif str(array.dtype) not in FLOATS:
@@ -125,9 +119,56 @@ def torch_names(params: Mapping[str, Any]) -> dict[str, str]:
   return names
 
 
-def _is_kernel(path: str) -> bool:
-  return path.rpartition(".")[2] == "kernel"
+def torch_axes(path: str, ndim: int) -> tuple[int, ...]:
+  """Our axes in torch's order: a leaf in torch's layout is `leaf.transpose(torch_axes(...))`."""
+  if path.rpartition(".")[2] != "kernel":
+    return tuple(range(ndim))
+  return (ndim - 1, ndim - 2, *range(ndim - 2))
 
 
-def _torch_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-  return (shape[-1], shape[-2], *shape[:-2]) if _is_kernel(path) else tuple(shape)
+def torch_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+  """The shape that a leaf of our shape has in torch."""
+  return tuple(shape[axis] for axis in torch_axes(path, len(shape)))
+
+
+def to_torch(leaf: Any, path: str, dtype: str | None = None) -> np.ndarray:
+  """A leaf in torch's layout, C-contiguous, in another dtype if one is given."""
+  array = np.asarray(leaf)
+  return cast(array.transpose(torch_axes(path, array.ndim)), dtype, path)
+
+
+def cast(array: np.ndarray, dtype: str | None, path: str) -> np.ndarray:
+  """The array as a C-contiguous one of that dtype (None: its own); it is copied only if it must be.
+
+  Raises:
+    InputError: A number becomes infinite: it is too large for the dtype.
+  """
+  with np.errstate(over="ignore"):
+    new = np.asarray(array, dtype=dtype and jnp.dtype(dtype), order="C")
+  # Widening loses nothing, and only float16 is too narrow for what networks hold.
+  if new.dtype.itemsize < array.dtype.itemsize or new.dtype == np.float16 != array.dtype:
+    lost = np.isinf(new) & np.isfinite(array)
+    if lost.any():
+      largest = np.abs(array[lost]).max()
+      raise InputError(
+        f"{path} holds {largest:g}, which is infinite in {dtype}, whose largest number is "
+        f"{float(jnp.finfo(new.dtype).max):g}; choose bfloat16 or float32"
+      )
+  return new
+
+
+def float_name(dtype: Any) -> str | None:
+  """The name of a dtype for parameters; None stays None (as stored).
+
+  Raises:
+    InputError: There is no such dtype, or it is not one for parameters.
+  """
+  try:
+    name = None if dtype is None else jnp.dtype(dtype).name
+  except TypeError:
+    name = ""
+  if name is not None and name not in FLOATS:
+    raise InputError(
+      f"dtype is {dtype!r}; expected {', '.join(FLOATS)}, or None to leave it as it is"
+    )
+  return name

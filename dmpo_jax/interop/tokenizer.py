@@ -6,13 +6,16 @@ installed.
 
 from __future__ import annotations
 
+import copy
 import itertools
+import pathlib
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from dmpo_jax.errors import InputError
+from dmpo_jax.interop import files
 
 if TYPE_CHECKING:
   from transformers import CLIPTokenizer
@@ -111,6 +114,32 @@ def tokenize(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> Tokens:
   batch = tokenizer(captions, truncation=True, max_length=length, padding="max_length")
   truncated = sum(bool(encoding.overflowing) for encoding in batch.encodings)
   return Tokens(np.asarray(batch["input_ids"], np.int32), truncated)
+
+
+def read_tokenizer(folder: pathlib.Path) -> CLIPTokenizer:
+  """Reads the tokenizer in a folder: tokenizer.json, or vocab.json and merges.txt.
+
+  Raises:
+    InputError: The folder holds none, or a damaged one.
+  """
+  from transformers import CLIPTokenizer
+
+  there = [folder / name for name in ("tokenizer.json", "vocab.json") if (folder / name).is_file()]
+  if not there:
+    raise InputError(f"{folder} holds no tokenizer: neither tokenizer.json nor vocab.json is there")
+  for file in there:
+    files.read_json(file)
+  return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def write_tokenizer(folder: pathlib.Path, tokenizer: CLIPTokenizer) -> None:
+  """Writes a tokenizer in the present form and in the one that transformers before 5 reads."""
+  # A call leaves its padding and truncation behind in the tokenizer, and they would be saved.
+  tokenizer = copy.deepcopy(tokenizer)
+  tokenizer.backend_tokenizer.no_padding()
+  tokenizer.backend_tokenizer.no_truncation()
+  tokenizer.save_pretrained(folder)
+  tokenizer.backend_tokenizer.model.save(str(folder))
 
 
 def _byte_alphabet() -> list[str]:

@@ -84,7 +84,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, show_progress: bool = Tr
   pipeline = start.load_pipeline(config, examples.captions)
   tokens = interop.tokenize(pipeline.tokenizer, examples.captions)
   kept = {k: v for k, v in config.to_dict().items() if k not in FREE_KEYS}
-  if config.pipeline:
+  if config.pipeline and pathlib.Path(config.pipeline).is_dir():
     kept["pipeline"] = str(pathlib.Path(config.pipeline).absolute())
   identity = {
     "config": kept,
@@ -110,8 +110,15 @@ class _Run:
         raise unknown("component in config.trained", name, pipeline.params)
     self.trained = {name: pipeline.params[name] for name in config.trained}
     self.frozen = {k: v for k, v in pipeline.params.items() if k not in self.trained}
+    columns = {
+      "images": examples.images,
+      "input_ids": tokens.ids,
+      "example_id": examples.ids,
+      "label": examples.labels,
+      "weight": examples.weights,
+    }
     self.loader = data.Loader(
-      {"images": examples.images, "input_ids": tokens.ids, "example_id": examples.ids},
+      {name: column for name, column in columns.items() if column is not None},
       batch_size=config.batch_size,
       seed=config.seed,
     )

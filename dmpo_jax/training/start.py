@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-import pathlib
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from dmpo_jax import data, diffusion, interop, losses, models
 from dmpo_jax.errors import InputError, unknown
 from dmpo_jax.training import config as configs
-from dmpo_jax.training.objective import Networks, Objective
+from dmpo_jax.training.objective import Loss, Networks, Objective
 
 
 def load_examples(config: ConfigDict) -> data.Examples:
@@ -22,17 +22,17 @@ def load_examples(config: ConfigDict) -> data.Examples:
 
 
 def load_pipeline(config: ConfigDict, captions: list[str]) -> interop.Pipeline:
-  """The pipeline a run starts from: the config's folder, or new networks with random parameters.
+  """The pipeline a run starts from: the one the config names, or new random networks.
 
   Args:
-    config: A checked config.
+    config: A checked config; its pipeline is a folder or the "owner/name" of one on the hub.
     captions: The captions of the data; a new pipeline's vocabulary is made of their words.
 
   Returns:
     `interop.Pipeline`.
 
   Raises:
-    InputError: The folder is no pipeline, or the description of new networks is incomplete.
+    InputError: The pipeline cannot be read, or the description of new networks is incomplete.
   """
   model = config.model.to_dict()
   components = {"unet", "text_encoder", "scheduler"}
@@ -40,7 +40,7 @@ def load_pipeline(config: ConfigDict, captions: list[str]) -> interop.Pipeline:
     if name not in components:
       raise unknown("component in config.model", name, components)
   if config.pipeline:
-    pipeline = interop.load_pipeline(pathlib.Path(config.pipeline))
+    pipeline = interop.load_pipeline(config.pipeline)
     if set(model) - {"scheduler"}:
       raise InputError(
         f"config.pipeline is {config.pipeline!r}, so config.model may only change its scheduler, "
@@ -68,6 +68,27 @@ def load_pipeline(config: ConfigDict, captions: list[str]) -> interop.Pipeline:
   return interop.pixel_pipeline(model, params, tokenizer)
 
 
+def make_loss(section: Mapping) -> Loss:
+  """The objective that a config's `loss` section names, its hyperparameters bound.
+
+  Args:
+    section: `name` and the objective's keyword-only arguments; the `base` of a wrapper is a section
+      of the same kind: {"name": "sdpo", "mu": 0.9, "base": {"name": "dpo", "beta": 2000.0}}.
+
+  Returns:
+    (errors) or (errors, residuals) -> (loss, diagnostics), as `losses.facts` of it says.
+
+  Raises:
+    InputError: A name or a key is not known, or a needed key is missing.
+  """
+  if not isinstance(section, Mapping | ConfigDict):
+    raise InputError(f"an objective is a section with a name and its arguments, got {section!r}")
+  function, hyperparameters = configs.select("objective", section, losses.OBJECTIVES)
+  if "base" in hyperparameters:
+    hyperparameters["base"] = make_loss(hyperparameters["base"])
+  return functools.partial(function, **hyperparameters)
+
+
 def make_objective(
   config: ConfigDict, pipeline: interop.Pipeline, null_ids: np.ndarray
 ) -> Objective:
@@ -77,14 +98,22 @@ def make_objective(
     InputError: The objective, one of its keys, or the timestep sampler is not known.
   """
   schedule = diffusion.from_config(pipeline.configs["scheduler"])
-  function, hyperparameters = configs.select("objective", config.loss, losses.OBJECTIVES)
+  loss = make_loss(config.loss)
+  if losses.facts(loss).reference != config.reference:
+    name = config.loss.name
+    raise InputError(
+      f"objective {name!r} needs the errors of the frozen starting pipeline: config.reference=True"
+      if losses.facts(loss).reference
+      else f"objective {name!r} uses no reference, which would only cost a copy of the parameters "
+      "and a forward: config.reference=False"
+    )
   return Objective(
     networks=Networks(
       unet=models.build(pipeline.configs["unet"]).apply,
       text_encoder=models.build(pipeline.configs["text_encoder"]).apply,
     ),
     schedule=schedule,
-    loss=functools.partial(function, **hyperparameters),
+    loss=loss,
     timesteps=diffusion.timesteps.make(config.timesteps.to_dict(), len(schedule.alphas_cumprod)),
     caption_dropout=config.caption_dropout,
     seed=config.seed,

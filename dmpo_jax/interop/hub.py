@@ -1,0 +1,111 @@
+"""Where a pipeline or a network lies: a folder, or the hub's cache after a download."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import re
+from collections.abc import Callable, Collection, Iterator
+
+from dmpo_jax.errors import InputError
+from dmpo_jax.interop import files
+
+REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+Choose = Callable[[pathlib.Path, Collection[str]], list[str]]
+
+
+def locate(
+  source: str | os.PathLike, anchor: str, choose: Choose, *, revision: str | None
+) -> pathlib.Path:
+  """The folder that a source stands for; what it needs from the hub is downloaded.
+
+  Args:
+    source: A folder, or a string "owner/name": a repository of the hub, unless such a folder
+      exists.
+    anchor: The file by which the rest is chosen.
+    choose: `choose(folder, names)`, with a folder that holds the anchor and the names of the
+      repository's files, returns those to download.
+    revision: Branch, tag or commit of the repository; None: its main branch.
+
+  Returns:
+    The folder. A local one is not checked.
+
+  Raises:
+    InputError: The source is neither a folder nor a repository, or the repository cannot be read.
+  """
+  if isinstance(source, str) and REPOSITORY.fullmatch(source) and not os.path.isdir(source):
+    return _download(source, anchor, choose, revision)
+  folder = pathlib.Path(source)
+  if not folder.is_dir():
+    raise InputError(
+      f"{str(source)!r} is neither a folder nor the name of a repository on the hub, which is a "
+      'string "owner/name"'
+    )
+  if revision is not None:
+    raise InputError(
+      f"revision is {revision!r}, but {str(source)!r} is a folder; only repositories of the hub "
+      "have revisions"
+    )
+  return folder
+
+
+def _download(repository: str, anchor: str, choose: Choose, revision: str | None) -> pathlib.Path:
+  from huggingface_hub import HfApi, errors, hf_hub_download, snapshot_download
+
+  with _in_plain_words(repository, anchor, revision):
+    file = pathlib.Path(hf_hub_download(repository, anchor, revision=revision))
+    folder = file.parents[anchor.count("/")]
+    commit = folder.name  # the same for all that follows, even if the branch moves meanwhile
+    try:
+      names = HfApi().list_repo_files(repository, revision=commit)
+    except (errors.HTTPError, OSError):
+      names = None
+    if names is None:
+      names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+      with files.located(f"the hub cannot be reached, and {folder} is what its cache has"):
+        choose(folder, names)
+      return folder
+    with files.located(f"{repository} at {revision or commit}"):
+      wanted = choose(folder, names)
+    snapshot_download(repository, revision=commit, allow_patterns=wanted)
+  return folder
+
+
+@contextlib.contextmanager
+def _in_plain_words(repository: str, anchor: str, revision: str | None) -> Iterator[None]:
+  """Turns the hub's errors into ours; the more special ones come first."""
+  from huggingface_hub import constants, errors
+
+  login = "log in with `hf auth login` or set HF_TOKEN"
+  try:
+    yield
+  except errors.GatedRepoError as error:
+    raise InputError(
+      f"{repository} is gated: accept its conditions on {constants.ENDPOINT}/{repository}, then "
+      f"{login}"
+    ) from error
+  except errors.RepositoryNotFoundError as error:
+    raise InputError(
+      f"{repository!r} is neither a folder here nor a repository on {constants.ENDPOINT} that you "
+      f"may see; check the name, and if it is private, {login}"
+    ) from error
+  except errors.RevisionNotFoundError as error:
+    raise InputError(
+      f"{repository} has no revision {revision!r}; look for its branches and tags on "
+      f"{constants.ENDPOINT}/{repository}/tree/main"
+    ) from error
+  except errors.LocalEntryNotFoundError as error:
+    raise InputError(
+      f"{repository!r} is no folder here, the hub ({constants.ENDPOINT}) cannot be reached, and "
+      f"its cache ({constants.HF_HUB_CACHE}) does not hold revision {revision or 'main'}; connect "
+      "to the network, unset HF_HUB_OFFLINE if it is set, or give a folder"
+    ) from error
+  except errors.EntryNotFoundError as error:
+    raise InputError(
+      f"{repository} has no {anchor}; a pipeline has a model_index.json, and a network that lies "
+      "by itself a config.json"
+    ) from error
+  except (errors.HTTPError, errors.HFValidationError, OSError) as error:
+    raise InputError(f"{repository} cannot be downloaded: {error}") from error

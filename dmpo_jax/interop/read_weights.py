@@ -1,0 +1,182 @@
+"""A network's weights from safetensors files, leaf by leaf, into numpy or onto devices."""
+
+import functools
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import safetensors
+
+from dmpo_jax import models
+from dmpo_jax.errors import InputError
+from dmpo_jax.interop import files, state_dict, weight_names
+from dmpo_jax.models import trees
+
+# Published text encoders carry this in front of their names, files by transformers 5 do not, and it
+# reads both. Our trees have it.
+TEXT_PREFIX = "text_model."
+
+# What attention layers of autoencoders were called before diffusers 0.18; SD1.5's file has them.
+OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+STORED = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+def read_network(
+  folder: pathlib.Path,
+  config: Mapping[str, Any],
+  *,
+  variant: str | None,
+  dtype: str | None,
+  shardings: Callable[[trees.Tree], trees.Tree] | None,
+) -> dict[str, Any]:
+  """The parameters of the network in a folder; there is never a second copy of more than a leaf.
+
+  Args:
+    folder: Holds the weights.
+    config: Says which they are.
+    variant: Which files to read.
+    dtype: One of `state_dict.FLOATS`, or None for each leaf's own.
+    shardings: From the abstract tree to a tree of shardings: each leaf is then a jax.Array, of
+      which this process reads what its devices hold. None: numpy arrays.
+
+  Returns:
+    A parameter tree.
+
+  Raises:
+    InputError: No weights, damaged ones, or such that do not fit the config.
+  """
+  with files.located(folder):
+    abstract = models.abstract(config)
+    names = state_dict.torch_names(abstract)
+    entries = _aligned(_open(folder, config, variant), names)
+    state_dict.check_state(entries, abstract)
+    targets = {} if shardings is None else trees.flatten(shardings(abstract))
+    leaves = {}
+    for name, path in names.items():
+      if shardings is None:
+        leaves[path] = _read(entries[name], path, None, dtype)
+      elif path in targets:
+        leaves[path] = _place(entries[name], path, targets[path], dtype)
+      else:
+        raise InputError(f"the tree of shardings has none for {path}")
+    return trees.unflatten(leaves)
+
+
+class _Entry(NamedTuple):
+  """A tensor in an open safetensors file; nothing is read before `read`."""
+
+  file: safetensors.safe_open
+  name: str
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    return tuple(self.file.get_slice(self.name).get_shape())
+
+  @property
+  def dtype(self) -> str:
+    stored = self.file.get_slice(self.name).get_dtype()
+    return STORED.get(stored, stored)
+
+  def read(self, index: tuple[slice, ...] | None) -> np.ndarray:
+    """The part at `index`, in torch's layout; None for all of it."""
+    if index is None:
+      return self.file.get_tensor(self.name)
+    return self.file.get_slice(self.name)[index]
+
+
+def _read(
+  entry: _Entry, path: str, index: tuple[slice, ...] | None, dtype: str | None
+) -> np.ndarray:
+  """The part of a leaf at `index` (of our layout), as a C-contiguous array."""
+  axes = state_dict.torch_axes(path, len(entry.shape))
+  if index is not None:
+    index = tuple(index[axis] for axis in axes)
+  array = entry.read(index).transpose(np.argsort(axes))
+  return state_dict.cast(array, dtype, path)
+
+
+def _place(
+  entry: _Entry, path: str, sharding: jax.sharding.Sharding, dtype: str | None
+) -> jax.Array:
+  """A leaf on the devices of a sharding."""
+  axes = state_dict.torch_axes(path, len(entry.shape))
+  shape = tuple(entry.shape[axis] for axis in np.argsort(axes))
+
+  @functools.cache  # devices that hold the same part
+  def part(*bounds: tuple[int, int]) -> np.ndarray:
+    whole = all(bound == (0, size) for bound, size in zip(bounds, shape, strict=True))
+    index = None if whole else tuple(slice(*bound) for bound in bounds)
+    return _read(entry, path, index, dtype)
+
+  def callback(index: tuple[slice, ...]) -> np.ndarray:
+    return part(*(s.indices(size)[:2] for s, size in zip(index, shape, strict=True)))
+
+  return jax.make_array_from_callback(shape, sharding, callback)
+
+
+def _aligned(entries: Mapping[str, _Entry], expected: Mapping[str, str]) -> dict[str, _Entry]:
+  """The entries under the names of our trees."""
+  aligned: dict[str, _Entry] = {}
+  for name, entry in entries.items():
+    new = _present_name(name, expected)
+    if new in aligned:
+      raise InputError(
+        f"{new} is there twice, also as {name if aligned[new].name == new else aligned[new].name}; "
+        "the file mixes two ways of naming"
+      )
+    aligned[new] = entry
+  return aligned
+
+
+def _present_name(name: str, expected: Mapping[str, str]) -> str:
+  if name in expected:
+    return name
+  if f"{TEXT_PREFIX}{name}" in expected:
+    return f"{TEXT_PREFIX}{name}"
+  layer, _, leaf = name.rpartition(".")
+  block, _, old = layer.rpartition(".")
+  renamed = f"{block}.{OLD_NAMES.get(old, old)}.{leaf}"
+  return renamed if renamed in expected else name
+
+
+def _open(
+  folder: pathlib.Path, config: Mapping[str, Any], variant: str | None
+) -> dict[str, _Entry]:
+  """The tensors of a folder's weights file, or of the shards that its index names."""
+  names = [file.name for file in folder.iterdir()]
+  found = weight_names.find(names, weight_names.stem(config), variant)
+  if not found:
+    raise weight_names.explain_absence(names, config, variant, str(folder))
+  if found[0].endswith(weight_names.SUFFIX):
+    return _entries(folder / found[0])
+  index = folder / found[0]
+  weight_map = files.read_json(index).get("weight_map")
+  if not isinstance(weight_map, dict) or not weight_map:
+    raise InputError(f"{index.name} names no shards: it has no weight_map; download it again")
+  shards = sorted(set(weight_map.values()))
+  absent = [name for name in shards if not (folder / name).is_file()]
+  if absent:
+    raise InputError(f"{index.name} names shards that are not there: {', '.join(absent)}")
+  held = {(name, file): entry for file in shards for name, entry in _entries(folder / file).items()}
+  listed = set(weight_map.items())
+  problems = [f"{file} holds {name}, which is not listed" for name, file in held.keys() - listed]
+  problems += [f"{name} is not in {file}" for name, file in listed - held.keys()]
+  if problems:
+    raise InputError(
+      f"{index.name} and its shards do not belong together; download them again:"
+      + "".join(f"\n  {problem}" for problem in sorted(problems))
+    )
+  return {name: entry for (name, _), entry in held.items()}
+
+
+def _entries(file: pathlib.Path) -> dict[str, _Entry]:
+  try:
+    opened = safetensors.safe_open(file, framework="numpy")
+  except (safetensors.SafetensorError, OSError) as error:
+    raise InputError(
+      f"{file.name} is damaged or cut short ({error}); download or export it again"
+    ) from error
+  return {name: _Entry(opened, name) for name in opened.keys()}  # noqa: SIM118

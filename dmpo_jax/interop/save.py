@@ -1,0 +1,133 @@
+"""Pipeline folders in diffusers' layout, written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from dmpo_jax.errors import InputError
+from dmpo_jax.interop import files, state_dict, tokenizer, weight_names, write_weights
+from dmpo_jax.interop.pipeline import INDEX, NETWORKS, Pipeline, config_file
+
+
+def save_pipeline(
+  folder: str | os.PathLike,
+  pipeline: Pipeline,
+  *,
+  dtype: Any = None,
+  max_shard_size: int | str = "10GB",
+  variant: str | None = None,
+) -> None:
+  """Writes a pipeline folder that diffusers loads; it appears whole or not at all.
+
+  Everything is written to a hidden folder beside the target, which is then renamed. A pipeline that
+  lies there already stays until the new one is complete. Of several processes, one must call this.
+  Parameters are fetched, cast and written one at a time.
+
+  Args:
+    folder: The target: absent, empty, or a pipeline folder to replace.
+    pipeline: The pipeline; parameters must fit the configs. What it carries is copied as it is.
+    dtype: Of the parameters in the files: "float32", "float16", "bfloat16", or None for each leaf's
+      own.
+    max_shard_size: Bytes, or a string such as "5GB" (10^9 bytes each): larger networks are split
+      into files of at most that size, with an index. A parameter is never split.
+    variant: Part of the weights' file names, as in diffusion_pytorch_model.fp16.safetensors; who
+      loads them must name it too.
+
+  Raises:
+    InputError: An argument is not valid, the target is something else than a pipeline folder or
+      cannot be made, a parameter has another name, shape or dtype than its config asks for or is
+      too large a number for the dtype, or something that is carried is gone.
+  """
+  dtype = state_dict.float_name(dtype)
+  max_shard_size = write_weights.parse_size(max_shard_size)
+  if variant is not None and not variant.replace("_", "").replace("-", "").isalnum():
+    raise InputError(f"variant is {variant!r}; expected letters, digits, - and _")
+  folder = pathlib.Path(folder).resolve()
+  partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
+  try:
+    occupied = folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))
+    if occupied and not (folder / INDEX).is_file():
+      raise InputError(
+        f"{folder} exists and is no pipeline folder (no {INDEX}); choose another target or remove "
+        "it"
+      )
+    partial.mkdir(parents=True)
+  except OSError as error:
+    raise InputError(f"cannot write to {folder.parent}: {error}; choose another target") from error
+  try:
+    _write_small(partial, pipeline, dtype)
+    for name, params in pipeline.params.items():
+      with files.located(f"{name} parameters"):
+        write_weights.write_network(
+          partial / name,
+          pipeline.configs[name],
+          params,
+          variant=variant,
+          dtype=dtype,
+          max_shard_size=max_shard_size,
+        )
+    _copy_carried(partial, pipeline)
+    _swap(partial, folder, partial.with_suffix(".old"))
+  except OSError as error:
+    raise InputError(f"cannot write {folder}: {error}") from error
+  finally:
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_small(folder: pathlib.Path, pipeline: Pipeline, dtype: str | None) -> None:
+  files.write_json(folder / INDEX, pipeline.model_index)
+  for name in (*pipeline.params, "scheduler"):
+    if name not in pipeline.configs:
+      raise InputError(f"the pipeline has no config for {name!r}")
+    (folder / name).mkdir()
+    files.write_json(folder / name / config_file(name), _stating(dtype, pipeline.configs[name]))
+  for name, held in (("tokenizer", pipeline.tokenizer), ("tokenizer_2", pipeline.tokenizer_2)):
+    if held is not None:
+      tokenizer.write_tokenizer(folder / name, held)
+
+
+def _stating(dtype: str | None, config: Mapping[str, Any]) -> dict[str, Any]:
+  """The config with the new dtype where it states one; transformers loads weights in that."""
+  return {
+    field: dtype if dtype and field in ("dtype", "torch_dtype") else value
+    for field, value in config.items()
+  }
+
+
+def _copy_carried(folder: pathlib.Path, pipeline: Pipeline) -> None:
+  for name, source in pipeline.carried.items():
+    if not source.exists():
+      raise InputError(
+        f"{name} is to be copied from {source}, which is gone or was never downloaded; load the "
+        "whole pipeline again"
+      )
+    if source.is_file():
+      shutil.copyfile(source, folder / name)
+      continue
+    there = [file.name for file in source.iterdir()]
+    if name in NETWORKS and not any(
+      weight_names.variants(there, stem) for stem in weight_names.STEMS
+    ):
+      raise InputError(
+        f"{name} was not loaded, and {source}, from which it is to be copied, holds no weights; "
+        "load the whole pipeline"
+      )
+    shutil.copytree(source, folder / name)
+
+
+def _swap(partial: pathlib.Path, folder: pathlib.Path, aside: pathlib.Path) -> None:
+  """Renames `partial` to `folder`; what lies there steps aside first and is deleted last."""
+  try:
+    if folder.exists():
+      folder.rename(aside)
+    partial.rename(folder)
+  finally:
+    if aside.exists() and not folder.exists():
+      aside.rename(folder)
+  if aside.exists():
+    shutil.rmtree(aside)

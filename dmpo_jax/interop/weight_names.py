@@ -1,0 +1,115 @@
+"""The names of the files in which diffusers and transformers keep a network's weights."""
+
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from dmpo_jax.errors import InputError
+from dmpo_jax.interop import files
+
+SUFFIX = ".safetensors"
+STEMS = ("diffusion_pytorch_model", "model")
+PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+
+
+def stem(config: Mapping[str, Any]) -> str:
+  """How the weights files of a config's library begin: diffusers' configs have a `_class_name`."""
+  return STEMS[0] if config.get("_class_name") else STEMS[1]
+
+
+def single(stem: str, variant: str | None) -> str:
+  """The file of weights that are in one: `model.safetensors`, `model.fp16.safetensors`."""
+  return f"{_with(stem, variant)}{SUFFIX}"
+
+
+def shard(stem: str, variant: str | None, number: int, count: int) -> str:
+  """A file of several, from 1: `model-00001-of-00002.safetensors`, with `model.fp16` in front."""
+  return f"{_with(stem, variant)}-{number:05d}-of-{count:05d}{SUFFIX}"
+
+
+def index(stem: str, variant: str | None) -> str:
+  """The file that says which shard holds what: `model.safetensors.index.fp16.json`."""
+  return _with(f"{stem}{SUFFIX}.index", variant) + ".json"
+
+
+def find(names: Collection[str], stem: str, variant: str | None) -> list[str]:
+  """The files among `names` that hold the weights: the single one, or an index and its shards.
+
+  Args:
+    names: The names of a folder's files.
+    stem: How they begin, as `stem` says.
+    variant: As in `model.fp16.safetensors`; None for the files without one.
+
+  Returns:
+    One name, or first the index (by its present name, or by the one that diffusers gave it before
+    version 0.31) and then every shard; empty where there is neither.
+  """
+  if (file := single(stem, variant)) in names:
+    return [file]
+  # Where the variant came last: model.safetensors.fp16.index.json.
+  old_index = f"{_with(f'{stem}{SUFFIX}', variant)}.index.json"
+  numbers = r"-\d{5}-of-\d{5}"
+  patterns = {
+    index(stem, variant): re.escape(_with(stem, variant)) + numbers + re.escape(SUFFIX),
+    old_index: re.escape(stem) + numbers + re.escape(_with("", variant) + SUFFIX),
+  }
+  for file, pattern in patterns.items():
+    if file in names:
+      return [file, *sorted(name for name in names if re.fullmatch(pattern, name))]
+  return []
+
+
+def explain_absence(
+  names: Collection[str], config: Mapping[str, Any], variant: str | None, where: str | None
+) -> InputError:
+  """The error for a folder in which `find` finds nothing.
+
+  Args:
+    names: The names of the folder's files.
+    config: The network's config.
+    variant: The variant that was asked for.
+    where: The folder, for the command that converts pickles; None where it is not at hand.
+  """
+  begin = stem(config)
+  there = variants(names, begin)
+  if there:
+    listed = ", ".join("those without a variant" if v is None else repr(v) for v in there)
+    return InputError(
+      f"no weights {'without a variant' if variant is None else f'of the variant {variant!r}'}; "
+      f"the folder has {listed}; choose one with variant="
+    )
+  pickled = sorted(name for name in names if name.endswith(PICKLES))
+  if not pickled:
+    held = ", ".join(sorted(names)) or "nothing"
+    return InputError(f"no {single(begin, variant)}; the folder holds {held}")
+  reason = (
+    f"the weights are pickled ({', '.join(pickled)}), and unpickling can run any code, so only "
+    "safetensors are read. "
+  )
+  if where is None:
+    return InputError(
+      f"{reason}If you trust the file, download the repository with "
+      "huggingface_hub.snapshot_download and give the folder; the error then says how to convert it"
+    )
+  library = "diffusers" if config.get("_class_name") else "transformers"
+  return InputError(
+    f"{reason}If you trust the file, convert it once, with torch installed:\n"
+    f'  python -c "from {library} import {files.class_name(config, where)} as M; '
+    f"M.from_pretrained({where!r}, use_safetensors=False)"
+    f'.save_pretrained({where!r})"'
+  )
+
+
+def variants(names: Collection[str], stem: str) -> list[str | None]:
+  """The variants of which there are weights among `names`; None stands for those without one."""
+  pattern = re.escape(stem) + r"(?:\.([^.]+?))?(?:-\d{5}-of-\d{5})?(?:\.([^.]+))?"
+  found = set()
+  for name in names:
+    match = re.fullmatch(pattern + re.escape(SUFFIX), name)
+    if match and find(names, stem, variant := match[1] or match[2]):
+      found.add(variant)
+  return sorted(found, key=lambda variant: variant or "")
+
+
+def _with(name: str, variant: str | None) -> str:
+  return name if variant is None else f"{name}.{variant}"
