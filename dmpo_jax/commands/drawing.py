@@ -10,7 +10,7 @@ def sampler_of(pipeline: interop.Pipeline, *, num_steps: int, guidance: float) -
   Raises:
     InputError: The pipeline denoises the latents of a VAE, or has channels that are no picture's.
   """
-  if "vae" in pipeline.carried:
+  if "vae" in pipeline.configs:
     raise InputError(
       "this pipeline denoises the latents of a VAE; only those that denoise pixels are drawn here"
     )
@@ -22,8 +22,7 @@ def sampler_of(pipeline: interop.Pipeline, *, num_steps: int, guidance: float) -
   return sampling.make_sampler(
     models.build(unet).apply,
     models.build(pipeline.configs["text_encoder"]).apply,
-    diffusion.from_config(pipeline.configs["scheduler"]),
+    diffusion.make_solver(pipeline.configs["scheduler"], num_steps),
     shape=(height, width, channels),
-    num_steps=num_steps,
     guidance=guidance,
   )

@@ -1,7 +1,7 @@
 """Noise schedules, targets, timestep samplers and solver steps: pure array maths."""
 
-from dmpo_jax.diffusion import ddim, timesteps
-from dmpo_jax.diffusion.guidance import guide
+from dmpo_jax.diffusion import ddim, dpm_solver, euler, solver, timesteps
+from dmpo_jax.diffusion.guidance import guide, rescale
 from dmpo_jax.diffusion.schedule import (
   Schedule,
   add_noise,
@@ -12,14 +12,23 @@ from dmpo_jax.diffusion.schedule import (
   to_x0,
   velocity,
 )
+from dmpo_jax.diffusion.solver import Solver
+from dmpo_jax.diffusion.solver_config import CLASSES, make_solver
 
 __all__ = [
+  "CLASSES",
   "Schedule",
+  "Solver",
   "add_noise",
   "ddim",
+  "dpm_solver",
+  "euler",
   "from_config",
   "guide",
+  "make_solver",
+  "rescale",
   "snr",
+  "solver",
   "target",
   "timesteps",
   "to_epsilon",

@@ -1,10 +1,11 @@
-"""DDIM: which timesteps a sampler visits, and one step between two of them."""
+"""DDIM: which timesteps it visits, and the constants of its steps."""
 
-import jax
-import jax.numpy as jnp
+import math
+
 import numpy as np
 
-from dmpo_jax.diffusion.schedule import Schedule, lookup, to_epsilon, to_x0
+from dmpo_jax.diffusion.schedule import Schedule
+from dmpo_jax.diffusion.solver import Solver, Steps, clean_weights
 from dmpo_jax.errors import InputError
 
 
@@ -30,8 +31,7 @@ def timesteps(schedule: Schedule, num_steps: int) -> np.ndarray:
   Source: diffusers' DDIMScheduler; arXiv 2305.08891, Table 2.
   """
   total = schedule.num_timesteps
-  if not 1 <= num_steps <= total:
-    raise InputError(f"num_steps is {num_steps}; expected 1 to {total}, the schedule's timesteps")
+  check_count(schedule, num_steps)
   if schedule.timestep_spacing == "leading":
     steps = np.arange(num_steps)[::-1] * (total // num_steps) + schedule.steps_offset
   elif schedule.timestep_spacing == "trailing":
@@ -40,11 +40,7 @@ def timesteps(schedule: Schedule, num_steps: int) -> np.ndarray:
     steps = np.round(np.arange(total, 0, -total / num_steps))[:num_steps] - 1
   else:
     steps = np.round(np.linspace(0, total - 1, num_steps))[::-1]
-  if steps[0] >= total:
-    raise InputError(
-      f"num_steps {num_steps} with steps_offset {schedule.steps_offset} begins at timestep "
-      f"{steps[0]:.0f}, but the schedule ends at {total - 1}: take fewer steps"
-    )
+  check_first(schedule, num_steps, steps[0])
   return steps.astype(np.int32)
 
 
@@ -63,68 +59,79 @@ def previous(schedule: Schedule, num_steps: int) -> np.ndarray:
   return timesteps(schedule, num_steps) - np.int32(schedule.num_timesteps // num_steps)
 
 
-def step(
-  schedule: Schedule,
-  prediction: jax.Array,
-  t: jax.Array,
-  t_prev: jax.Array,
-  x: jax.Array,
-  *,
-  eta: float = 0.0,
-  noise: jax.Array | None = None,
-) -> jax.Array:
-  """One DDIM step from level t to level t_prev.
+def make(schedule: Schedule, num_steps: int, *, eta: float = 0.0) -> Solver:
+  """DDIM in S steps.
 
-      x_prev  = sqrt(abar_prev) x_0 + sqrt(1 - abar_prev - sigma^2) eps + sigma noise
-      sigma^2 = eta^2 (1 - abar_prev) / (1 - abar_t) (1 - abar_t / abar_prev)
+      x_prev  = sqrt(abar_prev) x_0 + sqrt(1 - abar_prev - s^2) eps + s noise
+      s^2     = eta^2 (1 - abar_prev) / (1 - abar_t) (1 - abar_t / abar_prev)
 
-  with x_0 and eps as `to_x0` and `to_epsilon` give them, x_0 clipped if the schedule says so (eps
-  is not recomputed from the clipped x_0, as in diffusers). abar_prev is the schedule's
-  `final_alpha_cumprod` where t_prev is negative. eta = 0 is deterministic, eta = 1 ancestral.
+  with x_0 and eps as the prediction implies them, x_0 clipped if the schedule says so (eps is not
+  recomputed from the clipped x_0, as in diffusers). abar_prev is the schedule's
+  `final_alpha_cumprod` behind the last step. eta = 0 is deterministic, eta = 1 ancestral.
 
   Args:
-    schedule: The noise schedule; its prediction type says what `prediction` is.
-    prediction: The network's output at (x, t), `[B, ...]`.
-    t: Timesteps in [0, T), integer `[B]` or `[]`.
-    t_prev: Levels to go to, below t, integer, of t's shape.
-    x: x_t, of prediction's shape.
+    schedule: The noise schedule, with spacing and clipping.
+    num_steps: S, 1 to the schedule's T.
     eta: In [0, 1].
-    noise: Standard normal, of x's shape; needed where eta > 0.
 
   Returns:
-    x_prev, of x's shape, float32 (or wider, if x is).
+    The `Solver`; it begins with the noise as it is.
 
   Raises:
-    InputError: eta lies outside of [0, 1] or lacks its noise, or the shapes do not agree.
+    InputError: eta lies outside of [0, 1], or as `timesteps`.
 
   Source: arXiv 2010.02502, Eq. 12 and 16.
   """
   if not 0 <= eta <= 1:
     raise InputError(f"eta is {eta}; expected 0 (deterministic) to 1 (ancestral)")
-  if eta > 0 and (noise is None or noise.shape != x.shape):
-    given = "none is given" if noise is None else f"its shape is {noise.shape}"
-    raise InputError(f"eta is {eta}, which needs noise of shape {x.shape}; {given}")
-  if jnp.shape(t_prev) != jnp.shape(t):
-    raise InputError(
-      f"t has shape {jnp.shape(t)} and t_prev {jnp.shape(t_prev)}; expected the same"
-    )
-  x0 = to_x0(schedule, prediction, x, t)
-  epsilon = to_epsilon(schedule, prediction, x, t)
-  if schedule.clip_sample:
-    x0 = jnp.clip(x0, -schedule.clip_sample_range, schedule.clip_sample_range)
-
+  t = timesteps(schedule, num_steps)
   # abar, with what lies behind the last step put before timestep 0.
   table = np.concatenate([[schedule.final_alpha_cumprod], schedule.alphas_cumprod])
-  here, there = jnp.asarray(t) + 1, jnp.maximum(jnp.asarray(t_prev), -1) + 1
-  shape = jnp.shape(t) + (1,) * (x.ndim - jnp.ndim(t))
-  signal_prev = lookup(np.sqrt(table), there).reshape(shape)
-  noise_prev = lookup(1 - table, there)
-  if eta == 0:
-    return signal_prev * x0 + jnp.sqrt(noise_prev).reshape(shape) * epsilon
-
-  shrink = 1 - lookup(table, here) / lookup(table, there)
-  variance = eta**2 * noise_prev / lookup(1 - table, here) * shrink
+  here = table[t + 1]
+  there = table[np.maximum(previous(schedule, num_steps), -1) + 1]
+  signal, sigma = np.sqrt(here), np.sqrt(1 - here)
+  variance = eta**2 * (1 - there) / (1 - here) * (1 - here / there)
   # At eta = 1 from abar_t = 0 no direction is left: rounding must not make its square negative.
-  direction = jnp.sqrt(jnp.maximum(noise_prev - variance, 0)).reshape(shape) * epsilon
-  fresh = jnp.sqrt(jnp.maximum(variance, 0)).reshape(shape) * noise
-  return signal_prev * x0 + direction + fresh
+  direction = np.sqrt(np.maximum(1 - there - variance, 0))
+  noise_x, noise_f = _noise_weights(schedule.prediction_type, signal, sigma)
+  clean_x, clean_f = clean_weights(schedule.prediction_type, signal, sigma)
+  steps = Steps(
+    timestep=t,
+    input_scale=np.ones(num_steps),
+    clean_x=clean_x,
+    clean_f=clean_f,
+    on_x=direction * noise_x,
+    on_f=direction * noise_f,
+    on_clean=np.sqrt(there),
+    on_before=np.zeros(num_steps),
+    on_noise=np.sqrt(np.maximum(variance, 0)),
+  )
+  clip = schedule.clip_sample_range if schedule.clip_sample else math.inf
+  return Solver(steps, initial_scale=1.0, clip=clip)
+
+
+def check_count(schedule: Schedule, num_steps: int) -> None:
+  """Raises InputError where S lies outside of [1, T]."""
+  total = schedule.num_timesteps
+  if not 1 <= num_steps <= total:
+    raise InputError(f"num_steps is {num_steps}; expected 1 to {total}, the schedule's timesteps")
+
+
+def check_first(schedule: Schedule, num_steps: int, first: float) -> None:
+  """Raises InputError where the first timestep lies past T - 1."""
+  if first >= schedule.num_timesteps:
+    raise InputError(
+      f"num_steps {num_steps} with steps_offset {schedule.steps_offset} begins at timestep "
+      f"{first:.0f}, but the schedule ends at {schedule.num_timesteps - 1}: take fewer steps"
+    )
+
+
+def _noise_weights(
+  prediction_type: str, signal: np.ndarray, sigma: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """The weights of x_t and of the prediction in eps; float64 `[S]` each."""
+  if prediction_type == "sample":
+    return 1 / sigma, -signal / sigma
+  if prediction_type == "v_prediction":
+    return sigma, signal
+  return np.zeros_like(sigma), np.ones_like(sigma)

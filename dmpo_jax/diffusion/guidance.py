@@ -1,4 +1,4 @@
-"""Classifier-free guidance."""
+"""Classifier-free guidance, and the contrast it adds."""
 
 import jax
 import jax.numpy as jnp
@@ -33,3 +33,34 @@ def guide(unconditional: jax.Array, conditional: jax.Array, scale: float) -> jax
   dtype = jnp.promote_types(unconditional.dtype, jnp.float32)
   unconditional, conditional = unconditional.astype(dtype), conditional.astype(dtype)
   return unconditional + scale * (conditional - unconditional)
+
+
+def rescale(guided: jax.Array, conditional: jax.Array, strength: float) -> jax.Array:
+  """Takes back some of the contrast that guidance adds.
+
+      strength guided std(conditional) / std(guided) + (1 - strength) guided
+
+  with the standard deviation over all axes of one image.
+
+  Args:
+    guided: What `guide` returns, `[B, ...]`.
+    conditional: The prediction for the caption, of the same shape.
+    strength: phi; 0 leaves `guided` as it is, 1 gives it the conditional prediction's deviation.
+
+  Returns:
+    The rescaled prediction, of guided's shape, float32 (or wider).
+
+  Raises:
+    InputError: The shapes differ.
+
+  Source: arXiv 2305.08891, Eq. 15 and 16.
+  """
+  if guided.shape != conditional.shape:
+    raise InputError(
+      f"guided has shape {guided.shape} and conditional {conditional.shape}; expected the same"
+    )
+  dtype = jnp.promote_types(guided.dtype, jnp.float32)
+  guided, conditional = guided.astype(dtype), conditional.astype(dtype)
+  axes = tuple(range(1, guided.ndim))
+  ratio = jnp.std(conditional, axes, keepdims=True) / jnp.std(guided, axes, keepdims=True)
+  return guided * (strength * ratio + (1 - strength))

@@ -1,4 +1,4 @@
-"""Prompt in, image out: DDIM with classifier-free guidance as one scan over the solver's steps."""
+"""From noise to images: any solver with classifier-free guidance, as one scan over its steps."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,108 +6,110 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dmpo_jax.diffusion import Schedule, guide
-from dmpo_jax.diffusion import ddim as solver
+from dmpo_jax import diffusion
 from dmpo_jax.errors import InputError
 from dmpo_jax.sampling.noise import step_noise
 
 Predict = Callable[[jax.Array, jax.Array], jax.Array]
 
 
-def ddim(
+def solve(
   predict: Predict,
-  schedule: Schedule,
+  solver: diffusion.Solver,
   noise: jax.Array,
   *,
-  num_steps: int,
-  eta: float = 0.0,
   keys: jax.Array | None = None,
 ) -> jax.Array:
-  """Samples images by DDIM, one network evaluation a step, compiled as one scan.
+  """Samples images, one network evaluation a step, compiled as one scan.
 
-      x_S = noise;    x_{i-1} = step(predict(x_i, t_i), t_i, x_i)
+      x_0 = initial_scale noise;    x_{i+1} = step_i(predict(input_scale_i x_i, t_i), x_i)
 
   Args:
-    predict: (x `[B, H, W, C]`, t int32 `[B]`) -> prediction `[B, H, W, C]`, of the schedule's
-      prediction type; see `guided`.
-    schedule: The noise schedule, with spacing and clipping.
+    predict: (x `[B, H, W, C]`, t `[B]`, integer or float32) -> prediction `[B, H, W, C]`, of the
+      type that the solver was made for; see `guided`.
+    solver: As `diffusion.make_solver` returns it.
     noise: Standard normal, `[B, H, W, C]`; see `initial_noise`.
-    num_steps: S, 1 to the schedule's T.
-    eta: 0 is deterministic, 1 ancestral sampling.
-    keys: One typed PRNG key per image, `[B]`, for the noise of eta > 0; see `seed_keys`, which also
-      serves where `initial_noise` took the same seeds.
+    keys: One typed PRNG key per image, `[B]`, for solvers that add noise; see `seed_keys`, which
+      also serves where `initial_noise` took the same seeds.
 
   Returns:
-    Images in the units of x_0, float32 `[B, H, W, C]`.
+    Images in the units of clean samples, float32 `[B, H, W, C]`.
 
   Raises:
-    InputError: eta lies outside of [0, 1], or is above 0 without a key per image; num_steps cannot
-      be used; the prediction has another shape than x.
-
-  Source: arXiv 2010.02502.
+    InputError: The solver adds noise and there is no key per image, or the prediction has another
+      shape than x.
   """
   batch, *shape = noise.shape
-  if eta != 0 and (keys is None or keys.shape != (batch,)):
+  if solver.stochastic and (keys is None or keys.shape != (batch,)):
     given = "none are given" if keys is None else f"their shape is {keys.shape}"
-    raise InputError(f"eta is {eta}, which needs a key for each of the {batch} images; {given}")
+    raise InputError(
+      f"the solver adds noise, which needs a key for each of the {batch} images; {given}"
+    )
 
-  def advance(x, inputs):
-    t, t_prev, index = inputs
-    prediction = predict(x, jnp.broadcast_to(t, (batch,)))
-    fresh = None if eta == 0 else step_noise(keys, index, shape)
-    return solver.step(schedule, prediction, t, t_prev, x, eta=eta, noise=fresh), None
+  def advance(state, inputs):
+    x, before = state
+    constants, index = inputs
+    t = jnp.broadcast_to(constants.timestep, (batch,))
+    prediction = predict(constants.input_scale * x, t)
+    fresh = step_noise(keys, index, shape) if solver.stochastic else None
+    return diffusion.solver.step(constants, prediction, x, before, fresh, clip=solver.clip), None
 
-  steps = (
-    jnp.asarray(solver.timesteps(schedule, num_steps)),
-    jnp.asarray(solver.previous(schedule, num_steps)),
-    jnp.arange(1, num_steps + 1),
+  steps = solver.steps
+  table = steps._replace(
+    **{name: getattr(steps, name).astype("float32") for name in steps._fields[1:]}
   )
-  start = noise.astype(jnp.promote_types(noise.dtype, jnp.float32))
-  images, _ = jax.lax.scan(advance, start, steps)
+  start = noise.astype(jnp.promote_types(noise.dtype, jnp.float32)) * solver.initial_scale
+  inputs = (jax.tree.map(jnp.asarray, table), jnp.arange(1, len(steps.timestep) + 1))
+  (images, _), _ = jax.lax.scan(advance, (start, jnp.zeros_like(start)), inputs)
   return images  # [B, H, W, C]
 
 
 def guided(
-  apply: Callable[..., jax.Array],
-  params: Any,
-  context: jax.Array,
-  null_context: jax.Array,
+  network: Callable[[jax.Array, jax.Array, Any], jax.Array],
+  conditioning: Any,
+  null_conditioning: Any,
+  *,
   scale: float,
+  rescale: float = 0.0,
 ) -> Predict:
-  """A network with its caption, as the `predict` of `ddim`.
+  """A network with its captions, as the `predict` of `solve`.
 
-      predict(x, t) = guide(apply(x, t, null_context), apply(x, t, context), scale)
+      predict(x, t) = guide(network(x, t, null_conditioning), network(x, t, conditioning), scale)
 
   Both predictions come from one forward on a batch of 2 B in which each image lies beside its
   double (unconditional first), so that a batch sharded over devices is doubled where it lies. At
   scale 1, where the unconditional prediction has no weight, the batch is not doubled.
 
   Args:
-    apply: The network, (params, x, t, context) -> prediction.
-    params: Its parameters.
-    context: The encoded captions, `[B, L, D]`.
-    null_context: The encoded empty caption, `[L, D]`, or one for each image, `[B, L, D]`.
-    scale: The guidance scale of `guide`.
+    network: (x, t, conditioning) -> prediction.
+    conditioning: What the network is told of the captions, a tree of arrays `[B, ...]`.
+    null_conditioning: The same of the empty or negative captions, or one for all, `[...]`.
+    scale: The guidance scale of `diffusion.guide`.
+    rescale: The strength of `diffusion.rescale`; 0 is none.
 
   Returns:
     predict(x `[B, H, W, C]`, t `[B]`) -> `[B, H, W, C]`.
 
   Raises:
-    InputError: The shapes of the two contexts do not agree.
+    InputError: The shapes of the two conditionings do not agree.
   """
-  if null_context.shape not in (context.shape[1:], context.shape):
-    raise InputError(
-      f"null_context has shape {null_context.shape}; expected {context.shape[1:]} or "
-      f"{context.shape}, as context has"
-    )
   if scale == 1:
-    return lambda x, t: apply(params, x, t, context)
-  null_context = jnp.broadcast_to(null_context, context.shape)  # [B, L, D]
-  both = _interleave(null_context, context)  # [2B, L, D]
+    return lambda x, t: network(x, t, conditioning)
+
+  def pair(full: jax.Array, null: jax.Array) -> jax.Array:
+    if null.shape not in (full.shape[1:], full.shape):
+      raise InputError(
+        f"null conditioning has shape {null.shape}; expected {full.shape[1:]} or {full.shape}, as "
+        "the conditioning has"
+      )
+    return _interleave(jnp.broadcast_to(null, full.shape), full)
+
+  both = jax.tree.map(pair, conditioning, null_conditioning)  # [2B, ...]
 
   def predict(x: jax.Array, t: jax.Array) -> jax.Array:
-    prediction = apply(params, _interleave(x, x), _interleave(t, t), both)  # [2B, H, W, C]
-    return guide(prediction[0::2], prediction[1::2], scale)  # [B, H, W, C]
+    prediction = network(_interleave(x, x), _interleave(t, t), both)  # [2B, H, W, C]
+    found = diffusion.guide(prediction[0::2], prediction[1::2], scale)  # [B, H, W, C]
+    return diffusion.rescale(found, prediction[1::2], rescale) if rescale else found
 
   return predict
 

@@ -1,5 +1,6 @@
 """From token ids and seeds to images: text encoder, network and solver in one compiled function."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -7,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dmpo_jax.diffusion import Schedule
+from dmpo_jax import diffusion
 from dmpo_jax.sampling.noise import initial_noise, seed_keys
-from dmpo_jax.sampling.sampler import ddim, guided
+from dmpo_jax.sampling.sampler import guided, solve
 
 Sampler = Callable[..., jax.Array]
 
@@ -17,12 +18,10 @@ Sampler = Callable[..., jax.Array]
 def make_sampler(
   unet: Callable[..., jax.Array],
   text_encoder: Callable[..., Any],
-  schedule: Schedule,
+  solver: diffusion.Solver,
   *,
   shape: Sequence[int],
-  num_steps: int,
   guidance: float,
-  eta: float = 0.0,
 ) -> Sampler:
   """A compiled function from parameters, captions and seeds to images.
 
@@ -31,11 +30,9 @@ def make_sampler(
   Args:
     unet: `(params, x [B, H, W, C], t [B], context [B, L, D]) -> [B, H, W, C]`.
     text_encoder: `(params, input_ids [B, L])` -> an object with `last_hidden_state [B, L, D]`.
-    schedule: The noise schedule.
+    solver: The solver with its steps.
     shape: The shape of one image, (H, W, C).
-    num_steps: Steps of the DDIM solver.
     guidance: Scale of classifier-free guidance; 1 is none.
-    eta: 0 is deterministic, 1 ancestral sampling.
 
   Returns:
     `sampler(params, input_ids [B, L], null_ids [L], seeds [B]) -> float32 [B, H, W, C]` in
@@ -48,10 +45,10 @@ def make_sampler(
   ) -> jax.Array:
     ids = jnp.concatenate([null_ids[None], input_ids])
     hidden = text_encoder(params["text_encoder"], ids).last_hidden_state  # [1 + B, L, D]
-    predict = guided(unet, params["unet"], hidden[1:], hidden[0], guidance)
+    network = functools.partial(unet, params["unet"])
+    predict = guided(network, hidden[1:], hidden[0], scale=guidance)
     noise = initial_noise(seeds, shape)  # [B, H, W, C]
-    keys = seed_keys(seeds) if eta else None
-    return ddim(predict, schedule, noise, num_steps=num_steps, eta=eta, keys=keys)
+    return solve(predict, solver, noise, keys=seed_keys(seeds))
 
   return sampler
 

@@ -4,44 +4,22 @@ import diffusers
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 from dmpo_jax import diffusion
 from dmpo_jax.diffusion import ddim
 from dmpo_jax.errors import InputError
+from tests.diffusion import trajectories
 
 SHAPE = (2, 3, 4, 2)
 
 
-def trajectories(config, num_steps, eta):
-  """Ours and diffusers' samples after every step, for one sequence of network outputs."""
-  rng = np.random.default_rng(0)
-  outputs, noises = rng.standard_normal((2, num_steps, *SHAPE)).astype(np.float32)
-  start = rng.standard_normal(SHAPE).astype(np.float32)
-
-  scheduler = diffusers.DDIMScheduler(**config)
-  scheduler.set_timesteps(num_steps)
-  x, theirs = torch.from_numpy(start), []
-  for t, output, noise in zip(scheduler.timesteps, outputs, noises, strict=True):
-    noise = torch.from_numpy(noise) if eta > 0 else None
-    x = scheduler.step(torch.from_numpy(output), t, x, eta=eta, variance_noise=noise).prev_sample
-    theirs.append(x.numpy())
-
-  schedule = diffusion.from_config(config)
-  x, ours = jnp.asarray(start), []
-  steps = zip(ddim.timesteps(schedule, num_steps), ddim.previous(schedule, num_steps), strict=True)
-  for (t, t_prev), output, noise in zip(steps, outputs, noises, strict=True):
-    noise = jnp.asarray(noise) if eta > 0 else None
-    x = ddim.step(schedule, jnp.asarray(output), t, t_prev, x, eta=eta, noise=noise)
-    ours.append(np.asarray(x))
-  return np.stack(ours), np.stack(theirs)
-
-
 def check(config, num_steps=7, eta=0.0):
-  ours, theirs = trajectories(config, num_steps, eta)
-  scale = np.abs(theirs).max(axis=(1, 2, 3, 4), keepdims=True)
-  assert np.all(np.isfinite(theirs))
-  np.testing.assert_allclose(ours / scale, theirs / scale, atol=1e-4)
+  trajectories.check("ddim", config, num_steps, eta=eta, rtol=2e-5)
+
+
+def step(solver, i, *arrays):
+  constants = type(solver.steps)(*(column[i] for column in solver.steps))
+  return diffusion.solver.step(constants, *arrays, clip=solver.clip)[0]
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.7, 1.0])
@@ -124,27 +102,25 @@ def test_timesteps_fall_strictly_within_the_schedule(spacing):
     assert np.all(np.diff(steps) < 0)
 
 
-def test_each_example_may_have_its_own_timestep():
-  schedule = diffusion.from_config({"prediction_type": "v_prediction"})
-  rng = np.random.default_rng(0)
-  output, x, noise = jnp.asarray(rng.standard_normal((3, 3, 2, 2, 1)), jnp.float32)
-  t, t_prev = jnp.array([900, 400, 20]), jnp.array([800, 380, -1])
-  together = ddim.step(schedule, output, t, t_prev, x, eta=0.5, noise=noise)
-  for i in range(3):
-    one = slice(i, i + 1)
-    alone = ddim.step(schedule, output[one], t[i], t_prev[i], x[one], eta=0.5, noise=noise[one])
-    np.testing.assert_allclose(together[one], alone, atol=1e-6)
+def test_with_the_noise_levels_that_diffusers_rounds_the_steps_differ_by_that_rounding():
+  trajectories.check("ddim", {"clip_sample": False}, 20, exact=False, rtol=1e-4)
 
 
 def test_ancestral_sampling_from_pure_noise_lands_on_the_clean_sample_with_fresh_noise():
   schedule = diffusion.from_config(
-    {"prediction_type": "sample", "rescale_betas_zero_snr": True, "clip_sample": False}
+    {
+      "prediction_type": "sample",
+      "rescale_betas_zero_snr": True,
+      "clip_sample": False,
+      "timestep_spacing": "trailing",
+    }
   )
   rng = np.random.default_rng(0)
   x0, start, noise = jnp.asarray(rng.standard_normal((3, *SHAPE)), jnp.float32)
-  for t_prev in (998, 900, 500, 0):
-    t_prev = jnp.array(t_prev)
-    x = ddim.step(schedule, x0, jnp.array(999), t_prev, start, eta=1.0, noise=noise)
+  for num_steps in (2, 10, 1000):
+    solver = ddim.make(schedule, num_steps, eta=1.0)
+    x = step(solver, 0, x0, start, jnp.zeros_like(x0), noise)
+    t_prev = jnp.array(ddim.previous(schedule, num_steps)[0])
     np.testing.assert_allclose(x, diffusion.add_noise(schedule, x0, noise, t_prev), atol=1e-6)
 
 
@@ -154,26 +130,31 @@ def test_a_step_behind_the_last_level_returns_the_clean_sample(zero):
     {
       "rescale_betas_zero_snr": zero,
       "prediction_type": "v_prediction",
+      "timestep_spacing": "trailing",
       "clip_sample": False,
     }
   )
   rng = np.random.default_rng(0)
   x0, noise = jnp.asarray(rng.standard_normal((2, *SHAPE)), jnp.float32)
-  for t in (0, 500, 999):
-    t = jnp.array(t)
+  for num_steps in (1, 2, 1000):
+    solver = ddim.make(schedule, num_steps)
+    t = jnp.array(solver.steps.timestep[-1])
     x_t = diffusion.add_noise(schedule, x0, noise, t)
     output = diffusion.target(schedule, x0, noise, t)
-    np.testing.assert_allclose(ddim.step(schedule, output, t, jnp.array(-1), x_t), x0, atol=1e-5)
+    x = step(solver, -1, output, x_t, jnp.zeros_like(x0))
+    np.testing.assert_allclose(x, x0, atol=1e-5)
 
 
 def test_with_the_true_target_a_step_lands_on_the_noised_sample_of_the_level_below():
   schedule = diffusion.from_config({"clip_sample": False})
   rng = np.random.default_rng(0)
   x0, noise = jnp.asarray(rng.standard_normal((2, *SHAPE)), jnp.float32)
+  solver = ddim.make(schedule, 10)
   x_t = diffusion.add_noise(schedule, x0, noise, jnp.array(700))
+  assert solver.steps.timestep[2] == 700
   np.testing.assert_allclose(
-    ddim.step(schedule, noise, jnp.array(700), jnp.array(200), x_t),
-    diffusion.add_noise(schedule, x0, noise, jnp.array(200)),
+    step(solver, 2, noise, x_t, jnp.zeros_like(x0)),
+    diffusion.add_noise(schedule, x0, noise, jnp.array(600)),
     atol=1e-5,
   )
 
@@ -192,12 +173,5 @@ def test_an_offset_past_the_end_of_the_schedule_is_refused():
 
 @pytest.mark.parametrize("eta", [-0.1, 1.1])
 def test_eta_outside_of_zero_to_one_is_refused(eta):
-  x = jnp.zeros(SHAPE)
   with pytest.raises(InputError, match=f"eta is {eta}"):
-    ddim.step(diffusion.from_config({}), x, 9, 8, x, eta=eta, noise=x)
-
-
-def test_eta_above_zero_without_noise_is_refused():
-  x = jnp.zeros(SHAPE)
-  with pytest.raises(InputError, match="needs noise of shape"):
-    ddim.step(diffusion.from_config({}), x, 9, 8, x, eta=0.5)
+    ddim.make(diffusion.from_config({}), 9, eta=eta)

@@ -2,17 +2,22 @@
 
 from typing import NamedTuple
 
+import diffusers
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 from dmpo_jax import diffusion, sampling
 
 SHAPE = (3, 5, 1)
-SCHEDULE = diffusion.from_config(
-  {"_class_name": "DDIMScheduler", "beta_schedule": "scaled_linear", "clip_sample": False}
-)
+SCHEDULER = {
+  "_class_name": "DDIMScheduler",
+  "beta_schedule": "scaled_linear",
+  "clip_sample": False,
+}
+SOLVER = diffusion.make_solver(SCHEDULER, 4)
 
 
 class Hidden(NamedTuple):
@@ -39,7 +44,7 @@ SEEDS = np.array([4, 9, 0, 2, 4])
 
 @pytest.fixture(scope="module")
 def sampler():
-  return sampling.make_sampler(unet, text_encoder, SCHEDULE, shape=SHAPE, num_steps=4, guidance=3.0)
+  return sampling.make_sampler(unet, text_encoder, SOLVER, shape=SHAPE, guidance=3.0)
 
 
 def _draw(sampler, batch_size, params=PARAMS):
@@ -57,15 +62,14 @@ def test_an_image_is_the_solvers_on_the_guided_prediction(sampler):
   images = _draw(sampler, 5)
   x = sampling.initial_noise(SEEDS[2:3], SHAPE)
   hidden = PARAMS["text_encoder"]["table"]
-  steps = zip(
-    diffusion.ddim.timesteps(SCHEDULE, 4), diffusion.ddim.previous(SCHEDULE, 4), strict=True
-  )
-  for t, before in steps:
+  scheduler = diffusers.DDIMScheduler.from_config(SCHEDULER)
+  scheduler.set_timesteps(4)
+  for t in scheduler.timesteps:
     with_caption, without = (
-      unet(PARAMS["unet"], x, jnp.array([t]), hidden[ids][None]) for ids in (IDS[2], NULL)
+      unet(PARAMS["unet"], x, jnp.array([t.item()]), hidden[ids][None]) for ids in (IDS[2], NULL)
     )
-    prediction = without + 3.0 * (with_caption - without)
-    x = diffusion.ddim.step(SCHEDULE, prediction, t, before, x)
+    prediction = torch.from_numpy(np.array(without + 3.0 * (with_caption - without)))
+    x = jnp.asarray(scheduler.step(prediction, t, torch.from_numpy(np.array(x))).prev_sample)
   np.testing.assert_allclose(images[2:3], x, rtol=1e-5, atol=1e-5)
 
 

@@ -1,0 +1,88 @@
+"""Euler's method on the probability flow, and its ancestral variant with fresh noise."""
+
+import numpy as np
+
+from dmpo_jax.diffusion import ddim, sigmas
+from dmpo_jax.diffusion.schedule import Schedule
+from dmpo_jax.diffusion.solver import Solver, Steps, clean_weights
+
+
+def make(schedule: Schedule, num_steps: int, *, karras: bool = False) -> Solver:
+  """Euler's method in S steps, on images whose noise is not scaled down: x = x_0 + sigma eps.
+
+      x_{i+1} = x_i + (sigma_{i+1} - sigma_i) (x_i - m_i) / sigma_i
+
+  with m_i the clean image and sigma_S = 0. The network sees x / sqrt(1 + sigma^2).
+
+  Args:
+    schedule: The noise schedule; "linspace" visits fractional timesteps. It clips nothing.
+    num_steps: S, 1 to the schedule's T.
+    karras: Takes Karras' levels between the first and the last one of the spacing; their timesteps
+      are fractional.
+
+  Returns:
+    The `Solver`; it begins with noise of scale sigma_0 or, for "leading", sqrt(1 + sigma_0^2).
+
+  Raises:
+    InputError: S lies outside of [1, T], or the offset pushes the first timestep past T - 1.
+
+  Source: arXiv 2206.00364, Algorithm 1; diffusers' EulerDiscreteScheduler.
+  """
+  t, levels = _levels(schedule, num_steps)
+  if karras:
+    levels = sigmas.karras(levels[0], levels[-1], num_steps)
+    t = sigmas.to_timesteps(levels, sigmas.table(schedule))
+  levels = sigmas.with_end(levels)
+  return _solver(schedule, t, levels, reached=levels[1:], noise=np.zeros(num_steps))
+
+
+def make_ancestral(schedule: Schedule, num_steps: int) -> Solver:
+  """Euler's method in S steps, each of which overshoots and puts fresh noise back.
+
+      x_{i+1} = x_i + (down_i - sigma_i) (x_i - m_i) / sigma_i + up_i z_i
+      up_i^2  = sigma_{i+1}^2 (sigma_i^2 - sigma_{i+1}^2) / sigma_i^2
+      down_i^2 = sigma_{i+1}^2 - up_i^2
+
+  Args, Returns, Raises: as `make`.
+
+  Source: diffusers' EulerAncestralDiscreteScheduler.
+  """
+  t, levels = _levels(schedule, num_steps)
+  levels = sigmas.with_end(levels)
+  here, there = levels[:-1], levels[1:]
+  # down = sigma_{i+1}^2 / sigma_i, by the two equations above.
+  up = there * np.sqrt((1 - there / here) * (1 + there / here))
+  return _solver(schedule, t, levels, reached=there**2 / here, noise=up)
+
+
+def _levels(schedule: Schedule, num_steps: int) -> tuple[np.ndarray, np.ndarray]:
+  """Timesteps and sigma at each step, float64 `[S]`."""
+  if schedule.timestep_spacing == "linspace":
+    ddim.check_count(schedule, num_steps)
+    t = np.linspace(0, schedule.num_timesteps - 1, num_steps)[::-1].astype(np.float32)
+  else:
+    t = ddim.timesteps(schedule, num_steps)
+  every = sigmas.table(schedule)
+  return t, np.interp(t, np.arange(len(every)), every)
+
+
+def _solver(
+  schedule: Schedule, t: np.ndarray, levels: np.ndarray, reached: np.ndarray, noise: np.ndarray
+) -> Solver:
+  here = levels[:-1]
+  signal = 1 / np.sqrt(1 + here**2)
+  clean_x, clean_f = clean_weights(schedule.prediction_type, signal, here * signal)
+  kept = reached / here
+  steps = Steps(
+    timestep=t.astype(np.float32),
+    input_scale=signal,
+    clean_x=clean_x * signal,
+    clean_f=clean_f,
+    on_x=kept,
+    on_f=np.zeros_like(here),
+    on_clean=1 - kept,
+    on_before=np.zeros_like(here),
+    on_noise=noise,
+  )
+  leading = schedule.timestep_spacing == "leading"
+  return Solver(steps, initial_scale=float(np.hypot(levels[0], 1.0) if leading else levels[0]))

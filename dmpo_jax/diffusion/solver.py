@@ -1,0 +1,120 @@
+"""What all solvers share: a table of constants, computed once, and one step that reads it.
+
+Between two evaluations of the network every solver here is linear in the image, the prediction, the
+clean images it implies now and implied one step before, and fresh noise. So a solver is a table of
+the weights of these five, and one loop serves them all.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dmpo_jax.errors import InputError
+
+
+class Steps(NamedTuple):
+  """The constants of S steps, numpy `[S]` each, in the order in which they are taken.
+
+      f_i     = network(input_scale_i x_i, timestep_i)
+      m_i     = clip(clean_x_i x_i + clean_f_i f_i)         the clean image that f_i implies
+      x_{i+1} = on_x_i x_i + on_f_i f_i + on_clean_i m_i + on_before_i m_{i-1} + on_noise_i z_i
+
+  Attributes:
+    timestep: What the network is told, int32, or float32 where it may be fractional.
+    input_scale: float64, as all that follow.
+    clean_x, clean_f: Weights of the clean image.
+    on_x, on_f, on_clean, on_before, on_noise: Weights of the next image; on_before_0 is 0.
+  """
+
+  timestep: np.ndarray
+  input_scale: np.ndarray
+  clean_x: np.ndarray
+  clean_f: np.ndarray
+  on_x: np.ndarray
+  on_f: np.ndarray
+  on_clean: np.ndarray
+  on_before: np.ndarray
+  on_noise: np.ndarray
+
+
+class Solver(NamedTuple):
+  """A way from noise to an image in S evaluations of a network.
+
+  Attributes:
+    steps: The constants of its steps.
+    initial_scale: The factor of the standard normal noise it begins with.
+    clip: Bound of the clean images' clipping; infinite where they are not clipped.
+  """
+
+  steps: Steps
+  initial_scale: float
+  clip: float = math.inf
+
+  @property
+  def stochastic(self) -> bool:
+    """Whether a step adds fresh noise."""
+    return bool(np.any(self.steps.on_noise != 0))
+
+
+def step(
+  constants: Steps,
+  prediction: jax.Array,
+  x: jax.Array,
+  before: jax.Array,
+  noise: jax.Array | None = None,
+  *,
+  clip: float = math.inf,
+) -> tuple[jax.Array, jax.Array]:
+  """One step of any solver, by the equations of `Steps`.
+
+  Args:
+    constants: One row of a solver's table, a scalar each.
+    prediction: f_i, the network's output, `[B, ...]`.
+    x: x_i, of prediction's shape.
+    before: m_{i-1}, of x's shape; of no effect at the first step.
+    noise: z_i, standard normal, of x's shape; None where the solver is not stochastic.
+    clip: The solver's.
+
+  Returns:
+    x_{i+1} and m_i, of x's shape, float32 (or wider, if x is).
+
+  Raises:
+    InputError: The prediction has another shape than x.
+  """
+  if prediction.shape != x.shape:
+    raise InputError(
+      f"x has shape {x.shape} and the prediction {prediction.shape}; expected the same shape"
+    )
+  at = Steps(*(jnp.asarray(value, jnp.float32) for value in constants))
+  clean = at.clean_x * x + at.clean_f * prediction
+  if math.isfinite(clip):
+    clean = jnp.clip(clean, -clip, clip)
+  after = at.on_x * x + at.on_f * prediction + at.on_clean * clean + at.on_before * before
+  return (after if noise is None else after + at.on_noise * noise), clean
+
+
+def clean_weights(
+  prediction_type: str, signal: np.ndarray, sigma: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """The weights of x_t = signal x_0 + sigma eps and of the prediction f in x_0 = p x_t + q f.
+
+      epsilon:       x_0 = x_t / signal - (sigma / signal) f
+      sample:        x_0 = f
+      v_prediction:  x_0 = signal x_t - sigma f
+
+  Args:
+    prediction_type: What the network predicts.
+    signal: sqrt(abar), float64 `[S]`.
+    sigma: sqrt(1 - abar), float64 `[S]`.
+
+  Returns:
+    p and q, float64 `[S]` each.
+  """
+  if prediction_type == "epsilon":
+    return 1 / signal, -sigma / signal
+  if prediction_type == "v_prediction":
+    return signal, -sigma
+  return np.zeros_like(signal), np.ones_like(signal)
