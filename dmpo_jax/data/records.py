@@ -17,14 +17,20 @@ class Examples:
     captions: N captions; the images of a pair share theirs.
     ids: uint32 `[N]`, no two alike: the random keys of an example derive from its id, wherever in a
       batch it stands.
+    labels: float32 `[N]` in [0, 1], probability that the first image of a pair is the preferred
+      one, a tie being 1/2; None: it is.
+    weights: float32 `[N]`, finite and >= 0, what the loss of an example is multiplied by; None: 1.
 
   Raises:
-    InputError: A shape, dtype or length is wrong, a pixel is NaN or infinite, an id occurs twice.
+    InputError: A shape, dtype or length is wrong, a pixel is NaN or infinite, an id occurs twice, a
+      label or weight is out of range, or single images have labels.
   """
 
   images: np.ndarray
   captions: list[str]
   ids: np.ndarray
+  labels: np.ndarray | None = None
+  weights: np.ndarray | None = None
 
   def __post_init__(self):
     shape, n = np.shape(self.images), len(self.captions)
@@ -47,13 +53,26 @@ class Examples:
     values, counts = np.unique(self.ids, return_counts=True)
     if (counts > 1).any():
       raise InputError(f"id {values[counts > 1][0]} occurs more than once; ids must be unique")
+    if self.labels is not None and shape[1] != 2:
+      raise InputError("labels say which image of a pair is preferred; these are single images")
+    for name, top in (("labels", 1.0), ("weights", np.finfo(np.float32).max)):
+      array = getattr(self, name)
+      if array is None:
+        continue
+      if np.shape(array) != (n,) or array.dtype != np.float32:
+        found = f"{getattr(array, 'dtype', type(array).__name__)} {np.shape(array)}"
+        raise InputError(f"{name} must be float32 [{n}], got {found}")
+      wrong = np.flatnonzero(~((array >= 0) & (array <= top)))
+      if wrong.size:
+        limit = "in [0, 1]" if name == "labels" else "finite and at least 0"
+        raise InputError(f"{name} must be {limit}, got {array[wrong[0]]} at row {wrong[0]}")
 
   def __len__(self) -> int:
     return len(self.captions)
 
 
 def fingerprint(examples: Examples) -> str:
-  """Identifies the content of a data set: equal for equal images, captions and ids in one order.
+  """Identifies the content of a data set: equal for equal contents in one order.
 
   Args:
     examples: The data set.
@@ -64,6 +83,9 @@ def fingerprint(examples: Examples) -> str:
   digest = hashlib.sha256(f"{examples.images.shape}".encode())
   digest.update(np.ascontiguousarray(examples.images, "<f4").data)
   digest.update(np.ascontiguousarray(examples.ids, "<u4").data)
+  for name in ("labels", "weights"):
+    if getattr(examples, name) is not None:
+      digest.update(name.encode() + np.ascontiguousarray(getattr(examples, name), "<f4").tobytes())
   for caption in examples.captions:
     text = caption.encode()
     digest.update(len(text).to_bytes(8, "little") + text)  # the length, or "a","b" would be "ab",""

@@ -25,7 +25,8 @@ def default() -> ConfigDict:
   config.model = ConfigDict()
   # Components that are trained; the others stay frozen.
   config.trained = ("unet",)
-  # Whether errors of the frozen starting pipeline enter the loss.
+  # Whether errors of the frozen starting pipeline enter the loss: what the objective needs, no more
+  # and no less (dmpo-jax objectives lists it). False saves a copy of the parameters and a forward.
   config.reference = True
 
   config.data = ConfigDict({"name": ""})

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from dmpo_jax import diffusion, losses
 
 Params = Mapping[str, Any]
-Loss = Callable[[losses.PairErrors], tuple[jax.Array, losses.Diagnostics]]
+# (errors) or (errors, residuals), as its facts say -> (loss [examples], diagnostics)
+Loss = Callable[..., tuple[jax.Array, losses.Diagnostics]]
 
 
 class Batch(NamedTuple):
@@ -20,11 +21,17 @@ class Batch(NamedTuple):
       (preferred, rejected), one is an image without preference.
     input_ids: int32 `[examples, L]`, the caption's tokens.
     example_id: uint32 `[examples]`, the identity that random draws derive from.
+    label: float32 `[examples]` in [0, 1], probability that the first image of a pair is the
+      preferred one; None: it is.
+    weight: float32 `[examples]`, >= 0, what the loss of an example is multiplied by; None: 1.
+      Nothing divides by the sum of the weights: twice the weights are twice the loss.
   """
 
   images: jax.Array
   input_ids: jax.Array
   example_id: jax.Array
+  label: jax.Array | None = None
+  weight: jax.Array | None = None
 
 
 class Networks(NamedTuple):
@@ -88,10 +95,10 @@ def image_errors(
   batch: Batch,
   draws: Draws,
   null_ids: jax.Array,
-) -> jax.Array:
-  """Denoising error of each image under one set of parameters.
+) -> tuple[jax.Array, jax.Array]:
+  """Denoising error of each image under one set of parameters, and what it is the square of.
 
-      e = mean((f(x_t, t, c) - target)²),   x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) ε
+      R = f(x_t, t, c) - target,   e = mean(R²),   x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) ε
 
   Args:
     networks: Forward functions.
@@ -102,7 +109,9 @@ def image_errors(
     null_ids: int32 `[L]`, the tokens of the empty caption.
 
   Returns:
-    float32 `[examples, images]`.
+    errors: float32 `[examples, images]`.
+    residuals: R, float32 `[examples, images, H, W, C]`; compiled, it costs nothing where it is not
+      used.
   """
   examples, images = batch.images.shape[:2]
 
@@ -115,24 +124,27 @@ def image_errors(
   noise, t = per_image(draws.noise), per_image(draws.timesteps)
   noisy = diffusion.add_noise(schedule, clean, noise, t)  # [B, H, W, C]
   prediction = networks.unet(params["unet"], noisy, t, per_image(context))  # [B, H, W, C]
-  errors = losses.denoising_error(prediction, diffusion.target(schedule, clean, noise, t))
-  return errors.reshape(examples, images)
+  target = diffusion.target(schedule, clean, noise, t)  # [B, H, W, C]
+  errors = losses.denoising_error(prediction, target).reshape(examples, images)
+  residuals = prediction.astype(jnp.float32) - target
+  return errors, residuals.reshape(batch.images.shape)
 
 
-def pair_errors(policy: jax.Array, reference: jax.Array | None) -> losses.PairErrors:
-  """The errors of both networks on winners and losers, `[examples]` each.
+def pair_up(kind: type, policy: jax.Array, reference: jax.Array | None) -> NamedTuple:
+  """What both networks found on winners and losers, as four arrays `[examples, ...]`.
 
   Args:
-    policy: float32 `[examples, images]`, the images being (preferred, rejected) or one.
+    kind: `losses.PairErrors` or `losses.Residuals`.
+    policy: `[examples, images, ...]`, the images being (preferred, rejected) or one.
     reference: The same of the frozen reference, or None without one. No gradient passes.
   """
 
-  def column(errors: jax.Array | None, i: int) -> jax.Array | None:
-    return errors[:, i] if errors is not None and i < errors.shape[1] else None
+  def column(found: jax.Array | None, i: int) -> jax.Array | None:
+    return found[:, i] if found is not None and i < found.shape[1] else None
 
   if reference is not None:
     reference = jax.lax.stop_gradient(reference)
-  return losses.PairErrors(
+  return kind(
     policy_w=column(policy, 0),
     policy_l=column(policy, 1),
     reference_w=column(reference, 0),
@@ -164,16 +176,29 @@ class Objective(NamedTuple):
       step: int32 scalar.
 
     Returns:
-      loss: float32 `[examples]`.
-      metrics: float32 `[examples]` each: the errors, and the objective's diagnostics.
+      loss: float32 `[examples]`, weights included.
+      metrics: float32 `[examples]` each: the loss, the errors of the first image (w) and the second
+        (l), the objective's diagnostics, and labels and weights where there are any. Only the loss
+        is weighted.
     """
     draws = draw(self.seed, step, batch, self.timesteps, self.caption_dropout)
 
-    def errors(params: Params) -> jax.Array:
+    def evaluate(params: Params) -> tuple[jax.Array, jax.Array]:
       everything = {**frozen, **params}
       return image_errors(self.networks, self.schedule, everything, batch, draws, self.null_ids)
 
-    pairs = pair_errors(errors(trained), None if reference is None else errors(reference))
-    loss, diagnostics = self.loss(pairs)
+    policy = evaluate(trained)
+    frozen_policy = (None, None) if reference is None else evaluate(reference)
+    pairs = pair_up(losses.PairErrors, policy[0], frozen_policy[0])
+    inputs = (pairs,)
+    if losses.facts(self.loss).residuals:
+      inputs += (pair_up(losses.Residuals, policy[1], frozen_policy[1]),)
+    if batch.label is None:
+      loss, diagnostics = self.loss(*inputs)
+    else:
+      loss, diagnostics = losses.expected(self.loss, pairs, batch.label, *inputs[1:])
+    if batch.weight is not None:
+      loss = batch.weight * loss
     metrics = {"loss": loss, **pairs._asdict(), **diagnostics._asdict()}
+    metrics |= {"label": batch.label, "weight": batch.weight}
     return loss, {name: value for name, value in metrics.items() if value is not None}

@@ -11,7 +11,7 @@ from tiny import pairs_config
 
 from dmpo_jax import interop, losses
 from dmpo_jax.training import start
-from dmpo_jax.training.objective import Batch, draw, pair_errors
+from dmpo_jax.training.objective import Batch, draw, pair_up
 from dmpo_jax.training.step import compile_step, initial_state, make_mesh, make_optimizer, make_step
 
 SHAPE = (8, 8, 1)
@@ -192,6 +192,6 @@ def test_one_device_and_four_give_the_same_step(setting):
 
 
 def test_single_images_have_no_loser():
-  errors = pair_errors(jnp.ones((3, 1)), None)
+  errors = pair_up(losses.PairErrors, jnp.ones((3, 1)), None)
   assert errors == losses.PairErrors(errors.policy_w, None, None, None)
   np.testing.assert_array_equal(errors.policy_w, np.ones(3))
