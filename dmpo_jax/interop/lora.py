@@ -61,8 +61,7 @@ def save_lora(file: str | os.PathLike, lora: Lora, base: Mapping[str, trees.Tree
     InputError: The LoRA does not fit the base (all that differs is listed), a dtype is not one of
       the three, or the file cannot be written.
   """
-  state, metadata = {}, {"format": "pt"}
-  fields = {}
+  state, fields = {}, {}
   for component, (layers, alphas) in _checked(lora, base).items():
     for layer, (down, up) in layers.items():
       state[f"{component}.{layer}.lora_A.weight"] = _torch_down(down)
@@ -70,8 +69,9 @@ def save_lora(file: str | os.PathLike, lora: Lora, base: Mapping[str, trees.Tree
     ranks = {layer: up.shape[0] for layer, (_, up) in layers.items()}
     config = lora_names.peft_config(ranks, alphas)
     fields |= {f"{component}.{field}": value for field, value in config.items()}
-  metadata[METADATA] = json.dumps(fields, indent=2, sort_keys=True)
-  _write(pathlib.Path(file), state, metadata)
+  # One entry alone: safetensors shuffles several, and equal LoRAs shall be equal files.
+  header = {METADATA: json.dumps(fields, indent=2, sort_keys=True)}
+  _write(pathlib.Path(file), state, header)
 
 
 def save_kohya_lora(file: str | os.PathLike, lora: Lora, base: Mapping[str, trees.Tree]) -> None:
@@ -101,7 +101,7 @@ def save_kohya_lora(file: str | os.PathLike, lora: Lora, base: Mapping[str, tree
       name = names[component, layer]
       state[f"{name}.lora_down.weight"] = _torch_down(down)
       state[f"{name}.lora_up.weight"] = _torch_up(up, down.ndim)
-      state[f"{name}.alpha"] = np.float32(alphas[layer]).reshape(())
+      state[f"{name}.alpha"] = np.asarray(alphas[layer], np.float32)
   _write(pathlib.Path(file), state, {"format": "pt"})
 
 
