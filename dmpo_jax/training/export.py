@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import pathlib
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -15,26 +16,39 @@ from dmpo_jax.training.checkpoint import Checkpoints
 from dmpo_jax.training.step import State, initial_state, make_optimizer
 
 
-def save_trained(folder: pathlib.Path, pipeline: interop.Pipeline, state: State) -> None:
-  """Writes a pipeline with a state's trained components: their average where there is one."""
+def save_trained(
+  folder: pathlib.Path, pipeline: interop.Pipeline, state: State, **options: Any
+) -> None:
+  """Writes a pipeline with a state's trained components: their average where there is one.
+
+  Args:
+    folder: Where the pipeline is written.
+    pipeline: The one that the run started from.
+    state: The state whose parameters replace the pipeline's.
+    **options: Those of `interop.save_pipeline`.
+  """
   trained = jax.device_get(state.params if state.ema is None else state.ema)
   params = {**pipeline.params, **trained}
-  interop.save_pipeline(folder, dataclasses.replace(pipeline, params=params))
+  interop.save_pipeline(folder, dataclasses.replace(pipeline, params=params), **options)
 
 
-def export(workdir: pathlib.Path, folder: pathlib.Path, *, average: bool = True) -> int:
+def export(
+  workdir: pathlib.Path, folder: pathlib.Path, *, average: bool = True, **options: Any
+) -> int:
   """Writes the parameters of a run's last checkpoint as a pipeline; the run may still be going.
 
   Args:
     workdir: The directory of the run.
     folder: Where the pipeline is written.
     average: Whether to take the moving average, where the run keeps one.
+    **options: Those of `interop.save_pipeline`: dtype, max_shard_size, variant.
 
   Returns:
     The step of the checkpoint.
 
   Raises:
-    InputError: The directory holds no run or no checkpoint, or the checkpoint cannot be read.
+    InputError: The directory holds no run or no checkpoint, the checkpoint cannot be read, or an
+      option is not valid.
   """
   path = workdir / "run.json"
   if not path.is_file():
@@ -51,5 +65,5 @@ def export(workdir: pathlib.Path, folder: pathlib.Path, *, average: bool = True)
       raise InputError(f"{workdir} holds no checkpoint yet")
     like = initial_state(trained, optimizer, ema=config.ema_decay > 0)
     state = State(*checkpoints.restore(step, like)[0])
-  save_trained(folder, pipeline, state if average else state._replace(ema=None))
+  save_trained(folder, pipeline, state if average else state._replace(ema=None), **options)
   return step
