@@ -1,0 +1,83 @@
+"""List the objectives: equation, hyperparameters with defaults, needs, source.
+
+All of it is read from the functions themselves, so the list cannot differ from the library. The
+columns after the hyperparameters say whether an objective needs the errors of a frozen reference,
+residual tensors beside the errors, and a statistic over the whole batch. Hyperparameters without a
+default must be given; published values stand in the docstrings.
+"""
+
+import argparse
+import inspect
+import json
+import textwrap
+
+WIDTH = 100
+COLUMNS = "{:<19}{:<52}{:<11}{:<11}{}"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Declares the command's options."""
+  parser.add_argument("--json", action="store_true", help="a JSON list instead of the table")
+
+
+def run(options: argparse.Namespace) -> None:
+  """Prints the table."""
+  rows = describe_all()
+  print(json.dumps(rows, indent=2, ensure_ascii=False) if options.json else table(rows))
+
+
+def describe_all() -> list[dict]:
+  """What there is to say of each objective, in alphabetical order.
+
+  Returns:
+    A dict for each: `name`, `summary`, `equation` (lines), `hyperparameters` (defaults by name,
+    those without one are in `required`), `required`, `source`, and the fields of `losses.Facts`.
+
+  Raises:
+    ValueError: A docstring has no equation or no source.
+  """
+  from dmpo_jax import losses
+
+  return [_describe(name, losses.OBJECTIVES[name]) for name in sorted(losses.OBJECTIVES)]
+
+
+def _describe(name: str, function) -> dict:
+  summary, _, rest = inspect.getdoc(function).partition("\n")
+  text, _, _ = rest.partition("\nArgs:")
+  equation = [line[4:] for line in text.splitlines() if line.startswith("    ")]
+  _, _, source = rest.partition("\nSource:")
+  if not equation or not source.strip():
+    raise ValueError(f"the docstring of {name} lacks an indented equation or a part 'Source:'")
+  parameters = [
+    p
+    for p in inspect.signature(function).parameters.values()
+    if p.kind is inspect.Parameter.KEYWORD_ONLY
+  ]
+  return {
+    "name": name,
+    "summary": summary,
+    "equation": equation,
+    "required": [p.name for p in parameters if p.default is p.empty],
+    "hyperparameters": {p.name: p.default for p in parameters if p.default is not p.empty},
+    "source": " ".join(source.split()),
+    **function.facts._asdict(),
+  }
+
+
+def table(rows: list[dict]) -> str:
+  """The rows as text of at most 100 columns."""
+  head = COLUMNS.format("objective", "hyperparameters", "reference", "residuals", "batch")
+  lines = [head, "-" * WIDTH]
+  for row in rows:
+    arguments = row["required"] + [f"{k}={v!r}" for k, v in row["hyperparameters"].items()]
+    wrapped = "base" in row["required"]  # a wrapper needs what it is put around needs
+    flags = [
+      "yes" if row[key] else "base's" if wrapped else "-"
+      for key in ("reference", "residuals", "batch_statistic")
+    ]
+    lines.append(COLUMNS.format(row["name"], ", ".join(arguments) or "-", *flags).rstrip())
+    lines += textwrap.wrap(row["summary"], WIDTH - 2, initial_indent="  ", subsequent_indent="  ")
+    lines += [f"      {line}" for line in row["equation"]]
+    indent = {"initial_indent": "  source: ", "subsequent_indent": "    "}
+    lines += [*textwrap.wrap(row["source"], WIDTH, **indent), ""]
+  return "\n".join(lines[:-1])
