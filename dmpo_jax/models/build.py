@@ -47,9 +47,9 @@ def build(config: Mapping[str, Any], *, implementation: str | None = None) -> Mo
   Args:
     config: Its fields. `_class_name` "UNet2DConditionModel", or `architectures` with
       "CLIPTextModel" or "CLIPTextModelWithProjection"; absent fields have that library's defaults.
-    implementation: "cpu" computes attention and GroupNorm in the way that is fast on CPUs, "plain"
-      leaves them to XLA and jax.nn; None takes "cpu" where jax's default backend is one. To compile
-      for another machine, name it. The results differ by rounding.
+    implementation: How attention and GroupNorm are computed: "cpu", "plain", "cudnn" or "splash"
+      as `kernels.using` says; None takes what was made for jax's default backend. To compile for
+      another machine, name it. The results differ by rounding.
 
   Returns:
     A `Model` of pure functions; parameters are nested dicts with string keys, named as there.

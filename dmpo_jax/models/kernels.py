@@ -7,11 +7,12 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.extend.backend import get_backend
 
 from dmpo_jax.errors import unknown
-from dmpo_jax.models import kernels_cpu
+from dmpo_jax.models import kernels_cpu, kernels_gpu, kernels_tpu
 
-IMPLEMENTATIONS = ("cpu", "plain")
+IMPLEMENTATIONS = ("cpu", "plain", "cudnn", "splash")
 
 _chosen: contextvars.ContextVar[str | None] = contextvars.ContextVar("chosen", default=None)
 
@@ -20,8 +21,19 @@ _chosen: contextvars.ContextVar[str | None] = contextvars.ContextVar("chosen", d
 def using(implementation: str | None) -> Iterator[None]:
   """Chooses how attention and GroupNorm are computed where a function is traced inside.
 
+  The rules look at shapes and dtypes alone, so that a program can be compiled for a machine on
+  another. Where one says no, XLA computes attention as under "plain".
+
   Args:
-    implementation: "plain", "cpu", or None for the one made for jax's default backend.
+    implementation:
+      "plain": XLA everywhere; attention keeps all its float32 scores.
+      "cpu": gradients by hand that keep no scores (`kernels_cpu`).
+      "cudnn": flash attention where `kernels_gpu.fits`: float16 and bfloat16, even lengths, heads
+        of up to 128 channels. It needs an NVIDIA GPU of the Ampere generation or newer.
+      "splash": Pallas splash attention where `kernels_tpu.fits`: lengths divisible by 128. On
+        several devices it needs jax.set_mesh, for the compiler cannot partition it.
+      None: "cpu", "cudnn" or "splash" where jax's default backend is a CPU, CUDA or a TPU, and
+        "plain" on any other.
 
   Raises:
     InputError: Another name.
@@ -35,9 +47,19 @@ def using(implementation: str | None) -> Iterator[None]:
     _chosen.reset(token)
 
 
-def _for_cpu() -> bool:
-  """Whether to trace the functions of `kernels_cpu`."""
-  return (_chosen.get() or jax.default_backend()) == "cpu"
+def for_platform(platform: str, version: str) -> str:
+  """The implementation made for a platform: `cpu`, `gpu` with `cuda` in its version, or `tpu`."""
+  if platform == "gpu":
+    return "cudnn" if "cuda" in version else "plain"
+  return {"cpu": "cpu", "tpu": "splash"}.get(platform, "plain")
+
+
+def _implementation() -> str:
+  """The implementation to trace."""
+  if chosen := _chosen.get():
+    return chosen
+  backend = get_backend()
+  return for_platform(backend.platform, backend.platform_version)
 
 
 def along_last(vector: jax.Array, ndim: int) -> jax.Array:
@@ -103,7 +125,7 @@ def group_norm(
   Returns:
     (x - mean) / sqrt(variance + eps) * scale + bias, in the shape and dtype of x.
   """
-  if _for_cpu():
+  if _implementation() == "cpu":
     return kernels_cpu.group_norm(x, scale, bias, groups, eps)
   batch, channels = x.shape[0], x.shape[-1]
   y = x.astype(jnp.float32).reshape(batch, -1, groups, channels // groups)  # [B, H*W, G, C/G]
@@ -133,9 +155,14 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool = False) ->
   Returns:
     `[B, L, N, D]` in the dtype of q.
   """
-  if _for_cpu():
+  implementation = _implementation()
+  if implementation == "cpu":
     return kernels_cpu.attention(q, k, v, causal)
-  return jax.nn.dot_product_attention(q, k, v, is_causal=causal)
+  if implementation == "cudnn" and kernels_gpu.fits(q, k):
+    return kernels_gpu.attention(q, k, v, causal)
+  if implementation == "splash" and kernels_tpu.fits(q, k):
+    return kernels_tpu.attention(q, k, v, causal)
+  return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation="xla")
 
 
 def gelu(x: jax.Array) -> jax.Array:

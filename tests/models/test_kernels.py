@@ -43,7 +43,7 @@ def attention_formula(q, k, v, causal):
   return np.einsum("bnlm,bmnd->blnd", weights, v.astype(np.float64))
 
 
-@pytest.fixture(params=kernels.IMPLEMENTATIONS)
+@pytest.fixture(params=["cpu", "plain"])
 def implementation(request):
   with kernels.using(request.param):
     yield request.param
@@ -100,6 +100,36 @@ def test_gradients_have_the_dtype_of_their_argument(dtype):
   assert slope.dtype == dtype
 
 
+@pytest.mark.usefixtures("implementation")
+def test_group_norm_of_bfloat16_errs_by_the_rounding_of_its_result_alone():
+  # Sums of 512 squares near 64 would lose most digits in bfloat16.
+  x = jnp.asarray(8 + normal(2, 16, 16, 4), jnp.bfloat16)
+  scale, bias = normal(4), normal(4)
+  found = np.asarray(kernels.group_norm(x, scale, bias, 2, 1e-5), np.float64)
+  wanted = group_norm_formula(np.asarray(x, np.float64), scale, bias, 2, 1e-5)
+  assert (np.abs(found - wanted) <= 2**-8 * np.abs(wanted) + 1e-4).all()
+
+
+def test_layer_norm_of_bfloat16_errs_by_the_rounding_of_its_result_alone():
+  x = jnp.asarray(8 + normal(4, 512), jnp.bfloat16)
+  scale, bias = normal(512), normal(512)
+  found = np.asarray(kernels.layer_norm(x, scale, bias, 1e-5), np.float64)
+  y = np.asarray(x, np.float64)
+  y = (y - y.mean(-1, keepdims=True)) / np.sqrt(y.var(-1, keepdims=True) + 1e-5)
+  wanted = y * scale[None] + bias[None]
+  assert (np.abs(found - wanted) <= 2**-8 * np.abs(wanted) + 1e-4).all()
+
+
+@pytest.mark.usefixtures("implementation")
+def test_the_softmax_of_bfloat16_attention_is_computed_in_float32():
+  # Scores of up to 50: rounded to bfloat16 they would be off by a tenth, and the weights with them.
+  q, k = (jnp.asarray(4 * normal(2, n, 2, 16), jnp.bfloat16) for n in (32, 64))
+  v = jnp.asarray(normal(2, 64, 2, 16), jnp.bfloat16)
+  found = np.asarray(kernels.attention(q, k, v), np.float64)
+  wanted = attention_formula(*(np.asarray(a, np.float64) for a in (q, k, v)), False)
+  assert np.abs(found - wanted).max() < 2**-7 * np.abs(wanted).max()
+
+
 @pytest.mark.parametrize("per_step", [1, 200])
 def test_attention_in_a_loop_over_heads_equals_attention_at_once(per_step, monkeypatch):
   q, k, v, g = normal(3, 7, 2, 4), normal(3, 9, 2, 4), normal(3, 9, 2, 4), normal(3, 7, 2, 4)
@@ -140,9 +170,23 @@ def test_the_whole_network_agrees_with_diffusers_whichever_way_it_is_computed():
   x, t, context = normal(3, 5, 4, 2), np.array([1, 50, 900]), normal(3, 7, 12)
   with torch.no_grad():
     wanted = network(torch_map.nchw(x), torch.from_numpy(t), torch.from_numpy(context)).sample
-  for implementation in kernels.IMPLEMENTATIONS:
+  for implementation in ("cpu", "plain"):
     apply = jax.jit(models.build(config, implementation=implementation).apply)
     assert torch_map.relative(apply(params, x, t, context), torch_map.nhwc(wanted)) < 1e-5
+
+
+@pytest.mark.parametrize(
+  ("platform", "version", "wanted"),
+  [
+    ("cpu", "cpu", "cpu"),
+    ("gpu", "PJRT C API\ncuda 12090", "cudnn"),
+    ("gpu", "PJRT C API\nrocm 60300", "plain"),
+    ("tpu", "PJRT C API\nTFRT TPU v5 lite", "splash"),
+    ("METAL", "0.1", "plain"),
+  ],
+)
+def test_each_platform_has_the_implementation_made_for_it(platform, version, wanted):
+  assert kernels.for_platform(platform, version) == wanted
 
 
 def test_another_implementation_is_refused():

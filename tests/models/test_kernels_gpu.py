@@ -1,0 +1,89 @@
+"""cuDNN attention: when it is taken, and that jax lowers it for CUDA at every such shape."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax._src.cudnn import fused_attention_stablehlo
+
+from dmpo_jax.models import kernels, kernels_gpu
+
+
+def shapes(queries, keys, channels, dtype):
+  """Queries, keys and values with two heads."""
+  return [jax.ShapeDtypeStruct((3, n, 2, channels), dtype) for n in (queries, keys, keys)]
+
+
+@pytest.fixture
+def _a_version_of_cudnn(monkeypatch):
+  """jax asks the installed cuDNN for its version, which it need not be able to run."""
+  version = types.SimpleNamespace(cudnn_get_version=lambda: 91000)
+  monkeypatch.setattr(fused_attention_stablehlo, "cuda_versions", version)
+
+
+def gradients_for_cuda(causal, *arrays):
+  """The program of attention's gradients for CUDA, as text."""
+
+  def loss(q, k, v):
+    with kernels.using("cudnn"):
+      return kernels.attention(q, k, v, causal).astype(jnp.float32).sum()
+
+  traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(*arrays)
+  return traced.lower(lowering_platforms=("cuda",)).as_text()
+
+
+@pytest.mark.usefixtures("_a_version_of_cudnn")
+@pytest.mark.parametrize(
+  ("queries", "keys", "channels", "causal"),
+  [(4096, 4096, 40, False), (1024, 1024, 80, False), (64, 78, 128, False), (78, 78, 64, True)],
+)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_attention_that_fits_lowers_to_cudnn_forward_and_backward(
+  queries, keys, channels, causal, dtype
+):
+  arrays = shapes(queries, keys, channels, dtype)
+  assert kernels_gpu.fits(*arrays[:2])
+  text = gradients_for_cuda(causal, *arrays)
+  assert "__cudnn$fmhaSoftmax(" in text
+  assert "__cudnn$fmhaSoftmaxBackward(" in text
+
+
+@pytest.mark.usefixtures("_a_version_of_cudnn")
+@pytest.mark.parametrize(
+  ("queries", "keys", "channels", "dtype"),
+  [
+    (64, 64, 40, "float32"),
+    (64, 77, 40, "bfloat16"),
+    (63, 64, 40, "bfloat16"),
+    (64, 64, 160, "bfloat16"),
+    (64, 64, 12, "bfloat16"),
+  ],
+)
+def test_attention_that_does_not_fit_is_left_to_xla(queries, keys, channels, dtype):
+  arrays = shapes(queries, keys, channels, dtype)
+  assert not kernels_gpu.fits(*arrays[:2])
+  assert "cudnn" not in gradients_for_cuda(False, *arrays)
+
+
+@pytest.mark.usefixtures("_a_version_of_cudnn")
+@pytest.mark.parametrize(
+  ("queries", "keys", "channels", "dtype"),
+  [(64, 64, 40, "float32"), (64, 77, 40, "bfloat16"), (64, 64, 160, "bfloat16")],
+)
+def test_the_rule_refuses_what_jax_refuses(queries, keys, channels, dtype):
+  def loss(q, k, v):
+    return kernels_gpu.attention(q, k, v).astype(jnp.float32).sum()
+
+  with pytest.raises(NotImplementedError):
+    jax.jit(jax.grad(loss)).trace(*shapes(queries, keys, channels, dtype))
+
+
+def test_what_is_left_to_xla_is_attention():
+  q, k, v = np.random.default_rng(0).standard_normal((3, 2, 6, 2, 4), np.float32)
+  with kernels.using("cudnn"):
+    found = kernels.attention(q, k, v)
+  weights = np.exp(np.einsum("blnd,bmnd->bnlm", q, k) / 2)
+  weights /= weights.sum(-1, keepdims=True)
+  np.testing.assert_allclose(found, np.einsum("bnlm,bmnd->blnd", weights, v), atol=1e-5)

@@ -1,0 +1,157 @@
+"""Splash attention: interpreted against XLA's attention, and lowered for TPUs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from dmpo_jax import models
+from dmpo_jax.models import kernels, kernels_tpu
+from tests.models import torch_map
+
+R = np.random.default_rng(0)
+
+# (queries, keys, channels of a head, causal)
+CASES = [(128, 128, 40, True), (256, 128, 64, False)]
+
+
+def draw(batch, queries, keys, channels, dtype=np.float32):
+  """Queries, keys, values, and the gradient of the result, with two heads."""
+  lengths = (queries, keys, keys, queries)
+  return [jnp.asarray(R.standard_normal((batch, n, 2, channels)), dtype) for n in lengths]
+
+
+def interpreted(q, k, v, causal=False):
+  return kernels_tpu.attention(q, k, v, causal, interpret=True)
+
+
+def plain(q, k, v, causal=False):
+  with kernels.using("plain"):
+    return kernels.attention(q, k, v, causal)
+
+
+def with_gradients(function, causal, q, k, v, g):
+  out, back = jax.vjp(lambda *a: function(*a, causal), q, k, v)
+  return out, *back(g)
+
+
+@pytest.fixture(scope="module", params=CASES, ids=str)
+def both(request):
+  """Result and gradients for q, k, v, of the kernel and of XLA."""
+  *sizes, causal = request.param
+  arrays = draw(2, *sizes)
+
+  def run(*arrays):
+    return [with_gradients(f, causal, *arrays) for f in (interpreted, plain)]
+
+  return jax.device_get(jax.jit(run)(*arrays))
+
+
+def test_the_result_agrees_with_plain_attention(both):
+  ours, wanted = both
+  assert torch_map.relative(ours[0], wanted[0]) < 1e-5
+
+
+@pytest.mark.parametrize("argument", [1, 2, 3])
+def test_the_gradient_agrees_with_that_of_plain_attention(both, argument):
+  ours, wanted = both
+  assert torch_map.relative(ours[argument], wanted[argument]) < 1e-5
+
+
+def test_the_softmax_of_bfloat16_attention_is_computed_in_float32():
+  q, k, v, _ = draw(1, 128, 128, 16, jnp.bfloat16)
+  q = 8 * q  # scores of up to 40, which bfloat16 would hold to a tenth
+  found = jax.jit(interpreted)(q, k, v)
+  q, k, v = (np.asarray(a, np.float64) for a in (q, k, v))
+  scores = np.einsum("blnd,bmnd->bnlm", q, k) / 4
+  weights = np.exp(scores - scores.max(-1, keepdims=True))
+  weights /= weights.sum(-1, keepdims=True)
+  wanted = np.einsum("bnlm,bmnd->blnd", weights, v)
+  assert found.dtype == jnp.bfloat16
+  assert torch_map.relative(np.asarray(found, np.float64), wanted) < 2**-7
+
+
+def test_under_a_mesh_each_device_computes_its_images():
+  q, k, v, _ = draw(4, 128, 128, 8)
+  mesh = jax.make_mesh((2, 2), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+  split = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+  with jax.set_mesh(mesh):
+    found = jax.jit(interpreted)(*jax.device_put((q, k, v), split))
+  assert found.sharding.is_equivalent_to(split, found.ndim)
+  assert torch_map.relative(found, plain(q, k, v)) < 1e-5
+
+
+@pytest.mark.parametrize(("batch", "wanted"), [(1, ()), (6, ("data",)), (12, ("data", "fsdp"))])
+def test_the_batch_is_split_over_the_axes_that_divide_it(batch, wanted):
+  mesh = jax.sharding.AbstractMesh((2, 2), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+  assert kernels_tpu._dividing_axes(mesh, batch) == wanted
+
+
+@pytest.mark.parametrize(
+  ("queries", "keys", "channels", "wanted"),
+  [
+    (4096, 4096, 40, True),
+    (1024, 1024, 80, True),
+    (256, 256, 160, True),
+    (4096, 4096, 512, True),
+    (4096, 77, 40, False),
+    (64, 64, 160, False),
+    (4160, 4160, 40, False),
+    (128, 128, 12, False),
+    (128, 128, 520, False),
+  ],
+)
+def test_the_rule_takes_lengths_divisible_by_128(queries, keys, channels, wanted):
+  q, k = (jax.ShapeDtypeStruct((1, n, 1, channels), jnp.float32) for n in (queries, keys))
+  assert kernels_tpu.fits(q, k) == wanted
+
+
+def lowered(function, *arguments):
+  """The program for a TPU, as text."""
+  return jax.jit(function).trace(*arguments).lower(lowering_platforms=("tpu",)).as_text()
+
+
+@pytest.mark.parametrize(("keys", "kernel"), [(128, True), (77, False)])
+def test_attention_that_fits_lowers_to_the_kernel_on_a_tpu(keys, kernel):
+  def attend(q, k, v):
+    with kernels.using("splash"):
+      return kernels.attention(q, k, v)
+
+  q, k, v, _ = draw(1, 128, keys, 40)
+  assert ("tpu_custom_call" in lowered(attend, q, k, v)) == kernel
+
+
+UNET = {
+  "_class_name": "UNet2DConditionModel",
+  "block_out_channels": [16],
+  "down_block_types": ["CrossAttnDownBlock2D"],
+  "up_block_types": ["CrossAttnUpBlock2D"],
+  "layers_per_block": 1,
+  "norm_num_groups": 4,
+  "cross_attention_dim": 12,
+  "attention_head_dim": 2,
+}
+
+
+@pytest.mark.parametrize(("implementation", "kernel"), [("splash", True), ("plain", False)])
+def test_a_network_is_built_with_the_implementation_that_is_asked_for(implementation, kernel):
+  model = models.build(UNET, implementation=implementation)
+  shapes = (1, 16, 16, 4), (1,), (1, 7, 12)
+  text = lowered(model.apply, models.abstract(UNET), *(np.zeros(s, np.float32) for s in shapes))
+  assert ("tpu_custom_call" in text) == kernel
+
+
+def test_a_causal_text_encoder_lowers_to_the_kernel_where_its_length_fits():
+  config = {
+    "architectures": ["CLIPTextModel"],
+    "vocab_size": 50,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 128,
+  }
+  model = models.build(config, implementation="splash")
+  text = lowered(model.apply, models.abstract(config), np.zeros((1, 128), np.int32))
+  assert "tpu_custom_call" in text
