@@ -13,7 +13,7 @@ from flax import nnx
 from dmpo_jax import models
 from dmpo_jax.errors import InputError
 from dmpo_jax.models import trees, vae
-from tests.models import torch_map
+from tests.models import published, torch_map
 
 # For each option at least one variant that differs from the first.
 VARIANTS = {
@@ -239,45 +239,16 @@ def test_bfloat16_moments_stay_near_float32(bare):
   assert 0 < torch_map.relative(rounded, exact) < 0.05
 
 
-def full(**others):
-  """A config.json with the sizes that all published Stable Diffusion autoencoders share."""
-  return {
-    "_class_name": "AutoencoderKL",
-    "act_fn": "silu",
-    "block_out_channels": [128, 256, 512, 512],
-    "down_block_types": ["DownEncoderBlock2D"] * 4,
-    "in_channels": 3,
-    "latent_channels": 4,
-    "layers_per_block": 2,
-    "norm_num_groups": 32,
-    "out_channels": 3,
-    "up_block_types": ["UpDecoderBlock2D"] * 4,
-    **others,
-  }
-
-
-PUBLISHED = {
-  "sd15": full(_diffusers_version="0.6.0", sample_size=512),
-  "sd21": full(_diffusers_version="0.8.0", sample_size=768),
-  "sdxl": full(
-    _diffusers_version="0.20.0.dev0", sample_size=1024, scaling_factor=0.13025, force_upcast=True
-  ),
-  "sdxl_fp16_fix": full(
-    _diffusers_version="0.18.0.dev0", sample_size=512, scaling_factor=0.13025, force_upcast=False
-  ),
-}
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", published.VAES)
 def test_a_full_size_network_has_the_names_and_shapes_of_diffusers(name):
   with torch.device("meta"):
-    theirs = AutoencoderKL.from_config(PUBLISHED[name])
+    theirs = AutoencoderKL.from_config(published.VAES[name])
   wanted = {}
   for weight, tensor in theirs.state_dict().items():
     shape = tuple(tensor.shape)
     wanted[weight] = (*shape[2:], shape[1], shape[0]) if len(shape) > 1 else shape
   found = {}
-  for path, leaf in trees.flatten(models.abstract(PUBLISHED[name])).items():
+  for path, leaf in trees.flatten(models.abstract(published.VAES[name])).items():
     stem, _, kind = path.rpartition(".")
     found[f"{stem}.{'bias' if kind == 'bias' else 'weight'}"] = leaf.shape
   assert found == wanted
