@@ -49,8 +49,9 @@ def f_dpo(
     divergence_alpha: a in (0, 1), for "alpha" alone: near 1 it is forward_kl, near 0 reverse_kl.
 
   Returns:
-    loss: float32 `[pairs]`. Exponents are cut at 80, where exp ends in float32 once factors stand
-      before it: an image with s < -80 (-80/a for alpha) adds a large constant without gradient.
+    loss: float32 `[pairs]`. Exponents are cut at 80: an image with s < -80 (-80/a for alpha) adds a
+      large constant without gradient. Up to there values and gradients are finite in float32 as
+      long as beta and beta · inner_scale/2 are below 6000 (6000 a for alpha).
     diagnostics: `Diagnostics` of DPO at the same beta · inner_scale, float32 `[pairs]`; the sign of
       the logit is that of the argument of σ, for g increases.
 
@@ -87,7 +88,10 @@ def _growth(x: jax.Array) -> jax.Array:
 
 def _js(s: jax.Array) -> jax.Array:
   """log σ(s) + log 2, in a form whose terms do not cancel around 0."""
-  return jnp.minimum(s, 0) - jnp.log1p(jnp.expm1(-jnp.abs(s)) / 2)
+  # Not minimum and abs: jax's derivatives of theirs at 0 add up to 1 there, where the slope is 1/2.
+  negative = s < 0
+  decay = jnp.expm1(jnp.where(negative, s, -s))
+  return jnp.where(negative, s, 0.0) - jnp.log1p(decay / 2)
 
 
 # g up to a constant, which the difference of two drops: each is 0 at s = 0, where small differences
