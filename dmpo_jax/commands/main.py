@@ -19,6 +19,8 @@ Align text-to-image diffusion models with preference pairs, in JAX.
       images from a pipeline folder
   dmpo-jax export --workdir runs/dmpo --out exported
       the parameters of a run's last checkpoint as a folder in diffusers' format
+  dmpo-jax inspect runs/dmpo/pipeline --against runs/reference/pipeline
+      what a model, a LoRA or a checkpoint consists of, and how it differs from another
   dmpo-jax objectives
       the objectives that a config can name: equations, hyperparameters, needs, sources
 """
@@ -29,14 +31,14 @@ def main(arguments: list[str] | None = None) -> int:
 
   0: done. 1: the system refused something (disk, permissions). 2: bad input. 130: interrupted.
   """
-  from dmpo_jax.commands import export, objectives, quickstart, sample, train
+  from dmpo_jax.commands import export, inspect, objectives, quickstart, sample, train
 
   parser = argparse.ArgumentParser(
     "dmpo-jax", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("--version", action="version", version=dmpo_jax.__version__)
   commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-  for module in (quickstart, train, sample, export, objectives):
+  for module in (quickstart, train, sample, export, inspect, objectives):
     name = module.__name__.rsplit(".", 1)[1]
     summary = module.__doc__.splitlines()[0]
     command = commands.add_parser(
