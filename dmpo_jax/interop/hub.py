@@ -59,16 +59,16 @@ def _download(repository: str, anchor: str, choose: Choose, revision: str | None
     folder = file.parents[anchor.count("/")]
     commit = folder.name  # the same for all that follows, even if the branch moves meanwhile
     try:
-      names = HfApi().list_repo_files(repository, revision=commit)
+      listing = HfApi().model_info(repository, revision=commit).siblings
     except (errors.HTTPError, OSError):
-      names = None
-    if names is None:
+      listing = None
+    if listing is None:
       names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
       with files.located(f"the hub cannot be reached, and {folder} is what its cache has"):
         choose(folder, names)
       return folder
     with files.located(f"{repository} at {revision or commit}"):
-      wanted = choose(folder, names)
+      wanted = choose(folder, [file.rfilename for file in listing])
     snapshot_download(repository, revision=commit, allow_patterns=wanted)
   return folder
 

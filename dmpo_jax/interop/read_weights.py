@@ -1,5 +1,6 @@
 """A network's weights from safetensors files, leaf by leaf, into numpy or onto devices."""
 
+import concurrent.futures
 import functools
 import pathlib
 from collections.abc import Callable, Mapping
@@ -20,6 +21,8 @@ TEXT_PREFIX = "text_model."
 
 # What attention layers of autoencoders were called before diffusers 0.18; SD1.5's file has them.
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+THREADS = 8
 
 STORED = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -51,18 +54,22 @@ def read_network(
   with files.located(folder):
     abstract = models.abstract(config)
     names = state_dict.torch_names(abstract)
-    entries = _aligned(_open(folder, config, variant), names)
+    entries = _aligned(open_folder(folder, config, variant), names)
     state_dict.check_state(entries, abstract)
     targets = {} if shardings is None else trees.flatten(shardings(abstract))
-    leaves = {}
-    for name, path in names.items():
+    if shardings is not None and targets.keys() != set(names.values()):
+      differing = sorted(targets.keys() ^ set(names.values()))
+      raise InputError(f"shardings and parameters are different trees: {', '.join(differing)}")
+
+    def leaf(name: str) -> np.ndarray | jax.Array:
+      path = names[name]
       if shardings is None:
-        leaves[path] = _read(entries[name], path, None, dtype)
-      elif path in targets:
-        leaves[path] = _place(entries[name], path, targets[path], dtype)
-      else:
-        raise InputError(f"the tree of shardings has none for {path}")
-    return trees.unflatten(leaves)
+        return _read(entries[name], path, None, dtype)
+      return _place(entries[name], path, targets[path], dtype)
+
+    # Copying leaves Python's lock free; more threads would hold more leaves twice.
+    with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+      return trees.unflatten(dict(zip(names.values(), pool.map(leaf, names), strict=True)))
 
 
 class _Entry(NamedTuple):
@@ -142,7 +149,7 @@ def _present_name(name: str, expected: Mapping[str, str]) -> str:
   return renamed if renamed in expected else name
 
 
-def _open(
+def open_folder(
   folder: pathlib.Path, config: Mapping[str, Any], variant: str | None
 ) -> dict[str, _Entry]:
   """The tensors of a folder's weights file, or of the shards that its index names."""
@@ -151,7 +158,7 @@ def _open(
   if not found:
     raise weight_names.explain_absence(names, config, variant, str(folder))
   if found[0].endswith(weight_names.SUFFIX):
-    return _entries(folder / found[0])
+    return open_file(folder / found[0])
   index = folder / found[0]
   weight_map = files.read_json(index).get("weight_map")
   if not isinstance(weight_map, dict) or not weight_map:
@@ -160,7 +167,9 @@ def _open(
   absent = [name for name in shards if not (folder / name).is_file()]
   if absent:
     raise InputError(f"{index.name} names shards that are not there: {', '.join(absent)}")
-  held = {(name, file): entry for file in shards for name, entry in _entries(folder / file).items()}
+  held = {
+    (name, file): entry for file in shards for name, entry in open_file(folder / file).items()
+  }
   listed = set(weight_map.items())
   problems = [f"{file} holds {name}, which is not listed" for name, file in held.keys() - listed]
   problems += [f"{name} is not in {file}" for name, file in listed - held.keys()]
@@ -172,7 +181,8 @@ def _open(
   return {name: entry for (name, _), entry in held.items()}
 
 
-def _entries(file: pathlib.Path) -> dict[str, _Entry]:
+def open_file(file: pathlib.Path) -> dict[str, _Entry]:
+  """The tensors of one safetensors file."""
   try:
     opened = safetensors.safe_open(file, framework="numpy")
   except (safetensors.SafetensorError, OSError) as error:

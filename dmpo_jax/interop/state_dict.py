@@ -14,6 +14,9 @@ LEAF_NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bia
 # Buffers that published checkpoints carry beside their parameters; torch rebuilds them itself.
 BUFFERS = frozenset({"position_ids"})
 
+# Edge of the squares in which kernels are transposed.
+BLOCK = 128
+
 FLOATS = ("float32", "float16", "bfloat16")
 
 
@@ -143,18 +146,34 @@ def cast(array: np.ndarray, dtype: str | None, path: str) -> np.ndarray:
   Raises:
     InputError: A number becomes infinite: it is too large for the dtype.
   """
+  target = array.dtype if dtype is None else jnp.dtype(dtype)
+  if array.flags.c_contiguous and array.dtype == target:
+    return array
+  new = np.empty(array.shape, target)
   with np.errstate(over="ignore"):
-    new = np.asarray(array, dtype=dtype and jnp.dtype(dtype), order="C")
-  # Widening loses nothing, and only float16 is too narrow for what networks hold.
-  if new.dtype.itemsize < array.dtype.itemsize or new.dtype == np.float16 != array.dtype:
+    _copy_blocks(new, array)
+  if jnp.finfo(target).max < jnp.finfo(array.dtype).max and np.isinf(new).any():
     lost = np.isinf(new) & np.isfinite(array)
     if lost.any():
-      largest = np.abs(array[lost]).max()
+      largest = np.abs(array[lost]).astype(np.float32).max()
       raise InputError(
         f"{path} holds {largest:g}, which is infinite in {dtype}, whose largest number is "
         f"{float(jnp.finfo(new.dtype).max):g}; choose bfloat16 or float32"
       )
   return new
+
+
+def _copy_blocks(target: np.ndarray, source: np.ndarray) -> None:
+  """`target[...] = source`, in blocks that fit the cache: numpy transposes row by row, slowly."""
+  if source.ndim < 2:
+    target[...] = source
+    return
+  a, b = np.argsort(source.shape, kind="stable")[-2:]
+  for i in range(0, source.shape[a], BLOCK):
+    for j in range(0, source.shape[b], BLOCK):
+      index = [slice(None)] * source.ndim
+      index[a], index[b] = slice(i, i + BLOCK), slice(j, j + BLOCK)
+      target[tuple(index)] = source[tuple(index)]
 
 
 def float_name(dtype: Any) -> str | None:
