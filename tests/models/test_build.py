@@ -28,6 +28,13 @@ TEXT = {
   "num_hidden_layers": 11,
   "num_attention_heads": 3,
 }
+PROJECTED = {**TEXT, "architectures": ["CLIPTextModelWithProjection"], "num_hidden_layers": 1}
+TEXT_TIME = {
+  **UNET,
+  "addition_embed_type": "text_time",
+  "addition_time_embed_dim": 4,
+  "projection_class_embeddings_input_dim": 30,
+}
 
 
 @pytest.mark.parametrize("config", [UNET, TEXT])
@@ -44,7 +51,7 @@ def test_another_key_gives_other_kernels():
   assert not any(np.array_equal(first[name], second[name]) for name in kernels)
 
 
-@pytest.mark.parametrize("config", [UNET, TEXT])
+@pytest.mark.parametrize("config", [UNET, TEXT, TEXT_TIME, PROJECTED])
 def test_initial_parameters_have_the_shapes_and_dtypes_of_the_abstract_tree(config):
   params = trees.flatten(models.build(config).init(jax.random.key(0)))
   wanted = trees.flatten(models.abstract(config))
@@ -99,9 +106,31 @@ def test_every_field_that_transformers_writes_is_accepted():
     ({**UNET, "num_attention_heads": 2}, "num_attention_heads = 2.* attention_head_dim"),
     ({**UNET, "transformer_layers_per_block": [[1], [2]]}, "reverse_transformer_layers_per_block"),
     ({**UNET, "conv_in_kernel": 4}, "conv_in_kernel = 4.* an odd size"),
+    ({**UNET, "cross_attention_dim": [12, 16]}, r"cross_attention_dim = \(12, 16\).* one width"),
+    ({**UNET, "freq_shift": "0"}, "freq_shift = '0'.* a number that is not negative"),
+    ({**UNET, "use_linear_projection": None}, "use_linear_projection = None.* true or false"),
+    ({**UNET, "time_embedding_dim": 0}, "time_embedding_dim = 0.* a positive integer"),
+    ({**UNET, "addition_embed_type": "text"}, "addition_embed_type = 'text'.* None, 'text_time'"),
+    ({**UNET, "addition_time_embed_dim": 4}, "addition_time_embed_dim = 4.* null: .* 'text_time'"),
+    (
+      {**UNET, "projection_class_embeddings_input_dim": 30},
+      "projection_class_embeddings_input_dim = 30.* null: .* 'text_time'",
+    ),
+    ({**TEXT_TIME, "addition_time_embed_dim": None}, "= None.* a positive integer"),
+    (
+      {**TEXT_TIME, "projection_class_embeddings_input_dim": None},
+      "projection_class_embeddings_input_dim = None.* a positive integer",
+    ),
+    (
+      {**TEXT_TIME, "projection_class_embeddings_input_dim": 24},
+      r"= 24.* plus 6 \* addition_time_embed_dim = 24",
+    ),
     ({**TEXT, "hidden_act": "relu"}, "hidden_act = 'relu'.* 'quick_gelu', 'gelu'"),
     ({**TEXT, "num_attention_heads": 5}, "num_attention_heads = 5.* hidden_size = 24"),
     ({**TEXT, "attention_dropout": 0.1}, "attention_dropout = 0.1 is not supported"),
+    ({**TEXT, "eos_token_id": [2, 3]}, r"eos_token_id = \(2, 3\).* an integer"),
+    ({**TEXT, "layer_norm_eps": None}, "layer_norm_eps = None.* a number"),
+    ({**PROJECTED, "projection_dim": None}, "CLIPTextModelWithProjection config: projection_dim"),
     ({**TEXT, "widht": 5}, "unknown field of a CLIPTextModel config 'widht'"),
   ],
 )

@@ -1,16 +1,17 @@
-"""The text encoder against transformers on small random configurations."""
+"""The text encoders against transformers: small random ones, the published ones by their names."""
 
 import jax
 import numpy as np
 import pytest
 import torch
-from transformers import CLIPTextConfig, CLIPTextModel
+import transformers
 
 from dmpo_jax import models
 from dmpo_jax.errors import InputError
-from tests.models import torch_map
+from tests.models import published, torch_map
 
 BASE = {
+  "architectures": ["CLIPTextModel"],
   "vocab_size": 50,
   "hidden_size": 24,
   "intermediate_size": 40,
@@ -21,63 +22,144 @@ BASE = {
   "eos_token_id": 49,
   "pad_token_id": 49,
 }
+PROJECTED = {**BASE, "architectures": ["CLIPTextModelWithProjection"], "projection_dim": 20}
 VARIANTS = {
-  "quick_gelu": {"hidden_act": "quick_gelu"},
-  "gelu": {"hidden_act": "gelu"},
-  "old_end_token": {"eos_token_id": 2},
-  "more_layers_than_ten": {"num_hidden_layers": 11},
+  "sd15": ({**BASE, "hidden_act": "quick_gelu"}, "cpu"),
+  "sd21_with_the_old_end_token": ({**BASE, "hidden_act": "gelu", "eos_token_id": 2}, "plain"),
+  "sdxl_2": ({**PROJECTED, "hidden_act": "gelu"}, "plain"),
+  "sdxl_2_with_the_old_end_token": ({**PROJECTED, "hidden_act": "gelu", "eos_token_id": 2}, "cpu"),
 }
-# The end token is not in the last column, and where it comes first it comes again as padding.
+# The end token is not in the last column, and where it comes first it comes again as padding. A
+# token that is larger than all before it, or the number 2, is no end under the other rule.
 IDS = np.array([[48, 5, 7, 49, 49, 49, 49], [48, 1, 2, 3, 4, 6, 49], [48, 49, 9, 9, 9, 9, 9]])
 
 
-def load(**changes):
+def network_of(config):
+  """Transformers' network."""
+  kind = getattr(transformers, config["architectures"][0])
+  return kind(transformers.CLIPTextConfig(**config))
+
+
+def named_as_published(shapes, config):
+  """This version of transformers leaves out the prefix of the published checkpoints."""
+  inside = config["architectures"] == ["CLIPTextModel"]
+  return {f"text_model.{name}" if inside else name: shape for name, shape in shapes.items()}
+
+
+def load(config, implementation=None):
   """Transformers' network, ours, and the same weights for ours."""
-  config = CLIPTextConfig(**{**BASE, **changes}, architectures=["CLIPTextModel"])
-  network = torch_map.randomise(CLIPTextModel(config))
-  as_dict = config.to_dict()
-  shapes = models.abstract(as_dict)
-  # This version of transformers leaves out the prefix of the published checkpoints.
-  params = {"text_model": torch_map.to_params(network, shapes["text_model"])}
-  return network, models.build(as_dict), params
+  network = torch_map.randomise(network_of(config))
+  shapes = models.abstract(config)
+  return network, models.build(config, implementation=implementation), lift(network, shapes)
+
+
+def lift(network, shapes, convert=torch_map.to_params):
+  """A tree of weights or gradients from a network with or without the prefix."""
+  if "text_projection" in shapes:
+    return convert(network, shapes)
+  return {"text_model": convert(network, shapes["text_model"])}
+
+
+def outputs(theirs):
+  """What our TextOutput should hold, by name."""
+  found = {"last": theirs.last_hidden_state, "penultimate": theirs.hidden_states[-2]}
+  if hasattr(theirs, "pooler_output"):
+    return found | {"pooled": theirs.pooler_output}
+  return found | {"text_embeds": theirs.text_embeds}
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
 def both(request):
-  network, model, params = load(**VARIANTS[request.param])
+  """Outputs and parameter gradients of both, of loss = sum over outputs of sum(w * output)."""
+  config, implementation = VARIANTS[request.param]
+  network, model, params = load(config, implementation)
+  wanted = outputs(network(torch.from_numpy(IDS), output_hidden_states=True))
+  r = np.random.default_rng(1)
+  w = {name: r.standard_normal(y.shape, np.float32) for name, y in wanted.items()}
+  sum((torch.from_numpy(w[n]) * y).sum() for n, y in wanted.items()).backward()
+
+  def loss(params):
+    y = model.apply(params, IDS.astype(np.int32))
+    named = {"last": y.last_hidden_state, "penultimate": y.penultimate}
+    named |= {"pooled": y.pooled, "text_embeds": y.text_embeds}
+    return sum((w[n] * named[n]).sum() for n in w), y
+
+  (_, found), slopes = torch_map.jit(jax.value_and_grad(loss, has_aux=True))(params)
+  return (found, slopes), (wanted, lift(network, params, torch_map.to_gradients))
+
+
+def test_the_last_hidden_states_agree_with_transformers(both):
+  (found, _), (wanted, _) = both
+  assert torch_map.relative(found.last_hidden_state, wanted["last"].detach()) < 1e-5
+
+
+def test_the_penultimate_hidden_states_agree_with_transformers(both):
+  (found, _), (wanted, _) = both
+  assert torch_map.relative(found.penultimate, wanted["penultimate"].detach()) < 1e-5
+
+
+def test_the_pooled_state_or_its_projection_agrees_with_transformers(both):
+  (found, _), (wanted, _) = both
+  name = "text_embeds" if "text_embeds" in wanted else "pooled"
+  assert torch_map.relative(getattr(found, name), wanted[name].detach()) < 1e-5
+
+
+def test_the_gradient_of_every_parameter_agrees_with_transformers(both):
+  (_, found), (_, wanted) = both
+  name, off = torch_map.worst(found, wanted)
+  assert off < 1e-3, name
+
+
+@pytest.fixture(scope="module")
+def deep():
+  """Eleven layers, whose numbers as strings are not in order; compiled once."""
+  network, model, params = load({**BASE, "num_hidden_layers": 11}, "plain")
+  return network, params, torch_map.jit(model.apply)
+
+
+def test_more_layers_than_ten_agree_with_transformers(deep):
+  network, params, apply = deep
   with torch.no_grad():
-    wanted = network(torch.from_numpy(IDS))
-  return jax.jit(model.apply)(params, IDS.astype(np.int32)), wanted
+    wanted = network(torch.from_numpy(IDS)).last_hidden_state
+  assert torch_map.relative(apply(params, IDS.astype(np.int32)).last_hidden_state, wanted) < 1e-5
 
 
-def test_the_hidden_states_agree_with_transformers(both):
-  found, wanted = both
-  assert torch_map.relative(found.last_hidden_state, wanted.last_hidden_state) < 1e-5
-
-
-def test_the_pooled_state_agrees_with_transformers(both):
-  found, wanted = both
-  assert torch_map.relative(found.pooled, wanted.pooler_output) < 1e-5
-
-
-def test_a_later_token_does_not_change_an_earlier_state():
-  _, model, params = load()
+def test_a_later_token_does_not_change_an_earlier_state(deep):
+  _, params, apply = deep
   changed = IDS.astype(np.int32).copy()
   changed[:, 4] = 17
-  apply = jax.jit(model.apply)
   before = apply(params, IDS.astype(np.int32)).last_hidden_state
   after = apply(params, changed).last_hidden_state
   np.testing.assert_array_equal(before[:, :4], after[:, :4])
   assert not np.allclose(before[:, 4:], after[:, 4:])
 
 
-def test_the_result_has_the_dtype_that_was_asked_for():
-  _, model, params = load()
+def test_a_text_without_an_end_token_is_pooled_at_its_first(deep):
+  _, params, apply = deep
+  output = apply(params, np.full((3, 7), 9, np.int32))
+  np.testing.assert_array_equal(output.pooled, output.last_hidden_state[:, 0])
+
+
+def test_all_results_have_the_dtype_that_was_asked_for():
+  model, params = models.build(PROJECTED), models.abstract(PROJECTED)
   output = jax.eval_shape(lambda p, i: model.apply(p, i, dtype="bfloat16"), params, IDS)
-  assert output.last_hidden_state.dtype == output.pooled.dtype == "bfloat16"
+  assert {leaf.dtype.name for leaf in output} == {"bfloat16"}
+
+
+def test_an_encoder_without_projection_has_no_text_embeds():
+  output = jax.eval_shape(models.build(BASE).apply, models.abstract(BASE), IDS)
+  assert output.text_embeds is None
+
+
+@pytest.mark.parametrize("name", published.TEXT_ENCODERS)
+def test_a_published_encoder_has_the_names_and_shapes_of_transformers(name):
+  config = published.TEXT_ENCODERS[name]
+  with torch.device("meta"):
+    theirs = network_of(config)
+  wanted = named_as_published(torch_map.torch_shapes(theirs), config)
+  assert torch_map.our_shapes(models.abstract(config)) == wanted
 
 
 def test_more_tokens_than_positions_are_refused():
-  _, model, params = load()
   with pytest.raises(InputError, match=r"L <= 9.*truncate"):
-    model.apply(params, np.zeros((1, 10), np.int32))
+    models.build(BASE).apply(models.abstract(BASE), np.zeros((1, 10), np.int32))

@@ -1,4 +1,4 @@
-"""The whole UNet against diffusers on small random configurations."""
+"""The whole UNet against diffusers: each family at small size, published ones by name and shape."""
 
 import jax
 import jax.numpy as jnp
@@ -9,167 +9,236 @@ from diffusers import UNet2DConditionModel
 
 from dmpo_jax import models
 from dmpo_jax.errors import InputError
-from tests.models import torch_map
+from tests.models import published, torch_map
 
-# Odd sizes, unequal blocks, and for each option at least one variant that differs from the first.
-VARIANTS = {
-  "three_unequal_blocks": {
-    "in_channels": 3,
-    "out_channels": 5,
-    "block_out_channels": (16, 32, 24),
-    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"),
-    "layers_per_block": (1, 2, 1),
-    "norm_num_groups": 8,
-    "cross_attention_dim": 20,
-    "attention_head_dim": (2, 4, 3),
-    "transformer_layers_per_block": (1, 1, 2),
-  },
-  "linear_projection": {
-    "in_channels": 1,
-    "out_channels": 1,
-    "block_out_channels": (8, 16),
-    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-    "layers_per_block": 1,
-    "norm_num_groups": 4,
-    "norm_eps": 1e-3,
-    "cross_attention_dim": 12,
-    "attention_head_dim": 4,
-    "transformer_layers_per_block": 2,
-    "use_linear_projection": True,
-    "center_input_sample": True,
-    "flip_sin_to_cos": False,
-    "freq_shift": 1,
-    "time_embedding_dim": 20,
-    "conv_in_kernel": 5,
-    "conv_out_kernel": 1,
-  },
+SMALL = {
+  "block_out_channels": (8, 16),
+  "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+  "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+  "layers_per_block": 1,
+  "norm_num_groups": 4,
+  "cross_attention_dim": 12,
+  "attention_head_dim": 4,
 }
-SIZES = {"three_unequal_blocks": (10, 7), "linear_projection": (8, 6)}
-
-
-def draw(config, size, batch=3, length=5):
-  """A batch of inputs; its size is no power of two."""
-  r = np.random.default_rng(0)
-  x = r.standard_normal((batch, *size, config["in_channels"]), np.float32)  # [B, H, W, C]
-  context = r.standard_normal((batch, length, config["cross_attention_dim"]), np.float32)
-  return x, np.array([0, 417, 999])[:batch], context
-
-
-def load(name):
-  """Diffusers' network, ours, and the same weights for ours."""
-  network = torch_map.randomise(UNet2DConditionModel(**VARIANTS[name]))
-  config = {"_class_name": "UNet2DConditionModel", **VARIANTS[name]}
-  params = torch_map.to_params(network, models.abstract(config))
-  return network, models.build(config), params
-
-
-@pytest.fixture(scope="module", params=VARIANTS)
-def both(request):
-  """(prediction, loss gradient) of both: loss = sum(w * prediction) with random weights w."""
-  network, model, params = load(request.param)
-  x, t, context = draw(VARIANTS[request.param], SIZES[request.param])
-  theirs = network(torch_map.nchw(x), torch.from_numpy(t), torch.from_numpy(context)).sample
-  w = np.random.default_rng(1).standard_normal(torch_map.nhwc(theirs).shape, np.float32)
-  (theirs * torch_map.nchw(w)).sum().backward()
-  gradients = UNet2DConditionModel(**VARIANTS[request.param])
-  with torch.no_grad():
-    for into, source in zip(gradients.parameters(), network.parameters(), strict=True):
-      into.copy_(source.grad)
-
-  def loss(params):
-    y = model.apply(params, x, t, context)
-    return (w * y).sum(), y
-
-  (_, ours), slopes = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
-  return (ours, slopes), (torch_map.nhwc(theirs), torch_map.to_params(gradients, params))
-
-
-def test_the_prediction_agrees_with_diffusers(both):
-  (ours, _), (theirs, _) = both
-  assert torch_map.relative(ours, theirs) < 1e-5
-
-
-def test_the_gradient_of_every_parameter_agrees_with_diffusers(both):
-  (_, ours), (_, theirs) = both
-  ours, theirs = models.trees.flatten(ours), models.trees.flatten(theirs)
-  # A few gradients (of keys' offsets, of biases before a norm) are zero but for rounding.
-  floor = 1e-4 * max(np.abs(g).max() for g in theirs.values())
-  off = {n: np.abs(ours[n] - g).max() / max(np.abs(g).max(), floor) for n, g in theirs.items()}
-  assert max(off.values()) < 1e-3, max(off, key=off.get)
-
-
-@pytest.mark.parametrize("size", [(5, 9), (4, 16), (3, 3)])
-@pytest.mark.parametrize("name", VARIANTS)
-def test_sizes_that_do_not_halve_evenly_agree_with_diffusers(name, size):
-  network, model, params = load(name)
-  x, t, context = draw(VARIANTS[name], size, batch=1, length=1)
-  with torch.no_grad():
-    theirs = network(torch_map.nchw(x), torch.from_numpy(t), torch.from_numpy(context)).sample
-  ours = jax.jit(model.apply)(params, x, t, context)
-  assert torch_map.relative(ours, torch_map.nhwc(theirs)) < 1e-5
-
-
-FULL = {
-  "sd15": {"sample_size": 64, "cross_attention_dim": 768},
+FAMILIES = {
+  "sd15": SMALL,
   "sd21": {
-    "cross_attention_dim": 1024,
-    "attention_head_dim": [5, 10, 20, 20],
+    **SMALL,
+    "attention_head_dim": (2, 4),
     "use_linear_projection": True,
     "upcast_attention": True,
   },
-  "unequal_depths": {
-    "block_out_channels": (320, 640),
-    "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-    "transformer_layers_per_block": [[1, 2], [3, 4]],
-    "reverse_transformer_layers_per_block": [[2, 1, 2], [1, 1, 3]],
+  "ip2p": {
+    **SMALL,
+    "in_channels": 8,
+    "out_channels": 4,
+    "block_out_channels": (8,),
+    "down_block_types": ("CrossAttnDownBlock2D",),
+    "up_block_types": ("CrossAttnUpBlock2D",),
   },
+  "sdxl": {
+    **SMALL,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    "attention_head_dim": (2, 4),
+    "transformer_layers_per_block": (1, 2),
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 6,
+    "projection_class_embeddings_input_dim": 6 * 6 + 10,
+  },
+}
+IMPLEMENTATIONS = {"sd15": "cpu", "sd21": "plain", "ip2p": "plain", "sdxl": "cpu"}
+
+# Beyond the families: blocks that differ, and for each option a value that is not the default.
+OTHER = {
+  **SMALL,
+  "in_channels": 1,
+  "out_channels": 3,
+  "block_out_channels": (16, 8),
+  "layers_per_block": (1, 2),
+  "attention_head_dim": (2, 1),
+  "transformer_layers_per_block": (2, 1),
+  "norm_eps": 1e-3,
+  "center_input_sample": True,
+  "flip_sin_to_cos": False,
+  "freq_shift": 1,
+  "time_embedding_dim": 20,
+  "conv_in_kernel": 5,
+  "conv_out_kernel": 1,
 }
 
 
-@pytest.mark.parametrize("name", FULL)
-def test_a_full_size_network_has_the_names_and_shapes_of_diffusers(name):
-  with torch.device("meta"):
-    theirs = UNet2DConditionModel(**FULL[name])
-  wanted = {}
-  for weight, tensor in theirs.state_dict().items():
-    shape = tuple(tensor.shape)
-    wanted[weight] = (*shape[2:], shape[1], shape[0]) if len(shape) > 1 else shape
-  config = {"_class_name": "UNet2DConditionModel", **FULL[name]}
-  found = {}
-  for path, leaf in models.trees.flatten(models.abstract(config)).items():
-    stem, _, kind = path.rpartition(".")
-    found[f"{stem}.{'bias' if kind == 'bias' else 'weight'}"] = leaf.shape
-  assert found == wanted
+def draw(config, size, batch=3, length=5):
+  """Inputs by name: a batch that is no power of two, images that are not square."""
+  r = np.random.default_rng(0)
+  inputs = {
+    "sample": r.standard_normal((batch, *size, config.get("in_channels", 4)), np.float32),
+    "timesteps": np.array([0, 417, 999])[:batch],
+    "encoder_hidden_states": r.standard_normal(
+      (batch, length, config["cross_attention_dim"]), np.float32
+    ),
+  }
+  if "addition_embed_type" in config:
+    inputs["text_embeds"] = r.standard_normal((batch, 10), np.float32)
+    sizes = [[1024, 1024, 0, 0, 1024, 1024], [511, 767, 3, 40, 512, 768], [1, 2, 3, 4, 5, 6]]
+    inputs["time_ids"] = np.array(sizes[:batch], np.float32)
+  return inputs
 
 
-def test_the_sd15_network_has_686_arrays():
-  config = {"_class_name": "UNet2DConditionModel", **FULL["sd15"]}
-  assert len(models.trees.flatten(models.abstract(config))) == 686
+def load(config, implementation=None):
+  """Diffusers' network, ours, and the same weights for ours."""
+  network = torch_map.randomise(UNet2DConditionModel(**config))
+  config = {"_class_name": "UNet2DConditionModel", **config}
+  params = torch_map.to_params(network, models.abstract(config))
+  return network, models.build(config, implementation=implementation), params
 
 
-def test_bfloat16_computation_stays_near_float32():
-  _, model, params = load("linear_projection")
-  inputs = draw(VARIANTS["linear_projection"], (8, 6))
-  exact = jax.jit(model.apply)(params, *inputs)
-  rounded = jax.jit(lambda *a: model.apply(*a, dtype=jnp.bfloat16))(params, *inputs)
-  assert rounded.dtype == jnp.bfloat16
-  assert 0 < torch_map.relative(rounded, exact) < 0.05
+def call(network, inputs):
+  """Diffusers' prediction, and its inputs as tensors that take gradients."""
+  tensors = {n: torch_map.nchw(x) if x.ndim == 4 else torch.tensor(x) for n, x in inputs.items()}
+  names = [n for n in inputs if n not in ("timesteps", "time_ids")]
+  for name in names:
+    tensors[name] = tensors[name].to(network.dtype).requires_grad_()
+  added = {n: tensors[n] for n in ("text_embeds", "time_ids") if n in tensors}
+  sample, timesteps, context = list(tensors.values())[:3]
+  output = network(sample, timesteps, context, added_cond_kwargs=added).sample
+  return output, {name: tensors[name] for name in names}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def both(request):
+  """(prediction, gradients by parameter, by input) of both, of loss = sum(w * prediction).
+
+  One side of the image is odd, and the timesteps lie between those of training.
+  """
+  config = FAMILIES[request.param]
+  network, model, params = load(config, IMPLEMENTATIONS[request.param])
+  inputs = draw(config, (10, 7))
+  inputs["timesteps"] = np.array([0.25, 417.5, 998.9], np.float32)
+  theirs, tensors = call(network, inputs)
+  w = np.random.default_rng(1).standard_normal(torch_map.nhwc(theirs).shape, np.float32)
+  (theirs * torch_map.nchw(w)).sum().backward()
+  slopes = {
+    n: torch_map.nhwc(x.grad) if x.ndim == 4 else x.grad.numpy() for n, x in tensors.items()
+  }
+  wanted = torch_map.nhwc(theirs), torch_map.to_gradients(network, params), slopes
+
+  def loss(params, varied, fixed):
+    y = model.apply(params, **varied, **fixed)
+    return (w * y).sum(), y
+
+  varied = {n: inputs.pop(n) for n in slopes}
+  gradient = torch_map.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
+  (_, ours), found = gradient(params, varied, inputs)
+  return (ours, *found), wanted
+
+
+def test_the_prediction_of_each_family_agrees_with_diffusers(both):
+  (found, _, _), (wanted, _, _) = both
+  assert torch_map.relative(found, wanted) < 1e-5
+
+
+def test_the_gradient_of_every_parameter_agrees_with_diffusers(both):
+  (_, found, _), (_, wanted, _) = both
+  name, off = torch_map.worst(found, wanted)
+  assert off < 1e-3, name
+
+
+def test_the_gradient_of_every_input_agrees_with_diffusers(both):
+  (_, _, found), (_, _, wanted) = both
+  assert found.keys() == wanted.keys()
+  assert max(torch_map.relative(found[n], wanted[n]) for n in wanted) < 1e-3
+
+
+def test_unequal_blocks_and_other_options_agree_with_diffusers():
+  network, model, params = load(OTHER)
+  inputs = draw(OTHER, (3, 5), length=1)  # odd at every level
+  wanted, _ = call(network, inputs)
+  found = torch_map.jit(lambda p, i: model.apply(p, **i))(params, inputs)
+  assert torch_map.relative(found, torch_map.nhwc(wanted)) < 1e-5
+
+
+@pytest.fixture(scope="module")
+def rounded():
+  """SDXL's kind in bfloat16: (float32's prediction, ours, torch's) and ours with one more pixel."""
+  config = {**FAMILIES["sdxl"], "transformer_layers_per_block": 1}
+  network, model, params = load(config, "plain")
+  inputs = draw(config, (8, 6))
+  exact, _ = call(network, inputs)
+  theirs, _ = call(network.to(torch.bfloat16), inputs)
+  apply = torch_map.jit(lambda p, i: model.apply(p, **i, dtype=jnp.bfloat16))
+  ours = apply(params, inputs)
+  moved = apply(params, inputs | {"time_ids": inputs["time_ids"] + np.float32(1)})
+  return torch_map.nhwc(exact), ours, torch_map.nhwc(theirs), moved
+
+
+def test_the_result_has_the_dtype_that_was_asked_for(rounded):
+  assert rounded[1].dtype == jnp.bfloat16
+
+
+def test_bfloat16_strays_from_float32_no_more_than_in_torch(rounded):
+  exact, ours, theirs, _ = rounded
+  off, allowed = (np.square(np.float32(y) - exact).mean() ** 0.5 for y in (ours, theirs))
+  assert 0 < off < 1.5 * allowed
+
+
+def test_bfloat16_computation_tells_1024_pixels_from_1025(rounded):
+  _, ours, _, moved = rounded
+  assert not np.array_equal(ours[0], moved[0])
+
+
+UNEQUAL_DEPTHS = {
+  "_class_name": "UNet2DConditionModel",
+  "block_out_channels": (320, 640),
+  "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+  "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+  "transformer_layers_per_block": [[1, 2], [3, 4]],
+  "reverse_transformer_layers_per_block": [[2, 1, 2], [1, 1, 3]],
+}
 
 
 @pytest.mark.parametrize(
-  ("change", "message"),
+  "config", [*published.UNETS.values(), UNEQUAL_DEPTHS], ids=[*published.UNETS, "unequal_depths"]
+)
+def test_a_full_size_network_has_the_names_and_shapes_of_diffusers(config):
+  with torch.device("meta"):
+    theirs = UNet2DConditionModel.from_config(config)
+  assert torch_map.our_shapes(models.abstract(config)) == torch_map.torch_shapes(theirs)
+
+
+@pytest.mark.parametrize(("name", "arrays"), [("sd15", 686), ("sd21", 686), ("sdxl", 1680)])
+def test_the_published_networks_have_their_numbers_of_arrays(name, arrays):
+  assert len(models.trees.flatten(models.abstract(published.UNETS[name]))) == arrays
+
+
+@pytest.mark.parametrize(
+  ("family", "change", "message"),
   [
-    ({"sample": (2, 1, 8, 8)}, r"sample must be \[B, H, W, 1\].*\[2, 1, 8, 8\]"),
-    ({"timesteps": (1,)}, r"timesteps must be \[2\]"),
-    ({"context": (2, 12)}, r"encoder_hidden_states must be \[2, L, 12\], got \[2, 12\]"),
-    ({"context": (3, 5, 12)}, r"encoder_hidden_states must be \[2, L, 12\]"),
+    ("sd15", {"sample": (2, 4, 8, 8)}, r"sample must be \[B, H, W, 4\].*\[2, 4, 8, 8\]"),
+    ("sd15", {"timesteps": (1,)}, r"timesteps must be \[2\]"),
+    ("sd15", {"encoder_hidden_states": (2, 12)}, r"must be \[2, L, 12\], got \[2, 12\]"),
+    ("sd15", {"encoder_hidden_states": (3, 5, 12)}, r"encoder_hidden_states must be \[2, L, 12\]"),
+    ("sd15", {"text_embeds": (2, 10)}, r"text_embeds \[2, 10\] cannot be used.*= null"),
+    ("sd15", {"time_ids": (2, 6)}, r"time_ids \[2, 6\] cannot be used.*= null"),
+    ("sdxl", {"text_embeds": None}, r"text_embeds must be \[2, 10\].*'text_time', got None"),
+    ("sdxl", {"text_embeds": (2, 5, 10)}, r"text_embeds must be \[2, 10\].*got \[2, 5, 10\]"),
+    ("sdxl", {"time_ids": None}, r"time_ids must be \[2, 6\].*'text_time', got None"),
+    ("sdxl", {"time_ids": (2, 5)}, r"time_ids must be \[2, 6\].*got \[2, 5\]"),
   ],
 )
-def test_inputs_that_do_not_fit_are_refused_with_their_shapes(change, message):
-  config = {"_class_name": "UNet2DConditionModel", **VARIANTS["linear_projection"]}
-  shapes = {"sample": (2, 8, 8, 1), "timesteps": (2,), "context": (2, 5, 12), **change}
+def test_inputs_that_do_not_fit_are_refused_with_their_shapes(family, change, message):
+  config = {"_class_name": "UNet2DConditionModel", **FAMILIES[family]}
+  shapes = {n: x.shape for n, x in draw(config, (8, 8), batch=2).items()} | change
+  inputs = {n: None if s is None else np.zeros(s, np.float32) for n, s in shapes.items()}
   with pytest.raises(InputError, match=message):
-    models.build(config).apply(models.abstract(config), *(np.zeros(s) for s in shapes.values()))
+    models.build(config).apply(models.abstract(config), **inputs)
+
+
+@pytest.mark.parametrize("name", ["timesteps", "time_ids"])
+def test_numbers_in_a_dtype_that_rounds_them_are_refused(name):
+  config = {"_class_name": "UNet2DConditionModel", **FAMILIES["sdxl"]}
+  inputs = draw(config, (8, 8))
+  inputs[name] = inputs[name].astype(jnp.bfloat16)
+  with pytest.raises(InputError, match=f"{name} must be integers or float32, got bfloat16"):
+    models.build(config).apply(models.abstract(config), **inputs)

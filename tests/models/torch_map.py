@@ -1,9 +1,11 @@
-"""Torch networks at tiny size, and their weights in this project's layout."""
+"""Torch networks at tiny size, their weights in this project's layout, and comparisons."""
 
+import jax
 import numpy as np
 import torch
 
 from dmpo_jax import interop
+from dmpo_jax.models import trees
 
 
 def to_params(module, shapes):
@@ -12,14 +14,42 @@ def to_params(module, shapes):
   return interop.from_torch_state(state, shapes)
 
 
+def to_gradients(module, shapes):
+  """The gradients that a backward pass has left in a torch module, as such a tree."""
+  state = {
+    name: np.zeros(p.shape, np.float32) if p.grad is None else p.grad.numpy()
+    for name, p in module.named_parameters()
+  }
+  return interop.from_torch_state(state, shapes)
+
+
+def torch_shapes(module):
+  """The shape of each weight of a torch module, in the layout of this project."""
+  shapes = {}
+  for name, tensor in module.state_dict().items():
+    shape = tuple(tensor.shape)
+    matrix = len(shape) > 1 and not name.endswith("embedding.weight")
+    shapes[name] = (*shape[2:], shape[1], shape[0]) if matrix else shape
+  return shapes
+
+
+def our_shapes(tree):
+  """The shape of each leaf of a parameter tree under its torch name."""
+  shapes = {}
+  for path, leaf in trees.flatten(tree).items():
+    stem, _, kind = path.rpartition(".")
+    shapes[f"{stem}.{'bias' if kind == 'bias' else 'weight'}"] = leaf.shape
+  return shapes
+
+
 def randomise(module, seed=0):
   """Draws every parameter anew, so that no bias is zero and no scale one."""
   generator = torch.Generator().manual_seed(seed)
   with torch.no_grad():
-    for parameter in module.parameters():
+    for name, parameter in module.named_parameters():
       noise = torch.randn(parameter.shape, generator=generator)
       if parameter.ndim == 1:
-        parameter.add_(0.1 * noise)
+        parameter.copy_(0.1 * noise + (not name.endswith("bias")))
       else:
         parameter.copy_(noise * parameter[0].numel() ** -0.5)
   return module.eval()
@@ -32,10 +62,29 @@ def nchw(x):
 
 def nhwc(x):
   """A torch NCHW tensor as a numpy NHWC array."""
-  return np.moveaxis(x.detach().numpy(), 1, -1)
+  return np.moveaxis(x.detach().float().numpy(), 1, -1)
+
+
+def jit(function):
+  """jax.jit without XLA's costly passes: here compiling takes most of the time."""
+  return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def relative(found, wanted):
   """The largest deviation, relative to the largest magnitude wanted."""
   found, wanted = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
   return np.abs(found - wanted).max() / np.abs(wanted).max()
+
+
+def worst(found, wanted):
+  """The name and the relative deviation of the worst leaf of a tree of gradients.
+
+  A few gradients (of keys' offsets, of biases before a norm) are zero but for rounding: they count
+  relative to a ten thousandth of the largest gradient.
+  """
+  found, wanted = trees.flatten(found), trees.flatten(wanted)
+  assert found.keys() == wanted.keys()
+  floor = 1e-4 * max(np.abs(g).max() for g in wanted.values())
+  off = {n: np.abs(found[n] - g).max() / max(np.abs(g).max(), floor) for n, g in wanted.items()}
+  name = max(off, key=off.get)
+  return name, off[name]
