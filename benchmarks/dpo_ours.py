@@ -32,7 +32,7 @@ class OurSide:
       ({"text_encoder": pipeline.params["text_encoder"]}, {"unet": reference})
     )
     with np.load(folder / "batch.npz") as arrays:
-      self.batch = Batch(*(arrays[name] for name in Batch._fields))
+      self.batch = Batch(**{name: arrays[name] for name in Batch._fields if name in arrays})
 
   def prepare(self) -> float:
     """Compiles the step; returns the seconds that took, tracing included."""

@@ -128,7 +128,8 @@ def write(size: Size, folder: pathlib.Path) -> None:
     draw(ours.seed, step, batch, ours.timesteps, ours.caption_dropout)
     for step in range(CHECKED_STEPS)
   ]
-  np.savez(folder / "batch.npz", null_ids=np.asarray(ours.null_ids), **batch._asdict())
+  held = {name: array for name, array in batch._asdict().items() if array is not None}
+  np.savez(folder / "batch.npz", null_ids=np.asarray(ours.null_ids), **held)
   stacked = {name: np.stack([getattr(d, name) for d in draws]) for name in draws[0]._fields}
   np.savez(folder / "draws.npz", **stacked)
 

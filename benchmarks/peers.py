@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import importlib
 import multiprocessing
 import os
 import pathlib
@@ -13,13 +14,20 @@ MIB = 2**20
 
 
 class Peer:
-  """A side of the benchmark in a child process; calls go through a pipe, one at a time."""
+  """A side of a benchmark in a child process; calls go through a pipe, one at a time.
 
-  def __init__(self, name: str, *arguments: Any):
+  Args:
+    name: For messages.
+    side: "module.Class", imported in the child alone. The class has `prepare`, which returns the
+      seconds that took, `step`, and `planned_bytes`; further methods are called through as well.
+    arguments: Of the class.
+  """
+
+  def __init__(self, name: str, side: str, *arguments: Any):
     context = multiprocessing.get_context("spawn")  # a fork would inherit the parent's threads
     self.name = name
     self.pipe, theirs = context.Pipe()
-    self.process = context.Process(target=_serve, args=(theirs, name, arguments), daemon=True)
+    self.process = context.Process(target=_serve, args=(theirs, side, arguments), daemon=True)
     self.process.start()
     theirs.close()
 
@@ -48,13 +56,11 @@ class Peer:
 class _Server:
   """What a child answers to."""
 
-  def __init__(self, name: str, arguments: tuple):
-    if name == "torch":
-      from dpo_torch import TorchSide as Side
-    else:
-      from dpo_ours import OurSide as Side
+  def __init__(self, side: str, arguments: tuple):
+    module, _, name = side.rpartition(".")
+    make = getattr(importlib.import_module(module), name)
     self.imported = _memory("VmRSS")
-    self.side = Side(*arguments)
+    self.side = make(*arguments)
     self.at_preparation = None
 
   def prepare(self) -> float:
@@ -67,9 +73,6 @@ class _Server:
     pathlib.Path("/proc/self/clear_refs").write_text("5")
     self.prepared = _memory("VmRSS")
     return seconds
-
-  def check(self) -> list[dict[str, float]]:
-    return self.side.check()
 
   def turn(self, steps: int) -> tuple[float, float]:
     """Takes steps; returns the mean of a step's seconds and of its processor seconds."""
@@ -96,11 +99,44 @@ class _Server:
     """Processor time this process has used, over all threads."""
     return time.process_time()
 
-  def version(self) -> str:
-    return self.side.version()
+
+def take_turns(sides: dict[str, Peer], repeats: int, turn_seconds: float) -> dict[str, Any]:
+  """Times prepared sides in turns, A B A B: whatever else the machine does falls on all of them.
+
+  Args:
+    sides: By name.
+    repeats: Rounds; each side has a turn in each.
+    turn_seconds: A turn takes as many steps as fill this time, and at least one.
+
+  Returns:
+    steps_per_turn; seconds and processor_seconds of a step, by side and round; and
+    others_share_of_cores, what other programs had meanwhile.
+  """
+  steps, turns, used = {}, {key: [] for key in sides}, {key: [] for key in sides}
+  for key, side in sides.items():
+    steps[key] = max(1, round(turn_seconds / side("turn", 1)[0]))
+  before = _processor_seconds(sides)
+  for _ in range(repeats):
+    for key, side in sides.items():
+      time.sleep(0.05)  # idle threads of the other side spin for a moment after its turn
+      seconds, processor_seconds = side("turn", steps[key])
+      turns[key].append(seconds)
+      used[key].append(processor_seconds)
+  busy, total, own = (b - a for a, b in zip(before, _processor_seconds(sides), strict=True))
+  return {
+    "steps_per_turn": steps,
+    "others_share_of_cores": max(0.0, (busy - own) / total),
+    "seconds": turns,
+    "processor_seconds": used,
+  }
 
 
-def _serve(pipe: Any, name: str, arguments: tuple) -> None:
+def _processor_seconds(sides: dict[str, Peer]) -> tuple[float, float, float]:
+  """Processor seconds of all programs, of all cores busy or not, and of the sides, so far."""
+  return *busy_and_all_seconds(), sum(side("cpu_seconds") for side in sides.values())
+
+
+def _serve(pipe: Any, side: str, arguments: tuple) -> None:
   server = None
   while True:
     try:
@@ -109,10 +145,11 @@ def _serve(pipe: Any, name: str, arguments: tuple) -> None:
       return
     try:
       if command == "start":
-        server = _Server(name, arguments)
+        server = _Server(side, arguments)
         pipe.send((None, None))
       else:
-        pipe.send((getattr(server, command)(*values), None))
+        target = server if hasattr(server, command) else server.side
+        pipe.send((getattr(target, command)(*values), None))
     except Exception:
       pipe.send((None, traceback.format_exc()))
 

@@ -31,7 +31,7 @@ import tempfile
 import time
 from typing import Any
 
-from peers import Peer, busy_and_all_seconds
+from peers import Peer, take_turns
 
 # The largest relative difference of any checked number at which both took the same step.
 TOLERANCE = 1e-3
@@ -68,7 +68,8 @@ def measure(name: str, repeats: int, turn_seconds: float, options: dict[str, Any
   with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
     folder = pathlib.Path(temporary)
     dpo_setting.write(size, folder)
-    ours, theirs = Peer("jax", size, folder), Peer("torch", size, folder, options)
+    ours = Peer("jax", "dpo_ours.OurSide", size, folder)
+    theirs = Peer("torch", "dpo_torch.TorchSide", size, folder, options)
     stack.callback(ours.close)
     stack.callback(theirs.close)
     sides = {"ours": ours, "torch": theirs}
@@ -81,38 +82,20 @@ def measure(name: str, repeats: int, turn_seconds: float, options: dict[str, Any
     if first > LOSS_TOLERANCE or max(difference.values()) > TOLERANCE:
       raise RuntimeError(f"size {name!r}: the sides do not take the same step: {checks}")
 
-    steps, turns, used = {}, {key: [] for key in sides}, {key: [] for key in sides}
-    for key, side in sides.items():
-      steps[key] = max(1, round(turn_seconds / side("turn", 1)[0]))
-    before = _processor_seconds(sides)
-    for _ in range(repeats):
-      for key, side in sides.items():
-        time.sleep(0.05)  # idle threads of the other side spin for a moment after its turn
-        seconds, processor_seconds = side("turn", steps[key])
-        turns[key].append(seconds)
-        used[key].append(processor_seconds)
-    busy, total, own = (b - a for a, b in zip(before, _processor_seconds(sides), strict=True))
+    timed = take_turns(sides, repeats, turn_seconds)
     return {
       "size": name,
       "pairs": size.pairs,
       "first_loss_difference": first,
       "difference": difference,
       "checks": checks,
-      "steps_per_turn": steps,
-      "others_share_of_cores": max(0.0, (busy - own) / total),
-      "seconds": turns,
-      "processor_seconds": used,
-      "processor_time": ratio(used["ours"], used["torch"]),
+      **timed,
+      "processor_time": ratio(*(timed["processor_seconds"][key] for key in ("ours", "torch"))),
       "prepare_seconds": prepared,
       "memory_mib": {key: side("memory") for key, side in sides.items()},
       "versions": {key: side("version") for key, side in sides.items()},
-      **ratio(turns["ours"], turns["torch"]),
+      **ratio(*(timed["seconds"][key] for key in ("ours", "torch"))),
     }
-
-
-def _processor_seconds(sides: dict[str, Peer]) -> tuple[float, float, float]:
-  """Processor seconds of all programs, of all cores busy or not, and of both sides, so far."""
-  return *busy_and_all_seconds(), sum(side("cpu_seconds") for side in sides.values())
 
 
 def ratio(ours: list[float], theirs: list[float], resamples: int = 4000) -> dict[str, Any]:

@@ -1,107 +1,199 @@
-"""Forward and gradient of the UNet against PyTorch's, alternating in one process.
+"""The UNet, forward and gradient, against diffusers' in PyTorch on the same CPU.
 
-    python benchmarks/unet.py [small] [middle]
+    python benchmarks/unet.py --json unet.json
+    python benchmarks/unet.py --quick
 
-Prints the least wall-clock and processor time of each. Processor time says more where other
-programs use the machine, and there PyTorch runs with one thread: its waiting threads would count.
+Networks of SD1.5's form at several widths, and two small ones. Both sides read the same weights and
+inputs, and what they compute is compared first. They live in two processes on the same cores and
+take turns, A B A B, so that whatever else the machine does falls on both; the ratio is that of the
+medians of the turns, with an interval from resampling whole rounds. What tracing and compiling take
+is stated apart, and so are the seconds to trace SD1.5 and SDXL at full size. Linux only.
 """
 
-import sys
+import argparse
+import contextlib
+import json
+import os
+import pathlib
+import tempfile
 import time
+from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-import torch
-from diffusers import UNet2DConditionModel
+from peers import Peer, take_turns
+from train_step import machine, ratio
 
-from dmpo_jax import models
-
-SMALL = {
-  "in_channels": 1,
-  "out_channels": 1,
-  "block_out_channels": (32, 64),
-  "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-  "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-  "layers_per_block": 1,
-  "norm_num_groups": 8,
-  "cross_attention_dim": 32,
-  "attention_head_dim": 4,
-}
-MIDDLE = {**SMALL, "in_channels": 4, "out_channels": 4, "block_out_channels": (64, 128)}
-CASES = {"small": (SMALL, (128, 8, 8, 1)), "middle": (MIDDLE, (8, 32, 32, 4))}
-REPEATS = 8
+# The largest relative difference of any array's norm at which both computed the same.
+TOLERANCE = 1e-3
+QUICK = ["small"]
 
 
-def ours(config, implementation, inputs):
-  """The compiled functions, after printing what compiling took."""
-  config = {"_class_name": "UNet2DConditionModel", **config}
-  model = models.build(config, implementation=implementation)
-  params = jax.tree.map(jnp.asarray, model.init(jax.random.key(0)))
+def difference(ours: dict[str, float], theirs: dict[str, float]) -> float:
+  """The largest difference of two norms, relative to theirs or to 1e-4 of the largest.
 
-  def loss(params, x, t, context):
-    return jnp.mean((model.apply(params, x, t, context) - x) ** 2)
-
-  functions = {}
-  for name, function in (("forward", loss), ("gradient", jax.grad(loss))):
-    start = time.process_time()
-    compiled = jax.jit(function).lower(params, *inputs).compile()
-    seconds = time.process_time() - start
-    temporary = compiled.memory_analysis().temp_size_in_bytes / 2**20
-    print(f"  {implementation} {name}: compiled in {seconds:.1f} s, {temporary:.0f} MiB temporary")
-    functions[name, implementation] = lambda run=compiled: jax.block_until_ready(
-      run(params, *inputs)
-    )
-  return functions
+  Raises:
+    RuntimeError: The two computed different arrays.
+  """
+  if ours.keys() != theirs.keys():
+    raise RuntimeError(f"one side alone computed {sorted(ours.keys() ^ theirs.keys())}")
+  # Some slopes, of biases before a norm, are zero but for rounding.
+  floor = 1e-4 * max(theirs.values())
+  return max(abs(ours[name] - norm) / max(norm, floor) for name, norm in theirs.items())
 
 
-def theirs(config, inputs):
-  """The same in PyTorch."""
-  x, t, context = (torch.from_numpy(a) for a in inputs)
-  x, t = x.movedim(-1, 1).contiguous(), t.long()
-  network = UNet2DConditionModel(**config)
+def measure(
+  name: str, gradient: bool, implementation: str, repeats: int, turn_seconds: float
+) -> dict[str, Any]:
+  """Checks and times both sides for one network.
 
-  def loss():
-    return ((network(x, t, context).sample - x) ** 2).mean()
+  Args:
+    name: Key of `unet_setting.SIZES`.
+    gradient: Forward and backward, or forward alone.
+    implementation: Of our side, as for `models.build`.
+    repeats: Rounds; each side has a turn in each.
+    turn_seconds: A turn takes as many steps as fill this time, and at least one.
 
-  def forward():
-    with torch.no_grad():
-      loss()
+  Returns:
+    All that was measured, ready for JSON.
 
-  def gradient():
-    network.zero_grad(set_to_none=True)
-    loss().backward()
+  Raises:
+    RuntimeError: A side fails, or the two compute different numbers.
+  """
+  import unet_setting
 
-  return {("forward", "torch"): forward, ("gradient", "torch"): gradient}
+  with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
+    folder = pathlib.Path(temporary)
+    unet_setting.write(unet_setting.SIZES[name], folder)
+    sides = {
+      "ours": Peer("jax", "unet_ours.OurSide", folder, gradient, implementation),
+      "torch": Peer("torch", "unet_torch.TorchSide", folder, gradient),
+    }
+    for side in sides.values():  # one after the other, so that neither slows the other down
+      stack.callback(side.close)
+      side("start")
+    prepared = {key: side("prepare") for key, side in sides.items()}
+    differs = difference(*(side("check") for side in sides.values()))
+    if differs > TOLERANCE:
+      raise RuntimeError(f"{name!r}: the sides differ by {differs:.1e} in the norm of an array")
+    timed = take_turns(sides, repeats, turn_seconds)
+    return {
+      "size": name,
+      "what": "gradient" if gradient else "forward",
+      "difference": differs,
+      **timed,
+      "processor_time": ratio(*(timed["processor_seconds"][key] for key in sides)),
+      "tracing_seconds": sides["ours"]("tracing_seconds"),
+      "prepare_seconds": prepared,
+      "memory_mib": {key: side("memory") for key, side in sides.items()},
+      "versions": {key: side("version") for key, side in sides.items()},
+      **ratio(*(timed["seconds"][key] for key in sides)),
+    }
 
 
-def main(names):
-  torch.set_num_threads(1)
-  random = np.random.default_rng(0)
-  for name in names or CASES:
-    config, shape = CASES[name]
-    print(name, shape)
-    inputs = (
-      random.standard_normal(shape, np.float32),
-      random.integers(0, 1000, shape[0], dtype=np.int32),
-      random.standard_normal((shape[0], 8, 32), np.float32),
-    )
-    functions = {**ours(config, "plain", inputs), **ours(config, "cpu", inputs)}
-    functions |= theirs(config, inputs)
-    least = dict.fromkeys(functions, (np.inf, np.inf))
-    for _ in range(REPEATS):
-      for key, function in functions.items():
-        wall, processor = time.perf_counter(), time.process_time()
-        function()
-        taken = time.perf_counter() - wall, time.process_time() - processor
-        least[key] = tuple(np.minimum(least[key], taken))
-    for (what, who), (wall, processor) in least.items():
-      ratio = processor / least[what, "torch"][1]
-      print(
-        f"  {what} {who}: wall {1e3 * wall:.0f} ms, processor {1e3 * processor:.0f} ms, "
-        f"{ratio:.2f} of torch's"
+def trace_full_size() -> dict[str, dict[str, float]]:
+  """Seconds to build and to trace SD1.5 and SDXL at full size, of which nothing is computed."""
+  import jax
+  import numpy as np
+  import unet_setting
+
+  from dmpo_jax import models
+
+  def struct(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, np.float32)
+
+  sd15 = unet_setting.stable_diffusion(320, 1, 64)
+  cases = {
+    "SD1.5": (sd15.config, 64, {}),
+    "SDXL": (unet_setting.SDXL, 128, {"text_embeds": struct(1, 1280), "time_ids": struct(1, 6)}),
+  }
+  seconds = {}
+  for name, (config, pixels, more) in cases.items():
+    started = time.perf_counter()
+    model, params = models.build(config), models.abstract(config)
+    built = time.perf_counter()
+    context = struct(1, 77, config["cross_attention_dim"])
+    jax.eval_shape(model.apply, params, struct(1, pixels, pixels, 4), struct(1), context, **more)
+    seconds[name] = {"build": built - started, "eval_shape": time.perf_counter() - built}
+  return seconds
+
+
+HEADER = (
+  f"{'size':8} {'what':8} {'ours s':>8} {'torch s':>8} {'ours/torch [95%]':>20} {'processor':>9} "
+  f"{'others':>6} {'trace s':>7} {'compile s':>9} {'differs':>8}"
+)
+
+
+def row(result: dict[str, Any]) -> str:
+  """One line of the table."""
+  seconds = result["median_seconds"]
+  interval = "{:.2f} [{:.2f}, {:.2f}]".format(result["ratio"], *result["ratio_95"])
+  compiling = result["prepare_seconds"]["ours"] - result["tracing_seconds"]
+  return (
+    f"{result['size']:8} {result['what']:8} {seconds['ours']:8.3f} {seconds['torch']:8.3f} "
+    f"{interval:>20} {result['processor_time']['ratio']:9.2f} "
+    f"{result['others_share_of_cores']:6.0%} {result['tracing_seconds']:7.1f} {compiling:9.1f} "
+    f"{result['difference']:8.1e}"
+  )
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  names = ("small", "middle", "sd64", "sd128", "sd192", "sd320")
+  parser.add_argument("--sizes", nargs="+", choices=names, default=["small", "sd64", "sd128"])
+  parser.add_argument("--repeats", type=int, default=9, help="turns of each side")
+  parser.add_argument(
+    "--turn-seconds", type=float, default=1.0, help="a turn takes the steps that fill this time"
+  )
+  parser.add_argument(
+    "--implementation", default="cpu", help="how ours computes attention and norms: cpu or plain"
+  )
+  parser.add_argument("--cores", type=int, help="use so many of the cores only")
+  parser.add_argument("--json", type=pathlib.Path, help="file for all figures")
+  parser.add_argument(
+    "--quick", action="store_true", help="the smallest network, three short turns"
+  )
+  options = parser.parse_args()
+  if options.quick:
+    options.sizes, options.repeats, options.turn_seconds = QUICK, 3, 0.2
+  if options.repeats < 3:
+    parser.error("--repeats must be at least 3")
+  cores = sorted(os.sched_getaffinity(0))
+  if options.cores is not None:
+    if not 1 <= options.cores <= len(cores):
+      parser.error(f"--cores must be from 1 to {len(cores)}")
+    os.sched_setaffinity(0, cores[-options.cores :])  # both sides inherit it
+  os.environ["JAX_PLATFORMS"] = "cpu"
+  os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # compile times are those of a first run
+  about = {**machine(), "implementation": options.implementation}
+  traced = trace_full_size()
+  results = []
+  for name in options.sizes:
+    for gradient in (False, True):
+      result = measure(
+        name, gradient, options.implementation, options.repeats, options.turn_seconds
       )
+      if not results:
+        about.update(result["versions"])
+        print(", ".join(f"{key} {value}" for key, value in about.items()))
+        print(HEADER)
+      print(row(result), flush=True)
+      results.append(result)
+  about["load_average_after"] = os.getloadavg()[0]
+  print(
+    f"s: median of a step's seconds over {options.repeats} turns; processor: ratio of processor "
+    "time; others: share of the cores that\nother programs had; compile: lowering included; "
+    f"load average {about['load_average']:.1f} to {about['load_average_after']:.1f}"
+  )
+  for name, seconds in traced.items():
+    print(
+      f"{name} at full size: {seconds['build']:.1f} s to build, {seconds['eval_shape']:.1f} s "
+      "for jax.eval_shape"
+    )
+  if options.json:
+    found = {"machine": about, "full_size": traced, "results": results}
+    options.json.write_text(json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":
-  main(sys.argv[1:])
+  main()

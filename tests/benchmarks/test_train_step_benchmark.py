@@ -66,7 +66,7 @@ def test_the_ratio_is_that_of_the_medians_and_lies_in_its_interval():
 
 
 def test_an_error_in_a_side_reaches_the_caller_with_its_message(tmp_path):
-  peer = peers.Peer("jax", dpo_setting.SIZES["digits"](), tmp_path)
+  peer = peers.Peer("jax", "dpo_ours.OurSide", dpo_setting.SIZES["digits"](), tmp_path)
   try:
     with pytest.raises(RuntimeError, match=str(tmp_path)):
       peer("start")
