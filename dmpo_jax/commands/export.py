@@ -38,14 +38,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
   """Writes the folder and says where it lies."""
+  from dmpo_jax.interop.write_weights import parse_size
   from dmpo_jax.training.export import export
 
+  size = parse_size(options.max_shard_size)  # before a checkpoint of many GB is read
   step = export(
     options.workdir,
     options.out,
     average=options.weights == "average",
     dtype=DTYPES[options.dtype],
-    max_shard_size=options.max_shard_size,
+    max_shard_size=size,
     variant=options.variant,
   )
   print(f"step {step} of {options.workdir} in {options.out}")

@@ -118,11 +118,11 @@ class _Reader:
     import orbax.checkpoint as ocp
 
     self._ocp, self._folder = ocp, folder
-    self._checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+    self._handler = ocp.PyTreeCheckpointHandler()
     self._groups: dict[str, dict[str, Any]] = {}
     self._held: dict[str, np.ndarray] = {}
     try:
-      self.tree = self._checkpointer.metadata(folder).item_metadata.tree
+      self.tree = self._handler.metadata(self._folder).tree
     except Exception as error:  # orbax, tensorstore and json each raise their own
       raise self._damaged(error) from error
 
@@ -156,7 +156,7 @@ class _Reader:
       item=item, restore_args=jax.tree.map(lambda _: numpy, item), partial_restore=True
     )
     try:
-      return trees.flatten(self._checkpointer.restore(self._folder, args=arguments))
+      return trees.flatten(self._handler.restore(self._folder, args=arguments))
     except Exception as error:  # orbax, tensorstore and json each raise their own
       raise self._damaged(error) from error
 

@@ -1,0 +1,86 @@
+"""A tiny pipeline, and a run that started from it, as a killed one leaves it behind."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from dmpo_jax import interop
+from dmpo_jax.commands.main import main
+from dmpo_jax.training import config as configs
+from dmpo_jax.training.checkpoint import Checkpoints, write_whole
+from dmpo_jax.training.step import State, make_optimizer
+from tests.interop import tiny
+
+
+@pytest.fixture(scope="session")
+def start(tmp_path_factory):
+  """A StableDiffusionPipeline's folder, written by torch."""
+  return tiny.write_tiny_sd(tmp_path_factory.mktemp("start") / "pipeline")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A work directory with checkpoints, and what the last of them holds."""
+
+  workdir: pathlib.Path
+  start: pathlib.Path
+  last: dict
+  average: dict
+
+
+@pytest.fixture(scope="session")
+def run(start, tmp_path_factory):
+  """Checkpoints at steps 2 and 4, with a moving average; run.json; no pipeline/ yet."""
+  folder = shutil.copytree(start, tmp_path_factory.mktemp("small") / "pipeline")
+  blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
+  tiny.make_unet(**tiny.LATENTS, **blocks, block_out_channels=(8,)).save_pretrained(folder / "unet")
+  return make_run(folder, tmp_path_factory.mktemp("run"), steps=(2, 4), ema=True)
+
+
+def make_run(start, workdir, *, steps, ema):
+  """What a run that is killed after its last checkpoint leaves behind."""
+  config = configs.default()
+  config.pipeline = str(start)
+  config.data.name, config.loss.name = "digits", "dmpo"
+  config.loss.beta, config.loss.alpha = 100.0, 0.01
+  config.optimizer.learning_rate = 1e-4
+  config.ema_decay = 0.9 if ema else 0.0
+  write_whole(workdir / "run.json", json.dumps({"config": config.to_dict()}))
+  unet = interop.load_pipeline(start).params["unet"]
+  checkpoints = Checkpoints(workdir / "checkpoints", keep=None)
+  for step in steps:
+    last, average = {"unet": moved(unet, 0.01 * step)}, {"unet": moved(unet, 0.005 * step)}
+    optimizer = make_optimizer(config.optimizer)
+    state = State(np.int32(step), last, optimizer.init(last), average if ema else None)
+    checkpoints.save(step, jax.tree.map(np.asarray, state), {"next": step})
+  checkpoints.close()
+  return Run(workdir, start, last, average)
+
+
+def moved(params, scale):
+  """Other parameters: those of the way down a little off."""
+
+  def move(path, leaf):
+    off = "down_blocks" in jax.tree_util.keystr(path)
+    return leaf * np.float32(1 + scale) if off else leaf
+
+  return jax.tree_util.tree_map_with_path(move, params)
+
+
+@pytest.fixture(scope="session")
+def exported(run, tmp_path_factory):
+  """Exports the run once with each set of options."""
+
+  @functools.cache
+  def export(*options):
+    out = tmp_path_factory.mktemp("exported") / "pipeline"
+    assert main(["export", "--workdir", str(run.workdir), "--out", str(out), *options]) == 0
+    return out
+
+  return export

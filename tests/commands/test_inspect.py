@@ -1,0 +1,382 @@
+"""`dmpo-jax inspect`: what it says of folders whose content is known."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors.numpy import load_file, save_file
+
+from dmpo_jax import interop
+from dmpo_jax.commands import inspect_checkpoint
+from dmpo_jax.commands.main import main
+from dmpo_jax.models import lora, trees
+from tests.commands.conftest import make_run
+from tests.interop import tiny
+
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture
+def inspect(capsys):
+  """Runs the command; returns what it says to programs."""
+
+  def call(*arguments):
+    capsys.readouterr()
+    assert main(["inspect", *map(str, arguments), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+  return call
+
+
+@pytest.fixture
+def shown(capsys):
+  """Runs the command; returns what it says to people."""
+
+  def call(*arguments):
+    assert main(["inspect", *map(str, arguments)]) == 0
+    return capsys.readouterr().out
+
+  return call
+
+
+@pytest.fixture
+def refused(capsys):
+  """Runs the command; returns why it refuses."""
+
+  def call(*arguments):
+    assert main(["inspect", *map(str, arguments)]) == 2
+    return capsys.readouterr().err
+
+  return call
+
+
+@pytest.fixture
+def copy(start, tmp_path):
+  """A copy of the pipeline to change."""
+  return shutil.copytree(start, tmp_path / "copy")
+
+
+def change(file, edit):
+  state = load_file(file)
+  edit(state)
+  save_file(state, file, metadata={"format": "pt"})
+
+
+def test_parameters_and_bytes_are_those_of_the_networks(inspect, start):
+  found = inspect(start)["components"]
+  for name, kind in {"unet": UNet2DConditionModel, "vae": AutoencoderKL}.items():
+    network = kind.from_pretrained(start / name)
+    assert found[name]["parameters"] == sum(p.numel() for p in network.parameters())
+    assert found[name]["tensors"] == len(network.state_dict())
+    file = start / name / "diffusion_pytorch_model.safetensors"
+    assert found[name]["bytes"] == file.stat().st_size
+
+
+def test_a_pipeline_names_its_classes_and_its_schedule(inspect, start):
+  found = inspect(start)
+  assert found["kind"] == "pipeline"
+  assert found["facts"]["class"] == "StableDiffusionPipeline"
+  scheduler = found["components"]["scheduler"]
+  assert scheduler["class"] == "DDIMScheduler"
+  assert scheduler["config"]["prediction_type"] == "epsilon"
+  assert scheduler["config"]["beta_schedule"] == "scaled_linear"
+
+
+def test_the_table_says_the_same_to_people(shown, start):
+  text = shown(start)
+  assert "UNet2DConditionModel      51,684      208  float32" in text
+  assert "prediction_type epsilon" in text
+
+
+def test_shards_are_added_up(inspect, tmp_path):
+  folder = tiny.write_tiny_sdxl(tmp_path / "xl", max_shard_size="40KB")
+  files = list((folder / "unet").glob("*.safetensors"))
+  assert len(files) > 1
+  unet = inspect(folder)["components"]["unet"]
+  assert unet["bytes"] == sum(file.stat().st_size for file in files)
+  assert unet["tensors"] == 292
+
+
+def test_a_half_precision_variant_is_told_from_its_original(inspect, shown, start, tmp_path):
+  pipeline = interop.load_pipeline(start)
+  interop.save_pipeline(tmp_path / "half", pipeline, dtype="float16", variant="fp16")
+  found = inspect(tmp_path / "half", "--against", start)
+  assert found["components"]["unet"]["dtypes"] == {"float16": 51684}
+  assert found["components"]["unet"]["variants"] == ["fp16"]
+  unet = found["differences"]["components"]["unet"]
+  assert (unet["identical"], unet["rounded"], unet["different"]) == (0, 208, 0)
+  assert 0 < unet["relative"] < 2**-11
+  assert "the same, rounded" in shown(tmp_path / "half", "--against", start)
+
+
+def test_a_variant_beside_the_plain_weights_is_chosen_by_name(inspect, start, tmp_path):
+  pipeline = interop.load_pipeline(start)
+  interop.save_pipeline(tmp_path / "both", pipeline)
+  interop.save_pipeline(tmp_path / "half", pipeline, dtype="float16", variant="fp16")
+  name = "unet/diffusion_pytorch_model.fp16.safetensors"
+  shutil.copyfile(tmp_path / "half" / name, tmp_path / "both" / name)
+  plain = inspect(tmp_path / "both")["components"]["unet"]
+  half = inspect(tmp_path / "both", "--variant", "fp16")["components"]["unet"]
+  assert plain["variants"] == half["variants"] == [None, "fp16"]
+  assert (plain["dtypes"], half["dtypes"]) == ({"float32": 51684}, {"float16": 51684})
+
+
+def test_equal_pipelines_are_the_same(inspect, shown, start, copy):
+  found = inspect(start, "--against", copy)["differences"]
+  assert found["only_here"] == found["only_there"] == []
+  for component in found["components"].values():
+    assert not component["config"]
+    assert not component["files"]
+    assert not component.get("different")
+  assert "differ " not in shown(start, "--against", copy)
+
+
+def test_the_measures_of_a_difference_are_numpys(inspect, start, copy):
+  before = load_file(start / WEIGHTS)
+  generator = np.random.default_rng(0)
+
+  def edit(state):
+    for name in ("conv_in.weight", "conv_in.bias", "mid_block.resnets.0.conv1.weight"):
+      state[name] += 1e-3 * generator.normal(size=state[name].shape).astype(np.float32)
+    state["conv_out.bias"][0] += 5
+
+  change(copy / WEIGHTS, edit)
+  after = load_file(copy / WEIGHTS)
+  unet = inspect(copy, "--against", start)["differences"]["components"]["unet"]
+  assert (unet["identical"], unet["different"]) == (204, 4)
+  assert unet["largest_absolute"] == [pytest.approx(5), "conv_out.bias"]
+  flat = lambda state: np.concatenate([np.float64(state[k]).ravel() for k in before])  # noqa: E731
+  difference = np.linalg.norm(flat(after) - flat(before))
+  assert unet["relative"] == pytest.approx(difference / np.linalg.norm(flat(before)), rel=1e-6)
+  assert next(module for module, *_ in unet["modules"]) == "conv_out"
+  assert {m for m, *_ in unet["modules"]} == {"conv_in", "conv_out", "mid_block.resnets.0.conv1"}
+  conv_in = next(row for row in unet["modules"] if row[0] == "conv_in")
+  both = [(after[f"conv_in.{x}"], before[f"conv_in.{x}"]) for x in ("weight", "bias")]
+  wanted = np.sqrt(sum(np.sum((a - b) ** 2) for a, b in both) / sum(np.sum(b**2) for _, b in both))
+  assert conv_in[1] == pytest.approx(wanted, rel=1e-4)
+
+
+def test_people_see_the_most_changed_modules(shown, start, copy):
+  change(copy / WEIGHTS, lambda state: state["conv_out.bias"].__iadd__(3))
+  text = shown(copy, "--against", start)
+  assert "unet: largest |a-b| in conv_out.bias" in text
+  assert text.index("most changed modules") < text.index("  conv_out ")
+
+
+def test_fields_of_configs_that_differ_are_named(inspect, start, copy):
+  file = copy / "scheduler" / "scheduler_config.json"
+  config = json.loads(file.read_text())
+  config["prediction_type"], config["_diffusers_version"] = "v_prediction", "0.1"
+  file.write_text(json.dumps(config))
+  scheduler = inspect(copy, "--against", start)["differences"]["components"]["scheduler"]
+  assert scheduler["config"] == {"prediction_type": ["v_prediction", "epsilon"]}
+
+
+def test_other_files_are_compared_by_their_bytes(inspect, start, copy):
+  (copy / "tokenizer" / "tokenizer.json").write_text("{}")
+  (copy / "tokenizer" / "more.txt").write_text("")
+  tokenizer = inspect(copy, "--against", start)["differences"]["components"]["tokenizer"]
+  assert tokenizer["files"] == {"more.txt": "only here", "tokenizer.json": "differs"}
+
+
+def test_entries_of_one_side_and_other_shapes_are_listed(inspect, shown, start, copy):
+  def edit(state):
+    state["extra.weight"] = state.pop("conv_in.weight")
+    state["conv_out.bias"] = np.zeros(9, np.float32)
+
+  change(copy / WEIGHTS, edit)
+  unet = inspect(copy, "--against", start)["differences"]["components"]["unet"]
+  assert (unet["only_here"], unet["only_there"]) == (["extra.weight"], ["conv_in.weight"])
+  assert unet["misshapen"] == ["conv_out.bias: [9] here, [4] there"]
+  assert "other entries" in shown(copy, "--against", start)
+
+
+def test_components_of_one_side_are_listed(inspect, start, copy):
+  index = json.loads((copy / "model_index.json").read_text())
+  index["vae"] = [None, None]
+  (copy / "model_index.json").write_text(json.dumps(index))
+  found = inspect(copy, "--against", start)["differences"]
+  assert (found["only_here"], found["only_there"]) == ([], ["vae"])
+
+
+def test_numbers_that_are_not_finite_are_found_and_left_out(inspect, start, copy):
+  def edit(state):
+    state["conv_in.weight"][0, 0] = np.nan
+    state["conv_in.weight"][1, 0] += 2
+
+  change(copy / WEIGHTS, edit)
+  unet = inspect(copy, "--against", start)["differences"]["components"]["unet"]
+  assert unet["not_finite"] == ["conv_in.weight"]
+  assert unet["largest_absolute"] == [pytest.approx(2, rel=1e-6), "conv_in.weight"]
+
+
+def test_names_with_and_without_the_prefix_of_text_encoders_meet(inspect, start, tmp_path):
+  interop.save_pipeline(tmp_path / "ours", interop.load_pipeline(start))
+  file = "text_encoder/model.safetensors"
+  assert load_file(start / file).keys() != load_file(tmp_path / "ours" / file).keys()
+  text = inspect(tmp_path / "ours", "--against", start)["differences"]["components"]["text_encoder"]
+  assert (text["identical"], text["only_here"], text["only_there"]) == (36, [], [])
+
+
+@pytest.mark.parametrize("part", ["unet", WEIGHTS])
+def test_a_component_by_itself_meets_its_like_in_a_pipeline(inspect, start, part):
+  unet = inspect(start / part, "--against", start)["differences"]["components"]["unet"]
+  assert (unet["identical"], unet["config"]) == (208, {})
+
+
+def test_a_run_is_its_last_checkpoint_over_what_it_started_from(inspect, run):
+  found = inspect(run.workdir)
+  assert found["kind"] == "checkpoint of a run"
+  facts = found["facts"]
+  assert facts["step"] == "4 (checkpoints: 2, 4)"
+  assert facts["parameters"] == "the moving average"
+  assert facts["objective"] == "dmpo (alpha 0.01, beta 100.0)"
+  assert facts["started from"] == str(run.start)
+  unet = found["components"]["unet"]
+  assert unet["class"] == "UNet2DConditionModel"
+  assert unet["parameters"] == trees.count(run.last)
+  assert found["components"]["vae"]["notes"] == ["frozen: as in the starting pipeline"]
+
+
+@pytest.mark.parametrize("weights", ["average", "last"])
+def test_a_checkpoint_is_compared_with_what_it_became(inspect, run, exported, weights):
+  out = exported("--weights", weights)
+  found = inspect(run.workdir, "--weights", weights, "--against", out)["differences"]["components"]
+  assert all(not component.get("different") for component in found.values())
+  assert found["unet"]["identical"] == len(interop.to_torch_state(run.last["unet"]))
+
+
+def test_the_average_is_compared_with_the_last_parameters(inspect, run):
+  found = inspect(run.workdir, "--against", run.workdir, "--against-weights", "last")
+  unet = found["differences"]["components"]["unet"]
+  a, b = (interop.to_torch_state(x["unet"]) for x in (run.average, run.last))
+  assert unet["different"] == sum(not np.array_equal(a[name], b[name]) for name in a)
+  largest = max(np.abs(np.float64(a[name]) - b[name]).max() for name in a)
+  assert unet["largest_absolute"][0] == pytest.approx(largest)
+
+
+def test_training_changed_the_trained_network_alone(inspect, run):
+  found = inspect(run.workdir, "--against", run.start)["differences"]["components"]
+  assert {name for name, x in found.items() if x.get("different")} == {"unet"}
+  assert all(module.startswith("down_blocks") for module, *_ in found["unet"]["modules"])
+
+
+def test_an_earlier_checkpoint_is_named_by_its_folder(inspect, run):
+  found = inspect(run.workdir / "checkpoints" / "2")
+  assert found["facts"]["step"] == "2 (checkpoints: 2, 4)"
+
+
+def test_a_run_without_average_says_so(inspect, run, tmp_path):
+  found = inspect(make_run(run.start, tmp_path, steps=(1,), ema=False).workdir)
+  assert found["facts"]["parameters"] == "the last ones (no moving average is kept)"
+
+
+def test_a_checkpoint_is_read_in_groups(inspect, run, monkeypatch):
+  """Small ones here; each must give the leaves of its own."""
+  monkeypatch.setattr(inspect_checkpoint, "CHUNK_BYTES", trees.count(run.average) * 4 // 3)
+  found = inspect(run.workdir, "--against", run.start)["differences"]["components"]["unet"]
+  changed = [name for name in interop.to_torch_state(run.average["unet"]) if "down_blocks" in name]
+  assert found["different"] == len(changed)
+
+
+def make_lora(start, rank=2, *, fill=True):
+  base = interop.load_pipeline(start).params
+  tree = lora.init(jax.random.key(0), base["unet"], rank=rank)
+  if fill:
+    tree = jax.tree.map(lambda x: x + np.float32(0.1), tree)
+  text = lora.init(
+    jax.random.key(0), base["text_encoder"], targets=lora.TEXT_ATTENTION, rank=rank + 1
+  )
+  return interop.Lora({"unet": tree, "text_encoder": text}, {"unet": 4, "text_encoder": 1.5}), base
+
+
+@pytest.mark.parametrize(
+  ("write", "form"), [(interop.save_lora, "peft"), (interop.save_kohya_lora, "kohya")]
+)
+def test_a_lora_says_whom_it_adapts_and_how(inspect, start, tmp_path, write, form):
+  write(tmp_path / "a.safetensors", *make_lora(start))
+  found = inspect(tmp_path / "a.safetensors")
+  assert found["kind"] == "LoRA"
+  assert found["lora"]["form"] == form
+  unet, text = (found["lora"]["components"][name] for name in ("unet", "text_encoder"))
+  assert (unet["layers"], unet["ranks"], unet["alphas"]) == (32, [2], [4])
+  assert (text["layers"], text["ranks"], text["alphas"]) == (8, [3], [1.5])
+  assert (unet["layers_without_effect"], text["layers_without_effect"]) == (0, 8)
+
+
+def test_a_lora_without_alpha_says_that_it_is_the_rank(inspect, start, tmp_path):
+  given, base = make_lora(start)
+  interop.save_lora(tmp_path / "a.safetensors", given, base)
+  save_file(load_file(tmp_path / "a.safetensors"), tmp_path / "b.safetensors")
+  unet = inspect(tmp_path / "b.safetensors")["lora"]["components"]["unet"]
+  assert (unet["alphas"], unet["alpha_is"]) == ([2], "the rank, as none is given")
+
+
+def test_people_are_told_of_a_lora_that_does_nothing(shown, start, tmp_path):
+  interop.save_lora(tmp_path / "a.safetensors", *make_lora(start, fill=False))
+  assert "unet: every up factor is zero: this LoRA changes nothing" in shown(tmp_path)
+
+
+def test_a_dtype_that_numpy_lacks_is_shown(inspect, tmp_path):
+  file = tmp_path / "a.safetensors"
+  safetensors.torch.save_file({"x": torch.ones(4).to(torch.float8_e4m3fn)}, file)
+  assert inspect(file)["components"]["a"]["dtypes"] == {"F8_E4M3": 4}
+
+
+def test_pickled_weights_are_mentioned_and_not_read(inspect, copy):
+  (copy / WEIGHTS).unlink()
+  (copy / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"")
+  unet = inspect(copy)["components"]["unet"]
+  assert unet["tensors"] == 0
+  assert unet["notes"] == ["the weights are pickled and not read: diffusion_pytorch_model.bin"]
+
+
+def test_what_is_no_model_is_refused(refused, start, tmp_path):
+  (tmp_path / "notes.txt").write_text("")
+  assert "holds notes.txt" in refused(tmp_path)
+  assert "only .safetensors files are read" in refused(tmp_path / "notes.txt")
+  assert "neither a file nor a folder" in refused(tmp_path / "gone")
+
+
+def test_damage_is_refused(refused, copy):
+  (copy / WEIGHTS).write_bytes((copy / WEIGHTS).read_bytes()[:-9])
+  error = refused(copy)
+  assert "damaged or cut short" in error
+  assert str(copy / "unet") in error
+
+
+def test_a_missing_component_is_refused(refused, copy):
+  shutil.rmtree(copy / "vae")
+  assert "has no vae/" in refused(copy)
+
+
+def test_a_variant_that_is_not_there_is_refused(refused, start):
+  assert "no weights of variant 'fp16'; it has: none" in refused(start, "--variant", "fp16")
+
+
+def test_a_checkpoint_that_is_not_there_is_refused(refused, run, tmp_path):
+  (run.workdir / "checkpoints" / "9").mkdir()
+  assert "has no checkpoint 9; it has 2, 4" in refused(run.workdir / "checkpoints" / "9")
+  (run.workdir / "checkpoints" / "9").rmdir()
+  shutil.copyfile(run.workdir / "run.json", tmp_path / "run.json")
+  assert "holds no checkpoint yet" in refused(tmp_path)
+
+
+def test_a_damaged_checkpoint_is_refused(refused, run, tmp_path):
+  workdir = shutil.copytree(run.workdir, tmp_path / "run")
+  (workdir / "checkpoints" / "4" / "state" / "_METADATA").write_text("{")
+  assert "is no checkpoint or damaged" in refused(workdir)
+
+
+def test_unlike_things_are_not_compared(refused, start, tmp_path):
+  save_file({"other": np.zeros(1)}, tmp_path / "a.safetensors")
+  assert "compare like with like" in refused(tmp_path / "a.safetensors", "--against", start)
+
+
+def test_options_of_a_comparison_need_one(refused, start):
+  assert "without --against" in refused(start, "--against-weights", "last")
