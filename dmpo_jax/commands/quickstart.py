@@ -111,7 +111,7 @@ def _sample_all(runs, prompts, seeds, options) -> dict:
   from tqdm import tqdm
 
   from dmpo_jax import interop, sampling
-  from dmpo_jax.commands.drawing import sampler_of
+  from dmpo_jax.commands.drawing import requests_for, sampler_of
 
   found, sampler = {}, None
   for name, result in runs.items():
@@ -121,7 +121,6 @@ def _sample_all(runs, prompts, seeds, options) -> dict:
       found[name] = np.load(path)["images"]
       continue
     pipeline = interop.load_pipeline(result.pipeline)
-    tokens = interop.tokenize(pipeline.tokenizer, [*prompts, ""])
     # The models differ in parameters alone, so one compiled sampler serves them all.
     sampler = sampler or sampler_of(pipeline, num_steps=SOLVER_STEPS, guidance=GUIDANCE)
     bar = functools.partial(
@@ -130,9 +129,7 @@ def _sample_all(runs, prompts, seeds, options) -> dict:
     found[name] = sampling.sample_in_batches(
       sampler,
       pipeline.params,
-      tokens.ids[:-1],
-      tokens.ids[-1],
-      seeds,
+      requests_for(pipeline, prompts, seeds)[0],
       batch_size=IMAGES_AT_A_TIME,
       progress=bar,
     )

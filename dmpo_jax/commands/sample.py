@@ -1,78 +1,205 @@
-"""Draw images from a pipeline folder.
+"""Draw images from a pipeline, a folder in diffusers' format or a repository of the hub.
 
-Writes one PNG per prompt and seed, a grid of all of them (a row per prompt, a column per seed), and
-manifest.json with the settings. The same prompt and seed give the same image in any company.
+Writes one PNG per prompt and seed as soon as it is drawn, then a grid (a row per prompt, a column
+per seed) and manifest.json with all settings. The same prompt and seed give the same image in any
+company. Interrupted, the same command goes on where it was.
 """
 
 import argparse
-import json
+import math
 import pathlib
 
-IMAGES_AT_A_TIME = 64
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Declares the command's options."""
-  parser.add_argument("--pipeline", required=True, type=pathlib.Path, help="folder to draw from")
+  add = parser.add_argument
+  add("--pipeline", required=True, help='folder to draw from, or "owner/name" on the hub')
+  add("--revision", help="branch, tag or commit of the repository on the hub")
+  add("--variant", help="which weights, such as fp16 (default: those without a variant)")
+  add("--lora", type=pathlib.Path, help="a LoRA file that is merged into the pipeline")
   source = parser.add_mutually_exclusive_group(required=True)
   source.add_argument("--prompt", action="append", help="a prompt; may be given several times")
   source.add_argument("--prompts", type=pathlib.Path, help="a text file with a prompt per line")
-  parser.add_argument("--out", required=True, type=pathlib.Path, help="folder for the images")
-  parser.add_argument("--seeds", type=int, default=4, help="images per prompt (default: 4)")
-  parser.add_argument("--first-seed", type=int, default=0, help="seed of the first (default: 0)")
-  parser.add_argument("--steps", type=int, default=50, help="DDIM steps (default: 50)")
-  parser.add_argument("--guidance", type=float, default=2.0, help="guidance scale (default: 2)")
+  add("--negative", help="a negative prompt for all images")
+  add("--out", required=True, type=pathlib.Path, help="folder for the images")
+  add("--seeds", type=int, default=4, help="images per prompt (default: 4)")
+  add("--first-seed", type=int, default=0, help="seed of the first (default: 0)")
+  add(
+    "--solver",
+    help="ddim, euler, euler_ancestral or dpm_solver_pp_2m (default: as the pipeline's scheduler)",
+  )
+  add(
+    "--karras",
+    action=argparse.BooleanOptionalAction,
+    help="Karras sigmas, of euler and dpm_solver_pp_2m (default: as the pipeline's scheduler)",
+  )
+  add("--steps", type=int, default=50, help="steps of the solver (default: 50)")
+  add(
+    "--guidance",
+    type=float,
+    help="guidance scale; 1 is none (default: 7.5, SDXL 5, pixel pipelines 2)",
+  )
+  add("--guidance-rescale", type=float, default=0.0, help="0 to 1 (default: 0, none)")
+  add("--height", type=int, help="in pixels (default: what the UNet was trained at)")
+  add("--width", type=int, help="in pixels (default: what the UNet was trained at)")
+  size = {"type": int, "nargs": 2}
+  add("--original-size", **size, metavar=("H", "W"), help="of SDXL (default: height and width)")
+  add("--crop", **size, metavar=("TOP", "LEFT"), help="of SDXL (default: 0 0)")
+  add("--target-size", **size, metavar=("H", "W"), help="of SDXL (default: height and width)")
+  add("--batch-size", type=int, help="images at a time (default: 64 without a VAE, otherwise 4)")
+  add("--dtype", choices=DTYPES, help="of the networks (default: float32 on CPUs, else bfloat16)")
 
 
 def run(options: argparse.Namespace) -> None:
-  """Draws the images and says where they lie."""
+  """Draws the images that are not there yet and says where they lie."""
+  _check(options)
+  prompts = options.prompt or _read_prompts(options.prompts)
+
+  import dataclasses
+
+  import jax
   import numpy as np
-  from PIL import Image
   from tqdm import tqdm
 
-  from dmpo_jax import interop, sampling
-  from dmpo_jax.commands.drawing import sampler_of
+  from dmpo_jax import interop, models, sampling
+  from dmpo_jax.commands import drawing, gallery
+
+  pipeline = interop.load_pipeline(
+    options.pipeline, revision=options.revision, variant=options.variant, dtype=None
+  )
+  settings = _settings(options, pipeline, prompts)
+  sampler = drawing.sampler_of(
+    pipeline,
+    num_steps=settings["steps"],
+    guidance=settings["guidance"],
+    guidance_rescale=settings["guidance_rescale"],
+    size=(settings["height"], settings["width"]),
+    solver=settings["solver"],
+    karras=options.karras,
+    negative=options.negative,
+    dtype=settings["dtype"],
+  )
+  rows = [(row, prompt, seed) for row, prompt in enumerate(prompts) for seed in settings["seeds"]]
+  names = [f"{row:05d}_{seed:010d}.png" for row, _, seed in rows]
+  requests, truncated = drawing.requests_for(
+    pipeline,
+    [prompt for _, prompt, _ in rows],
+    np.array([seed for _, _, seed in rows], np.uint32),
+    negative=options.negative,
+    size=(settings["height"], settings["width"]),
+    original=options.original_size,
+    crop=tuple(options.crop or (0, 0)),
+    target=options.target_size,
+  )
+  if options.lora:
+    lora = interop.load_lora(options.lora, pipeline.params)
+    merged = {
+      name: models.lora.merge(pipeline.params[name], tree, alpha=lora.alphas[name])
+      for name, tree in lora.params.items()
+    }
+    pipeline = dataclasses.replace(pipeline, params={**pipeline.params, **merged})
+  missing = np.flatnonzero(~np.array(gallery.open_folder(options.out, settings, names)))
+  batch_size = options.batch_size or (4 if "vae" in pipeline.configs else 64)
+  if missing.size:
+    batches = sampling.sample_batches(
+      sampler,
+      drawing.cast(pipeline.params, settings["dtype"]),
+      jax.tree.map(lambda x: x[missing], requests),
+      batch_size=batch_size,
+      progress=lambda batches: tqdm(batches, desc="sample", unit="batch"),
+    )
+    drawn = iter(missing)
+    for batch in batches:
+      for picture in np.asarray(sampling.to_uint8(batch)):
+        gallery.write_picture(options.out / names[next(drawn)], picture)
+  shown = gallery.write_grid(options.out, names, len(settings["seeds"]))
+  facts = {
+    "batch_size": batch_size,
+    "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    "prompts_truncated": truncated // len(settings["seeds"]),
+    "grid_rows": shown,
+    "images": [
+      {"file": file, "prompt": prompt, "seed": seed}
+      for file, (_, prompt, seed) in zip(names, rows, strict=True)
+    ],
+  }
+  gallery.close_folder(options.out, settings, facts)
+  if truncated:
+    print(
+      f"{facts['prompts_truncated']} prompts were longer than the text encoder's context and were "
+      "cut"
+    )
+  kept = len(names) - missing.size
+  print(f"{len(names)} images in {options.out}" + (f", {kept} of them from before" if kept else ""))
+
+
+def _settings(options: argparse.Namespace, pipeline, prompts: list[str]) -> dict:
+  """All that the images depend on, with the defaults of this pipeline filled in."""
+  import jax
+
+  import dmpo_jax
+  from dmpo_jax import diffusion
+  from dmpo_jax.commands import drawing
+
+  height, width = options.height, options.width
+  if height is None or width is None:
+    size = drawing.default_size(pipeline)
+    height, width = height or size[0], width or size[1]
+  guidance = options.guidance
+  scheduler = drawing.scheduler_config(pipeline)
+  solver = options.solver or diffusion.solver_name(scheduler)
+  karras = options.karras
+  if karras is None and solver in ("euler", "dpm_solver_pp_2m"):
+    karras = bool(scheduler.get("use_karras_sigmas"))
+  return {
+    "dmpo_jax": dmpo_jax.__version__,
+    "jax": jax.__version__,
+    "pipeline": options.pipeline,
+    "revision": options.revision,
+    "variant": options.variant,
+    "lora": str(options.lora) if options.lora else None,
+    "scheduler": dict(scheduler),
+    "solver": solver,
+    "karras": bool(karras),
+    "steps": options.steps,
+    "guidance": drawing.default_guidance(pipeline) if guidance is None else guidance,
+    "guidance_rescale": options.guidance_rescale,
+    "height": height,
+    "width": width,
+    "original_size": options.original_size,
+    "crop": options.crop,
+    "target_size": options.target_size,
+    "dtype": options.dtype or drawing.default_dtype(),
+    "negative": options.negative,
+    "prompts": prompts,
+    "seeds": list(range(options.first_seed, options.first_seed + options.seeds)),
+  }
+
+
+def _check(options: argparse.Namespace) -> None:
+  """Raises InputError at a value that no pipeline could take."""
   from dmpo_jax.errors import InputError
 
-  prompts = options.prompt or _read_prompts(options.prompts)
-  if options.seeds < 1:
-    raise InputError(f"--seeds must be at least 1, got {options.seeds}")
-  pipeline = interop.load_pipeline(options.pipeline)
-  sampler = sampler_of(pipeline, num_steps=options.steps, guidance=options.guidance)
-  tokens = interop.tokenize(pipeline.tokenizer, [*prompts, ""])
-  seeds = np.arange(options.first_seed, options.first_seed + options.seeds)
-  images = sampling.sample_in_batches(
-    sampler,
-    pipeline.params,
-    np.repeat(tokens.ids[:-1], len(seeds), axis=0),
-    tokens.ids[-1],
-    np.tile(seeds, len(prompts)),
-    batch_size=IMAGES_AT_A_TIME,
-    progress=lambda batches: tqdm(batches, desc="sample", unit="batch"),
-  )
-  pictures = np.asarray(sampling.to_uint8(images))
-  pictures = pictures.reshape(len(prompts), len(seeds), *pictures.shape[1:])  # [P, S, H, W, C]
-  options.out.mkdir(parents=True, exist_ok=True)
-  files = []
-  for row, prompt in enumerate(prompts):
-    for column, seed in enumerate(seeds.tolist()):
-      file = f"{row:05d}_{seed:010d}.png"
-      Image.fromarray(_drop_grey_axis(pictures[row, column])).save(options.out / file)
-      files.append({"file": file, "prompt": prompt, "seed": seed})
-  rows = np.concatenate(np.moveaxis(pictures, 1, 2), axis=0)  # [P * H, S, W, C]
-  grid = rows.reshape(rows.shape[0], -1, rows.shape[-1])  # [P * H, S * W, C]
-  Image.fromarray(_drop_grey_axis(grid)).save(options.out / "grid.png")
-  manifest = {
-    "pipeline": str(options.pipeline),
-    "steps": options.steps,
-    "guidance": options.guidance,
-    "prompts_truncated": tokens.truncated,
-    "images": files,
-  }
-  (options.out / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
-  if tokens.truncated:
-    print(f"{tokens.truncated} prompts were longer than the text encoder's context and were cut")
-  print(f"{len(files)} images in {options.out}")
+  for name, least in (
+    ("seeds", 1),
+    ("first_seed", 0),
+    ("steps", 1),
+    ("height", 1),
+    ("width", 1),
+    ("batch_size", 1),
+  ):
+    value = getattr(options, name)
+    if value is not None and value < least:
+      raise InputError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+  last = options.first_seed + options.seeds - 1
+  if last >= 2**32:
+    raise InputError(f"--first-seed and --seeds reach seed {last}; the last one is {2**32 - 1}")
+  if options.guidance is not None and not math.isfinite(options.guidance):
+    raise InputError(f"--guidance must be a number, got {options.guidance}")
+  if not 0 <= options.guidance_rescale <= 1:
+    raise InputError(f"--guidance-rescale must be from 0 to 1, got {options.guidance_rescale}")
 
 
 def _read_prompts(path: pathlib.Path) -> list[str]:
@@ -86,7 +213,3 @@ def _read_prompts(path: pathlib.Path) -> list[str]:
   if not prompts:
     raise InputError(f"{path} holds no prompt; write one per line")
   return prompts
-
-
-def _drop_grey_axis(picture):
-  return picture[..., 0] if picture.shape[-1] == 1 else picture

@@ -13,7 +13,7 @@ from dmpo_jax.diffusion.schedule import (
   velocity,
 )
 from dmpo_jax.diffusion.solver import Solver
-from dmpo_jax.diffusion.solver_config import CLASSES, make_solver
+from dmpo_jax.diffusion.solver_config import CLASSES, make_solver, solver_name
 
 __all__ = [
   "CLASSES",
@@ -29,6 +29,7 @@ __all__ = [
   "rescale",
   "snr",
   "solver",
+  "solver_name",
   "target",
   "timesteps",
   "to_epsilon",

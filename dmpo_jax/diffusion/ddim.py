@@ -107,7 +107,7 @@ def make(schedule: Schedule, num_steps: int, *, eta: float = 0.0) -> Solver:
     on_noise=np.sqrt(np.maximum(variance, 0)),
   )
   clip = schedule.clip_sample_range if schedule.clip_sample else math.inf
-  return Solver(steps, initial_scale=1.0, clip=clip)
+  return Solver(steps, initial_scale=1.0, clip=clip, stochastic=eta > 0)
 
 
 def check_count(schedule: Schedule, num_steps: int) -> None:

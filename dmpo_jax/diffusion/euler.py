@@ -33,7 +33,8 @@ def make(schedule: Schedule, num_steps: int, *, karras: bool = False) -> Solver:
     levels = sigmas.karras(levels[0], levels[-1], num_steps)
     t = sigmas.to_timesteps(levels, sigmas.table(schedule))
   levels = sigmas.with_end(levels)
-  return _solver(schedule, t, levels, reached=levels[1:], noise=np.zeros(num_steps))
+  noise = np.zeros(num_steps)
+  return _solver(schedule, t, levels, reached=levels[1:], noise=noise, stochastic=False)
 
 
 def make_ancestral(schedule: Schedule, num_steps: int) -> Solver:
@@ -52,7 +53,7 @@ def make_ancestral(schedule: Schedule, num_steps: int) -> Solver:
   here, there = levels[:-1], levels[1:]
   # down = sigma_{i+1}^2 / sigma_i, by the two equations above.
   up = there * np.sqrt((1 - there / here) * (1 + there / here))
-  return _solver(schedule, t, levels, reached=there**2 / here, noise=up)
+  return _solver(schedule, t, levels, reached=there**2 / here, noise=up, stochastic=True)
 
 
 def _levels(schedule: Schedule, num_steps: int) -> tuple[np.ndarray, np.ndarray]:
@@ -67,7 +68,13 @@ def _levels(schedule: Schedule, num_steps: int) -> tuple[np.ndarray, np.ndarray]
 
 
 def _solver(
-  schedule: Schedule, t: np.ndarray, levels: np.ndarray, reached: np.ndarray, noise: np.ndarray
+  schedule: Schedule,
+  t: np.ndarray,
+  levels: np.ndarray,
+  *,
+  reached: np.ndarray,
+  noise: np.ndarray,
+  stochastic: bool,
 ) -> Solver:
   here = levels[:-1]
   signal = 1 / np.sqrt(1 + here**2)
@@ -85,4 +92,5 @@ def _solver(
     on_noise=noise,
   )
   leading = schedule.timestep_spacing == "leading"
-  return Solver(steps, initial_scale=float(np.hypot(levels[0], 1.0) if leading else levels[0]))
+  scale = np.hypot(levels[0], 1.0) if leading else levels[0]
+  return Solver(steps, initial_scale=float(scale), stochastic=stochastic)

@@ -42,7 +42,7 @@ _OFFERED: dict[str, dict[str, tuple[Any, ...]]] = {
 }
 
 
-def name_of(config: Mapping[str, Any]) -> str:
+def solver_name(config: Mapping[str, Any]) -> str:
   """The name of the solver that a scheduler's config asks for by its class.
 
   Args:
@@ -93,7 +93,7 @@ def make_solver(
     InputError: The name is not known, an argument has no meaning for this solver, or a field has a
       value that is not offered; the message names it.
   """
-  name = name_of(config) if name is None else name
+  name = solver_name(config) if name is None else name
   if name not in CLASSES:
     raise unknown("solver", name, CLASSES)
   for field, allowed in _OFFERED[name].items():

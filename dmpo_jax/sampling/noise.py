@@ -22,13 +22,21 @@ def seed_keys(seeds: jax.Array | np.ndarray | Sequence[int]) -> jax.Array:
     InputError: The seeds are not integers, not in a row, or (where their values are known) out of
       range.
   """
+  return jax.vmap(jax.random.key)(jnp.asarray(checked_seeds(seeds)))
+
+
+def checked_seeds(seeds: jax.Array | np.ndarray | Sequence[int]) -> jax.Array | np.ndarray:
+  """The seeds as uint32 `[B]`.
+
+  Args, Raises: as `seed_keys`.
+  """
   if not isinstance(seeds, jax.Array):
     seeds = np.asarray(seeds)
     if seeds.dtype.kind in "iu" and seeds.size and not 0 <= seeds.min() <= seeds.max() < 2**32:
       raise InputError(f"seeds run from {seeds.min()} to {seeds.max()}; expected 0 to 2^32 - 1")
   if seeds.ndim != 1 or not jnp.issubdtype(seeds.dtype, jnp.integer):
     raise InputError(f"seeds are {seeds.dtype}{list(seeds.shape)}; expected integers in a row, [B]")
-  return jax.vmap(jax.random.key)(jnp.asarray(seeds.astype(np.uint32)))
+  return seeds.astype(np.uint32)
 
 
 def initial_noise(seeds: jax.Array | np.ndarray | Sequence[int], shape: Sequence[int]) -> jax.Array:

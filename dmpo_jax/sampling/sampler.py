@@ -25,7 +25,7 @@ def solve(
       x_0 = initial_scale noise;    x_{i+1} = step_i(predict(input_scale_i x_i, t_i), x_i)
 
   Args:
-    predict: (x `[B, H, W, C]`, t `[B]`, integer or float32) -> prediction `[B, H, W, C]`, of the
+    predict: (x `[B, H, W, C]`, t float32 `[B]`) -> prediction `[B, H, W, C]`, of the
       type that the solver was made for; see `guided`.
     solver: As `diffusion.make_solver` returns it.
     noise: Standard normal, `[B, H, W, C]`; see `initial_noise`.
@@ -54,12 +54,9 @@ def solve(
     fresh = step_noise(keys, index, shape) if solver.stochastic else None
     return diffusion.solver.step(constants, prediction, x, before, fresh, clip=solver.clip), None
 
-  steps = solver.steps
-  table = steps._replace(
-    **{name: getattr(steps, name).astype("float32") for name in steps._fields[1:]}
-  )
+  table = jax.tree.map(lambda column: jnp.asarray(column, jnp.float32), solver.steps)
   start = noise.astype(jnp.promote_types(noise.dtype, jnp.float32)) * solver.initial_scale
-  inputs = (jax.tree.map(jnp.asarray, table), jnp.arange(1, len(steps.timestep) + 1))
+  inputs = (table, jnp.arange(1, len(table.timestep) + 1))
   (images, _), _ = jax.lax.scan(advance, (start, jnp.zeros_like(start)), inputs)
   return images  # [B, H, W, C]
 
@@ -102,18 +99,24 @@ def guided(
         f"null conditioning has shape {null.shape}; expected {full.shape[1:]} or {full.shape}, as "
         "the conditioning has"
       )
-    return _interleave(jnp.broadcast_to(null, full.shape), full)
+    return interleave(jnp.broadcast_to(null, full.shape), full)
 
   both = jax.tree.map(pair, conditioning, null_conditioning)  # [2B, ...]
 
   def predict(x: jax.Array, t: jax.Array) -> jax.Array:
-    prediction = network(_interleave(x, x), _interleave(t, t), both)  # [2B, H, W, C]
-    found = diffusion.guide(prediction[0::2], prediction[1::2], scale)  # [B, H, W, C]
-    return diffusion.rescale(found, prediction[1::2], rescale) if rescale else found
+    null, full = separate(network(interleave(x, x), interleave(t, t), both))  # [B, H, W, C]
+    found = diffusion.guide(null, full, scale)
+    return diffusion.rescale(found, full, rescale) if rescale else found
 
   return predict
 
 
-def _interleave(a: jax.Array, b: jax.Array) -> jax.Array:
-  """a_0, b_0, a_1, b_1, ... along the first axis."""
+def interleave(a: jax.Array, b: jax.Array) -> jax.Array:
+  """a_0, b_0, a_1, b_1, ... along the first axis: `[B, ...]` twice to `[2B, ...]`."""
   return jnp.stack([a, b], axis=1).reshape(-1, *a.shape[1:])
+
+
+def separate(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Undoes `interleave`: `[2B, ...]` to `[B, ...]` twice."""
+  pairs = x.reshape(-1, 2, *x.shape[1:])
+  return pairs[:, 0], pairs[:, 1]

@@ -173,11 +173,11 @@ def test_looking_back_one_step_makes_few_steps_more_exact():
   assert np.abs(np.asarray(images) - flow(schedule, noise)).max() < error(schedule, 25) / 4
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("ddim", jnp.int32), ("euler", jnp.float32)])
-def test_the_network_sees_one_timestep_for_each_image(name, dtype):
+@pytest.mark.parametrize("name", ["ddim", "euler"])
+def test_the_network_sees_one_timestep_for_each_image(name):
   def predict(x, t):
     assert t.shape == (3,)
-    assert t.dtype == dtype
+    assert t.dtype == jnp.float32
     return x
 
   solver = diffusion.make_solver(SCHEDULER, 2, name=name)

@@ -1,0 +1,118 @@
+"""A folder of drawn images: what lies there already, pictures, the grid, the manifest."""
+
+import json
+import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from dmpo_jax.errors import InputError
+
+MANIFEST, UNFINISHED, GRID = "manifest.json", "manifest.unfinished.json", "grid.png"
+GRID_PIXELS = 2**26
+
+
+def open_folder(
+  folder: pathlib.Path, settings: Mapping[str, Any], names: Sequence[str]
+) -> list[bool]:
+  """Makes a folder ready for images, or takes up one in which the same images were begun.
+
+  Args:
+    folder: Is made where it is not there; files of other names in it are left alone.
+    settings: All that the images depend on; JSON.
+    names: The images' file names.
+
+  Returns:
+    For each image whether it is there already.
+
+  Raises:
+    InputError: The folder holds images of other settings, or files of these names that were not
+      drawn by this command, or is a file.
+  """
+  if folder.exists() and not folder.is_dir():
+    raise InputError(f"{folder} is a file; expected a folder for the images")
+  for name in (MANIFEST, UNFINISHED):
+    if (folder / name).exists():
+      _check_same(folder / name, settings)
+      return [(folder / file).exists() for file in names]
+  for name in (*names, GRID):
+    if (folder / name).exists():
+      raise InputError(
+        f"{folder} has a file {name} and no manifest, so it was not drawn by this command; give "
+        "another folder for the images"
+      )
+  folder.mkdir(parents=True, exist_ok=True)
+  text = json.dumps(settings, indent=2) + "\n"
+  _write(folder / UNFINISHED, lambda path: path.write_text(text, encoding="utf-8"))
+  return [False] * len(names)
+
+
+def write_picture(path: pathlib.Path, picture: np.ndarray) -> None:
+  """Writes uint8 `[H, W, C]` with 1 or 3 channels as PNG, whole or not at all."""
+  image = Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture)
+  _write(path, lambda partial: image.save(partial, format="PNG"))
+
+
+def write_grid(folder: pathlib.Path, names: Sequence[str], columns: int) -> int:
+  """Puts images of one size into one picture, row by row.
+
+  Args:
+    folder: Where they lie, and where the grid is written.
+    names: File names, a multiple of `columns`.
+    columns: Images in a row.
+
+  Returns:
+    How many rows it shows: the first ones, up to 67 million pixels.
+  """
+  with Image.open(folder / names[0]) as first:
+    width, height = first.size
+  fitting = max(1, GRID_PIXELS // (columns * width * height))
+  rows = min(len(names) // columns, fitting)
+  pictures = np.stack([_read(folder / name) for name in names[: rows * columns]])
+  lines = pictures.reshape(rows, columns, *pictures.shape[1:])  # [R, S, H, W, C]
+  write_picture(
+    folder / GRID, lines.swapaxes(1, 2).reshape(rows * height, columns * width, -1)
+  )  # [R * H, S * W, C]
+  return rows
+
+
+def close_folder(
+  folder: pathlib.Path, settings: Mapping[str, Any], facts: Mapping[str, Any]
+) -> None:
+  """Writes the manifest: settings, and facts on which the images do not depend."""
+  text = json.dumps({**settings, **facts}, indent=2) + "\n"
+  _write(folder / MANIFEST, lambda path: path.write_text(text, encoding="utf-8"))
+  (folder / UNFINISHED).unlink(missing_ok=True)
+
+
+def _check_same(path: pathlib.Path, settings: Mapping[str, Any]) -> None:
+  try:
+    found = json.loads(path.read_text(encoding="utf-8"))
+    different = [
+      f"{key} is {found.get(key)!r} there and {value!r} now"
+      for key, value in json.loads(json.dumps(settings)).items()
+      if found.get(key) != value
+    ]
+  except (ValueError, AttributeError) as error:
+    raise InputError(
+      f"{path} cannot be read ({error}); give another folder for the images"
+    ) from error
+  if different:
+    raise InputError(
+      f"{path.parent} holds images drawn otherwise: {'; '.join(different)}; give another folder"
+    )
+
+
+def _read(path: pathlib.Path) -> np.ndarray:
+  with Image.open(path) as image:
+    picture = np.asarray(image)
+  return picture if picture.ndim == 3 else picture[..., None]  # [H, W, C]
+
+
+def _write(path: pathlib.Path, write: Callable[[pathlib.Path], Any]) -> None:
+  partial = path.with_name(f"{path.name}.tmp")
+  write(partial)
+  os.replace(partial, path)
