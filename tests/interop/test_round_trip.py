@@ -1,12 +1,15 @@
 """Whole pipelines from torch and back, to the bit."""
 
 import json
+import shutil
 
 import pytest
 import torch
 from diffusers import (
   AutoencoderKL,
+  DiffusionPipeline,
   EulerDiscreteScheduler,
+  StableDiffusionInstructPix2PixPipeline,
   StableDiffusionPipeline,
   StableDiffusionXLPipeline,
   UNet2DConditionModel,
@@ -92,6 +95,19 @@ def test_diffusers_loads_the_whole_pipeline_as_it_was(written, kind, layout):
       assert found[name](captions, **asked).input_ids == component(captions, **asked).input_ids
     else:
       assert getattr(found[name], "config", None) == getattr(component, "config", None)
+
+
+def test_diffusers_loads_a_pipeline_that_edits_images(sd_folder, tmp_path):
+  theirs = shutil.copytree(sd_folder, tmp_path / "theirs")
+  unet = tiny.make_unet(**{**tiny.LATENTS, "in_channels": 8})
+  unet.save_pretrained(theirs / "unet")
+  helpers.edit_json(
+    theirs / "model_index.json", _class_name="StableDiffusionInstructPix2PixPipeline"
+  )
+  interop.save_pipeline(tmp_path / "ours", interop.load_pipeline(theirs))
+  loaded = DiffusionPipeline.from_pretrained(tmp_path / "ours")
+  assert type(loaded) is StableDiffusionInstructPix2PixPipeline
+  helpers.assert_same_state(loaded.unet, unet)
 
 
 def test_a_published_pipeline_survives_fields_that_we_do_not_use(sdxl, tmp_path):
