@@ -4,12 +4,16 @@ All of it is read from the functions themselves, so the list cannot differ from 
 columns after the hyperparameters say whether an objective needs the errors of a frozen reference,
 residual tensors beside the errors, and a statistic over the whole batch. Hyperparameters without a
 default must be given; published values stand in the docstrings.
+
+  dmpo-jax objectives plot --out objectives.png dmpo dpo   draws value and slope against the logit
 """
 
 import argparse
 import inspect
 import json
 import textwrap
+
+from dmpo_jax.commands import objectives_plot
 
 WIDTH = 100
 COLUMNS = "{:<19}{:<52}{:<11}{:<11}{}"
@@ -18,10 +22,18 @@ COLUMNS = "{:<19}{:<52}{:<11}{:<11}{}"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Declares the command's options."""
   parser.add_argument("--json", action="store_true", help="a JSON list instead of the table")
+  plot = parser.add_subparsers(dest="part", metavar="plot").add_parser(
+    "plot", help="draw value and slope against the logit, with the settings of configs/digits_*"
+  )
+  plot.add_argument("names", nargs="*", metavar="NAME", help="objectives to draw (default: all)")
+  plot.add_argument("--out", default="objectives.png", metavar="FILE", help="PNG file to write")
 
 
 def run(options: argparse.Namespace) -> None:
-  """Prints the table."""
+  """Prints the table, or draws the picture."""
+  if options.part == "plot":
+    objectives_plot.draw(options.names, options.out)
+    return
   rows = describe_all()
   print(json.dumps(rows, indent=2, ensure_ascii=False) if options.json else table(rows))
 
