@@ -10,6 +10,8 @@ and shapes are read; with it, numbers too, one tensor at a time.
 """
 
 import argparse
+import math
+from typing import Any
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +53,17 @@ def run(options: argparse.Namespace) -> None:
   other = open_source(options.against, variant=options.against_variant, average=average)
   differing = compare(source, other)
   if options.json:
-    print(json.dumps({**found, "against": describe(other), "differences": differing}, indent=2))
+    everything = {**found, "against": describe(other), "differences": _finite(differing)}
+    print(json.dumps(everything, indent=2))
   else:
     print(description_text(found))
     print(comparison_text(differing, options.path, options.against))
+
+
+def _finite(value: Any) -> Any:
+  """JSON has no infinity, which a change from zero is, relatively."""
+  if isinstance(value, dict):
+    return {key: _finite(child) for key, child in value.items()}
+  if isinstance(value, list):
+    return [_finite(child) for child in value]
+  return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -16,6 +16,11 @@ TEXT_PREFIX = "text_model."
 # Who wrote a config, and from where; not what it describes.
 PROVENANCE = ("_diffusers_version", "_name_or_path", "transformers_version", "_class_name")
 
+# From the least to the greatest.
+KINDS = ("identical", "rounded", "different")
+
+PIECE = 2**20
+
 Json = dict[str, Any]
 
 
@@ -119,7 +124,7 @@ def _tensors(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Json:
   """
   here = {_aligned(name): tensor for name, tensor in ours.items()}
   there = {_aligned(name): tensor for name, tensor in theirs.items()}
-  counts = {"identical": 0, "rounded": 0, "different": 0}
+  counts = dict.fromkeys(KINDS, 0)
   misshapen, not_finite, different = [], [], []
   changed: dict[str, tuple[float, float, float]] = {}
   squares = np.zeros(2)
@@ -130,19 +135,15 @@ def _tensors(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Json:
       misshapen.append(f"{name}: {list(tensor.shape)} here, {list(there[name].shape)} there")
       continue
     a, b = (_readable(t, name) for t in (tensor, there[name]))
-    kind = _kind(a, b)
+    kind, finite, largest, delta, norm = _measure(a, b)
     counts[kind] += 1
-    different += [name] if kind == "different" else []
-    a, b = (x.astype(np.float64) for x in (a, b))
-    finite = np.isfinite(a) & np.isfinite(b)
-    if not finite.all():
+    squares += (delta, norm)
+    if not finite:
       not_finite.append(name)
-      a, b = a[finite], b[finite]
-    delta = a - b if kind != "identical" else np.zeros(1)
-    squared = np.array([np.vdot(delta, delta), np.vdot(b, b)])
-    squares += squared
     if kind != "identical":
-      changed[name] = (float(np.abs(delta).max(initial=0.0)), *squared.tolist())
+      changed[name] = (largest, delta, norm)
+    if kind == "different":
+      different.append(name)
   found: Json = {
     "only_here": [name for name in here if name not in there],
     "only_there": [name for name in there if name not in here],
@@ -186,18 +187,44 @@ def _readable(tensor: Any, name: str) -> np.ndarray:
     raise InputError(f"{name} is {tensor.dtype}, which cannot be compared") from error
 
 
-def _kind(a: np.ndarray, b: np.ndarray) -> str:
-  """Whether two arrays are identical, one is the other rounded to its dtype, or they differ."""
+def _measure(a: np.ndarray, b: np.ndarray) -> tuple[str, bool, float, float, float]:
+  """Compares two arrays of one shape, a piece at a time: whole ones in float64 would be large.
+
+  Returns:
+    The kind of difference, one of KINDS; whether all entries of both are finite; and over the
+    finite ones max |a - b|, sum (a - b)² and sum b².
+  """
+  a, b = a.reshape(-1), b.reshape(-1)
+  kind, finite = 0, True
+  largest = delta = norm = 0.0
+  for begin in range(0, a.size, PIECE):
+    x, y = a[begin : begin + PIECE], b[begin : begin + PIECE]
+    kind = max(kind, found := _kind(x, y))
+    x, y = x.astype(np.float64), y.astype(np.float64)
+    usable = np.isfinite(x) & np.isfinite(y)
+    if not usable.all():
+      finite, x, y = False, x[usable], y[usable]
+    norm += float(np.vdot(y, y))
+    if found:
+      x -= y
+      largest = max(largest, float(np.abs(x).max(initial=0.0)))
+      delta += float(np.vdot(x, x))
+  return KINDS[kind], finite, largest, delta, norm
+
+
+def _kind(a: np.ndarray, b: np.ndarray) -> int:
+  """Index in KINDS: are two arrays identical, or one the other rounded to its dtype?"""
   if a.dtype == b.dtype:
-    return "identical" if a.tobytes() == b.tobytes() else "different"
+    same = np.array_equal(a.view(np.uint8), b.view(np.uint8))
+    return KINDS.index("identical" if same else "different")
   if not {str(a.dtype), str(b.dtype)} <= set(state_dict.FLOATS):
-    return "identical" if np.array_equal(a, b) else "different"
+    return KINDS.index("identical" if np.array_equal(a, b) else "different")
   wide, narrow = (a, b) if a.dtype.itemsize > b.dtype.itemsize else (b, a)
-  if np.array_equal(wide.astype(np.float32), narrow.astype(np.float32), equal_nan=True):
-    return "identical"
+  there = narrow.astype(np.float32)
+  if np.array_equal(wide.astype(np.float32), there, equal_nan=True):
+    return KINDS.index("identical")
+  if wide.dtype.itemsize == narrow.dtype.itemsize:
+    return KINDS.index("different")
   with np.errstate(over="ignore"):
-    rounded = wide.astype(narrow.dtype)
-  same = wide.dtype.itemsize > narrow.dtype.itemsize and np.array_equal(
-    rounded.astype(np.float32), narrow.astype(np.float32), equal_nan=True
-  )
-  return "rounded" if same else "different"
+    rounded = wide.astype(narrow.dtype).astype(np.float32)
+  return KINDS.index("rounded" if np.array_equal(rounded, there, equal_nan=True) else "different")

@@ -112,7 +112,7 @@ def _pipeline(given: str, path: pathlib.Path, variant: str | None) -> Source:
     raise InputError(
       f"{given} has no weights of variant {variant!r}; it has: {listed or 'nothing'}"
     )
-  absent = [k for k, v in index.items() if isinstance(v, list) and v[-1] is None]
+  absent = [k for k, v in index.items() if isinstance(v, list) and v and v[-1] is None]
   facts = {"class": index.get("_class_name", "not said")}
   if absent:
     facts["without"] = ", ".join(absent)
@@ -166,13 +166,12 @@ def _run(given: str, run: pathlib.Path, step: int | None, average: bool) -> Sour
   except (ValueError, KeyError, OSError) as error:
     raise InputError(f"{run / 'run.json'} cannot be read: {error!r}") from error
   checkpoint = inspect_checkpoint.open_checkpoint(run, step, average=average)
-  start = pathlib.Path(config["pipeline"]) if config["pipeline"] else None
   components: dict[str, Component] = {}
-  if start and (start / pipeline.INDEX).is_file():
-    components |= _pipeline(str(start), start, None).components
-    origin = str(start)
-  else:
-    origin = f"{start} (not there any more)" if start else "new networks"
+  origin = config["pipeline"] or "new networks"
+  if (pathlib.Path(origin) / pipeline.INDEX).is_file():
+    components |= _pipeline(origin, pathlib.Path(origin), None).components
+  elif config["pipeline"]:
+    origin += " (no folder here; its frozen parts are not shown)"
   for name, fields in config["model"].items():
     known = components.get(name, Component("", {}, {}, 0))
     kind = fields.get("_class_name") or next(iter(fields.get("architectures") or []), known.kind)

@@ -43,6 +43,12 @@ def run(start, tmp_path_factory):
   return make_run(folder, tmp_path_factory.mktemp("run"), steps=(2, 4), ema=True)
 
 
+@pytest.fixture(scope="session")
+def run_without_average(run, tmp_path_factory):
+  """Another run from the same start."""
+  return make_run(run.start, tmp_path_factory.mktemp("plain"), steps=(1,), ema=False)
+
+
 def make_run(start, workdir, *, steps, ema):
   """What a run that is killed after its last checkpoint leaves behind."""
   config = configs.default()

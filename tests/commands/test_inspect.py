@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import huggingface_hub
 import jax
 import numpy as np
 import pytest
@@ -12,11 +13,11 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.numpy import load_file, save_file
 
 from dmpo_jax import interop
-from dmpo_jax.commands import inspect_checkpoint
+from dmpo_jax.commands import inspect_checkpoint, inspect_compare
 from dmpo_jax.commands.main import main
 from dmpo_jax.models import lora, trees
-from tests.commands.conftest import make_run
 from tests.interop import tiny
+from tests.interop.hub_server import Hub
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
@@ -161,6 +162,24 @@ def test_the_measures_of_a_difference_are_numpys(inspect, start, copy):
   assert conv_in[1] == pytest.approx(wanted, rel=1e-4)
 
 
+def test_a_change_from_zero_has_no_relative_size(inspect, start, copy, tmp_path):
+  zero = shutil.copytree(start, tmp_path / "zero")
+  change(zero / WEIGHTS, lambda state: state["conv_out.bias"].fill(0))
+  unet = inspect(copy, "--against", zero)["differences"]["components"]["unet"]
+  assert unet["largest_relative"] == [None, "conv_out.bias"]
+  assert unet["relative"] < 1
+
+
+def test_large_tensors_are_measured_in_pieces(inspect, start, copy, monkeypatch):
+  change(copy / WEIGHTS, lambda state: state["conv_in.weight"].__imul__(1.5))
+  once = inspect(copy, "--against", start)["differences"]["components"]["unet"]
+  monkeypatch.setattr(inspect_compare, "PIECE", 100)
+  pieces = inspect(copy, "--against", start)["differences"]["components"]["unet"]
+  assert pieces["relative"] == pytest.approx(once["relative"], rel=1e-12)
+  assert pieces["largest_absolute"] == once["largest_absolute"]
+  assert (pieces["identical"], pieces["different"]) == (207, 1)
+
+
 def test_people_see_the_most_changed_modules(shown, start, copy):
   change(copy / WEIGHTS, lambda state: state["conv_out.bias"].__iadd__(3))
   text = shown(copy, "--against", start)
@@ -229,6 +248,22 @@ def test_a_component_by_itself_meets_its_like_in_a_pipeline(inspect, start, part
   assert (unet["identical"], unet["config"]) == (208, {})
 
 
+def test_a_repository_of_the_hub_is_downloaded_and_described(inspect, start, tmp_path, monkeypatch):
+  hub = Hub()
+  hub.repositories["someone/tiny"] = start
+  constants = huggingface_hub.constants
+  monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+  monkeypatch.setattr(constants, "ENDPOINT", hub.address)
+  template = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
+  monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+  try:
+    found = inspect("someone/tiny", "--against", start)
+  finally:
+    hub.close()
+  unet = found["differences"]["components"]["unet"]
+  assert (unet["identical"], unet["different"]) == (208, 0)
+
+
 def test_a_run_is_its_last_checkpoint_over_what_it_started_from(inspect, run):
   found = inspect(run.workdir)
   assert found["kind"] == "checkpoint of a run"
@@ -271,9 +306,19 @@ def test_an_earlier_checkpoint_is_named_by_its_folder(inspect, run):
   assert found["facts"]["step"] == "2 (checkpoints: 2, 4)"
 
 
-def test_a_run_without_average_says_so(inspect, run, tmp_path):
-  found = inspect(make_run(run.start, tmp_path, steps=(1,), ema=False).workdir)
+def test_a_run_without_average_says_so(inspect, run_without_average):
+  found = inspect(run_without_average.workdir)
   assert found["facts"]["parameters"] == "the last ones (no moving average is kept)"
+
+
+def test_a_run_whose_start_is_gone_shows_what_it_trained(inspect, run, tmp_path):
+  workdir = shutil.copytree(run.workdir, tmp_path / "run")
+  config = json.loads((workdir / "run.json").read_text())
+  config["config"]["pipeline"] = str(tmp_path / "gone")
+  (workdir / "run.json").write_text(json.dumps(config))
+  found = inspect(workdir)
+  assert list(found["components"]) == ["unet"]
+  assert found["facts"]["started from"].startswith(f"{tmp_path}/gone (no folder here")
 
 
 def test_a_checkpoint_is_read_in_groups(inspect, run, monkeypatch):

@@ -22,7 +22,7 @@ def test_every_command_of_the_list_has_a_summary(capsys):
   with pytest.raises(SystemExit):
     main(["--help"])
   shown = capsys.readouterr().out
-  for name in ("quickstart", "train", "sample", "export"):
+  for name in ("quickstart", "train", "sample", "export", "inspect"):
     assert re.search(rf"^ +{name}\s+[A-Z][a-z]", shown, re.MULTILINE)
 
 
