@@ -13,6 +13,8 @@ Align text-to-image diffusion models with preference pairs, in JAX.
 
   dmpo-jax quickstart --workdir runs/quickstart
       trains, aligns, samples and compares small models on real images, and writes a report
+  dmpo-jax data convert pairs my/pairs.csv --out data/mine
+      preference pairs, your own or a published set's, in the form that training reads
   dmpo-jax train --config configs/digits_dmpo.py --workdir runs/dmpo
       one run as its config says; any key can be set: --config.loss.alpha=0.05
   dmpo-jax sample --pipeline runs/dmpo/pipeline --prompt "the digit seven" --out samples
@@ -31,14 +33,14 @@ def main(arguments: list[str] | None = None) -> int:
 
   0: done. 1: the system refused something (disk, permissions). 2: bad input. 130: interrupted.
   """
-  from dmpo_jax.commands import export, inspect, objectives, quickstart, sample, train
+  from dmpo_jax.commands import data, export, inspect, objectives, quickstart, sample, train
 
   parser = argparse.ArgumentParser(
     "dmpo-jax", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("--version", action="version", version=dmpo_jax.__version__)
   commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-  for module in (quickstart, train, sample, export, inspect, objectives):
+  for module in (quickstart, data, train, sample, export, inspect, objectives):
     name = module.__name__.rsplit(".", 1)[1]
     summary = module.__doc__.splitlines()[0]
     command = commands.add_parser(

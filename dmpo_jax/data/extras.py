@@ -1,4 +1,4 @@
-"""Packages that only the quickstart needs."""
+"""Packages that the base install does without."""
 
 import importlib
 from types import ModuleType
@@ -6,11 +6,12 @@ from types import ModuleType
 from dmpo_jax.errors import InputError
 
 
-def require(module: str) -> ModuleType:
-  """The module of that name, from a package of the extra `quickstart`.
+def require(module: str, *, extra: str = "quickstart") -> ModuleType:
+  """The module of that name, from a package of an extra.
 
   Args:
     module: Dotted name ("sklearn.datasets").
+    extra: The extra of this package that brings it.
 
   Returns:
     The imported module.
@@ -25,5 +26,5 @@ def require(module: str) -> ModuleType:
     if (error.name or "").split(".")[0] != package:
       raise  # the package is there, something that it needs is not
     raise InputError(
-      f"{package} is not installed; it comes with pip install 'dmpo-jax[quickstart]'"
+      f"{package} is not installed; it comes with pip install 'dmpo-jax[{extra}]'"
     ) from error

@@ -1,0 +1,266 @@
+"""What a conversion counted, as numbers, as lines of text, and as a page with example pairs."""
+
+import base64
+import io
+import pathlib
+from collections import Counter
+from html import escape
+
+import numpy as np
+from PIL import Image
+
+from dmpo_jax.data import builder, captions, convert_options, images
+from dmpo_jax.data.convert_options import Options
+from dmpo_jax.data.convert_piece import CHANGED, LONG, MISMATCH, TIE
+from dmpo_jax.data.pairs import Pair
+
+MAX_SIZES = 4096  # different sizes that are counted one by one
+SHOWN_SIZES = 15
+EXAMPLES = 12
+THUMBNAIL = 192
+TOKEN_EDGES = (0, 10, 20, 30, 40, 50, 60, 70, captions.CONTEXT + 1, 2**32)
+
+# Why pairs were left out, and the option that says so.
+DROPPED = {
+  "unlabelled": "unlabelled (--unlabelled=drop)",
+  "dropped_ties": "ties (--ties=drop)",
+  "dropped_long_captions": "captions over 77 tokens (--long-captions=drop)",
+  "dropped_size_mismatch": "images of different sizes (--size-mismatch=drop)",
+  "dropped_duplicates": "duplicates (--duplicates=drop)",
+  "dropped_repeated_ids": "ids that occurred before (--on-bad-row=skip)",
+}
+STYLE = """
+body{font:15px/1.5 system-ui,sans-serif;max-width:1000px;margin:2rem auto;padding:0 1rem;color:#222}
+table{border-collapse:collapse}td,th{padding:.15rem .9rem .15rem 0;text-align:left}
+td.n{text-align:right;font-variant-numeric:tabular-nums}
+.bar{background:#4a7bb5;height:.8em;display:inline-block;min-width:1px}
+figure{display:inline-block;width:440px;margin:.5rem 1rem .5rem 0;vertical-align:top}
+figure img{max-width:48%;background:#eee}img.won{outline:3px solid #2c8a3d}
+figcaption{font-size:13px;overflow-wrap:anywhere}h2{margin-top:2rem}
+"""
+
+
+class Statistics:
+  """Histograms of the pairs that stay, fed with pieces of the index.
+
+  Args:
+    names: Of the splits, in the index's order.
+  """
+
+  def __init__(self, names: list[str]):
+    self.names = names
+    self.kept = Counter(dict.fromkeys(names, 0))
+    self.flags, self.sizes = Counter(), Counter()
+    self.labels = np.zeros(11, np.int64)
+    self.tokens = np.zeros(len(TOKEN_EDGES) - 1, np.int64)
+    self.examples = []  # (hash, split, number in the split): the smallest hashes
+
+  def add(self, entries: np.ndarray) -> None:
+    """Counts pairs in the order in which they lie in their splits.
+
+    Args:
+      entries: Of `convert_piece.INDEX`.
+    """
+    self.labels += np.bincount(np.round(entries["p0"] * 10).astype(int), minlength=11)
+    self.tokens += np.histogram(entries["tokens"], TOKEN_EDGES)[0]
+    for name, flag in (
+      ("ties", TIE),
+      ("long_captions", LONG),
+      ("size_mismatch", MISMATCH),
+      ("stored_anew", CHANGED),
+    ):
+      self.flags[name] += int(np.count_nonzero(entries["flags"] & flag))
+    for sides in (entries["size"][:, :2], entries["size"][:, 2:]):
+      for (height, width), count in zip(*np.unique(sides, axis=0, return_counts=True), strict=True):
+        size = f"{height}x{width}"
+        if size not in self.sizes and len(self.sizes) >= MAX_SIZES:
+          size = "others"
+        self.sizes[size] += int(count)
+    for i, name in enumerate(self.names):
+      mine = entries[entries["split"] == i]
+      for place in np.argsort(mine["id"][:, 0], kind="stable")[:EXAMPLES].tolist():
+        self.examples.append((int(mine["id"][place, 0]), name, self.kept[name] + place))
+      self.kept[name] += len(mine)
+    self.examples = sorted(self.examples)[:EXAMPLES]
+
+
+def summary(
+  *,
+  kind: str,
+  counts: Counter,
+  statistics: Statistics,
+  prompts: dict[str, int],
+  options: Options,
+  files: dict,
+) -> dict:
+  """The report as numbers; what report.json holds.
+
+  Args:
+    kind: Of the source.
+    counts: Sums over all pieces.
+    statistics: Of what stays.
+    prompts: Different prompts by split.
+    options: Of the conversion.
+    files: {name: {"records", "bytes"}} of the shards.
+
+  Returns:
+    A dict that JSON can hold. Counts of "found" are made before anything is dropped.
+  """
+  kept = sum(statistics.kept.values())
+  top = dict(sorted(statistics.sizes.items(), key=lambda item: (-item[1], item[0]))[:SHOWN_SIZES])
+  anew = {k.split("/")[1]: n for k, n in sorted(counts.items()) if k.startswith("stored_anew/")}
+  return {
+    "source": kind,
+    "record": builder.VERSION,
+    "options": convert_options.lasting(options),
+    "read": {"rows": counts["rows"], "pairs": counts["pairs"]},
+    "found": {
+      "ties": counts["ties"],
+      "unlabelled": counts["unlabelled"],
+      "undecodable": counts["undecodable"],
+      "bad_rows": counts["bad"],
+      "size_mismatch": counts["size_mismatch"],
+      "duplicates": counts["duplicates"],
+      "repeated_ids": counts["dropped_repeated_ids"],
+      "long_captions": counts["long_captions"],
+    },
+    "dropped": {name: counts[name] for name in DROPPED},
+    "kept": kept,
+    "splits": {
+      name: {"pairs": count, "prompts": prompts[name]}
+      for name, count in statistics.kept.items()
+      if count
+    },
+    "kept_with": dict(statistics.flags),
+    "images_stored_anew": anew,
+    "labels": {f"{i / 10:.1f}": n for i, n in enumerate(statistics.labels.tolist())},
+    "caption_tokens": {
+      f"{low}-{high - 1}" if high < 2**32 else f"{low}+": n
+      for low, high, n in zip(
+        TOKEN_EDGES, TOKEN_EDGES[1:], statistics.tokens.tolist(), strict=False
+      )
+    },
+    "sizes": top
+    | ({"others": 2 * kept - sum(top.values())} if 2 * kept > sum(top.values()) else {}),
+    "files": files,
+  }
+
+
+def lines(report: dict) -> str:
+  """The report in a few lines for a terminal.
+
+  Args:
+    report: From `summary`.
+
+  Returns:
+    Text.
+  """
+  read, found = report["read"], report["found"]
+  out = [f"read {read['rows']} rows, {read['pairs']} pairs of rows that could be used"]
+  out.append("found " + ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in found.items()))
+  out += [f"dropped {n} {DROPPED[name]}" for name, n in report["dropped"].items() if n]
+  if report["images_stored_anew"]:
+    anew = report["images_stored_anew"].items()
+    out.append("stored anew as RGB: " + ", ".join(f"{n} {name}" for name, n in anew))
+  out.append(
+    f"kept {report['kept']} pairs: "
+    + ", ".join(
+      f"{s['pairs']} in {n} ({s['prompts']} prompts)" for n, s in report["splits"].items()
+    )
+  )
+  return "\n".join(out)
+
+
+def examples(out: pathlib.Path, files: dict, statistics: Statistics) -> list[tuple[str, Pair]]:
+  """A dozen pairs, those with the smallest hashes of their ids, read back from the shards.
+
+  Args:
+    out: Folder of the data set.
+    files: Names of its shards.
+    statistics: Knows where they lie.
+
+  Returns:
+    [(split, pair)].
+  """
+  import grain
+
+  sources = {}
+  for split in {split for _, split, _ in statistics.examples}:
+    names = sorted(name for name in files if name.startswith(f"{builder.NAME}-{split}."))
+    sources[split] = grain.sources.ArrayRecordDataSource([str(out / name) for name in names])
+  return [(s, builder.deserialize(sources[s][i])) for _, s, i in statistics.examples]
+
+
+def page(report: dict, shown: list[tuple[str, Pair]], bad: list[dict]) -> str:
+  """The report as an HTML page that needs nothing else.
+
+  Args:
+    report: From `summary`.
+    shown: From `examples`.
+    bad: The first bad rows.
+
+  Returns:
+    HTML.
+  """
+  parts = [
+    "<!doctype html><html lang='en'><meta charset='utf-8'>",
+    f"<title>Conversion of {escape(report['source'])}</title><style>{STYLE}</style>",
+    f"<h1>Preference pairs from {escape(report['source'])}</h1>",
+    f"<p>{report['kept']:,} pairs kept of {report['read']['pairs']:,}, "
+    f"from {report['read']['rows']:,} rows.</p>",
+    _table("Splits (by prompt)", {n: s["pairs"] for n, s in report["splits"].items()}),
+    _table("Prompts", {n: s["prompts"] for n, s in report["splits"].items()}),
+    _table("Found", report["found"]),
+    _table("Left out", {DROPPED[n]: c for n, c in report["dropped"].items()}),
+    _table("Images stored anew as RGB, by reason", report["images_stored_anew"]),
+    _bars("P(image_0 is preferred)", report["labels"]),
+    _bars("Sizes of images, height x width", report["sizes"]),
+    _bars("Tokens of captions", report["caption_tokens"]),
+    "<h2>Examples</h2><p>The preferred image is framed.</p>",
+    *(_figure(split, pair) for split, pair in shown),
+  ]
+  if bad:
+    parts.append(f"<h2>Rows that were skipped</h2><p>The first {len(bad)}; bad_rows.jsonl has all.")
+    parts.append("<table><tr><th>file<th>row<th>reason")
+    parts += [
+      f"<tr><td>{escape(b['file'])}<td class=n>{b['row']}<td>{escape(b['reason'])}" for b in bad
+    ]
+    parts.append("</table>")
+  parts.append(_table("Options", {n: escape(str(v)) for n, v in report["options"].items()}))
+  return "\n".join(parts) + "</html>\n"
+
+
+def _table(title: str, values: dict) -> str:
+  rows = (
+    f"<tr><td>{escape(name).replace('_', ' ')}<td class=n>{f'{v:,}' if isinstance(v, int) else v}"
+    for name, v in values.items()
+  )
+  return f"<h2>{title}</h2><table>{''.join(rows) or '<tr><td>none'}</table>"
+
+
+def _bars(title: str, values: dict[str, int]) -> str:
+  most = max([1, *values.values()])
+  rows = (
+    f"<tr><td>{escape(name)}<td class=n>{n:,}"
+    f"<td><span class=bar style='width:{400 * n / most:.0f}px'></span>"
+    for name, n in values.items()
+  )
+  return f"<h2>{title}</h2><table>{''.join(rows)}</table>"
+
+
+def _figure(split: str, pair: Pair) -> str:
+  pictures = []
+  for encoded, won in ((pair.image_0, pair.p0 > 0.5), (pair.image_1, pair.p0 < 0.5)):
+    image = Image.fromarray(images.decode(encoded))
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    data = base64.b64encode(out.getvalue()).decode()
+    kind = " class=won" if won else ""
+    pictures.append(f"<img{kind} alt='' src='data:image/png;base64,{data}'>")
+  models = " / ".join(filter(None, (pair.model_0, pair.model_1)))
+  return (
+    f"<figure>{' '.join(pictures)}<figcaption>{escape(pair.prompt[:300])}<br>"
+    f"p0 = {pair.p0:.3g}, weight {pair.weight:.3g}, {escape(split)}, {escape(pair.id[:80])}"
+    f"{', ' + escape(models[:120]) if models else ''}</figcaption></figure>"
+  )

@@ -1,0 +1,117 @@
+"""Typed access to the values of a raw row: what comes back has the type, or an error says so."""
+
+import math
+from collections.abc import Mapping
+
+from dmpo_jax.data.pairs import check_text
+from dmpo_jax.errors import InputError
+
+Row = Mapping[str, object]
+
+
+def get(row: Row, name: str) -> object:
+  """The value of a column that must be there.
+
+  Raises:
+    InputError: The row has no such column.
+  """
+  if name not in row:
+    raise InputError(f"column {name!r} is missing (present: {', '.join(map(str, list(row)[:20]))})")
+  return row[name]
+
+
+def text(row: Row, name: str) -> str:
+  """The text in a column.
+
+  Raises:
+    InputError: It is missing, no text, or not UTF-8.
+  """
+  value = get(row, name)
+  if isinstance(value, bytes):  # parquet written without the mark that says text
+    try:
+      return value.decode("utf-8")
+    except UnicodeDecodeError as error:
+      raise InputError(f"{name} is not valid UTF-8: {value[:60]!r}") from error
+  return check_text(name, value)
+
+
+def label(row: Row, name: str) -> str:
+  """A name or number that only tells things apart, as text; "" if it is absent or null.
+
+  Raises:
+    InputError: It is neither text nor an integer.
+  """
+  value = row.get(name)
+  if value is None:
+    return ""
+  if isinstance(value, bool) or not isinstance(value, int | str | bytes):
+    raise InputError(f"{name} must be text or an integer, got {_shown(value)}")
+  return str(value) if isinstance(value, int) and abs(value) < 2**128 else text(row, name)
+
+
+def number(row: Row, name: str) -> float:
+  """The finite number in a column; text that reads as a number counts (CSV knows only text).
+
+  Raises:
+    InputError: It is missing, no number, NaN or infinite.
+  """
+  value = get(row, name)
+  if isinstance(value, str):
+    try:
+      value = float(value)
+    except ValueError as error:
+      raise InputError(f"{name} must be a number, got {_shown(value)}") from error
+  if isinstance(value, bool) or not isinstance(value, int | float):
+    raise InputError(f"{name} must be a number, got {_shown(value)}")
+  if not (isinstance(value, int) and abs(value) > 2**1000) and math.isfinite(value):
+    return float(value)
+  raise InputError(f"{name} must be a finite number, got {_shown(value)}")
+
+
+def is_missing(row: Row, name: str) -> bool:
+  """Whether a row has no value in a column: absent, null, or empty text."""
+  value = row.get(name)
+  return value is None or (isinstance(value, str) and not value.strip())
+
+
+def sequence(row: Row, name: str) -> list:
+  """The list in a column.
+
+  Raises:
+    InputError: It is missing or no list.
+  """
+  value = get(row, name)
+  if not isinstance(value, list):
+    raise InputError(f"{name} must be a list, got {_shown(value)}")
+  return value
+
+
+def numbers(row: Row, name: str) -> list[float]:
+  """The finite numbers of the list in a column; see `number`."""
+  return [number({name: value}, name) for value in sequence(row, name)]
+
+
+def image(row: Row, name: str) -> bytes | str:
+  """An image in a column: encoded bytes, a path, or the hub's struct of both.
+
+  Raises:
+    InputError: It is missing or none of these.
+  """
+  value = get(row, name)
+  if isinstance(value, dict):  # the datasets library's Image: {"bytes": ..., "path": ...}
+    value = value.get("bytes") or value.get("path")
+  if isinstance(value, bytes) and value:
+    return value
+  if isinstance(value, str) and value:
+    return check_text(name, value)
+  raise InputError(f"{name} must hold an image's bytes or path, got {_shown(value)}")
+
+
+def _shown(value: object) -> str:
+  if isinstance(value, int) and abs(value) > 2**64:
+    return f"an integer of {value.bit_length()} bits"
+  try:
+    written = repr(value)
+  except ValueError:  # integers of thousands of digits, deep inside
+    written = "..."
+  return f"{type(value).__name__} {written[:60]}{'...' if len(written) > 60 else ''}"

@@ -1,0 +1,216 @@
+"""Encoded images from anywhere: read under hard limits, checked whole, brought to one kind.
+
+What leaves this file is an 8-bit RGB image, upright, opaque, not animated, as JPEG, PNG or WebP
+bytes that every decoder reads alike. An image that is all that already keeps its bytes; any other
+is stored anew as PNG, by these rules:
+
+- grey, black-and-white and palette images: their colours as RGB;
+- transparency: laid over white;
+- CMYK: Pillow's conversion, which knows no colour profile;
+- 16 bits a channel: the high byte;
+- an orientation in the metadata: the pixels are turned.
+
+Embedded colour profiles are ignored, as diffusers' own image loader does.
+"""
+
+import io
+import pathlib
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from dmpo_jax.errors import InputError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+KEPT = ("JPEG", "MPO", "PNG", "WEBP")  # MPO: a JPEG that carries further pictures behind it
+MAX_BYTES = 2**26  # of an encoded image
+MAX_PIXELS = 2**25  # 33.5 million: 7680x4320 fits; 100 MB when decoded
+MIN_SIDE = 8
+ORIENTATION = 0x0112
+
+
+class UndecodableError(InputError):
+  """The bytes are not an image that can be used; the message says why."""
+
+
+class Picture(NamedTuple):
+  """An image that was decoded once, whole.
+
+  Attributes:
+    encoded: Bytes of an 8-bit RGB image.
+    size: (height, width).
+    changed: Why the bytes are not those that came in ("palette", "alpha", ...); "" if they are.
+  """
+
+  encoded: bytes
+  size: tuple[int, int]
+  changed: str
+
+
+def read(encoded: bytes) -> Picture:
+  """Decodes an image to see that it is whole, and brings it to 8-bit RGB where it is not.
+
+  Args:
+    encoded: Bytes of a JPEG, PNG, WebP, GIF or BMP file.
+
+  Returns:
+    `Picture`; the file's own bytes where it is 8-bit RGB, upright and opaque already.
+
+  Raises:
+    UndecodableError: Not such a file, truncated or corrupt, too large (a decompression bomb), too
+      small, or animated.
+  """
+  if not isinstance(encoded, bytes):
+    raise UndecodableError(f"an image must be encoded bytes, got {type(encoded).__name__}")
+  if not encoded:
+    raise UndecodableError("the image is empty (0 bytes)")
+  if len(encoded) > MAX_BYTES:
+    raise UndecodableError(f"the image file has {len(encoded)} bytes, at most {MAX_BYTES} are read")
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # Pillow warns of what is refused here anyway
+    try:
+      with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+        return _checked(image, encoded)
+    except InputError:
+      raise
+    except Image.UnidentifiedImageError as error:
+      raise UndecodableError(
+        f"not an image in one of the formats {', '.join(FORMATS)} ({len(encoded)} bytes)"
+      ) from error
+    except Image.DecompressionBombError as error:
+      raise UndecodableError(f"the image is too large: {error}") from error
+    except Exception as error:  # Pillow's decoders raise errors of any class on broken files
+      raise UndecodableError(f"the image cannot be decoded: {error}") from error
+
+
+def _checked(image: Image.Image, encoded: bytes) -> Picture:
+  width, height = image.size
+  if width * height > MAX_PIXELS:
+    raise UndecodableError(
+      f"the image claims {width}x{height} pixels, at most {MAX_PIXELS} are decoded"
+    )
+  if min(width, height) < MIN_SIDE:
+    raise UndecodableError(f"the image has {width}x{height} pixels; at least {MIN_SIDE} a side")
+  if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+    raise UndecodableError(f"the image is animated ({image.n_frames} frames); give a still one")
+  image.load()
+  change = _change(image, encoded)
+  if not change:
+    return Picture(encoded, (height, width), "")
+  rgb = _to_rgb(ImageOps.exif_transpose(image))
+  out = io.BytesIO()
+  rgb.save(out, "PNG")
+  return Picture(out.getvalue(), (rgb.height, rgb.width), change)
+
+
+def _change(image: Image.Image, encoded: bytes) -> str:
+  """Why the bytes cannot stay as they are, in a word; "" if they can."""
+  if image.format == "PNG" and encoded[24:25] == b"\x10":  # bit depth in the header
+    return "16-bit"
+  if image.mode in ("P", "PA"):
+    return "palette"
+  if image.mode == "CMYK":
+    return "CMYK"
+  if image.has_transparency_data:
+    return "alpha"
+  if image.mode in ("L", "1"):
+    return "grey"
+  if image.mode != "RGB":
+    return f"mode {image.mode}"
+  if image.getexif().get(ORIENTATION, 1) != 1:
+    return "orientation"
+  return "" if image.format in KEPT else image.format
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+  if image.mode.startswith("I;16"):
+    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+  if image.mode in ("I", "F"):
+    raise UndecodableError(f"the image's pixels are of kind {image.mode!r}; give 8 or 16 bits")
+  if image.has_transparency_data:
+    over = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", over.size, "white"), over).convert("RGB")
+  return image.convert("RGB")
+
+
+def decode(encoded: bytes) -> np.ndarray:
+  """The pixels of an image that `read` has let through.
+
+  Args:
+    encoded: `Picture.encoded`.
+
+  Returns:
+    uint8 `[H, W, 3]`.
+
+  Raises:
+    UndecodableError: As `read`.
+  """
+  picture = read(encoded)
+  with Image.open(io.BytesIO(picture.encoded), formats=FORMATS) as image:
+    return np.asarray(image)
+
+
+def load(value: bytes | str, root: pathlib.Path) -> Picture:
+  """Reads an image that a row holds or names.
+
+  Args:
+    value: Encoded bytes, or the path of a file inside `root`.
+    root: Folder that paths are relative to and may not leave, not by a link either. In the cache of
+      the Hugging Face hub the links of a snapshot lead to its `blobs`, which is allowed.
+
+  Returns:
+    `Picture`, see `read`.
+
+  Raises:
+    UndecodableError: The image cannot be used, see `read`.
+    InputError: The path leaves the folder, or there is no such file.
+  """
+  if isinstance(value, bytes):
+    return read(value)
+  try:
+    return read(inside(value, root).read_bytes())
+  except UndecodableError as error:
+    raise UndecodableError(f"{value[:200]!r}: {error}") from error
+  except OSError as error:
+    raise InputError(f"cannot read the image {value[:200]!r}: {error.strerror}") from error
+
+
+def inside(name: str, root: pathlib.Path) -> pathlib.Path:
+  """The file of that name in a folder, if it is there and nowhere else.
+
+  Args:
+    name: Path relative to the folder.
+    root: The folder.
+
+  Returns:
+    Path of an ordinary file of at most `MAX_BYTES` bytes.
+
+  Raises:
+    InputError: The name is absolute, climbs out with "..", is a link out of the folder, or names no
+      ordinary file.
+  """
+  shown = repr(name[:200])
+  if not name or "\0" in name:
+    raise InputError(f"the path {shown} names no file")
+  parts = pathlib.PurePosixPath(name)
+  if parts.is_absolute() or ".." in parts.parts:
+    raise InputError(f"the path {shown} leaves the folder {root}; paths are relative to it")
+  base = root.resolve()
+  homes = [base]
+  if "snapshots" in base.parts:  # the hub's cache: snapshots/REVISION/file -> blobs/HASH
+    homes.append(pathlib.Path(*base.parts[: base.parts.index("snapshots")], "blobs"))
+  try:
+    path = (base / parts).resolve()
+    if not any(path.is_relative_to(home) for home in homes):
+      raise InputError(f"the path {shown} is a link that leaves the folder {root}")
+    if not path.is_file():
+      raise InputError(f"there is no file {shown} in {root}")
+    if path.stat().st_size > MAX_BYTES:
+      raise UndecodableError(f"the file {shown} is larger than {MAX_BYTES} bytes")
+  except (OSError, ValueError, RuntimeError) as error:  # too long, not encodable, a ring of links
+    if isinstance(error, InputError):
+      raise
+    raise InputError(f"the path {shown} cannot be opened: {error}") from error
+  return path

@@ -1,0 +1,318 @@
+"""The canonical preference pair, and pure functions that make pairs of what people publish."""
+
+import hashlib
+import math
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from dmpo_jax.errors import InputError
+
+MAX_PROMPT_CHARACTERS = 20_000
+MAX_ID_CHARACTERS = 1_000
+MAX_SIDE = 65_535
+MAX_RANKED = 100  # items of one ranking: 4,950 pairs
+SPLIT_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
+class Pair(NamedTuple):
+  """Two images for one prompt, and how probable it is that the first one is preferred.
+
+  Attributes:
+    id: Unique in its data set.
+    prompt: The caption that both images were made for.
+    image_0: Encoded bytes (JPEG, PNG or WebP; 8-bit RGB, upright, opaque).
+    image_1: The same for the other image.
+    p0: P(image_0 is preferred), in [0, 1]; 0.5 is a tie.
+    weight: How much the pair counts, > 0.
+    prompt_id: `prompt_key(prompt)`: equal for prompts that differ in case and spacing only.
+    source: Name of the data set that it comes from.
+    size_0: (height, width) of image_0 in pixels.
+    size_1: (height, width) of image_1.
+    model_0: What made image_0; "" where unknown.
+    model_1: What made image_1; "" where unknown.
+    user_id: Who judged; "" where unknown.
+    condition: Encoded image that both were made from (editing); b"" where there is none.
+  """
+
+  id: str
+  prompt: str
+  image_0: bytes
+  image_1: bytes
+  p0: float
+  weight: float
+  prompt_id: str
+  source: str
+  size_0: tuple[int, int]
+  size_1: tuple[int, int]
+  model_0: str = ""
+  model_1: str = ""
+  user_id: str = ""
+  condition: bytes = b""
+
+
+class Judged(NamedTuple):
+  """A single image that was liked or disliked, for objectives on unpaired feedback (KTO).
+
+  Attributes:
+    id: The pair's id with ":0" or ":1".
+    prompt: Caption.
+    image: Encoded bytes.
+    liked: Whether it was the preferred one of its pair.
+    weight: weight_pair * |2 p0 - 1|: a certain label counts in full, a tie not at all.
+  """
+
+  id: str
+  prompt: str
+  image: bytes
+  liked: bool
+  weight: float
+
+
+def validate(pair: Pair) -> Pair:
+  """Checks everything about a pair that can be checked without decoding its images.
+
+  Args:
+    pair: The pair.
+
+  Returns:
+    The same pair.
+
+  Raises:
+    InputError: A value has the wrong type or is out of range.
+  """
+  for name in ("id", "prompt", "prompt_id", "source", "model_0", "model_1", "user_id"):
+    check_text(name, getattr(pair, name))
+  if not pair.id.strip() or len(pair.id) > MAX_ID_CHARACTERS:
+    raise InputError(f"id {pair.id[:80]!r} is empty or longer than {MAX_ID_CHARACTERS} characters")
+  check_prompt(pair.prompt)
+  if pair.prompt_id != prompt_key(pair.prompt):
+    raise InputError(f"prompt_id {pair.prompt_id[:80]!r} is not prompt_key of the prompt")
+  for name in ("image_0", "image_1", "condition"):
+    if not isinstance(getattr(pair, name), bytes):
+      raise InputError(f"{name} must be bytes, got {type(getattr(pair, name)).__name__}")
+  if not pair.image_0 or not pair.image_1:
+    raise InputError("a pair needs the bytes of two images; one is empty")
+  check_probability("p0", pair.p0)
+  check_weight(pair.weight)
+  for name in ("size_0", "size_1"):
+    size = getattr(pair, name)
+    if len(size) != 2 or not all(isinstance(s, int) and 0 < s <= MAX_SIDE for s in size):
+      raise InputError(f"{name} must be (height, width) in pixels, got {size!r}")
+  return pair
+
+
+def check_text(name: str, value: object) -> str:
+  """The value, if it is text that UTF-8 can hold; InputError otherwise."""
+  if not isinstance(value, str):
+    raise InputError(f"{name} must be text, got {type(value).__name__}")
+  try:
+    value.encode("utf-8")
+  except UnicodeEncodeError as error:
+    raise InputError(
+      f"{name} is not valid UTF-8 at character {error.start}: {value[:60]!r}; save it as UTF-8"
+    ) from error
+  return value
+
+
+def check_prompt(prompt: str) -> str:
+  """The prompt, if it says anything and is not absurdly long; InputError otherwise."""
+  if not prompt.strip():
+    raise InputError("the caption is empty")
+  if len(prompt) > MAX_PROMPT_CHARACTERS:
+    raise InputError(
+      f"the caption has {len(prompt)} characters, at most {MAX_PROMPT_CHARACTERS} are taken"
+    )
+  return prompt
+
+
+def check_probability(name: str, value: object) -> float:
+  """The value as a float, if it is a number in [0, 1]; InputError otherwise."""
+  if isinstance(value, bool) or not isinstance(value, int | float):
+    raise InputError(f"{name} must be a number from 0 to 1, got {value!r}")
+  if not 0 <= value <= 1:  # NaN is refused here too
+    raise InputError(f"{name} must lie in [0, 1], got {value!r}")
+  return float(value)
+
+
+def check_weight(value: object) -> float:
+  """The value as a float, if it is a positive number; InputError otherwise."""
+  if isinstance(value, bool) or not isinstance(value, int | float):
+    raise InputError(f"weight must be a number, got {value!r}")
+  if not 1e-30 < value < 1e30:  # so that float32 can hold it
+    raise InputError(f"weight must be positive and finite, got {value!r}")
+  return float(value)
+
+
+def prompt_key(prompt: str) -> str:
+  """Identifies a prompt up to Unicode form, case and spacing.
+
+  Args:
+    prompt: Any text.
+
+  Returns:
+    32 hexadecimal digits.
+  """
+  plain = " ".join(unicodedata.normalize("NFKC", prompt).casefold().split())
+  return hashlib.sha256(plain.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def fraction_of(key: str, *, salt: str = "") -> float:
+  """A number in [0, 1) that a key draws, the same everywhere.
+
+  Args:
+    key: What draws.
+    salt: Another salt gives independent numbers.
+
+  Returns:
+    53 bits of SHA-256 as a fraction.
+  """
+  digest = hashlib.sha256(f"{salt}\0{key}".encode("utf-8", "surrogatepass")).digest()
+  return (int.from_bytes(digest[:8], "big") >> 11) / 2**53
+
+
+def split_of(prompt_id: str, fractions: Mapping[str, float], *, salt: str = "split") -> str:
+  """The split that a prompt, with all its pairs, belongs to.
+
+  Args:
+    prompt_id: As `prompt_key` gives it.
+    fractions: Share of the prompts by split name; they sum to 1 (see `check_splits`).
+    salt: Another salt gives another division.
+
+  Returns:
+    One of the names.
+  """
+  u, names = fraction_of(prompt_id, salt=salt), list(fractions)
+  total = 0.0
+  for name in names:
+    total += fractions[name]
+    if u < total:
+      return name
+  return names[-1]  # the sum may be 1 - 1e-16
+
+
+def check_splits(fractions: Mapping[str, float]) -> dict[str, float]:
+  """The fractions, if names and numbers make a division.
+
+  Args:
+    fractions: Share of the prompts by split name.
+
+  Returns:
+    The same as a dict.
+
+  Raises:
+    InputError: A name is not lower-case letters, digits and underscores, a share is not in (0, 1],
+      or they do not sum to 1.
+  """
+  for name, share in fractions.items():
+    if not SPLIT_NAME.fullmatch(name) or name == "all":
+      raise InputError(f"split name {name!r}: use lower-case letters, digits and _ (not 'all')")
+    if not 0 < share <= 1:
+      raise InputError(f"the share of split {name!r} must lie in (0, 1], got {share!r}")
+  if not math.isclose(sum(fractions.values()), 1, abs_tol=1e-9):
+    raise InputError(f"the shares of the splits sum to {sum(fractions.values())!r}, not to 1")
+  return dict(fractions)
+
+
+def randomly_ordered(key: str) -> bool:
+  """Whether the preferred one of a pair with this key comes first; half of all keys do.
+
+  Sets that always name the preferred image first would otherwise let position give it away.
+  """
+  return fraction_of(key, salt="order") < 0.5
+
+
+def ranking_pairs(ranks: Sequence[float]) -> Iterator[tuple[int, int, float, float]]:
+  """All pairs of a ranking.
+
+      p0(i, j) = 1 if rank_i < rank_j, 0 if rank_i > rank_j, 1/2 if they are equal
+
+  Args:
+    ranks: Rank of each of n items, 1 (or any smallest number) is best; equal ranks are ties.
+
+  Returns:
+    (i, j, p0, weight) for each i < j, with weight 2 / (n (n - 1)): the weights of a ranking sum to
+    one, however many items it has.
+
+  Raises:
+    InputError: There are fewer than 2 or more than 100 ranks, or one is NaN or infinite.
+  """
+  return votes_pairs([ranks])
+
+
+def votes_pairs(rankings: Sequence[Sequence[float]]) -> Iterator[tuple[int, int, float, float]]:
+  """All pairs of items that several people ranked, with the share of them that prefers the first.
+
+      p0(i, j) = mean over annotators of [rank_i < rank_j] + [rank_i = rank_j]/2
+
+  Args:
+    rankings: One ranking of the same n items by each annotator, see `ranking_pairs`.
+
+  Returns:
+    (i, j, p0, weight) for each i < j, with weight 2 / (n (n - 1)).
+
+  Raises:
+    InputError: There is no ranking, they differ in length, there are fewer than 2 or more than 100
+      ranks, or one is NaN or infinite.
+  """
+  count = len(rankings[0]) if rankings else 0
+  if not 2 <= count <= MAX_RANKED:
+    raise InputError(f"a ranking must have 2 to {MAX_RANKED} items, got {count}")
+  for ranks in rankings:
+    if len(ranks) != count:
+      raise InputError(f"the rankings of one set have lengths {count} and {len(ranks)}")
+    if not all(math.isfinite(r) for r in ranks):
+      raise InputError(f"ranks must be finite numbers, got {list(ranks)!r}")
+
+  def pairs():
+    for i in range(count):
+      for j in range(i + 1, count):
+        wins = sum((r[i] < r[j]) + (r[i] == r[j]) / 2 for r in rankings)
+        yield i, j, wins / len(rankings), 2 / (count * (count - 1))
+
+  return pairs()
+
+
+def p0_of_scores(score_0: float, score_1: float, *, temperature: float) -> float:
+  """P(image_0 is preferred) of two mean opinion scores, by the Bradley-Terry rule.
+
+      p0 = σ((score_0 - score_1)/temperature)
+
+  Args:
+    score_0: Score of image_0; higher is better.
+    score_1: Score of image_1.
+    temperature: Difference of scores at which the odds are e : 1; > 0.
+
+  Returns:
+    p0 in [0, 1].
+
+  Raises:
+    InputError: A number is NaN or infinite, or the temperature is not positive.
+  """
+  if not (math.isfinite(score_0) and math.isfinite(score_1)):
+    raise InputError(f"scores must be finite numbers, got {score_0!r} and {score_1!r}")
+  if not (temperature > 0 and math.isfinite(temperature)):
+    raise InputError(f"the temperature of scores must be a positive number, got {temperature!r}")
+  z = (score_0 / temperature) - (score_1 / temperature)
+  if math.isnan(z):  # both quotients overflowed
+    raise InputError(f"scores {score_0!r}, {score_1!r} are too large for {temperature!r}")
+  return 1 / (1 + math.exp(-z)) if z >= 0 else 1 - 1 / (1 + math.exp(max(z, -700)))
+
+
+def single_images(pair: Pair) -> list[Judged]:
+  """The images of a pair as one liked and one disliked image.
+
+  Args:
+    pair: The pair.
+
+  Returns:
+    Two `Judged`, image_0's first; none for a tie.
+  """
+  if pair.p0 == 0.5:
+    return []
+  weight = pair.weight * abs(2 * pair.p0 - 1)
+  return [
+    Judged(f"{pair.id}:0", pair.prompt, pair.image_0, pair.p0 > 0.5, weight),
+    Judged(f"{pair.id}:1", pair.prompt, pair.image_1, pair.p0 < 0.5, weight),
+  ]

@@ -1,0 +1,164 @@
+"""Tables of rows on disk, cut into pieces that can be read alone, in memory that does not grow."""
+
+import hashlib
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from dmpo_jax.data import text_tables
+from dmpo_jax.data.extras import require
+from dmpo_jax.errors import InputError, unknown
+
+PARQUET_ROWS = 8  # decoded at once: rows of Pick-a-Pic hold two images, of others more
+PARQUET_BUFFER = 2**20
+FOOTER_BYTES = 2**16  # end of a parquet file that stands for its content in fingerprints
+
+
+class Piece(NamedTuple):
+  """A part of a table that is read alone.
+
+  Attributes:
+    file: Path relative to the source's folder.
+    first: Number of its first row in the file, from 0.
+    rows: How many rows it has.
+    start: Where it starts: a row group (parquet) or a byte (text).
+    groups: How many row groups it has; 0 for text.
+  """
+
+  file: str
+  first: int
+  rows: int
+  start: int
+  groups: int
+
+
+class Table(NamedTuple):
+  """A table as it was when it was planned.
+
+  Attributes:
+    pieces: Its parts, in order; together they are all rows.
+    fingerprint: Changes with the file (text: SHA-256 of it; parquet: of its size and footer).
+  """
+
+  pieces: list[Piece]
+  fingerprint: str
+
+
+def plan(root: pathlib.Path, file: str, columns: Sequence[str], *, rows: int) -> Table:
+  """Cuts a table into pieces of about so many rows.
+
+  Args:
+    root: Folder of the source.
+    file: Table relative to it: .parquet, .csv, .tsv, .json or .jsonl.
+    columns: Names that the table must have (JSON is checked row by row).
+    rows: Rows in a piece, at least; parquet is cut between row groups only.
+
+  Returns:
+    `Table`.
+
+  Raises:
+    InputError: The file is missing, empty, of another kind, broken, or lacks a column.
+  """
+  path = root / file
+  if not path.is_file():
+    raise InputError(f"there is no file {path}")
+  if not path.stat().st_size:
+    raise InputError(f"{path} is empty (0 bytes)")
+  if path.suffix == ".parquet":
+    found = _plan_parquet(path, file, columns, rows)
+  elif path.suffix in text_tables.SUFFIXES:
+    cuts, digest = text_tables.plan(path, columns, rows=rows)
+    found = Table([Piece(file, first, count, start, 0) for first, count, start in cuts], digest)
+  else:
+    kinds = [".parquet", *text_tables.SUFFIXES]
+    raise unknown("kind of table", path.name, kinds)
+  if not found.pieces:
+    raise InputError(f"{path} holds no row")
+  return found
+
+
+def read(
+  root: pathlib.Path, piece: Piece, columns: Sequence[str]
+) -> Iterator[tuple[int, dict | InputError]]:
+  """The rows of a piece, one at a time.
+
+  Args:
+    root: Folder of the source.
+    piece: Part of a table, from `plan`.
+    columns: Columns that are wanted; others are not read where the format allows that.
+
+  Yields:
+    (number of the row in its file from 0, its values by column, or what is wrong with the row).
+
+  Raises:
+    InputError: The file cannot be read on.
+  """
+  path = root / piece.file
+  if path.suffix == ".parquet":
+    return _read_parquet(path, piece, columns)
+  return text_tables.read(path, first=piece.first, rows=piece.rows, start=piece.start)
+
+
+def _open_parquet(path: pathlib.Path):
+  parquet = require("pyarrow.parquet", extra="data")
+  arrow = require("pyarrow", extra="data")
+  try:
+    # Not mapped, not read ahead: mapped pages and whole row groups would count as memory.
+    return parquet.ParquetFile(path, memory_map=False, pre_buffer=False, buffer_size=PARQUET_BUFFER)
+  except (arrow.ArrowException, OSError) as error:
+    raise InputError(f"{path} is no readable parquet file: {error}") from error
+
+
+def _plan_parquet(path: pathlib.Path, file: str, columns: Sequence[str], rows: int) -> Table:
+  with _open_parquet(path) as table:
+    text_tables.check_columns(path, columns, table.schema_arrow.names)
+    groups = [table.metadata.row_group(i).num_rows for i in range(table.num_row_groups)]
+  pieces, first, start = [], 0, 0
+  count = 0
+  for group, size in enumerate(groups):
+    count += size
+    if count >= rows or group == len(groups) - 1:
+      pieces.append(Piece(file, first, count, start, group + 1 - start))
+      first, start, count = first + count, group + 1, 0
+  with path.open("rb") as stream:
+    size = stream.seek(0, 2)
+    stream.seek(max(0, size - FOOTER_BYTES))
+    digest = hashlib.sha256(size.to_bytes(8, "little") + stream.read()).hexdigest()
+  return Table([p for p in pieces if p.rows], digest)
+
+
+def _read_parquet(path: pathlib.Path, piece: Piece, columns: Sequence[str]):
+  arrow = require("pyarrow", extra="data")
+  with _open_parquet(path) as table:
+    present = [name for name in columns if name in table.schema_arrow.names]
+    batches = table.iter_batches(
+      batch_size=PARQUET_ROWS,
+      row_groups=range(piece.start, piece.start + piece.groups),
+      columns=present,
+      use_threads=False,
+    )
+    number = piece.first
+    while True:
+      try:
+        batch = next(batches, None)
+      except (arrow.ArrowException, OSError) as error:
+        raise InputError(f"{path}, row {number}: the file is damaged: {error}") from error
+      if batch is None:
+        break
+      for row in range(batch.num_rows):
+        yield number, _row(batch, row)
+        number += 1
+  if number != piece.first + piece.rows:
+    raise InputError(f"{path} ended at row {number}, {piece.first + piece.rows} were announced")
+
+
+def _row(batch, row: int) -> dict | InputError:
+  values = {}
+  for name in batch.schema.names:
+    try:
+      values[name] = batch.column(name)[row].as_py()
+    except UnicodeDecodeError as error:
+      return InputError(f"{name} is not valid UTF-8: {error}")
+    except (ValueError, OverflowError, ImportError) as error:  # dates that Python cannot hold
+      return InputError(f"{name} cannot be read: {error}")
+  return values
