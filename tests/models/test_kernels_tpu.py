@@ -45,7 +45,7 @@ def both(request):
   def run(*arrays):
     return [with_gradients(f, causal, *arrays) for f in (interpreted, plain)]
 
-  return jax.device_get(jax.jit(run)(*arrays))
+  return jax.device_get(torch_map.jit(run)(*arrays))
 
 
 def test_the_result_agrees_with_plain_attention(both):
@@ -62,7 +62,7 @@ def test_the_gradient_agrees_with_that_of_plain_attention(both, argument):
 def test_the_softmax_of_bfloat16_attention_is_computed_in_float32():
   q, k, v, _ = draw(1, 128, 128, 16, jnp.bfloat16)
   q = 8 * q  # scores of up to 40, which bfloat16 would hold to a tenth
-  found = jax.jit(interpreted)(q, k, v)
+  found = torch_map.jit(interpreted)(q, k, v)
   q, k, v = (np.asarray(a, np.float64) for a in (q, k, v))
   scores = np.einsum("blnd,bmnd->bnlm", q, k) / 4
   weights = np.exp(scores - scores.max(-1, keepdims=True))
@@ -77,7 +77,7 @@ def test_under_a_mesh_each_device_computes_its_images():
   mesh = jax.make_mesh((2, 2), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
   split = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
   with jax.set_mesh(mesh):
-    found = jax.jit(interpreted)(*jax.device_put((q, k, v), split))
+    found = torch_map.jit(interpreted)(*jax.device_put((q, k, v), split))
   assert found.sharding.is_equivalent_to(split, found.ndim)
   assert torch_map.relative(found, plain(q, k, v)) < 1e-5
 

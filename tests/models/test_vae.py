@@ -74,10 +74,6 @@ def both(request):
   theirs = found.mean, found.logvar, network.decode(latents).sample
   weights = [normal(*torch_map.nhwc(y).shape) for y in theirs]
   sum((y * torch_map.nchw(w)).sum() for y, w in zip(theirs, weights, strict=True)).backward()
-  slopes = AutoencoderKL(**VARIANTS[name])
-  with torch.no_grad():
-    for into, source in zip(slopes.parameters(), network.parameters(), strict=True):
-      into.copy_(source.grad)
 
   model = models.build_autoencoder(config)
 
@@ -85,7 +81,7 @@ def both(request):
     outputs = *model.encode(params, images), model.decode(params, z)
     return sum((w * y).sum() for w, y in zip(weights, outputs, strict=True)), outputs
 
-  run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))
+  run = torch_map.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))
   (_, outputs), (by_params, by_images, by_z) = jax.device_get(run(params, images, z))
   kinds = ("mean", "log_variance", "decoded")
   ours = (
@@ -101,7 +97,7 @@ def both(request):
     {
       "images": torch_map.nhwc(x.grad),
       "z": torch_map.nhwc(latents.grad),
-      **trees.flatten(torch_map.to_params(slopes, params)),
+      **trees.flatten(torch_map.to_gradients(network, params)),
     },
   )
   return ours, wanted
@@ -124,29 +120,29 @@ def test_the_gradient_of_every_parameter_and_input_agrees_with_diffusers(both):
 
 @pytest.fixture(scope="module")
 def bare():
-  """diffusers' network, our functions, and the parameters."""
+  """diffusers' network, our encoder, and the parameters."""
   network = torch_map.randomise(AutoencoderKL(**VARIANTS["bare"]))
   params = torch_map.to_params(network, models.abstract(config_of("bare")))
-  return network, models.build_autoencoder(config_of("bare")), params
+  return network, torch_map.jit(models.build_autoencoder(config_of("bare")).encode), params
 
 
 @pytest.mark.parametrize("size", [(7, 4), (2, 5)])
 def test_rows_and_columns_beyond_a_multiple_are_treated_as_in_diffusers(bare, size):
-  network, model, params = bare
+  network, encode, params = bare
   images = normal(1, *size, 1)
   with torch.no_grad():
     wanted, _ = their_moments(network, images)
-  found = model.encode(params, images).mean
+  found = encode(params, images).mean
   assert found.shape == (1, size[0] // 2, size[1] // 2, 3)
   assert torch_map.relative(found, torch_map.nhwc(wanted)) < 1e-5
 
 
 def test_the_log_variance_is_clipped_to_30_below_and_20_above(bare):
-  _, model, params = bare
-  images = 1e3 * normal(1, 4, 4, 1)
+  _, encode, params = bare
+  images = 1e3 * normal(1, 7, 4, 1)
   conv = params["encoder"]["conv_out"]
   wide = {**params["encoder"], "conv_out": {**conv, "kernel": 100 * conv["kernel"]}}
-  found = model.encode({**params, "encoder": wide}, images).log_variance
+  found = encode({**params, "encoder": wide}, images).log_variance
   assert (found.min(), found.max()) == (-30, 20)
 
 
@@ -159,7 +155,7 @@ def test_a_residual_attention_layer_agrees():
   graph, state = nnx.split(vae.Attention(12, 4))
   params = torch_map.to_params(theirs, trees.string_keys(nnx.to_pure_dict(state)))
   x = normal(3, 4, 5, 12)
-  found = jax.jit(lambda p, x: nnx.merge(graph, trees.int_keys(p))(x))(params, x)
+  found = torch_map.jit(lambda p, x: nnx.merge(graph, trees.int_keys(p))(x))(params, x)
   assert torch_map.relative(found, torch_map.nhwc(theirs(torch_map.nchw(x)))) < 1e-5
 
 
@@ -217,41 +213,37 @@ def loud(bare):
   return {**params, "decoder": louder}
 
 
+def decode_in_float16(params, force_upcast):
+  model = models.build_autoencoder(config_of("bare", force_upcast=force_upcast))
+  z = np.ones((1, 2, 2, 3), np.float32)
+  return torch_map.jit(lambda p: model.decode(p, z, dtype=jnp.float16))(params)
+
+
 def test_with_force_upcast_float16_stays_finite(loud):
-  model = models.build_autoencoder(config_of("bare", force_upcast=True))
-  images = model.decode(loud, np.ones((1, 2, 2, 3), np.float32), dtype=jnp.float16)
+  images = decode_in_float16(loud, force_upcast=True)
   assert images.dtype == jnp.float16
   assert np.isfinite(images).all()
 
 
 def test_without_force_upcast_float16_is_the_dtype_of_the_computation(loud):
-  model = models.build_autoencoder(config_of("bare"))
-  images = model.decode(loud, np.ones((1, 2, 2, 3), np.float32), dtype=jnp.float16)
-  assert not np.isfinite(images).all()
+  assert not np.isfinite(decode_in_float16(loud, force_upcast=False)).all()
 
 
 def test_bfloat16_moments_stay_near_float32(bare):
-  _, model, params = bare
-  images = normal(2, 4, 4, 1)
-  encode = jax.jit(lambda p, x: [model.encode(p, x, dtype=d).mean for d in ("float32", "bfloat16")])
-  exact, rounded = encode(params, images)
+  _, encode, params = bare
+  model, images = models.build_autoencoder(config_of("bare")), normal(1, 7, 4, 1)
+  exact = encode(params, images).mean
+  rounded = torch_map.jit(lambda p, x: model.encode(p, x, dtype=jnp.bfloat16))(params, images).mean
   assert rounded.dtype == jnp.bfloat16
   assert 0 < torch_map.relative(rounded, exact) < 0.05
 
 
 @pytest.mark.parametrize("name", published.VAES)
-def test_a_full_size_network_has_the_names_and_shapes_of_diffusers(name):
+def test_a_full_size_network_has_the_248_names_and_shapes_of_diffusers(name):
   with torch.device("meta"):
     theirs = AutoencoderKL.from_config(published.VAES[name])
-  wanted = {}
-  for weight, tensor in theirs.state_dict().items():
-    shape = tuple(tensor.shape)
-    wanted[weight] = (*shape[2:], shape[1], shape[0]) if len(shape) > 1 else shape
-  found = {}
-  for path, leaf in trees.flatten(models.abstract(published.VAES[name])).items():
-    stem, _, kind = path.rpartition(".")
-    found[f"{stem}.{'bias' if kind == 'bias' else 'weight'}"] = leaf.shape
-  assert found == wanted
+  found = torch_map.our_shapes(models.abstract(published.VAES[name]))
+  assert found == torch_map.torch_shapes(theirs)
   assert len(found) == 248
 
 
