@@ -74,3 +74,38 @@ def test_examples_cannot_be_reassigned():
 def test_what_is_no_data_set_is_refused(change, message):
   with pytest.raises(InputError, match=message):
     examples(**change)
+
+
+ROWS = np.array([0, 0.5, 1], np.float32)
+
+
+@pytest.mark.parametrize("name", ["labels", "weights"])
+def test_labels_and_weights_belong_to_the_fingerprint(name):
+  other = ROWS[::-1].copy()
+  found = {fingerprint(examples(**change)) for change in ({}, {name: ROWS}, {name: other})}
+  assert len(found) == 3
+
+
+def test_the_same_numbers_as_labels_and_as_weights_are_two_data_sets():
+  assert fingerprint(examples(labels=ROWS)) != fingerprint(examples(weights=ROWS))
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"labels": ROWS * 2}, r"labels must be in \[0, 1\], got 2.0 at row 2"),
+    ({"labels": ROWS[:2]}, r"labels must be float32 \[3\]"),
+    ({"labels": ROWS.astype(np.float64)}, r"labels must be float32 \[3\], got float64"),
+    ({"weights": -ROWS}, r"weights must be finite and at least 0, got -0\.5 at row 1"),
+    ({"weights": np.full(3, np.inf, np.float32)}, r"finite.*row 0"),
+    ({"weights": np.full(3, np.nan, np.float32)}, r"finite.*row 0"),
+  ],
+)
+def test_labels_and_weights_that_cannot_be_used_are_named(change, message):
+  with pytest.raises(InputError, match=message):
+    examples(**change)
+
+
+def test_single_images_take_no_labels():
+  with pytest.raises(InputError, match="single images"):
+    examples(images=np.zeros((3, 1, 2, 2, 1), np.float32), labels=ROWS)

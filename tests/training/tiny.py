@@ -36,3 +36,16 @@ def pairs_config(pipeline: str) -> ConfigDict:
   config.checkpoint.every = 2
   config.num_devices = 1
   return config
+
+
+def smallest_config() -> ConfigDict:
+  """The reference's config with one level and attention in the middle alone."""
+  config = reference_config()
+  config.model.unet.update(
+    {
+      "down_block_types": ("DownBlock2D",),
+      "up_block_types": ("UpBlock2D",),
+      "block_out_channels": (8,),
+    }
+  )
+  return config

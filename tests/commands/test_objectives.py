@@ -1,0 +1,49 @@
+"""The list of objectives in the terminal."""
+
+import inspect
+import json
+
+import pytest
+
+from dmpo_jax import losses
+from dmpo_jax.commands.main import main
+
+
+@pytest.fixture
+def shown(capsys):
+  assert main(["objectives"]) == 0
+  return capsys.readouterr().out
+
+
+def test_every_objective_is_listed_with_its_hyperparameters(shown):
+  for name, function in losses.OBJECTIVES.items():
+    row = next(line for line in shown.splitlines() if line.startswith(f"{name} "))
+    for argument, parameter in inspect.signature(function).parameters.items():
+      if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+        assert argument in row
+
+
+def test_a_line_is_at_most_a_hundred_columns(shown):
+  assert max(map(len, shown.splitlines())) <= 100
+
+
+def test_needs_are_those_of_the_library(shown):
+  rows = {line.split()[0]: line.split()[-3:] for line in shown.splitlines() if line[:1].isalpha()}
+  for name, function in losses.OBJECTIVES.items():
+    facts = function.facts
+    wanted = [facts.reference, facts.residuals, facts.batch_statistic]
+    assert [word == "yes" for word in rows[name]] == wanted
+
+
+def test_defaults_equations_and_sources_come_from_the_functions(capsys):
+  assert main(["objectives", "--json"]) == 0
+  rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+  assert rows["f_dpo"]["hyperparameters"] == {"divergence_alpha": 0.5}
+  assert rows["dmpo"]["required"] == ["beta", "alpha"]
+  assert rows["sft"]["equation"] == ["loss = e_w"]
+  assert "2311.12908" in rows["dpo"]["source"]
+
+
+def test_both_forms_of_mapo_are_shown(shown):
+  assert "code:   loss = " in shown
+  assert "paper:  loss = " in shown

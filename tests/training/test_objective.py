@@ -1,0 +1,283 @@
+"""Every objective from its config: what it is given, what it costs, and that it trains.
+
+The objectives share one compiled network: which of them is minimised is an argument of the step.
+"""
+
+import functools
+import importlib
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+from tiny import smallest_config
+
+from dmpo_jax import configs as folder
+from dmpo_jax import data, interop, losses
+from dmpo_jax.training import config as checks
+from dmpo_jax.training import metrics, start
+from dmpo_jax.training.loop import train
+from dmpo_jax.training.objective import Batch
+from dmpo_jax.training.step import compile_step, initial_state, make_mesh, make_optimizer, make_step
+
+FILES = sorted(pathlib.Path(folder.__file__).parent.glob("digits_*.py"))
+CONFIGS = {
+  file.stem: importlib.import_module(f"dmpo_jax.configs.{file.stem}").get_config() for file in FILES
+}
+PAIRED = sorted(set(CONFIGS) - {"digits_reference"})
+LOSSES = [start.make_loss(CONFIGS[name].loss) for name in PAIRED]
+LABELS = np.array([1, 0.5, 0, 0.25, 1, 0.75, 0.5, 0.9], np.float32)
+WEIGHTS = np.array([1, 2, 0.5, 0, 1, 3, 1, 0.25], np.float32)
+every = pytest.mark.parametrize("name", PAIRED)
+
+
+def apply(loss, errors, residuals):
+  """The losses of pairs, whether or not the objective takes residuals."""
+  return loss(errors, residuals)[0] if losses.facts(loss).residuals else loss(errors)[0]
+
+
+def chosen(index):
+  """The loss that the objective of that index computes, as one function that can be traced."""
+
+  def loss(errors, residuals):
+    branches = [functools.partial(apply, loss) for loss in LOSSES]
+    return jax.lax.switch(index, branches, errors, residuals), losses.sft(errors)[1]
+
+  loss.facts = losses.Facts(residuals=True)
+  return loss
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+  return start.load_pipeline(smallest_config(), ["the digit seven"])
+
+
+@pytest.fixture(scope="module")
+def batch(pipeline):
+  examples = data.DATASETS["digit_pairs"](num_pairs=8, temperature=0.03, seed=1)
+  tokens = interop.tokenize(pipeline.tokenizer, examples.captions)
+  return Batch(examples.images, tokens.ids, examples.ids, weight=WEIGHTS)
+
+
+@pytest.fixture(scope="module")
+def minimise(pipeline):
+  """An objective whose loss is chosen by `frozen["index"]`; `unet` replaces the network."""
+
+  def make(**networks):
+    base = start.make_objective(CONFIGS["digits_dpo"], pipeline, np.zeros(8, np.int32))
+    base = base._replace(networks=base.networks._replace(**networks))
+
+    def objective(trained, frozen, reference, batch, step):
+      frozen = dict(frozen)
+      loss = chosen(frozen.pop("index"))
+      return base._replace(loss=loss)(trained, frozen, reference, batch, step)
+
+    return objective
+
+  return make
+
+
+@pytest.fixture(scope="module")
+def params(pipeline):
+  """(trained, frozen, reference) of the real network, the policy near its reference."""
+  rng = np.random.default_rng(0)
+  reference = {"unet": pipeline.params["unet"]}
+  trained = jax.tree.map(
+    lambda x: x + 0.003 * rng.normal(size=x.shape).astype(np.float32), reference
+  )
+  return trained, {"text_encoder": pipeline.params["text_encoder"]}, reference
+
+
+def linear(params, noisy, timesteps, context):
+  """A network of one parameter, where it is of no matter how images become errors."""
+  return params * noisy
+
+
+LINEAR = ({"unet": np.float32(0.97)}, {"unet": np.float32(1.0)})
+
+
+@pytest.fixture(scope="module")
+def evaluate(minimise, params, batch):
+  """(index, devices) -> (losses, metrics, gradient), with the linear network."""
+  objective = minimise(unet=linear)
+  trained, reference = LINEAR
+
+  def run(trained, frozen, batch):
+    def total(trained):
+      loss, logged = objective(trained, frozen, reference, batch, np.int32(0))
+      return loss.mean(), (loss, logged)
+
+    gradient, found = jax.grad(total, has_aux=True)(trained)
+    return *found, gradient["unet"]
+
+  run = jax.jit(run)
+
+  def found(index, devices):
+    frozen = {**params[1], "index": np.int32(index)}
+    split = NamedSharding(make_mesh(devices), PartitionSpec("data"))
+    return run(trained, frozen, jax.device_put(batch, split))
+
+  return found
+
+
+@pytest.fixture(scope="module")
+def take_two_steps(minimise, params, batch):
+  """index -> (state, losses) after two steps of the real network."""
+  trained, frozen, reference = params
+  optimizer = make_optimizer(CONFIGS["digits_dpo"].optimizer.to_dict() | {"warmup_steps": 0})
+  mesh = make_mesh(1)
+  step = compile_step(make_step(minimise(), optimizer, ema_decay=0.0), mesh)
+
+  def run(index):
+    state, found = initial_state(trained, optimizer, ema=False), []
+    more = {**frozen, "index": np.int32(index)}
+    with jax.set_mesh(mesh):
+      for _ in range(2):
+        state, _, loss = step(state, more, reference, batch)
+        found.append(np.asarray(loss))
+    return jax.device_get(state), found
+
+  return run
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_config_passes_the_check_and_says_what_its_objective_needs(name):
+  config = checks.check(CONFIGS[name])
+  assert losses.facts(start.make_loss(config.loss)).reference == config.reference
+
+
+def test_every_objective_has_a_config():
+  assert {config.loss.name for config in CONFIGS.values()} == set(losses.OBJECTIVES)
+
+
+@every
+def test_the_loss_is_that_of_the_logged_errors_times_the_weights(name, evaluate):
+  index = PAIRED.index(name)
+  found, logged, _ = evaluate(index, 1)
+  errors = losses.PairErrors(*(logged[field] for field in losses.PairErrors._fields))
+  loss = LOSSES[index]
+  if loss.func is losses.sdpo:  # the safeguard changes the gradient, not the value
+    loss = loss.keywords["base"]
+  if loss.func is losses.dspo:  # whose residuals are not logged; at this beta it is fine-tuning
+    np.testing.assert_allclose(found, WEIGHTS * errors.policy_w, rtol=5e-3)
+  else:
+    np.testing.assert_allclose(found, WEIGHTS * loss(errors)[0], rtol=1e-5, atol=1e-9)
+  np.testing.assert_array_equal(logged["weight"], WEIGHTS)
+
+
+@every
+def test_two_steps_from_the_config_move_the_parameters_and_stay_finite(
+  name, params, take_two_steps
+):
+  state, found = take_two_steps(PAIRED.index(name))
+  assert np.all(np.isfinite(found))
+  moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), state.params, params[0])
+  assert 0 < max(jax.tree.leaves(moved)) < 1e-2
+  assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(state.params))
+
+
+@every
+def test_four_devices_give_the_losses_and_the_gradient_of_one(name, evaluate):
+  index = PAIRED.index(name)
+  (one, _, slope_one), (four, _, slope_four) = (evaluate(index, devices) for devices in (1, 4))
+  # An error's last digit, 1e-8, is multiplied by up to 1000; a statistic of the two pairs of a
+  # device alone would be off by percents.
+  np.testing.assert_allclose(four, one, rtol=1e-4)
+  np.testing.assert_allclose(slope_four, slope_one, rtol=1e-4)
+
+
+def test_a_loss_with_labels_is_the_expectation_over_the_two_orders(pipeline, params, batch):
+  objective = start.make_objective(CONFIGS["digits_dmpo"], pipeline, np.zeros(8, np.int32))
+  objective = objective._replace(networks=objective.networks._replace(unet=linear))
+  trained, reference = LINEAR
+  labelled = batch._replace(label=LABELS)
+  found, logged = jax.jit(lambda t: objective(t, params[1], reference, labelled, 0))(trained)
+  errors = losses.PairErrors(*(logged[field] for field in losses.PairErrors._fields))
+  here, there = (objective.loss(x)[0] for x in (errors, losses.swap(errors)))
+  wanted = WEIGHTS * (LABELS * here + (1 - LABELS) * there)
+  np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ("name", "times"), [("digits_dpo", 2), ("digits_mapo", 1), ("digits_sft", 1)]
+)
+def test_an_objective_without_reference_runs_the_network_once(name, times, pipeline, params, batch):
+  trained, frozen, reference = params
+  config, calls = CONFIGS[name], []
+  objective = start.make_objective(config, pipeline, np.zeros(8, np.int32))
+  networks = objective.networks
+
+  def counted(*arguments):
+    calls.append(1)
+    return networks.unet(*arguments)
+
+  objective = objective._replace(networks=networks._replace(unet=counted))
+  reference = reference if config.reference else None
+  _, logged = jax.eval_shape(objective, trained, frozen, reference, batch, np.int32(0))
+  assert len(calls) == times
+  assert ("reference_w" in logged) == config.reference
+
+
+def test_residuals_are_kept_only_for_objectives_that_take_them(pipeline, params, batch):
+  trained, frozen, reference = params
+  seen = {}
+  for name in ("digits_dpo", "digits_sdpo"):
+    objective = start.make_objective(CONFIGS[name], pipeline, np.zeros(8, np.int32))
+
+    def spy(*inputs, loss=objective.loss, name=name):
+      seen[name] = [type(x).__name__ for x in inputs]
+      return loss(*inputs)
+
+    spy.facts = losses.facts(objective.loss)
+    arguments = (trained, frozen, reference, batch, np.int32(0))
+    jax.eval_shape(objective._replace(loss=spy), *arguments)
+  assert seen == {"digits_dpo": ["PairErrors"], "digits_sdpo": ["PairErrors", "Residuals"]}
+
+
+@pytest.mark.parametrize(
+  ("name", "message"), [("digits_dpo", "needs the errors.*True"), ("digits_mapo", "no ref.*False")]
+)
+def test_a_reference_that_is_missing_or_not_needed_is_refused_at_the_start(name, message, pipeline):
+  config = CONFIGS[name].copy_and_resolve_references()
+  config.reference = not config.reference
+  with pytest.raises(ValueError, match=message):
+    start.make_objective(config, pipeline, np.zeros(8, np.int32))
+
+
+def test_a_misspelt_key_of_a_wrapped_objective_is_refused():
+  with pytest.raises(ValueError, match=r"'dpo'.*'betta'; did you mean 'beta'"):
+    start.make_loss({"name": "sdpo", "mu": 0.9, "base": {"name": "dpo", "betta": 1.0}})
+
+
+def test_a_wrapped_objective_that_is_no_section_is_refused():
+  with pytest.raises(ValueError, match=r"section with a name.*'dpo'"):
+    start.make_loss({"name": "sdpo", "mu": 0.9, "base": "dpo"})
+
+
+def test_labels_are_refused_by_an_objective_that_cannot_use_them(pipeline, params, batch):
+  trained, frozen, reference = params
+  config = CONFIGS["digits_dynamic_alpha_dpo"]
+  objective = start.make_objective(config, pipeline, np.zeros(8, np.int32))
+  with pytest.raises(ValueError, match="takes no soft labels"):
+    jax.eval_shape(objective, trained, frozen, reference, batch._replace(label=LABELS), np.int32(0))
+
+
+def test_a_run_without_reference_on_labelled_weighted_pairs(pipeline, tmp_path, monkeypatch):
+  def tied(*, num_pairs, temperature, seed):
+    pairs = data.datasets.digit_pairs(num_pairs=num_pairs, temperature=temperature, seed=seed)
+    return data.Examples(pairs.images, pairs.captions, pairs.ids, LABELS, WEIGHTS)
+
+  monkeypatch.setitem(data.DATASETS, "tied", tied)
+  interop.save_pipeline(tmp_path / "start", pipeline)
+  config = CONFIGS["digits_mapo"].copy_and_resolve_references()
+  config.pipeline = str(tmp_path / "start")
+  config.data.update({"name": "tied", "num_pairs": 8})
+  config.batch_size, config.num_steps, config.num_devices = 8, 2, 1
+  config.checkpoint.every, config.ema_decay = 2, 0.0
+  train(config, tmp_path / "run", show_progress=False)
+  first, last = metrics.read(tmp_path / "run")
+  assert "reference_w" not in first
+  assert np.isfinite(last["loss"])
+  assert first["weight"] == last["weight"] == pytest.approx(float(WEIGHTS.mean()))
+  assert first["label"] == pytest.approx(float(LABELS.mean()))
