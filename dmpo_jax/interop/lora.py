@@ -141,6 +141,7 @@ def load_lora(file: str | os.PathLike, base: Mapping[str, trees.Tree]) -> Lora:
       place[role] = array
   params: dict[str, dict[str, Any]] = {}
   alphas: dict[str, dict[str, float]] = {}
+  layers: dict[str, dict[str, Any]] = {}
   for (component, layer), parts in found.items():
     try:
       down, up = _ours(parts)
@@ -148,10 +149,12 @@ def load_lora(file: str | os.PathLike, base: Mapping[str, trees.Tree]) -> Lora:
     except InputError as error:
       problems.append(f"{component}.{layer}: {error}")
       continue
-    misfits = loras.mismatches({layer: (down, up)}, base[component])
-    problems += [f"{component}.{misfit}" for misfit in misfits]
+    layers.setdefault(component, {})[layer] = down, up
     params.setdefault(component, {}).update({f"{layer}.down": down, f"{layer}.up": up})
     alphas.setdefault(component, {})[layer] = alpha
+  for component, factors in layers.items():
+    misfits = loras.mismatches(factors, base[component])
+    problems += [f"{component}.{misfit}" for misfit in misfits]
   if problems or not params:
     lines = "".join(f"\n  {problem}" for problem in problems or ["it has no entries"])
     raise InputError(f"{path} is no LoRA for this pipeline:{lines}")

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.linalg
 
 from dmpo_jax.errors import InputError
 from dmpo_jax.models import trees
@@ -113,9 +114,11 @@ def extract(
 
       down · up = Σ_{i<=r} σ_i u_i v_iᵀ,   down = U sqrt(Σ),   up = sqrt(Σ) Vᵀ
 
-  with the singular values and vectors of W_tuned - W_base (a convolution's kernel as a matrix
-  [k k I, O]), in float32: no matrix of rank r is nearer in the Frobenius norm, and a difference
-  that has rank <= r is met up to rounding. `merge(base, extract(...), alpha=rank)` is the network.
+  with the singular values and vectors of D = W_tuned - W_base (a convolution's kernel as a matrix
+  [k k I, O]): no matrix of rank r is nearer in the Frobenius norm, and a difference that has
+  rank <= r is met up to float32's rounding. They come from the r largest eigenvalues of D Dᵀ or
+  Dᵀ D, whichever is smaller, in float64: several times faster than the whole decomposition.
+  `merge(base, extract(...), alpha=rank)` is the network.
 
   Args:
     base: The base's tree.
@@ -143,12 +146,25 @@ def extract(
   flat = {}
   for name, kernel in _select(base, targets, rank).items():
     before, after = (np.asarray(x[f"{name}.kernel"]).astype(np.float32) for x in (old, new))
-    matrix = (after - before).reshape(-1, kernel.shape[-1])  # [k k I, O]
-    left, values, right = np.linalg.svd(matrix, full_matrices=False)
-    root = np.sqrt(values[:rank])
-    flat[f"{name}.down"] = (left[:, :rank] * root).reshape(*kernel.shape[:-1], rank)
-    flat[f"{name}.up"] = root[:, None] * right[:rank]
+    down, up = _factorise((after - before).reshape(-1, kernel.shape[-1]), rank)
+    flat[f"{name}.down"] = down.reshape(*kernel.shape[:-1], rank)
+    flat[f"{name}.up"] = up
   return trees.unflatten(flat)
+
+
+def _factorise(matrix: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
+  """The product [m, r] [r, n] nearest to a matrix, its singular values shared by the two."""
+  if matrix.shape[0] < matrix.shape[1]:
+    up, down = _factorise(matrix.T, rank)
+    return np.ascontiguousarray(down.T), np.ascontiguousarray(up.T)
+  matrix = matrix.astype(np.float64)
+  side = matrix.shape[1]
+  squares, right = scipy.linalg.eigh(
+    matrix.T @ matrix, subset_by_index=(side - rank, side - 1)
+  )  # ascending
+  root = np.maximum(squares[::-1], 0) ** 0.25
+  left = matrix @ right[:, ::-1] / np.where(root > 0, root, 1)
+  return left.astype(np.float32), (root[:, None] * right[:, ::-1].T).astype(np.float32)
 
 
 def layers_of(lora: trees.Tree) -> dict[str, tuple[Any, Any]]:

@@ -183,7 +183,7 @@ def test_extract_recovers_a_difference_of_low_rank(base):
     np.testing.assert_allclose(again[name], leaf, rtol=1e-5, atol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("layer", ["attn.to_q", "conv"])
+@pytest.mark.parametrize("layer", ["attn.to_q", "attn.to_out.0", "conv"])
 def test_extract_is_the_nearest_of_its_rank(base, layer):
   """By Eckart and Young the error is the root of the sum of the other squared singular values."""
   tuned, name = filled(SHAPES, seed=1), f"block.{layer}"
@@ -195,6 +195,21 @@ def test_extract_is_the_nearest_of_its_rank(base, layer):
   values = np.linalg.svd(matrix, compute_uv=False)
   error = np.linalg.norm(found - after)
   np.testing.assert_allclose(error, np.sqrt(np.sum(values[3:] ** 2)), rtol=1e-5)
+
+
+def test_extract_of_no_difference_changes_nothing(base):
+  found = lora.extract(base, base, targets=ALL, rank=2)
+  assert not any(np.any(leaf) for leaf in trees.flatten(found).values())
+
+
+def test_the_two_factors_share_the_singular_values(base):
+  tuned = filled(SHAPES, seed=1)
+  found = lora.extract(base, tuned, targets="*.to_q", rank=3)["block"]["attn"]["to_q"]
+  grams = found["down"].T @ found["down"], found["up"] @ found["up"].T
+  difference = tuned["block"]["attn"]["to_q"]["kernel"] - base["block"]["attn"]["to_q"]["kernel"]
+  values = np.linalg.svd(difference, compute_uv=False)[:3]
+  for gram in grams:
+    np.testing.assert_allclose(gram, np.diag(values), atol=1e-5)
 
 
 def test_extract_reads_trees_of_other_dtypes(base):
