@@ -2,7 +2,7 @@
 
 import contextlib
 import contextvars
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,9 @@ from dmpo_jax.errors import unknown
 from dmpo_jax.models import kernels_cpu, kernels_gpu, kernels_tpu
 
 IMPLEMENTATIONS = ("cpu", "plain", "cudnn", "splash")
+
+# The compute capability from which on cuDNN has flash attention.
+AMPERE = 8.0
 
 _chosen: contextvars.ContextVar[str | None] = contextvars.ContextVar("chosen", default=None)
 
@@ -32,8 +35,8 @@ def using(implementation: str | None) -> Iterator[None]:
         of up to 128 channels. It needs an NVIDIA GPU of the Ampere generation or newer.
       "splash": Pallas splash attention where `kernels_tpu.fits`: lengths divisible by 128. On
         several devices it needs jax.set_mesh, for the compiler cannot partition it.
-      None: "cpu", "cudnn" or "splash" where jax's default backend is a CPU, CUDA or a TPU, and
-        "plain" on any other.
+      None: "cpu", "cudnn" or "splash" where jax's default backend is a CPU, a GPU that cuDNN's
+        flash attention runs on, or a TPU, and "plain" on any other.
 
   Raises:
     InputError: Another name.
@@ -47,10 +50,20 @@ def using(implementation: str | None) -> Iterator[None]:
     _chosen.reset(token)
 
 
-def for_platform(platform: str, version: str) -> str:
-  """The implementation made for a platform: `cpu`, `gpu` with `cuda` in its version, or `tpu`."""
+def for_platform(platform: str, version: str, capabilities: Sequence[str] = ()) -> str:
+  """The implementation made for a backend.
+
+  Args:
+    platform: "cpu", "gpu" or "tpu".
+    version: Of the platform; CUDA's contains "cuda".
+    capabilities: The compute capability of each CUDA device, such as "8.0".
+
+  Returns:
+    One of `IMPLEMENTATIONS`.
+  """
   if platform == "gpu":
-    return "cudnn" if "cuda" in version else "plain"
+    modern = all(float(each) >= AMPERE for each in capabilities) if "cuda" in version else False
+    return "cudnn" if modern else "plain"
   return {"cpu": "cpu", "tpu": "splash"}.get(platform, "plain")
 
 
@@ -59,7 +72,10 @@ def _implementation() -> str:
   if chosen := _chosen.get():
     return chosen
   backend = get_backend()
-  return for_platform(backend.platform, backend.platform_version)
+  found = (getattr(device, "compute_capability", None) for device in backend.local_devices())
+  return for_platform(
+    backend.platform, backend.platform_version, [each for each in found if each is not None]
+  )
 
 
 def along_last(vector: jax.Array, ndim: int) -> jax.Array:

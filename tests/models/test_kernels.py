@@ -176,17 +176,19 @@ def test_the_whole_network_agrees_with_diffusers_whichever_way_it_is_computed():
 
 
 @pytest.mark.parametrize(
-  ("platform", "version", "wanted"),
+  ("platform", "version", "capabilities", "wanted"),
   [
-    ("cpu", "cpu", "cpu"),
-    ("gpu", "PJRT C API\ncuda 12090", "cudnn"),
-    ("gpu", "PJRT C API\nrocm 60300", "plain"),
-    ("tpu", "PJRT C API\nTFRT TPU v5 lite", "splash"),
-    ("METAL", "0.1", "plain"),
+    ("cpu", "cpu", [], "cpu"),
+    ("gpu", "PJRT C API\ncuda 12090", ["8.0", "9.0"], "cudnn"),
+    ("gpu", "PJRT C API\ncuda 12090", ["10.0"], "cudnn"),
+    ("gpu", "PJRT C API\ncuda 12090", ["9.0", "7.5"], "plain"),
+    ("gpu", "PJRT C API\nrocm 60300", ["gfx942"], "plain"),
+    ("tpu", "PJRT C API\nTFRT TPU v5 lite", [], "splash"),
+    ("METAL", "0.1", [], "plain"),
   ],
 )
-def test_each_platform_has_the_implementation_made_for_it(platform, version, wanted):
-  assert kernels.for_platform(platform, version) == wanted
+def test_each_platform_has_the_implementation_made_for_it(platform, version, capabilities, wanted):
+  assert kernels.for_platform(platform, version, capabilities) == wanted
 
 
 def test_another_implementation_is_refused():
