@@ -57,8 +57,12 @@ def serialize(pair: Pair) -> bytes:
   Returns:
     Bytes of one record.
   """
+  from tensorflow_datasets.proto import tf_example_pb2
+
   found = features()
-  return found.serialize_example(found.encode_example(pair._asdict()))
+  record = found.serialize_example(found.encode_example(pair._asdict()))
+  # Protocol buffers write maps in any order; equal pairs shall be equal bytes.
+  return tf_example_pb2.Example.FromString(record).SerializeToString(deterministic=True)
 
 
 @functools.cache

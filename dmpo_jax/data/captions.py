@@ -2,12 +2,14 @@
 
 import functools
 import re
+import unicodedata
 
 from dmpo_jax.errors import InputError
 
 CONTEXT = 77  # positions of CLIP's text encoders, start and end token among them
 # CLIP's pattern of words, written for Python's re: contractions, letters, single digits, the rest.
-WORDS = re.compile(r"'(?:s|t|re|ve|m|ll|d)|[^\W\d_]+|\d|(?:[^\s\w]|_)+", re.IGNORECASE)
+# (Python takes \x1c to \x1f for spaces, the tokenizer does not.)
+WORDS = re.compile(r"'(?:s|t|re|ve|m|ll|d)|[^\W\d_]+|\d|(?:[^\s\w]|[_\x1c-\x1f])+", re.IGNORECASE)
 
 
 def least_tokens(caption: str) -> int:
@@ -24,7 +26,7 @@ def least_tokens(caption: str) -> int:
 
   Source: `SimpleTokenizer.pat` of openai/CLIP (the pattern).
   """
-  return 2 + sum(1 for _ in WORDS.finditer(caption))
+  return 2 + sum(1 for _ in WORDS.finditer(unicodedata.normalize("NFC", caption)))
 
 
 @functools.cache

@@ -1,0 +1,170 @@
+"""`dmpo-jax data convert` as a user meets it: one command, killed, at size, on real data."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from dmpo_jax.commands.main import main
+from dmpo_jax.data import builder, images
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "data"))
+import sets  # noqa: E402
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+EMOJI = pathlib.Path(os.environ.get("DMPO_JAX_EMOJI_DIR", ROOT.parent / "shared/data/emoji"))
+REVISIONS = EMOJI / "revisions.parquet"
+
+# Runs the command and prints the most memory that its process has had.
+MEASURED = """
+import resource, sys
+from dmpo_jax.commands.main import main
+status = main(sys.argv[1:])
+print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+sys.exit(status)
+"""
+
+
+def command(*arguments) -> list[str]:
+  return [sys.executable, "-c", MEASURED, "data", "convert", *map(str, arguments)]
+
+
+def files(folder: pathlib.Path) -> dict[str, bytes]:
+  return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+def test_ones_own_pairs_are_one_command(tmp_path, capsys):
+  lines = ["prompt,image_0,image_1,label_0", "a fox,0.png,1.png,1", "a cat,2.png,3.png,0.25"]
+  table = sets.own(tmp_path / "my", lines)
+  assert main(["data", "convert", "pairs", str(table), "--out", str(tmp_path / "out")]) == 0
+  assert "kept 2 pairs: 2 in train (2 prompts)" in capsys.readouterr().out
+  source = builder.PairSource(tmp_path / "out", "train")
+  assert [source[i].p0 for i in range(2)] == [1, 0.25]
+
+
+def test_the_help_shows_ones_own_pairs_and_every_source(capsys):
+  with pytest.raises(SystemExit) as stop:
+    main(["data", "convert", "--help"])
+  assert stop.value.code == 0
+  shown = capsys.readouterr().out
+  assert "dmpo-jax data convert pairs my/pairs.csv --out data/mine" in shown
+  for kind in ("pickapic", "hpdv2", "hpdv3", "imagerewarddb", "open-image-preferences"):
+    assert f"data convert {kind} " in shown
+
+
+def test_a_bad_row_is_one_message_and_status_two(tmp_path, capsys):
+  table = sets.own(tmp_path, ["prompt,image_0,image_1,label_0", "a,0.png,1.png,7"])
+  assert main(["data", "convert", "pairs", str(table), "--out", str(tmp_path / "out")]) == 2
+  error = capsys.readouterr().err
+  assert f"{table}, row 0: label_0 must lie in [0, 1], got 7.0" in error
+
+
+@pytest.mark.parametrize("text", ["train", "train=x", "train=0.5,train=0.5", "train=0.2"])
+def test_splits_that_are_no_shares_are_refused(tmp_path, capsys, text):
+  table = sets.own(tmp_path, ["prompt,image_0,image_1,label_0", "a,0.png,1.png,1"])
+  arguments = ["data", "convert", "pairs", str(table), "--out", str(tmp_path / "out")]
+  assert main([*arguments, f"--splits={text}"]) == 2
+  assert text.split("=")[0] in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_grow_is_told_and_the_command_goes_on(tmp_path, capsys):
+  rows = [sets.pickapic_row(i, jpg_0=sets.encoded(i, size=(300, 300))) for i in range(4)]
+  sets.pickapic(tmp_path / "in/train-0.parquet", rows, group=2)
+  arguments = ["pickapic", tmp_path / "in", "--out", tmp_path / "out", "--workers=1"]
+  limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))\n"
+  line = command(*arguments, "--rows-per-shard=2")
+  line[2] = limited + line[2]
+  done = subprocess.run(line, capture_output=True, text=True)
+  assert done.returncode == 1
+  assert "free space, then the same command goes on where it was" in done.stderr
+  assert "Traceback" not in done.stderr
+  assert not list((tmp_path / "out").rglob("*.tmp"))
+  assert main(["data", "convert", *map(str, arguments), "--rows-per-shard=2"]) == 0
+  assert "kept 4 pairs" in capsys.readouterr().out
+
+
+def test_a_killed_conversion_goes_on_and_ends_as_if_it_had_not_been(tmp_path, capsys):
+  rows = [sets.pickapic_row(i, jpg_0=sets.encoded(i, size=(200, 200))) for i in range(240)]
+  sets.pickapic(tmp_path / "in/train-0.parquet", rows, group=10)
+  arguments = ["pickapic", tmp_path / "in", "--rows-per-shard=10", "--splits=train=0.7,test=0.3"]
+  units = tmp_path / "killed/conversion/units"
+  running = subprocess.Popen(
+    command(*arguments, "--out", tmp_path / "killed", "--workers=2"), stderr=subprocess.DEVNULL
+  )
+  while len(list(units.glob("*.json"))) < 3:
+    assert running.poll() is None
+    time.sleep(0.005)
+  running.send_signal(signal.SIGKILL)
+  running.wait()
+  time.sleep(0.5)  # workers notice that they are alone
+  done = {p: p.stat().st_mtime_ns for p in units.glob("*.json")}
+  assert 3 <= len(done) < 24
+  for out in ("killed", "whole"):
+    if out == "killed":
+      assert (
+        main(
+          [
+            "data",
+            "convert",
+            *map(str, arguments),
+            f"--out={tmp_path / out}",
+            "--host=1",
+            "--hosts=24",
+            "--workers=1",
+          ]
+        )
+        == 0
+      )
+      assert {p: p.stat().st_mtime_ns for p in done} == done
+    assert (
+      main(["data", "convert", *map(str, arguments), f"--out={tmp_path / out}", "--workers=1"]) == 0
+    )
+  assert files(tmp_path / "killed") == files(tmp_path / "whole")
+
+
+def test_memory_stays_bounded_however_large_the_file(tmp_path):
+  # 180 MB in two row groups: a reader that took row groups whole would hold 90 MB and its copies.
+  tail = np.random.default_rng(0).bytes(750_000)  # what follows a JPEG's end is not decoded
+  data = [sets.encoded(i, kind="JPEG") + tail for i in (0, 1)]
+  rows = [sets.pickapic_row(i, jpg_0=data[0], jpg_1=data[1]) for i in range(120)]
+  sets.pickapic(tmp_path / "large/train-0.parquet", rows, group=60)
+  sets.pickapic(tmp_path / "small/train-0.parquet", rows[:2], group=60)
+  del rows
+  peaks = {}
+  for name in ("small", "large"):
+    line = command("pickapic", tmp_path / name, "--out", tmp_path / f"{name}_out", "--workers=1")
+    done = subprocess.run(line, capture_output=True, text=True, check=True)
+    peaks[name] = int(done.stdout.rsplit("peak", 1)[1])
+  assert (tmp_path / "large/train-0.parquet").stat().st_size > 150e6
+  assert peaks["large"] < 1000
+  assert peaks["large"] - peaks["small"] < 80
+
+
+@pytest.mark.skipif(not REVISIONS.is_file(), reason="the emoji revisions are not on this machine")
+def test_emoji_revisions_come_through_whole(tmp_path):
+  import pyarrow.parquet as pq
+
+  out = tmp_path / "out"
+  arguments = ["pickapic", str(REVISIONS), f"--out={out}", "--splits=train=0.9,test=0.1"]
+  assert main(["data", "convert", *arguments, "--workers=1"]) == 0
+  rows = pq.read_table(REVISIONS).to_pylist()
+  report = builder.read_report(out)
+  assert report["kept"] == len(rows) == 2979
+  assert report["found"]["ties"] == sum(r["label_0"] == 0.5 for r in rows)
+  by_id = {f"{r['ranking_id']}:{r['image_0_uid']}:{r['image_1_uid']}": r for r in rows}
+  prompts = {}
+  for split in report["splits"]:
+    source = builder.PairSource(out, split)
+    for i in range(len(source)):
+      pair = source[i]
+      row = by_id.pop(pair.id)
+      assert (pair.prompt, pair.p0) == (row["caption"], row["label_0"])
+      assert prompts.setdefault(pair.prompt_id, split) == split
+      if i % 100 == 0:
+        np.testing.assert_array_equal(images.decode(pair.image_0), images.decode(row["jpg_0"]))
+  assert not by_id

@@ -1,0 +1,187 @@
+"""Images from anywhere become 8-bit RGB by stated rules, or are refused with a reason."""
+
+import io
+import os
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+from sets import encoded
+
+from dmpo_jax.data import images
+from dmpo_jax.errors import InputError
+
+RNG = np.random.default_rng(0)
+PIXELS = RNG.integers(256, size=(12, 16, 3), dtype=np.uint8)
+
+
+def as_file(image: Image.Image, kind="PNG", **settings) -> bytes:
+  out = io.BytesIO()
+  image.save(out, kind, **settings)
+  return out.getvalue()
+
+
+def png(width, height, depth, colour, rows: bytes) -> bytes:
+  """A PNG file put together by hand."""
+
+  def chunk(name, body):
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+  head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+  return (
+    b"\x89PNG\r\n\x1a\n"
+    + chunk(b"IHDR", head)
+    + chunk(b"IDAT", zlib.compress(rows))
+    + chunk(b"IEND", b"")
+  )
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_an_rgb_file_keeps_its_bytes(kind):
+  data = as_file(Image.fromarray(PIXELS), kind)
+  assert images.read(data) == images.Picture(data, (12, 16), "")
+
+
+def test_pixels_of_a_lossless_file_come_back():
+  np.testing.assert_array_equal(images.decode(as_file(Image.fromarray(PIXELS))), PIXELS)
+
+
+def test_grey_becomes_three_equal_channels():
+  picture = images.read(as_file(Image.fromarray(PIXELS[..., 0])))
+  assert picture.changed == "grey"
+  np.testing.assert_array_equal(
+    images.decode(picture.encoded), np.repeat(PIXELS[..., :1], 3, axis=2)
+  )
+
+
+def test_a_palette_becomes_its_colours():
+  palette = Image.fromarray(PIXELS).quantize(16)
+  picture = images.read(as_file(palette))
+  assert picture.changed == "palette"
+  colours = np.array(palette.getpalette()).reshape(-1, 3)
+  np.testing.assert_array_equal(images.decode(picture.encoded), colours[np.asarray(palette)])
+
+
+def test_transparency_is_laid_over_white():
+  alpha = RNG.integers(256, size=(12, 16, 1), dtype=np.uint8)
+  picture = images.read(as_file(Image.fromarray(np.concatenate([PIXELS, alpha], axis=2))))
+  a = alpha / 255
+  assert picture.changed == "alpha"
+  np.testing.assert_allclose(images.decode(picture.encoded), PIXELS * a + 255 * (1 - a), atol=1)
+
+
+def test_one_transparent_colour_is_laid_over_white():
+  flat = np.zeros((8, 8, 3), np.uint8)
+  flat[0] = 9
+  picture = images.read(as_file(Image.fromarray(flat), transparency=(0, 0, 0)))
+  assert picture.changed == "alpha"
+  np.testing.assert_array_equal(images.decode(picture.encoded)[:2, 0, 0], [9, 255])
+
+
+def test_cmyk_becomes_rgb_without_a_profile():
+  ink = np.zeros((16, 16, 4), np.uint8)
+  ink[..., 0] = 255  # cyan alone: no red is left
+  picture = images.read(as_file(Image.fromarray(ink, "CMYK"), "JPEG", quality=100))
+  assert picture.changed == "CMYK"
+  np.testing.assert_allclose(images.decode(picture.encoded)[4, 4], [0, 255, 255], atol=3)
+
+
+@pytest.mark.parametrize(("colour", "channels"), [(0, 1), (2, 3)])
+def test_sixteen_bits_keep_the_high_byte(colour, channels):
+  values = RNG.integers(2**16, size=(8, 9, channels), dtype=np.uint16)
+  rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+  picture = images.read(png(9, 8, 16, colour, rows))
+  assert picture.changed == "16-bit"
+  expected = np.broadcast_to((values // 256).astype(np.uint8), (8, 9, 3))
+  np.testing.assert_array_equal(images.decode(picture.encoded), expected)
+
+
+def test_an_orientation_is_applied():
+  exif = Image.Exif()
+  exif[images.ORIENTATION] = 6  # shown turned by 90 degrees clockwise
+  picture = images.read(as_file(Image.fromarray(PIXELS), exif=exif))
+  assert picture.changed == "orientation"
+  assert picture.size == (16, 12)
+  np.testing.assert_array_equal(images.decode(picture.encoded), np.rot90(PIXELS, -1))
+
+
+def test_what_was_stored_anew_stays_as_it_is():
+  once = images.read(as_file(Image.fromarray(PIXELS[..., 0]))).encoded
+  assert images.read(once).encoded is once
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_a_truncated_file_is_refused(kind):
+  data = encoded(size=(64, 64), kind=kind)
+  with pytest.raises(images.UndecodableError, match=r"cannot be decoded|not an image"):
+    images.read(data[: len(data) // 2])
+
+
+def test_a_decompression_bomb_is_refused_before_it_is_decoded():
+  with pytest.raises(images.UndecodableError, match=r"too large|claims 60000x60000"):
+    images.read(png(60000, 60000, 8, 2, b""))
+
+
+def test_more_pixels_than_the_limit_are_refused():
+  with pytest.raises(images.UndecodableError, match="claims 8192x8192"):
+    images.read(png(8192, 8192, 8, 2, b""))
+
+
+def test_an_image_of_one_pixel_is_refused():
+  with pytest.raises(images.UndecodableError, match="1x1 pixels; at least 8"):
+    images.read(encoded(size=(1, 1)))
+
+
+def test_an_animation_is_refused():
+  frames = [Image.fromarray(PIXELS), Image.fromarray(PIXELS[::-1])]
+  data = as_file(frames[0], "GIF", save_all=True, append_images=frames[1:])
+  with pytest.raises(images.UndecodableError, match="animated \\(2 frames\\)"):
+    images.read(data)
+
+
+@pytest.mark.parametrize("data", [b"", b"not an image", b"\xff\xd8\xff", "text", None])
+def test_what_is_no_image_is_refused(data):
+  with pytest.raises(images.UndecodableError):
+    images.read(data)
+
+
+def test_a_path_inside_the_folder_is_read(tmp_path):
+  (tmp_path / "a.png").write_bytes(encoded(3))
+  assert images.load("a.png", tmp_path).encoded == encoded(3)
+
+
+@pytest.mark.parametrize("name", ["../a.png", "x/../../a.png", "/etc/passwd", "", "a\0b"])
+def test_a_path_that_escapes_its_folder_is_refused(tmp_path, name):
+  root = tmp_path / "root"
+  root.mkdir()
+  (tmp_path / "a.png").write_bytes(encoded())
+  with pytest.raises(InputError, match=r"leaves the folder|names no file"):
+    images.load(name, root)
+
+
+def test_a_link_out_of_the_folder_is_refused(tmp_path):
+  root = tmp_path / "root"
+  root.mkdir()
+  (tmp_path / "a.png").write_bytes(encoded())
+  (root / "a.png").symlink_to(tmp_path / "a.png")
+  with pytest.raises(InputError, match="is a link that leaves"):
+    images.load("a.png", root)
+
+
+def test_links_of_the_hubs_cache_are_followed(tmp_path):
+  root = tmp_path / "snapshots" / "revision"
+  root.mkdir(parents=True)
+  (tmp_path / "blobs").mkdir()
+  (tmp_path / "blobs" / "hash").write_bytes(encoded())
+  (root / "a.png").symlink_to("../../blobs/hash")
+  assert images.load("a.png", root).size == (12, 16)
+
+
+@pytest.mark.parametrize("name", ["b.png", "x" * 5000, "pipe", "ring"])
+def test_what_is_no_ordinary_file_is_refused(tmp_path, name):
+  os.mkfifo(tmp_path / "pipe")
+  (tmp_path / "ring").symlink_to("ring")
+  with pytest.raises(InputError, match=r"no file|cannot be opened"):
+    images.load(name, tmp_path)
