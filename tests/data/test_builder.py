@@ -6,7 +6,6 @@ import sys
 import grain
 import numpy as np
 import pytest
-import sets
 import tensorflow_datasets as tfds
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,6 +13,7 @@ from hypothesis import strategies as st
 from dmpo_jax.data import builder, convert, images, pairs, sources
 from dmpo_jax.data.convert_options import Options
 from dmpo_jax.errors import InputError
+from tests.data import sets
 
 ROWS = [sets.pickapic_row(i) for i in range(10)]
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
@@ -68,7 +68,11 @@ def test_grain_takes_pairs_by_number(folder):
 
 def test_neither_building_nor_reading_imports_tensorflow(folder):
   code = (
-    "import sys; sys.modules['tensorflow'] = None\n"
+    "import sys\n"
+    "class Bar:\n"
+    "  def find_spec(self, name, path=None, target=None):\n"
+    "    if name.split('.')[0] == 'tensorflow': raise ModuleNotFoundError(name)\n"
+    "sys.meta_path.insert(0, Bar())\n"
     "from dmpo_jax.data import builder, convert, sources\n"
     "from dmpo_jax.data.convert_options import Options\n"
     f"source = sources.find('pickapic', r'{folder.parent / 'source'}')\n"

@@ -5,11 +5,11 @@ import pathlib
 
 import numpy as np
 import pytest
-import sets
 
 from dmpo_jax.data import builder, convert, convert_piece, finish, pairs, sources
 from dmpo_jax.data.convert_options import Options
 from dmpo_jax.errors import InputError
+from tests.data import sets
 
 
 def files(folder: pathlib.Path) -> dict[str, bytes]:

@@ -9,7 +9,6 @@ import pathlib
 from collections import Counter
 
 import pytest
-import sets
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -18,6 +17,7 @@ from dmpo_jax.data.convert_options import Options
 from dmpo_jax.data.convert_piece import _pairs as pairs_of_row
 from dmpo_jax.data.sources.draft import LABELS
 from dmpo_jax.errors import InputError
+from tests.data import sets
 
 CASES = int(os.environ.get("DMPO_JAX_FUZZ_CASES", "40"))
 FUZZ = settings(

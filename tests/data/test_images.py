@@ -8,10 +8,10 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
-from sets import encoded
 
 from dmpo_jax.data import images
 from dmpo_jax.errors import InputError
+from tests.data.sets import encoded
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(256, size=(12, 16, 3), dtype=np.uint8)

@@ -5,10 +5,10 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import sets
 
 from dmpo_jax.data import sources
 from dmpo_jax.errors import InputError
+from tests.data import sets
 
 
 def drafts(kind, path, *, part="train", labels="soft", temperature=1.0):

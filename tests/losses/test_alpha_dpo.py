@@ -2,7 +2,6 @@
 
 import functools
 
-import cases
 import jax
 import jax.numpy as jnp
 import mpmath
@@ -11,6 +10,7 @@ import pytest
 from jax.test_util import check_grads
 
 from dmpo_jax import losses
+from tests.losses import cases
 
 ALPHAS = [0.0, 1e-6, 0.5, 0.9999, 1.0]
 every = pytest.mark.parametrize("a", ALPHAS)

@@ -1,6 +1,5 @@
 """DSPO against its formula, and what residuals it accepts."""
 
-import cases
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +8,7 @@ from jax.test_util import check_grads
 
 from dmpo_jax import losses
 from dmpo_jax.losses import PairErrors, Residuals
+from tests.losses import cases
 
 
 def of_tensors(policy_w, policy_l, reference_w, reference_l, beta=0.5):

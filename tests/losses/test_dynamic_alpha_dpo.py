@@ -1,6 +1,5 @@
 """Dynamic alpha-DPO: where its exponent comes from."""
 
-import cases
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +7,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from dmpo_jax import losses
 from dmpo_jax.losses import PairErrors
+from tests.losses import cases
 
 
 def dynamic(errors, beta=30.0, alpha=0.9):

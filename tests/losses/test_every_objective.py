@@ -2,7 +2,6 @@
 
 import inspect
 
-import cases
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 
 from dmpo_jax import losses
 from dmpo_jax.losses import PairErrors
+from tests.losses import cases
 
 # Multiples of 2^-10 up to 4: sums and differences of them are exact in float32.
 ERRORS = st.lists(st.integers(0, 4096), min_size=16, max_size=16).map(

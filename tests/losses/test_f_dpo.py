@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import mpmath
 import numpy as np
 import pytest
-from cases import grad, random_pairs, value_and_grad
 from jax.test_util import check_grads
 
 from dmpo_jax import losses
 from dmpo_jax.losses import PairErrors
+from tests.losses.cases import grad, random_pairs, value_and_grad
 
 A = 0.3
 # f of D_f(policy ‖ reference), convex with f(1) = 0; g(s) is its derivative at exp(s).

@@ -5,10 +5,10 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from cases import at, grad, random_pairs, value_and_grad
 from jax.test_util import check_grads
 
 from dmpo_jax import losses
+from tests.losses.cases import at, grad, random_pairs, value_and_grad
 
 LOGITS = np.concatenate([-np.logspace(-3, 4, 60), [0.0], np.logspace(-3, 4, 60)]).astype(np.float32)
 in_logit = functools.partial(at, functools.partial(losses.hinge, beta=2.0))

@@ -1,6 +1,5 @@
 """Diffusion-KTO against its formula, and the statistic it takes over the batch."""
 
-import cases
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +9,7 @@ from jax.test_util import check_grads
 
 from dmpo_jax import losses
 from dmpo_jax.losses import PairErrors
+from tests.losses import cases
 
 
 def kto(errors, beta=15.0, **weights):

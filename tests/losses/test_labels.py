@@ -3,7 +3,6 @@
 import functools
 import math
 
-import cases
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 
 from dmpo_jax import losses
 from dmpo_jax.losses import PairErrors
+from tests.losses import cases
 
 LABELLED = [n for n in cases.NAMES if not losses.OBJECTIVES[n].facts.no_labels]
 every = pytest.mark.parametrize("name", LABELLED)

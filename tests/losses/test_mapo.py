@@ -1,6 +1,5 @@
 """MaPO in both forms against exact formulas, and its limits."""
 
-import cases
 import jax.numpy as jnp
 import mpmath
 import numpy as np
@@ -9,6 +8,7 @@ from jax.test_util import check_grads
 
 from dmpo_jax import losses
 from dmpo_jax.losses import PairErrors
+from tests.losses import cases
 
 CODE = {"beta": 0.1, "snr": 0.5, "num_timesteps": 1000}
 PAPER = {"beta": 8.0, "form": "paper"}

@@ -2,7 +2,6 @@
 
 import functools
 
-import cases
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 
 from dmpo_jax import losses
 from dmpo_jax.losses import Residuals
+from tests.losses import cases
 
 INSIDE = [name for name in cases.NAMES if name not in ("sdpo", "sft")]
 DPO = functools.partial(losses.dpo, beta=30.0)

@@ -1,9 +1,9 @@
 """A trained tiny pipeline that the tests of this folder share."""
 
 import pytest
-from tiny import reference_config
 
 from dmpo_jax.training.loop import train
+from tests.training.tiny import reference_config
 
 
 @pytest.fixture(scope="session")

@@ -14,17 +14,17 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny import pairs_config
 
 from dmpo_jax import data, interop
 from dmpo_jax.training.export import export
 from dmpo_jax.training.loop import train
 from dmpo_jax.training.metrics import MetricsWriter, read
+from tests.training.tiny import pairs_config
 
 WORKER = """
 import pathlib, sys
-sys.path.insert(0, {folder!r})
-from tiny import pairs_config
+sys.path.insert(0, {root!r})
+from tests.training.tiny import pairs_config
 from dmpo_jax.training.loop import train
 config = pairs_config({pipeline!r})
 config.num_steps, config.checkpoint.every = 24, 3
@@ -156,7 +156,7 @@ def test_long_captions_are_cut_counted_and_reported(pipeline, tmp_path, monkeypa
 
 
 def _start(workdir: pathlib.Path, pipeline: pathlib.Path) -> subprocess.Popen:
-  code = WORKER.format(folder=str(pathlib.Path(__file__).parent), pipeline=str(pipeline))
+  code = WORKER.format(root=str(pathlib.Path(__file__).parents[2]), pipeline=str(pipeline))
   return subprocess.Popen(
     [sys.executable, "-c", code, str(workdir)], stderr=subprocess.PIPE, text=True, env=os.environ
   )

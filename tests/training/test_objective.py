@@ -11,7 +11,6 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
-from tiny import smallest_config
 
 from dmpo_jax import configs as folder
 from dmpo_jax import data, interop, losses
@@ -20,6 +19,7 @@ from dmpo_jax.training import metrics, start
 from dmpo_jax.training.loop import train
 from dmpo_jax.training.objective import Batch
 from dmpo_jax.training.step import initial_state, make_mesh, make_optimizer, make_step
+from tests.training.tiny import smallest_config
 
 FILES = sorted(pathlib.Path(folder.__file__).parent.glob("digits_*.py"))
 CONFIGS = {

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny import pairs_config
 
 from dmpo_jax import interop, losses
 from dmpo_jax.training import start
 from dmpo_jax.training.objective import Batch, draw, pair_up
 from dmpo_jax.training.step import compile_step, initial_state, make_mesh, make_optimizer, make_step
+from tests.training.tiny import pairs_config
 
 SHAPE = (8, 8, 1)
 
