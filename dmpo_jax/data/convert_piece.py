@@ -71,7 +71,7 @@ def convert_piece(
   writers = _Writers(folder, number)
   counts, bad, index = Counter(), [], []
   try:
-    for row, values in sources.read(source, piece):
+    for row, values in sources.read(source, piece, scratch=folder / "shards"):
       counts["rows"] += 1
       where = f"{piece.file}:{row}"
       try:

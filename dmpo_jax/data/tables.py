@@ -1,7 +1,11 @@
 """Tables of rows on disk, cut into pieces that can be read alone, in memory that does not grow."""
 
+import contextlib
 import hashlib
 import pathlib
+import pickle
+import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -11,6 +15,7 @@ from dmpo_jax.errors import InputError, unknown
 
 PARQUET_ROWS = 8  # decoded at once: rows of Pick-a-Pic hold two images, of others more
 PARQUET_BUFFER = 2**20
+HEAVY_COLUMN, HEAVY_GROUP = 2**23, 2**26  # bytes; from so many on columns are read one by one
 FOOTER_BYTES = 2**16  # end of a parquet file that stands for its content in fingerprints
 
 
@@ -78,7 +83,7 @@ def plan(root: pathlib.Path, file: str, columns: Sequence[str], *, rows: int) ->
 
 
 def read(
-  root: pathlib.Path, piece: Piece, columns: Sequence[str]
+  root: pathlib.Path, piece: Piece, columns: Sequence[str], *, scratch: pathlib.Path | None = None
 ) -> Iterator[tuple[int, dict | InputError]]:
   """The rows of a piece, one at a time.
 
@@ -86,6 +91,7 @@ def read(
     root: Folder of the source.
     piece: Part of a table, from `plan`.
     columns: Columns that are wanted; others are not read where the format allows that.
+    scratch: Folder for temporary files (of parquet with large row groups); None is the system's.
 
   Yields:
     (number of the row in its file from 0, its values by column, or what is wrong with the row).
@@ -95,7 +101,7 @@ def read(
   """
   path = root / piece.file
   if path.suffix == ".parquet":
-    return _read_parquet(path, piece, columns)
+    return _read_parquet(path, piece, columns, scratch)
   return text_tables.read(path, first=piece.first, rows=piece.rows, start=piece.start)
 
 
@@ -127,29 +133,64 @@ def _plan_parquet(path: pathlib.Path, file: str, columns: Sequence[str], rows: i
   return Table([p for p in pieces if p.rows], digest)
 
 
-def _read_parquet(path: pathlib.Path, piece: Piece, columns: Sequence[str]):
-  arrow = require("pyarrow", extra="data")
+def _read_parquet(
+  path: pathlib.Path, piece: Piece, columns: Sequence[str], scratch: pathlib.Path | None
+):
+  number = piece.first
   with _open_parquet(path) as table:
-    present = [name for name in columns if name in table.schema_arrow.names]
-    batches = table.iter_batches(
-      batch_size=PARQUET_ROWS,
-      row_groups=range(piece.start, piece.start + piece.groups),
-      columns=present,
-      use_threads=False,
-    )
-    number = piece.first
-    while True:
-      try:
-        batch = next(batches, None)
-      except (arrow.ArrowException, OSError) as error:
-        raise InputError(f"{path}, row {number}: the file is damaged: {error}") from error
-      if batch is None:
-        break
-      for row in range(batch.num_rows):
-        yield number, _row(batch, row)
-        number += 1
+    names = [name for name in columns if name in table.schema_arrow.names]
+    for group in range(piece.start, piece.start + piece.groups):
+      heavy = _heavy(table.metadata.row_group(group), names)
+      with contextlib.ExitStack() as stack:
+        # A parquet writer may put all values of a column into one page, which can only be read
+        # whole, three times its size. So heavy columns are read one after the other and wait on
+        # disk; the last one is joined to them as it is read.
+        spools = []
+        for name in heavy[:-1]:
+          spool = stack.enter_context(tempfile.TemporaryFile(dir=scratch))
+          for row in _group_rows(path, table, group, [name], number):
+            pickle.dump(row, spool)
+          spool.seek(0)
+          spools.append(spool)
+        rest = [name for name in names if name not in heavy[:-1]]
+        for row in _group_rows(path, table, group, rest, number):
+          parts = [row, *(pickle.load(spool) for spool in spools)]
+          errors = [part for part in parts if isinstance(part, InputError)]
+          yield number, errors[0] if errors else {k: v for part in parts for k, v in part.items()}
+          number += 1
   if number != piece.first + piece.rows:
     raise InputError(f"{path} ended at row {number}, {piece.first + piece.rows} were announced")
+
+
+def _heavy(group, names: list[str]) -> list[str]:
+  """Columns of a row group that are too large to be read side by side."""
+  size = Counter()
+  for i in range(group.num_columns):
+    column = group.column(i)
+    size[column.path_in_schema.split(".")[0]] += column.total_uncompressed_size
+  heavy = [name for name in names if size[name] > HEAVY_COLUMN]
+  return heavy if sum(size[name] for name in heavy) > HEAVY_GROUP else []
+
+
+def _group_rows(path: pathlib.Path, table, group: int, names: list[str], number: int):
+  """Rows of a row group with these columns: values by name, or what is wrong."""
+  arrow = require("pyarrow", extra="data")
+  batches = table.iter_batches(
+    batch_size=PARQUET_ROWS, row_groups=[group], columns=names, use_threads=False
+  )
+  while True:
+    try:
+      batch = next(batches, None)
+    except (arrow.ArrowException, OSError) as error:
+      raise InputError(f"{path}, row {number}: the file is damaged: {error}") from error
+    if batch is None:
+      break
+    for row in range(batch.num_rows):
+      yield _row(batch, row)
+      number += 1
+    del batch
+  del batches
+  arrow.default_memory_pool().release_unused()
 
 
 def _row(batch, row: int) -> dict | InputError:

@@ -9,7 +9,7 @@ import pathlib
 from collections import Counter
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from dmpo_jax.data import builder, images, pairs, sources, tables
@@ -123,7 +123,9 @@ def test_any_row_gives_valid_pairs_or_an_input_error(folder, kind, data):
   try:
     found = pairs_of_row(source, values, "x:0", options, Counter())
   except InputError:
+    event("refused")
     return
+  event("converted" if found else "dropped")
   for pair, _ in found:
     pairs.validate(pair)
     assert images.read(pair.image_0).size == pair.size_0
@@ -136,7 +138,9 @@ def test_corrupted_images_decode_or_are_refused(data):
   try:
     picture = images.read(data)
   except images.UndecodableError:
+    event("refused")
     return
+  event("decoded")
   assert images.decode(picture.encoded).shape == (*picture.size, 3)
 
 
@@ -170,4 +174,6 @@ def test_corrupted_tables_are_read_or_refused(folder, name, data):
       for _, values in tables.read(folder, piece, ("caption", "jpg_0", "prompt", "label_0")):
         assert isinstance(values, dict | InputError)
   except InputError:
+    event("refused")
     return
+  event("read to the end")

@@ -134,3 +134,16 @@ def test_without_pyarrow_the_message_says_what_to_install(tmp_path, monkeypatch)
   monkeypatch.setitem(sys.modules, "pyarrow", None)
   with pytest.raises(InputError, match=r"pip install 'dmpo-jax\[data\]'"):
     tables.plan(tmp_path, "a.parquet", [], rows=10)
+
+
+def test_heavy_columns_that_are_read_one_by_one_give_the_same_rows(tmp_path, monkeypatch):
+  bad = pa.array([b"x", b"\xff", b"z"], pa.binary()).view(pa.string())
+  columns = {"a": ["1", "2", "3"], "b": [b"4", b"5", None], "c": bad}
+  pq.write_table(pa.table(columns), tmp_path / "a.parquet", row_group_size=2)
+  at_once = everything(tmp_path, "a.parquet", 10, columns)
+  monkeypatch.setattr(tables, "HEAVY_COLUMN", 0)
+  monkeypatch.setattr(tables, "HEAVY_GROUP", 0)
+  one_by_one = everything(tmp_path, "a.parquet", 10, columns)
+  assert str(one_by_one[1][1]) == str(at_once[1][1])
+  assert at_once[::2] == one_by_one[::2]
+  assert one_by_one[2] == (2, {"c": "z", "a": "3", "b": None})

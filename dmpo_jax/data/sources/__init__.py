@@ -125,12 +125,15 @@ def plan(source: Source, *, rows: int) -> list[tables.Table]:
   return [tables.plan(source.root, file, columns, rows=rows) for file in source.files]
 
 
-def read(source: Source, piece: tables.Piece) -> Iterator[tuple[int, dict | InputError]]:
+def read(
+  source: Source, piece: tables.Piece, *, scratch: pathlib.Path | None = None
+) -> Iterator[tuple[int, dict | InputError]]:
   """The rows of a piece, see `tables.read`.
 
   Args:
     source: From `find`.
     piece: From `plan`.
+    scratch: See `tables.read`.
 
   Returns:
     Iterator of (row number, values or what is wrong with the row).
@@ -138,7 +141,7 @@ def read(source: Source, piece: tables.Piece) -> Iterator[tuple[int, dict | Inpu
   if not source.files:
     return own_folders.read(source.root, piece)
   columns = (*_module(source).COLUMNS, *_module(source).OPTIONAL)
-  return tables.read(source.root, piece, columns)
+  return tables.read(source.root, piece, columns, scratch=scratch)
 
 
 def drafts(
