@@ -27,7 +27,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("num_steps", [1, 2, 7, 30])
+@pytest.mark.parametrize("num_steps", [1, 2, 12])
 @pytest.mark.parametrize(("spacing", "offset"), SPACINGS)
 @pytest.mark.parametrize(("name", "prediction"), CASES)
 def test_every_step_is_that_of_diffusers(name, prediction, spacing, offset, num_steps, monkeypatch):
@@ -40,7 +40,7 @@ def test_every_step_is_that_of_diffusers(name, prediction, spacing, offset, num_
   check(name, config, num_steps, monkeypatch)
 
 
-@pytest.mark.parametrize("num_steps", [1, 2, 7, 30])
+@pytest.mark.parametrize("num_steps", [1, 2, 12])
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
 @pytest.mark.parametrize("betas", ["scaled_linear", "squaredcos_cap_v2"])
 @pytest.mark.parametrize("name", ["euler", "dpm_solver_pp_2m"])

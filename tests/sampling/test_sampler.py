@@ -146,10 +146,9 @@ def test_the_sampler_takes_the_steps_of_diffusers(name):
 
 
 @pytest.mark.parametrize("name", diffusion.CLASSES)
-@pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_every_solver_draws_from_a_gaussian(name, prediction):
+def test_every_solver_draws_from_a_gaussian(name):
   config = {
-    "prediction_type": prediction,
+    "prediction_type": "v_prediction",
     "timestep_spacing": "trailing",
     "clip_sample": False,
     **{k: v for k, v in SCHEDULER.items() if k != "clip_sample"},

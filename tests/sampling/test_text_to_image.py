@@ -244,7 +244,7 @@ VAE = {
 
 @pytest.fixture(scope="module")
 def real():
-  """Five images of ancestral sampling, as a function of batch size and number of devices."""
+  """Five images, as a function of batch size and number of devices."""
   autoencoder = models.build_autoencoder(VAE)
   networks = sampling.Networks(
     models.build(UNET).apply, (models.build(TEXT).apply,), decode=autoencoder.decode
@@ -255,8 +255,7 @@ def real():
     "text_encoder": models.build(TEXT).init(key),
     "vae": autoencoder.init(key),
   }
-  solver = diffusion.make_solver(SCHEDULER, 3, name="euler_ancestral")
-  sampler = sampling.make_sampler(networks, solver, shape=(4, 4, 4), guidance=3.0)
+  sampler = sampling.make_sampler(networks, SOLVER, shape=(4, 4, 4), guidance=3.0)
   ids = np.random.default_rng(0).integers(0, 9, (2, 5, 4)).astype(np.int32)
   requests = sampling.Requests(SEEDS, (ids[0],), (ids[1],))
 
