@@ -1,8 +1,19 @@
 """Images, captions and preferences as arrays, and the order in which a run sees them."""
 
 from dmpo_jax.data import digits
+from dmpo_jax.data.builder import PairSource, open_folder
 from dmpo_jax.data.datasets import DATASETS
 from dmpo_jax.data.loader import Loader
+from dmpo_jax.data.pairs import Pair
 from dmpo_jax.data.records import Examples, fingerprint
 
-__all__ = ["DATASETS", "Examples", "Loader", "digits", "fingerprint"]
+__all__ = [
+  "DATASETS",
+  "Examples",
+  "Loader",
+  "Pair",
+  "PairSource",
+  "digits",
+  "fingerprint",
+  "open_folder",
+]

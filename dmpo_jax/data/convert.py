@@ -8,11 +8,13 @@ result is the same to the byte.
 """
 
 import concurrent.futures
+import concurrent.futures.process
 import itertools
 import json
 import multiprocessing
 import os
 import pathlib
+import signal
 import threading
 from collections.abc import Callable, Iterable
 
@@ -144,7 +146,7 @@ def _run(jobs: list[tuple], workers: int) -> Iterable[int]:
   pool = concurrent.futures.ProcessPoolExecutor(
     min(workers, len(jobs)),
     mp_context=multiprocessing.get_context("spawn"),
-    initializer=_die_with_parent,
+    initializer=_start_worker,
   )
   with pool:
     waiting = iter(jobs)
@@ -158,6 +160,11 @@ def _run(jobs: list[tuple], workers: int) -> Iterable[int]:
           future.result()
           yield 1
         running |= {pool.submit(_job, *j) for j in itertools.islice(waiting, len(done))}
+    except concurrent.futures.process.BrokenProcessPool as error:
+      raise ChildProcessError(
+        "a worker process died (killed for want of memory?); the same command goes on where it "
+        "was, with fewer --workers if need be"
+      ) from error
     finally:
       pool.shutdown(cancel_futures=True)
 
@@ -166,8 +173,9 @@ def _job(folder, number, source, piece, options) -> None:
   convert_piece(folder, number, source, piece, options)
 
 
-def _die_with_parent() -> None:
-  """Ends a worker whose parent was killed; it would wait for work for ever."""
+def _start_worker() -> None:
+  """Ctrl-C is the parent's to handle; and a worker whose parent was killed ends, not waits."""
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
   parent = multiprocessing.parent_process()
 
   def watch():

@@ -145,11 +145,16 @@ def decode(encoded: bytes) -> np.ndarray:
     uint8 `[H, W, 3]`.
 
   Raises:
-    UndecodableError: As `read`.
+    UndecodableError: The bytes are not such an image.
   """
-  picture = read(encoded)
-  with Image.open(io.BytesIO(picture.encoded), formats=FORMATS) as image:
-    return np.asarray(image)
+  try:
+    with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+      if image.mode == "RGB" and image.width * image.height <= MAX_PIXELS:
+        return np.asarray(image)
+      found = f"{image.mode} of {image.width}x{image.height} pixels"
+  except Exception as error:  # Pillow's decoders raise errors of any class on broken files
+    raise UndecodableError(f"the image cannot be decoded: {error}") from error
+  raise UndecodableError(f"the image is {found}; it has not gone through images.read")
 
 
 def load(value: bytes | str, root: pathlib.Path) -> Picture:

@@ -70,6 +70,15 @@ def test_several_processes_write_the_same_folder(whole, tmp_path):
   assert files(tmp_path / "out") == files(out)
 
 
+def test_a_bad_row_in_another_process_stops_the_conversion(tmp_path):
+  rows = [sets.pickapic_row(i) for i in range(12)]
+  rows[5]["jpg_0"] = b"broken"
+  source, options = pickapic(tmp_path, rows), Options(rows_per_shard=4)
+  with pytest.raises(InputError, match=r"train-0.parquet, row 5: not an image"):
+    convert.convert(source, tmp_path / "out", options, workers=2)
+  assert not list((tmp_path / "out").rglob("*.tmp"))
+
+
 def test_several_hosts_share_the_work_and_the_last_one_finishes(whole, tmp_path):
   source, options, out, report = whole
   again = tmp_path / "out"
@@ -310,6 +319,13 @@ def test_a_path_that_escapes_is_a_bad_row(tmp_path):
   source = sources.find("pairs", sets.own(tmp_path / "source", lines))
   with pytest.raises(InputError, match=r"pairs.csv, row 0: .*leaves the folder"):
     convert.convert(source, tmp_path / "out", Options())
+
+
+def test_a_caption_that_is_not_utf8_is_a_bad_row(tmp_path):
+  path = sets.own(tmp_path / "source", ["prompt,image_0,image_1,label_0"])
+  path.write_bytes(path.read_bytes() + "a,0.png,1.png,1\nfür,0.png,1.png,1\n".encode("latin-1"))
+  with pytest.raises(InputError, match=r"pairs.csv, row 1: prompt is not valid UTF-8"):
+    convert.convert(sources.find("pairs", path), tmp_path / "out", Options())
 
 
 def test_a_condition_image_is_kept(tmp_path):

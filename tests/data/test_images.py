@@ -141,6 +141,19 @@ def test_an_animation_is_refused():
     images.read(data)
 
 
+@pytest.mark.parametrize(
+  ("data", "message"),
+  [
+    (encoded(mode="L"), "L of 16x12 pixels; it has not gone through"),
+    (b"x", "cannot be decoded"),
+    (png(60000, 60000, 8, 2, b""), "cannot be decoded"),
+  ],
+)
+def test_what_was_not_read_before_is_not_decoded(data, message):
+  with pytest.raises(images.UndecodableError, match=message):
+    images.decode(data)
+
+
 @pytest.mark.parametrize("data", [b"", b"not an image", b"\xff\xd8\xff", "text", None])
 def test_what_is_no_image_is_refused(data):
   with pytest.raises(images.UndecodableError):
