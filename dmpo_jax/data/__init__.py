@@ -5,7 +5,8 @@ from dmpo_jax.data.builder import PairSource, open_folder
 from dmpo_jax.data.datasets import DATASETS
 from dmpo_jax.data.loader import Loader
 from dmpo_jax.data.pairs import Pair
-from dmpo_jax.data.records import Examples, fingerprint
+from dmpo_jax.data.records import Examples
+from dmpo_jax.data.stored import StoredLoader, StoredPairs
 
 __all__ = [
   "DATASETS",
@@ -13,7 +14,8 @@ __all__ = [
   "Loader",
   "Pair",
   "PairSource",
+  "StoredLoader",
+  "StoredPairs",
   "digits",
-  "fingerprint",
   "open_folder",
 ]

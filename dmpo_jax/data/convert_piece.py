@@ -17,7 +17,7 @@ from dmpo_jax.data.tables import Piece
 from dmpo_jax.errors import InputError
 
 # What is kept of each written pair until the whole set is there: enough to find duplicates and to
-# count, 88 bytes.
+# count, 92 bytes.
 INDEX = np.dtype(
   [
     ("id", "<u8", 2),
@@ -27,6 +27,7 @@ INDEX = np.dtype(
     ("place", "<u4"),  # in its shard
     ("tokens", "<u4"),
     ("p0", "<f4"),
+    ("weight", "<f4"),
     ("size", "<u2", 4),  # height and width of image_0, of image_1
     ("split", "u1"),
     ("flags", "u1"),
@@ -90,7 +91,7 @@ def convert_piece(
         split = pairs.split_of(pair.prompt_id, options.splits, salt=options.split_salt)
         place = writers.write(split, builder.serialize(pair))
         index.append(
-          (*entry[:3], row, place, *entry[3:6], list(options.splits).index(split), entry[6])
+          (*entry[:3], row, place, *entry[3:7], list(options.splits).index(split), entry[7])
         )
     shards = writers.finish()
   except BaseException:
@@ -173,7 +174,7 @@ def _pairs(
 
 
 def _entry(pair: pairs.Pair, length: int, flags: int) -> tuple:
-  """id, content, prompt, tokens, p0, size, flags."""
+  """id, content, prompt, tokens, p0, weight, size, flags."""
   content = hashlib.sha256()
   for part in (
     *(pair.prompt.encode(), pair.image_0, pair.image_1, pair.condition, pair.user_id.encode()),
@@ -186,6 +187,7 @@ def _entry(pair: pairs.Pair, length: int, flags: int) -> tuple:
     int(pair.prompt_id[:16], 16),
     length,
     pair.p0,
+    pair.weight,
     (*pair.size_0, *pair.size_1),
     flags,
   )

@@ -1,9 +1,18 @@
-"""The data sets that a config can name."""
+"""The data sets that a config can name.
+
+All have the same face, whether they lie in memory (`Examples`) or on disk (`StoredPairs`):
+`captions`, of which a new pipeline makes its vocabulary; `fingerprint()`, which tells other data
+apart; `loader(tokenize, ...)`, whose `[step]` is the batch of a step and whose `iterate(step)`
+gives the batches from there on.
+"""
+
+from collections.abc import Sequence
 
 import numpy as np
 
 from dmpo_jax.data import digits
 from dmpo_jax.data.records import Examples
+from dmpo_jax.data.stored import StoredPairs
 
 # So many digits are kept from every training run: the classifier that judges samples is tested on
 # them.
@@ -57,4 +66,84 @@ def digit_pairs(
   )
 
 
-DATASETS = {"digit_pairs": digit_pairs, "digits": digit_images}
+def pairs(
+  *,
+  folder: str,
+  size: int,
+  split: str = "train",
+  crop: str = "center",
+  flip: bool = False,
+  ties: str = "soft",
+  time_ids: bool = False,
+) -> StoredPairs:
+  """Preference pairs that `dmpo-jax data convert` wrote, read from disk as they are needed.
+
+  Args:
+    folder: What was written.
+    size: Side of the square images that training sees; the shorter side is scaled to it.
+    split: Name of the split.
+    crop: Which square of the scaled image: "center", or "random", drawn anew in each epoch.
+    flip: Whether half of the pairs are flipped, drawn anew in each epoch.
+    ties: "soft" keeps pairs without a preferred image with the label 1/2, "drop" leaves them out.
+    time_ids: Whether batches hold SDXL's sizes and crops.
+
+  Returns:
+    `StoredPairs`.
+  """
+  return mixture(
+    folders=(folder,),
+    weights=(1.0,),
+    size=size,
+    split=split,
+    crop=crop,
+    flip=flip,
+    ties=ties,
+    time_ids=time_ids,
+  )
+
+
+def mixture(
+  *,
+  folders: Sequence[str],
+  weights: Sequence[float],
+  size: int,
+  split: str = "train",
+  crop: str = "center",
+  flip: bool = False,
+  ties: str = "soft",
+  time_ids: bool = False,
+) -> StoredPairs:
+  """Pairs of several converted folders, each in its share; otherwise as `pairs`.
+
+  Args:
+    folders: What was written, one folder each.
+    weights: Shares of the examples by folder, > 0; 3 to 1 is the same as 0.75 to 0.25. A folder
+      whose share is larger than its part of the pairs is gone through more often.
+    size: See `pairs`, as all that follows.
+    split: The same split of each folder.
+    crop: "center" or "random".
+    flip: Whether half of the pairs are flipped.
+    ties: "soft" or "drop".
+    time_ids: Whether batches hold SDXL's sizes and crops.
+
+  Returns:
+    `StoredPairs`.
+  """
+  return StoredPairs(
+    folders,
+    weights,
+    split=split,
+    size=size,
+    crop=crop,
+    flip=flip,
+    ties=ties,
+    time_ids=time_ids,
+  )
+
+
+DATASETS = {
+  "digit_pairs": digit_pairs,
+  "digits": digit_images,
+  "mixture": mixture,
+  "pairs": pairs,
+}

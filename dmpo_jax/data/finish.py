@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from dmpo_jax.data import builder, conversion_report
+from dmpo_jax.data import builder, conversion_report, index
 from dmpo_jax.data.convert_options import Options
 from dmpo_jax.data.convert_piece import (
   RecordWriter,
@@ -74,6 +74,9 @@ def finish(
       sizes[split].append((int(keep.sum()), path.stat().st_size))
       files[path.name] = {"records": sizes[split][-1][0], "bytes": sizes[split][-1][1]}
 
+  for place, split in enumerate(names):
+    if shards.get(split):
+      _write_index(out / index.name(split), folder, len(pieces), place, dropped)
   _write_bad_rows(out, folder, pieces, dropped_ids)
   statistics = conversion_report.Statistics(names)
   for _, entries, kept in _entries(folder, len(pieces), dropped):
@@ -222,6 +225,17 @@ def _move(source: pathlib.Path, to: pathlib.Path, keep: np.ndarray, folder: path
   finally:
     reader.close()
   source.unlink(missing_ok=True)
+
+
+def _write_index(
+  path: pathlib.Path, folder: pathlib.Path, count: int, split: int, dropped: np.ndarray
+) -> None:
+  """Writes the index of a split, its pairs in the order of the records."""
+  found = [
+    index.select(entries[kept & (entries["split"] == split)])
+    for _, entries, kept in _entries(folder, count, dropped)
+  ]
+  write_whole(path, folder, lambda stream: np.save(stream, np.concatenate(found)))
 
 
 def _write_bad_rows(

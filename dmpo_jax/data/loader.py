@@ -1,12 +1,14 @@
 """Batches by step number: what a run sees at a step depends on the seed and the step alone."""
 
+import itertools
 import operator
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import grain
 import numpy as np
 
+from dmpo_jax.data.order import Order, share
 from dmpo_jax.errors import InputError
 
 
@@ -17,30 +19,15 @@ class _Batches:
   45 microseconds an item, more than a small image is worth.
   """
 
-  def __init__(self, arrays: dict[str, np.ndarray], batch_size: int, seed: int):
-    self.arrays, self.batch_size, self.seed = arrays, batch_size, seed
-    self.count = len(next(iter(arrays.values())))
-    self.orders = {}
+  def __init__(self, arrays: dict[str, np.ndarray], order: Order, shares: dict[str, int]):
+    self.arrays, self.order, self.shares = arrays, order, shares
 
   def __len__(self) -> int:
     return sys.maxsize
 
   def __getitem__(self, step: int) -> dict[str, np.ndarray]:
-    positions = int(step) * self.batch_size + np.arange(self.batch_size)
-    epochs, offsets = np.divmod(positions, self.count)
-    order = np.stack([self._order(e) for e in (int(epochs[0]), int(epochs[-1]))])
-    rows = order[epochs - epochs[0], offsets]  # a batch is never longer than an epoch
+    rows, _ = self.order.at(share(int(step), **self.shares))
     return {name: array[rows] for name, array in self.arrays.items()}
-
-  def _order(self, epoch: int) -> np.ndarray:
-    order = self.orders.get(epoch)
-    if order is None:
-      # The raw stream of a bit generator is what numpy keeps from one version to the next.
-      draws = np.random.Philox(key=np.array([self.seed, epoch], np.uint64)).random_raw(self.count)
-      order = np.argsort(draws, kind="stable")
-      # A new dict, not a changed one: grain may read from several threads.
-      self.orders = {e: o for e, o in self.orders.items() if abs(e - epoch) < 2} | {epoch: order}
-    return order
 
 
 class Loader:
@@ -52,36 +39,90 @@ class Loader:
 
   Args:
     arrays: Arrays of one length N >= 1 by name, `[N, ...]`.
-    batch_size: Rows in a batch, 1 to N.
+    batch_size: Rows in a batch over all processes, 1 to N.
     seed: Decides the order, 0 to 2⁶⁴ - 1.
+    process_index: Which part of each batch is given, 0 to process_count - 1.
+    process_count: Into how many parts of equal length batches are cut.
+    truncated: Captions that were cut when they became tokens.
 
   Attributes:
-    batches: The same batches as grain's MapDataset, for its prefetching:
-      `loader.batches[start:].to_iter_dataset(...)`.
+    batches: The same batches as grain's MapDataset.
+    truncated: As given.
 
   Raises:
     InputError: There is no array or no row, lengths differ, or a number is out of range.
   """
 
-  def __init__(self, arrays: Mapping[str, np.ndarray], *, batch_size: int, seed: int):
+  def __init__(
+    self,
+    arrays: Mapping[str, np.ndarray],
+    *,
+    batch_size: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    truncated: int = 0,
+  ):
     arrays = {name: np.asarray(array) for name, array in arrays.items()}
     lengths = {name: len(a) if a.ndim else None for name, a in arrays.items()}
     if not arrays or None in lengths.values() or len(set(lengths.values())) != 1:
       raise InputError(f"the loader takes arrays [N, ...] of one length N, got lengths {lengths}")
     count = next(iter(lengths.values()))
-    if count == 0:
-      raise InputError("the data set is empty: there is nothing to make a batch of")
-    if not 1 <= operator.index(batch_size) <= count:
-      raise InputError(
-        f"batch_size {batch_size} does not fit a data set of {count} rows; "
-        f"choose 1 to {count}, or give more data"
-      )
-    if not 0 <= operator.index(seed) < 2**64:
-      raise InputError(f"seed must be an integer from 0 to 2**64 - 1, got {seed}")
-    source = _Batches(arrays, operator.index(batch_size), operator.index(seed))
-    self.batches = grain.MapDataset.source(source)
+    shares = check_shares(count, batch_size, seed, process_index, process_count)
+    order = Order(count, seed=operator.index(seed))
+    self.batches = grain.MapDataset.source(_Batches(arrays, order, shares))
+    self.truncated = truncated
 
   def __getitem__(self, step: int) -> dict[str, np.ndarray]:
-    if operator.index(step) < 0:
-      raise InputError(f"steps count from 0, got {step}")
-    return self.batches[operator.index(step)]
+    return self.batches[check_step(step)]
+
+  def iterate(self, start: int) -> Iterator[dict[str, np.ndarray]]:
+    """The batches from a step on, without end."""
+    return (self[step] for step in itertools.count(start))
+
+
+def check_step(step: int) -> int:
+  """The step, if it is one; InputError otherwise."""
+  if operator.index(step) < 0:
+    raise InputError(f"steps count from 0, got {step}")
+  return operator.index(step)
+
+
+def check_shares(
+  count: int, batch_size: int, seed: int, process_index: int, process_count: int
+) -> dict[str, int]:
+  """The arguments of `order.share`, if batches of this size can be made and divided.
+
+  Args:
+    count: Rows of the data set.
+    batch_size: Rows in a batch.
+    seed: Of the order.
+    process_index: Part of a batch.
+    process_count: Parts of a batch.
+
+  Returns:
+    The last three but the seed, by name.
+
+  Raises:
+    InputError: A number is out of range.
+  """
+  if count == 0:
+    raise InputError("the data set is empty: there is nothing to make a batch of")
+  if not 1 <= operator.index(batch_size) <= count:
+    raise InputError(
+      f"batch_size {batch_size} does not fit a data set of {count} rows; "
+      f"choose 1 to {count}, or give more data"
+    )
+  if not 0 <= operator.index(seed) < 2**64:
+    raise InputError(f"seed must be an integer from 0 to 2**64 - 1, got {seed}")
+  if not 0 <= operator.index(process_index) < operator.index(process_count):
+    raise InputError(f"process {process_index} of {process_count}: processes count from 0")
+  if batch_size % process_count:
+    raise InputError(
+      f"batch_size {batch_size} does not divide over {process_count} processes; change it"
+    )
+  return {
+    "batch_size": operator.index(batch_size),
+    "process_index": operator.index(process_index),
+    "process_count": operator.index(process_count),
+  }

@@ -1,10 +1,12 @@
 """The data set in memory that training reads: images, captions and ids."""
 
 import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from dmpo_jax.data.loader import Loader
 from dmpo_jax.errors import InputError
 
 
@@ -70,23 +72,69 @@ class Examples:
   def __len__(self) -> int:
     return len(self.captions)
 
+  def fingerprint(self) -> str:
+    """Identifies the content of the data set: equal for equal contents in one order.
 
-def fingerprint(examples: Examples) -> str:
-  """Identifies the content of a data set: equal for equal contents in one order.
+    Returns:
+      SHA-256 in hexadecimal, the same on every machine.
+    """
+    digest = hashlib.sha256(f"{self.images.shape}".encode())
+    digest.update(np.ascontiguousarray(self.images, "<f4").data)
+    digest.update(np.ascontiguousarray(self.ids, "<u4").data)
+    for name in ("labels", "weights"):
+      if getattr(self, name) is not None:
+        digest.update(name.encode() + np.ascontiguousarray(getattr(self, name), "<f4").tobytes())
+    for caption in self.captions:
+      text = caption.encode()
+      digest.update(len(text).to_bytes(8, "little") + text)  # or "a","b" would be "ab",""
+    return digest.hexdigest()
 
-  Args:
-    examples: The data set.
+  def loader(
+    self,
+    tokenize: Callable[[Sequence[str]], tuple[dict[str, np.ndarray], int]],
+    *,
+    channels: int,
+    batch_size: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+  ) -> Loader:
+    """Batches for a pipeline; captions become tokens once, here.
 
-  Returns:
-    SHA-256 in hexadecimal, the same on every machine.
-  """
-  digest = hashlib.sha256(f"{examples.images.shape}".encode())
-  digest.update(np.ascontiguousarray(examples.images, "<f4").data)
-  digest.update(np.ascontiguousarray(examples.ids, "<u4").data)
-  for name in ("labels", "weights"):
-    if getattr(examples, name) is not None:
-      digest.update(name.encode() + np.ascontiguousarray(getattr(examples, name), "<f4").tobytes())
-  for caption in examples.captions:
-    text = caption.encode()
-    digest.update(len(text).to_bytes(8, "little") + text)  # the length, or "a","b" would be "ab",""
-  return digest.hexdigest()
+    Args:
+      tokenize: [captions] -> (columns of token ids by name, int32 `[N, L]` each; how many captions
+        were cut).
+      channels: Of the images that the pipeline takes.
+      batch_size: Examples in a batch over all processes.
+      seed: Decides the order.
+      process_index: Which part of each batch is given.
+      process_count: Into how many parts batches are cut.
+
+    Returns:
+      `Loader` with the columns images, those of the tokenizer, example_id, and label and weight
+      where there are any.
+
+    Raises:
+      InputError: The images have another number of channels, or a number is out of range.
+    """
+    if self.images.shape[-1] != channels:
+      raise InputError(
+        f"the pipeline takes images of {channels} channels, the data set's are "
+        f"{list(self.images.shape[2:])}"
+      )
+    ids, truncated = tokenize(self.captions)
+    columns = {
+      "images": self.images,
+      **ids,
+      "example_id": self.ids,
+      "label": self.labels,
+      "weight": self.weights,
+    }
+    return Loader(
+      {name: column for name, column in columns.items() if column is not None},
+      batch_size=batch_size,
+      seed=seed,
+      process_index=process_index,
+      process_count=process_count,
+      truncated=truncated,
+    )

@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from dmpo_jax import data, interop
+from dmpo_jax import interop
 from dmpo_jax.errors import InputError, unknown
 from dmpo_jax.training import config as configs
 from dmpo_jax.training import start
@@ -81,27 +81,27 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, show_progress: bool = Tr
   workdir = pathlib.Path(workdir)
   started = time.perf_counter()
   examples = start.load_examples(config)
-  pipeline = start.load_pipeline(config, examples.captions)
-  tokens = interop.tokenize(pipeline.tokenizer, examples.captions)
+  pipeline = start.load_pipeline(config, [] if config.pipeline else examples.captions)
+  loader = start.make_loader(config, pipeline, examples)
   kept = {k: v for k, v in config.to_dict().items() if k not in FREE_KEYS}
   if config.pipeline and pathlib.Path(config.pipeline).is_dir():
     kept["pipeline"] = str(pathlib.Path(config.pipeline).absolute())
   identity = {
     "config": kept,
-    "data": data.fingerprint(examples),
+    "data": examples.fingerprint(),
     "start": _fingerprint(pipeline.params),
-    "captions_truncated": tokens.truncated,
+    "captions_truncated": loader.truncated,
   }
   with _only_user_of(workdir):
-    run = _Run(config, pipeline, examples, tokens, workdir, identity)
+    run = _Run(config, pipeline, loader, workdir, identity)
     return run.finish(started, show_progress)
 
 
 class _Run:
   """A run with its files open."""
 
-  def __init__(self, config, pipeline, examples, tokens, workdir, identity):
-    self.config, self.pipeline = config, pipeline
+  def __init__(self, config, pipeline, loader, workdir, identity):
+    self.config, self.pipeline, self.loader = config, pipeline, loader
     self.workdir, self.identity = workdir, identity
     if (workdir / "run.json").exists():
       claim(workdir, identity)
@@ -110,18 +110,6 @@ class _Run:
         raise unknown("component in config.trained", name, pipeline.params)
     self.trained = {name: pipeline.params[name] for name in config.trained}
     self.frozen = {k: v for k, v in pipeline.params.items() if k not in self.trained}
-    columns = {
-      "images": examples.images,
-      "input_ids": tokens.ids,
-      "example_id": examples.ids,
-      "label": examples.labels,
-      "weight": examples.weights,
-    }
-    self.loader = data.Loader(
-      {name: column for name, column in columns.items() if column is not None},
-      batch_size=config.batch_size,
-      seed=config.seed,
-    )
     null_ids = interop.tokenize(pipeline.tokenizer, [""]).ids[0]
     objective = start.make_objective(config, pipeline, null_ids)
     optimizer = make_optimizer(config.optimizer)
@@ -221,10 +209,11 @@ class _Run:
         bar.set_postfix(shown, refresh=False)
       bar.update()
 
-    with contextlib.closing(writer), contextlib.closing(bar):
+    batches = self.loader.iterate(begun)
+    with contextlib.closing(writer), contextlib.closing(bar), contextlib.closing(batches):
       pending = None
       for index in range(begun, total):
-        batch = jax.device_put(self.batch(index), self.split)
+        batch = jax.device_put(Batch(**next(batches)), self.split)
         state, *found = step(state, frozen, reference, batch)
         if pending:  # looking one step back keeps the device busy
           record(*pending)

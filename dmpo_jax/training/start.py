@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +15,30 @@ from dmpo_jax.training import config as configs
 from dmpo_jax.training.objective import Loss, Networks, Objective
 
 
-def load_examples(config: ConfigDict) -> data.Examples:
+def load_examples(config: ConfigDict) -> data.Examples | data.StoredPairs:
   """The examples that the config's `data` section names."""
   build, options = configs.select("data set", config.data, data.DATASETS)
   return build(**options)
+
+
+def make_loader(
+  config: ConfigDict, pipeline: interop.Pipeline, examples: data.Examples | data.StoredPairs
+) -> data.Loader | data.StoredLoader:
+  """The batches that a run of a pipeline sees, by step.
+
+  Raises:
+    InputError: The data set does not fit the pipeline or the batch size.
+  """
+
+  def tokenize(captions: Sequence[str]) -> tuple[dict[str, np.ndarray], int]:
+    tokens = interop.tokenize(pipeline.tokenizer, captions)
+    return {"input_ids": tokens.ids}, tokens.truncated
+
+  parts = pipeline.configs
+  seen = {"in_channels": 3, **parts["vae"]} if "vae" in parts else parts["unet"]
+  return examples.loader(
+    tokenize, channels=seen["in_channels"], batch_size=config.batch_size, seed=config.seed
+  )
 
 
 def load_pipeline(config: ConfigDict, captions: list[str]) -> interop.Pipeline:

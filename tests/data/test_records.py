@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from dmpo_jax.data import Examples, fingerprint
+from dmpo_jax.data import Examples
 from dmpo_jax.errors import InputError
 
 
@@ -22,17 +22,17 @@ def changed_pixel():
 
 
 def test_equal_content_has_an_equal_fingerprint():
-  assert fingerprint(examples()) == fingerprint(examples(images=examples().images.copy()))
+  assert examples().fingerprint() == examples(images=examples().images.copy()).fingerprint()
 
 
 def test_the_fingerprint_is_the_same_on_every_machine():
-  found = fingerprint(examples(images=np.zeros((3, 1, 1, 1, 1), np.float32)))
+  found = examples(images=np.zeros((3, 1, 1, 1, 1), np.float32)).fingerprint()
   assert found == "9ad63193de0eeb5312577c921eddf20a31ffb9de63fc566677b0f79f9c21dfaf"
 
 
 def test_the_fingerprint_does_not_depend_on_memory_layout():
   turned = np.asfortranarray(examples().images)
-  assert fingerprint(examples(images=turned)) == fingerprint(examples())
+  assert examples(images=turned).fingerprint() == examples().fingerprint()
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_the_fingerprint_does_not_depend_on_memory_layout():
   ids=["pixel", "shape", "caption", "caption border", "id"],
 )
 def test_any_change_of_content_changes_the_fingerprint(change):
-  assert fingerprint(examples(**change)) != fingerprint(examples())
+  assert examples(**change).fingerprint() != examples().fingerprint()
 
 
 def test_the_length_is_the_number_of_examples():
@@ -82,12 +82,12 @@ ROWS = np.array([0, 0.5, 1], np.float32)
 @pytest.mark.parametrize("name", ["labels", "weights"])
 def test_labels_and_weights_belong_to_the_fingerprint(name):
   other = ROWS[::-1].copy()
-  found = {fingerprint(examples(**change)) for change in ({}, {name: ROWS}, {name: other})}
+  found = {examples(**change).fingerprint() for change in ({}, {name: ROWS}, {name: other})}
   assert len(found) == 3
 
 
 def test_the_same_numbers_as_labels_and_as_weights_are_two_data_sets():
-  assert fingerprint(examples(labels=ROWS)) != fingerprint(examples(weights=ROWS))
+  assert examples(labels=ROWS).fingerprint() != examples(weights=ROWS).fingerprint()
 
 
 @pytest.mark.parametrize(

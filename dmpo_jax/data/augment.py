@@ -1,0 +1,106 @@
+"""Encoded pairs of images to arrays of one size: the same view of both images of a pair.
+
+Scaled with Pillow's LANCZOS filter, which averages over what it shrinks (antialiasing). A view is
+drawn once for a pair: flips and crops that differed between its images would be a preference that
+nobody stated.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from dmpo_jax.data import images
+from dmpo_jax.errors import InputError, unknown
+
+CROPS = ("center", "random")
+# Pillow's names of colours by channels; "L" is ITU-R 601-2 luma, (299 R + 587 G + 114 B)/1000.
+MODES = {1: "L", 3: "RGB"}
+
+
+class View(NamedTuple):
+  """What of a scaled image is seen.
+
+  Attributes:
+    top: Place of the crop in [0, 1): of the rows that a crop may begin at; None: the middle.
+    left: The same for columns, of the image as it is seen (flipped or not).
+    flip: Whether left and right change places.
+  """
+
+  top: float | None
+  left: float | None
+  flip: bool
+
+
+def draw(seed: int, epoch: int, example_id: int, *, crop: str, flip: bool) -> View:
+  """The view of an example in an epoch, from (seed, epoch, example id) alone.
+
+  Args:
+    seed: The run's seed.
+    epoch: How often the example was seen before.
+    example_id: Identity of the example.
+    crop: "center", or "random": uniform over all places.
+    flip: Whether half of the views are flipped.
+
+  Returns:
+    `View`.
+  """
+  # The order of the epoch has the same key; its counter never touches the other three words.
+  key, counter = np.array([seed, epoch], np.uint64), np.array([0, 1, example_id, 0], np.uint64)
+  bits = np.random.Philox(key=key, counter=counter).random_raw(3)
+  top, left, side = ((bits >> np.uint64(11)) * 2.0**-53).tolist()
+  random = crop == "random"
+  return View(top if random else None, left if random else None, flip and side < 0.5)
+
+
+def check(*, size: int, crop: str, channels: int) -> None:
+  """Refuses a size, crop or number of channels that does not exist; raises InputError."""
+  if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= 8192:
+    raise InputError(f"size must be a whole number of pixels from 1 to 8192, got {size!r}")
+  if crop not in CROPS:
+    raise unknown("crop", crop, CROPS)
+  if channels not in MODES:
+    raise InputError(
+      f"the pipeline takes images of {channels} channels; pairs can be read as 3 (RGB) or 1 (grey)"
+    )
+
+
+def look(
+  encoded: bytes, view: View, *, size: int, channels: int
+) -> tuple[np.ndarray, tuple[int, int, int, int]]:
+  """Decodes an image, scales its shorter side to `size`, and cuts out a square.
+
+  Args:
+    encoded: JPEG, PNG or WebP, 8-bit RGB.
+    view: Where the square lies.
+    size: Side of the square in pixels.
+    channels: 3, or 1: luma.
+
+  Returns:
+    pixels: float32 `[size, size, channels]` in [-1, 1].
+    place: (original height, original width, crop top, crop left); the crop is counted in pixels of
+      the scaled image as it is seen.
+
+  Raises:
+    UndecodableError: The bytes are no whole image of that kind.
+  """
+  image = Image.fromarray(images.decode(encoded)).convert(MODES[channels])
+  width, height = image.size
+  scale = size / min(width, height)
+  wide, high = (max(size, round(side * scale)) for side in (width, height))
+  top, left = _begin(view.top, high - size), _begin(view.left, wide - size)
+  start = wide - size - left if view.flip else left  # in the image as it is stored
+  # Only the square is computed, so that an extreme format takes no more memory than any other. The
+  # filter ends at the square's border as it does at the image's.
+  x, y = width / wide, height / high
+  box = (start * x, top * y, min((start + size) * x, width), min((top + size) * y, height))
+  square = image.resize((size, size), Image.Resampling.LANCZOS, box=box)
+  pixels = np.asarray(square, np.float32).reshape(size, size, channels)
+  if view.flip:
+    pixels = pixels[:, ::-1]
+  return pixels / np.float32(127.5) - np.float32(1), (height, width, top, left)
+
+
+def _begin(place: float | None, room: int) -> int:
+  """First row or column of a crop that may begin at 0 to `room`."""
+  return room // 2 if place is None else int(place * (room + 1))

@@ -1,0 +1,127 @@
+"""Views of images: where they lie, how they are drawn, and what Pillow and formulas say of them."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dmpo_jax.data import augment
+from dmpo_jax.data.augment import View
+from dmpo_jax.errors import InputError
+from tests.data import sets
+
+
+def encode(pixels) -> bytes:
+  out = io.BytesIO()
+  Image.fromarray(np.asarray(pixels, np.uint8)).save(out, "PNG")
+  return out.getvalue()
+
+
+def places(height: int, width: int) -> np.ndarray:
+  """An image of which every pixel tells its row (red) and column (green)."""
+  rows, columns = np.mgrid[:height, :width]
+  return np.stack([rows, columns, 0 * rows], axis=-1)
+
+
+def to_bytes(pixels: np.ndarray) -> np.ndarray:
+  return np.round((pixels + 1) * 127.5).astype(int)
+
+
+@pytest.mark.parametrize(
+  ("view", "columns"),
+  [
+    (View(None, None, False), range(4, 20)),
+    (View(0.0, 0.0, False), range(16)),
+    (View(0.0, 0.999, False), range(8, 24)),
+    (View(None, None, True), range(19, 3, -1)),
+    (View(0.0, 0.0, True), range(23, 7, -1)),
+  ],
+)
+def test_a_crop_shows_the_columns_that_the_view_says(view, columns):
+  pixels, _ = augment.look(encode(places(16, 24)), view, size=16, channels=3)
+  found = to_bytes(pixels)
+  np.testing.assert_array_equal(found[..., 1], [list(columns)] * 16)
+  np.testing.assert_array_equal(found[..., 0], np.mgrid[:16, :16][0])
+
+
+def test_a_view_reports_original_size_and_crop_as_it_is_seen():
+  image = encode(places(48, 16))
+  _, place = augment.look(image, View(0.5, 0.0, True), size=8, channels=3)
+  assert place == (48, 16, 8, 0)  # scaled to 24x8: rows 0 to 16 may begin a crop
+  _, place = augment.look(encode(places(16, 24)), View(0.0, 0.0, True), size=16, channels=3)
+  assert place == (16, 24, 0, 0)
+
+
+@pytest.mark.parametrize(("width", "height"), [(40, 30), (30, 41), (12, 12)])
+def test_scaling_is_pillows_lanczos_inside_the_crop(width, height):
+  encoded = sets.encoded(1, size=(width, height))
+  pixels, _ = augment.look(encoded, View(None, None, False), size=16, channels=3)
+  scale = 16 / min(width, height)
+  wide, high = round(width * scale), round(height * scale)
+  image = Image.open(io.BytesIO(encoded)).resize((wide, high), Image.Resampling.LANCZOS)
+  left, top = (wide - 16) // 2, (high - 16) // 2
+  wanted = np.asarray(image, int)[top : top + 16, left : left + 16]
+  np.testing.assert_allclose(to_bytes(pixels)[4:-4, 4:-4], wanted[4:-4, 4:-4], atol=1)
+
+
+def test_what_is_shrunk_is_averaged():
+  board = np.indices((64, 64)).sum(axis=0) % 2 * 255
+  image = encode(np.repeat(board[..., None], 3, axis=-1))
+  pixels, _ = augment.look(image, View(None, None, False), size=16, channels=3)
+  np.testing.assert_allclose(pixels, 0, atol=0.03)
+
+
+def test_black_is_minus_one_and_white_is_one():
+  image = encode(np.repeat([[[0], [255]]] * 2, 3, axis=-1))
+  pixels, _ = augment.look(image, View(None, None, False), size=2, channels=3)
+  assert pixels.dtype == np.float32
+  np.testing.assert_array_equal(pixels[..., 0], [[-1, 1], [-1, 1]])
+
+
+def test_one_channel_is_luma():
+  pixels, _ = augment.look(sets.encoded(2), View(None, None, False), size=12, channels=1)
+  colours, _ = augment.look(sets.encoded(2), View(None, None, False), size=12, channels=3)
+  assert pixels.shape == (12, 12, 1)
+  np.testing.assert_allclose(pixels[..., 0], colours @ [0.299, 0.587, 0.114], atol=1 / 127)
+
+
+def test_an_extreme_format_takes_no_more_memory_than_its_own():
+  image = encode(np.zeros((8, 60_000, 3)))
+  pixels, place = augment.look(image, View(None, None, False), size=1024, channels=3)
+  assert pixels.shape == (1024, 1024, 3)
+  assert place[:2] == (8, 60_000)
+
+
+def test_draws_cover_all_crops_and_half_of_them_are_flipped():
+  views = [augment.draw(0, 0, i, crop="random", flip=True) for i in range(4000)]
+  for place in (0, 1):
+    counts = np.histogram([view[place] for view in views], bins=8, range=(0, 1))[0]
+    np.testing.assert_allclose(counts, 500, atol=110)
+  np.testing.assert_allclose(np.mean([view.flip for view in views]), 0.5, atol=0.04)
+
+
+def test_seed_epoch_and_example_each_change_the_draw():
+  base = augment.draw(1, 2, 3, crop="random", flip=True)
+  assert base == augment.draw(1, 2, 3, crop="random", flip=True)
+  others = [augment.draw(*k, crop="random", flip=True) for k in ((0, 2, 3), (1, 3, 3), (1, 2, 4))]
+  assert len({base.top, *(other.top for other in others)}) == 4
+
+
+def test_without_augmentation_there_is_one_view():
+  views = {augment.draw(0, epoch, 5, crop="center", flip=False) for epoch in range(10)}
+  assert views == {View(None, None, False)}
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"size": 0}, "size must be a whole number .* got 0"),
+    ({"size": 8.0}, "size must be a whole number .* got 8.0"),
+    ({"crop": "centre"}, "unknown crop 'centre'; did you mean 'center'"),
+    ({"channels": 4}, "images of 4 channels; pairs can be read as 3"),
+  ],
+)
+def test_views_that_do_not_exist_are_refused(changes, message):
+  with pytest.raises(InputError, match=message):
+    augment.check(**{"size": 8, "crop": "center", "channels": 3, **changes})
