@@ -5,7 +5,6 @@ import hashlib
 import pathlib
 import pickle
 import tempfile
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -15,7 +14,7 @@ from dmpo_jax.errors import InputError, unknown
 
 PARQUET_ROWS = 8  # decoded at once: rows of Pick-a-Pic hold two images, of others more
 PARQUET_BUFFER = 2**20
-HEAVY_COLUMN, HEAVY_GROUP = 2**23, 2**26  # bytes; from so many on columns are read one by one
+HEAVY_GROUP = 2**26  # bytes of a row group from which on its images are read column by column
 FOOTER_BYTES = 2**16  # end of a parquet file that stands for its content in fingerprints
 
 
@@ -105,18 +104,28 @@ def read(
   return text_tables.read(path, first=piece.first, rows=piece.rows, start=piece.start)
 
 
-def _open_parquet(path: pathlib.Path):
-  parquet = require("pyarrow.parquet", extra="data")
+@contextlib.contextmanager
+def _blaming(path: pathlib.Path, row: int | None = None):
+  """Turns what pyarrow raises on damaged files into an error that names the file."""
   arrow = require("pyarrow", extra="data")
   try:
+    yield
+  except InputError:
+    raise
+  except (arrow.ArrowException, OSError, ValueError, OverflowError, IndexError) as error:
+    where = "" if row is None else f", row {row}"
+    raise InputError(f"{path}{where}: no readable parquet, or damaged: {error}") from error
+
+
+def _open_parquet(path: pathlib.Path):
+  parquet = require("pyarrow.parquet", extra="data")
+  with _blaming(path):
     # Not mapped, not read ahead: mapped pages and whole row groups would count as memory.
     return parquet.ParquetFile(path, memory_map=False, pre_buffer=False, buffer_size=PARQUET_BUFFER)
-  except (arrow.ArrowException, OSError) as error:
-    raise InputError(f"{path} is no readable parquet file: {error}") from error
 
 
 def _plan_parquet(path: pathlib.Path, file: str, columns: Sequence[str], rows: int) -> Table:
-  with _open_parquet(path) as table:
+  with _open_parquet(path) as table, _blaming(path):
     text_tables.check_columns(path, columns, table.schema_arrow.names)
     groups = [table.metadata.row_group(i).num_rows for i in range(table.num_row_groups)]
   pieces, first, start = [], 0, 0
@@ -138,9 +147,11 @@ def _read_parquet(
 ):
   number = piece.first
   with _open_parquet(path) as table:
-    names = [name for name in columns if name in table.schema_arrow.names]
+    with _blaming(path):
+      names = [name for name in columns if name in table.schema_arrow.names]
     for group in range(piece.start, piece.start + piece.groups):
-      heavy = _heavy(table.metadata.row_group(group), names)
+      with _blaming(path):
+        heavy = _heavy(table, group, names)
       with contextlib.ExitStack() as stack:
         # A parquet writer may put all values of a column into one page, which can only be read
         # whole, three times its size. So heavy columns are read one after the other and wait on
@@ -162,31 +173,32 @@ def _read_parquet(
     raise InputError(f"{path} ended at row {number}, {piece.first + piece.rows} were announced")
 
 
-def _heavy(group, names: list[str]) -> list[str]:
+def _heavy(table, group: int, names: list[str]) -> list[str]:
   """Columns of a row group that are too large to be read side by side."""
-  size = Counter()
-  for i in range(group.num_columns):
-    column = group.column(i)
-    size[column.path_in_schema.split(".")[0]] += column.total_uncompressed_size
-  heavy = [name for name in names if size[name] > HEAVY_COLUMN]
-  return heavy if sum(size[name] for name in heavy) > HEAVY_GROUP else []
+  types = require("pyarrow.types", extra="data")
+  # The sizes of single columns are not asked for: on a damaged file that ends the process.
+  if table.metadata.row_group(group).total_byte_size <= HEAVY_GROUP:
+    return []
+  kinds = types.is_binary, types.is_large_binary, types.is_struct
+  return [n for n in names if any(kind(table.schema_arrow.field(n).type) for kind in kinds)]
 
 
 def _group_rows(path: pathlib.Path, table, group: int, names: list[str], number: int):
   """Rows of a row group with these columns: values by name, or what is wrong."""
   arrow = require("pyarrow", extra="data")
-  batches = table.iter_batches(
-    batch_size=PARQUET_ROWS, row_groups=[group], columns=names, use_threads=False
-  )
+  with _blaming(path, number):
+    batches = table.iter_batches(
+      batch_size=PARQUET_ROWS, row_groups=[group], columns=names, use_threads=False
+    )
   while True:
-    try:
+    with _blaming(path, number):
       batch = next(batches, None)
-    except (arrow.ArrowException, OSError) as error:
-      raise InputError(f"{path}, row {number}: the file is damaged: {error}") from error
     if batch is None:
       break
     for row in range(batch.num_rows):
-      yield _row(batch, row)
+      with _blaming(path, number):
+        values = _row(batch, row)
+      yield values
       number += 1
     del batch
   del batches
