@@ -93,7 +93,7 @@ def config(size: Size) -> ConfigDict:
 
 def objective(settings: ConfigDict, pipeline: interop.Pipeline) -> Objective:
   """The objective as a training run would build it."""
-  return start.make_objective(settings, pipeline, interop.tokenize(pipeline.tokenizer, [""]).ids[0])
+  return start.make_objective(settings, pipeline)
 
 
 def write(size: Size, folder: pathlib.Path) -> None:
@@ -129,7 +129,7 @@ def write(size: Size, folder: pathlib.Path) -> None:
     for step in range(CHECKED_STEPS)
   ]
   held = {name: array for name, array in batch._asdict().items() if array is not None}
-  np.savez(folder / "batch.npz", null_ids=np.asarray(ours.null_ids), **held)
+  np.savez(folder / "batch.npz", null_ids=np.asarray(ours.null_ids[0]), **held)
   stacked = {name: np.stack([getattr(d, name) for d in draws]) for name in draws[0]._fields}
   np.savez(folder / "draws.npz", **stacked)
 

@@ -25,6 +25,9 @@ def default() -> ConfigDict:
   config.model = ConfigDict()
   # Components that are trained; the others stay frozen.
   config.trained = ("unet",)
+  # In which UNet and text encoders compute: float32 or bfloat16. Parameters, their average, the
+  # optimizer, errors and noise are float32 either way.
+  config.dtype = "float32"
   # Whether errors of the frozen starting pipeline enter the loss: what the objective needs, no more
   # and no less (dmpo-jax objectives lists it). False saves a copy of the parameters and a forward.
   config.reference = True
@@ -96,6 +99,7 @@ def check(config: ConfigDict) -> ConfigDict:
   require(config.log_every > 0, "log_every", "at least 1")
   require(config.checkpoint.every > 0, "checkpoint.every", "at least 1")
   require(config.checkpoint.keep > 0, "checkpoint.keep", "at least 1")
+  require(config.dtype in ("float32", "bfloat16"), "dtype", "'float32' or 'bfloat16'")
   require(len(config.trained) > 0, "trained", "a tuple of component names, e.g. ('unet',)")
   optimizer = config.optimizer
   require(optimizer.learning_rate > 0, "optimizer.learning_rate", "positive")

@@ -15,8 +15,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from dmpo_jax import interop
-from dmpo_jax.errors import InputError, unknown
+from dmpo_jax.errors import InputError
 from dmpo_jax.training import config as configs
 from dmpo_jax.training import start
 from dmpo_jax.training.checkpoint import Checkpoints, checksums, claim, write_whole
@@ -105,13 +104,8 @@ class _Run:
     self.workdir, self.identity = workdir, identity
     if (workdir / "run.json").exists():
       claim(workdir, identity)
-    for name in config.trained:
-      if name not in pipeline.params:
-        raise unknown("component in config.trained", name, pipeline.params)
-    self.trained = {name: pipeline.params[name] for name in config.trained}
-    self.frozen = {k: v for k, v in pipeline.params.items() if k not in self.trained}
-    null_ids = interop.tokenize(pipeline.tokenizer, [""]).ids[0]
-    objective = start.make_objective(config, pipeline, null_ids)
+    self.trained, self.frozen = start.split_params(config, pipeline)
+    objective = start.make_objective(config, pipeline)
     optimizer = make_optimizer(config.optimizer)
     self.mesh = make_mesh(config.num_devices)
     if config.batch_size % self.mesh.size:

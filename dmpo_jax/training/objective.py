@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dmpo_jax import diffusion, losses
+from dmpo_jax import diffusion, losses, models
+from dmpo_jax.sampling.prompts import Conditioning, size_ids
 
 Params = Mapping[str, Any]
 # (errors) or (errors, residuals), as its facts say -> (loss [examples], diagnostics)
@@ -17,14 +18,19 @@ class Batch(NamedTuple):
   """Examples of one step; the first axis is the one that devices share.
 
   Attributes:
-    images: float32 `[examples, images, H, W, C]` in [-1, 1] or in latent units; two images are
-      (preferred, rejected), one is an image without preference.
+    images: float32 `[examples, images, H, W, C]` in [-1, 1]; two images are (preferred, rejected),
+      one is an image without preference.
     input_ids: int32 `[examples, L]`, the caption's tokens.
     example_id: uint32 `[examples]`, the identity that random draws derive from.
     label: float32 `[examples]` in [0, 1], probability that the first image of a pair is the
       preferred one; None: it is.
     weight: float32 `[examples]`, >= 0, what the loss of an example is multiplied by; None: 1.
       Nothing divides by the sum of the weights: twice the weights are twice the loss.
+    input_ids_2: int32 `[examples, L]`, the caption's tokens for the second text encoder, where
+      there is one.
+    time_ids: float32 `[examples, 6]`, what a UNet that is told sizes (SDXL) hears: height and width
+      of the original images, top and left of the crop, height and width they were scaled for, in
+      pixels; None: (H, W, 0, 0, H, W). Other UNets do not look at it.
   """
 
   images: jax.Array
@@ -32,18 +38,27 @@ class Batch(NamedTuple):
   example_id: jax.Array
   label: jax.Array | None = None
   weight: jax.Array | None = None
+  input_ids_2: jax.Array | None = None
+  time_ids: jax.Array | None = None
 
 
 class Networks(NamedTuple):
-  """The forward functions of a pipeline.
+  """The forward functions of a pipeline; `params` of the last two holds all components.
 
   Attributes:
-    unet: `(params, noisy [B, H, W, C], timesteps [B], context [B, L, D]) -> [B, H, W, C]`.
-    text_encoder: `(params, input_ids [B, L])` -> an object with `last_hidden_state [B, L, D]`.
+    unet: `(unet's params, noisy [B, H, W, C], timesteps [B], context [B, L, D]) -> [B, H, W, C]`.
+      A UNet that is told sizes also takes `text_embeds` `[B, P]` and `time_ids` `[B, 6]`.
+    text: `(params, input_ids [B, L] for each text encoder)` -> "encoder_hidden_states" `[B, L, D]`
+      and, of two encoders, "text_embeds" `[B, P]`.
+    moments: `(params, images [B, H, W, C])` -> mean and log variance `[B, h, w, Z]` of their
+      latents; None where the UNet denoises the images themselves.
+    scale: Those latents -> the ones that the UNet sees.
   """
 
   unet: Callable[..., jax.Array]
-  text_encoder: Callable[..., Any]
+  text: Callable[[Params, tuple[jax.Array, ...]], Conditioning]
+  moments: Callable[[Params, jax.Array], models.Moments] | None = None
+  scale: Callable[[jax.Array], jax.Array] | None = None
 
 
 class Draws(NamedTuple):
@@ -78,8 +93,7 @@ def draw(
   Returns:
     `Draws`.
   """
-  step_key = jax.random.fold_in(jax.random.key(seed), step)
-  keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(step_key, i), 3))(batch.example_id)
+  step_key, keys = _keys(seed, step, batch)
   shape = batch.images.shape[2:]
   return Draws(
     timesteps=timesteps(step_key, keys[:, 0]),
@@ -88,13 +102,70 @@ def draw(
   )
 
 
+def draw_encodings(seed: int, step: jax.Array, batch: Batch, shape: tuple[int, ...]) -> jax.Array:
+  """The noise by which latents are drawn around their means, of each image by itself.
+
+  Args:
+    seed: The run's seed.
+    step: int32 scalar.
+    batch: The examples.
+    shape: Of one image's latents, (h, w, Z).
+
+  Returns:
+    float32 `[examples, images, h, w, Z]`, standard normal; independent of what `draw` returns.
+  """
+  _, keys = _keys(seed, step, batch)
+
+  count = batch.images.shape[1]
+  folded = [jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(keys[:, 3]) for i in range(count)]
+  each = jnp.stack(folded, axis=1).reshape(-1)  # [examples * images]
+  noise = jax.vmap(lambda key: jax.random.normal(key, shape))(each)
+  return noise.reshape(-1, count, *shape)
+
+
+def _keys(seed: int, step: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
+  """The step's key, and four keys for each example `[examples, 4]`."""
+  step_key = jax.random.fold_in(jax.random.key(seed), step)
+  folded = jax.vmap(lambda i: jax.random.fold_in(step_key, i))(batch.example_id)
+  return step_key, jax.vmap(lambda key: jax.random.split(key, 4))(folded)
+
+
+def encode_images(
+  networks: Networks, params: Params, batch: Batch, seed: int, step: jax.Array
+) -> Batch:
+  """The batch with latents in the place of its images; no gradient passes.
+
+      x_0 = scale(mean + exp(log_variance / 2) ε'),   mean, log_variance = encode(image)
+
+  Args:
+    networks: Forward functions; without `moments` the batch stays as it is.
+    params: Parameters of all components.
+    batch: The examples, in pixels.
+    seed: The run's seed.
+    step: int32 scalar.
+
+  Returns:
+    The batch with images `[examples, images, h, w, Z]`, float32.
+  """
+  if networks.moments is None:
+    return batch
+  examples, images = batch.images.shape[:2]
+  pixels = batch.images.reshape(examples * images, *batch.images.shape[2:])  # [B, H, W, C]
+  moments = networks.moments(params, pixels)
+  moments = models.Moments(*(m.astype(jnp.float32) for m in moments))  # [B, h, w, Z]
+  noise = draw_encodings(seed, step, batch, moments.mean.shape[1:])
+  latents = models.draw_latents(moments, noise.reshape(moments.mean.shape))
+  latents = jax.lax.stop_gradient(networks.scale(latents))
+  return batch._replace(images=latents.reshape(noise.shape))
+
+
 def image_errors(
   networks: Networks,
   schedule: diffusion.Schedule,
   params: Params,
   batch: Batch,
   draws: Draws,
-  null_ids: jax.Array,
+  null_ids: tuple[jax.Array, ...] | None,
 ) -> tuple[jax.Array, jax.Array]:
   """Denoising error of each image under one set of parameters, and what it is the square of.
 
@@ -104,9 +175,10 @@ def image_errors(
     networks: Forward functions.
     schedule: Noise schedule; its prediction type says what the target is.
     params: Parameters of all components.
-    batch: The examples.
+    batch: The examples; images in the units of the UNet.
     draws: Their timesteps, noise and caption dropout.
-    null_ids: int32 `[L]`, the tokens of the empty caption.
+    null_ids: int32 `[L]` for each text encoder, the tokens of the empty caption; None: of a dropped
+      caption the UNet is told zeros.
 
   Returns:
     errors: float32 `[examples, images]`.
@@ -118,16 +190,38 @@ def image_errors(
   def per_image(x: jax.Array) -> jax.Array:  # [examples, ...] -> [examples * images, ...]
     return jnp.repeat(x, images, axis=0, total_repeat_length=examples * images)
 
-  ids = jnp.where(draws.dropped[:, None], null_ids[None], batch.input_ids)
-  context = networks.text_encoder(params["text_encoder"], ids).last_hidden_state  # [N, L, D]
+  told = _conditioning(networks, params, batch, draws.dropped, null_ids)
+  context = per_image(told.pop("encoder_hidden_states"))  # [B, L, D]
+  added = {name: per_image(x) for name, x in told.items()}
   clean = batch.images.reshape(examples * images, *batch.images.shape[2:])  # [B, H, W, C]
   noise, t = per_image(draws.noise), per_image(draws.timesteps)
   noisy = diffusion.add_noise(schedule, clean, noise, t)  # [B, H, W, C]
-  prediction = networks.unet(params["unet"], noisy, t, per_image(context))  # [B, H, W, C]
+  prediction = networks.unet(params["unet"], noisy, t, context, **added)  # [B, H, W, C]
   target = diffusion.target(schedule, clean, noise, t)  # [B, H, W, C]
   errors = losses.denoising_error(prediction, target).reshape(examples, images)
   residuals = prediction.astype(jnp.float32) - target
   return errors, residuals.reshape(batch.images.shape)
+
+
+def _conditioning(
+  networks: Networks,
+  params: Params,
+  batch: Batch,
+  dropped: jax.Array,
+  null_ids: tuple[jax.Array, ...] | None,
+) -> Conditioning:
+  """What the UNet is told of each example's caption and, where it listens, sizes."""
+  ids = tuple(x for x in (batch.input_ids, batch.input_ids_2) if x is not None)
+  if null_ids is not None:
+    pairs = zip(null_ids, ids, strict=True)
+    ids = tuple(jnp.where(dropped[:, None], null[None], given) for null, given in pairs)
+  told = dict(networks.text(params, ids))
+  if null_ids is None:
+    for name, x in told.items():
+      told[name] = jnp.where(dropped.reshape(-1, *[1] * (x.ndim - 1)), jnp.zeros_like(x), x)
+  if "text_embeds" in told:
+    told["time_ids"] = batch.time_ids
+  return told
 
 
 def pair_up(kind: type, policy: jax.Array, reference: jax.Array | None) -> NamedTuple:
@@ -153,7 +247,7 @@ def pair_up(kind: type, policy: jax.Array, reference: jax.Array | None) -> Named
 
 
 class Objective(NamedTuple):
-  """All that fixes the loss of a batch but parameters, batch and step."""
+  """All that fixes the loss of a batch but parameters, batch and step; see `image_errors`."""
 
   networks: Networks
   schedule: diffusion.Schedule
@@ -161,7 +255,7 @@ class Objective(NamedTuple):
   timesteps: Callable
   caption_dropout: float
   seed: int
-  null_ids: jax.Array
+  null_ids: tuple[jax.Array, ...] | None
 
   def __call__(
     self, trained: Params, frozen: Params, reference: Params | None, batch: Batch, step: jax.Array
@@ -181,6 +275,10 @@ class Objective(NamedTuple):
         (l), the objective's diagnostics, and labels and weights where there are any. Only the loss
         is weighted.
     """
+    if batch.time_ids is None:
+      sizes = jnp.asarray(size_ids(batch.images.shape[2:4]))
+      batch = batch._replace(time_ids=jnp.tile(sizes, (batch.images.shape[0], 1)))
+    batch = encode_images(self.networks, {**trained, **frozen}, batch, self.seed, step)
     draws = draw(self.seed, step, batch, self.timesteps, self.caption_dropout)
 
     def evaluate(params: Params) -> tuple[jax.Array, jax.Array]:

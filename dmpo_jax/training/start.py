@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,9 @@ from ml_collections import ConfigDict
 
 from dmpo_jax import data, diffusion, interop, losses, models
 from dmpo_jax.errors import InputError, unknown
+from dmpo_jax.sampling import prompts
 from dmpo_jax.training import config as configs
-from dmpo_jax.training.objective import Loss, Networks, Objective
+from dmpo_jax.training.objective import Loss, Networks, Objective, Params
 
 
 def load_examples(config: ConfigDict) -> data.Examples | data.StoredPairs:
@@ -29,15 +30,13 @@ def make_loader(
   Raises:
     InputError: The data set does not fit the pipeline or the batch size.
   """
-
-  def tokenize(captions: Sequence[str]) -> tuple[dict[str, np.ndarray], int]:
-    tokens = interop.tokenize(pipeline.tokenizer, captions)
-    return {"input_ids": tokens.ids}, tokens.truncated
-
   parts = pipeline.configs
   seen = {"in_channels": 3, **parts["vae"]} if "vae" in parts else parts["unet"]
   return examples.loader(
-    tokenize, channels=seen["in_channels"], batch_size=config.batch_size, seed=config.seed
+    functools.partial(tokenize, pipeline),
+    channels=seen["in_channels"],
+    batch_size=config.batch_size,
+    seed=config.seed,
   )
 
 
@@ -109,10 +108,79 @@ def make_loss(section: Mapping) -> Loss:
   return functools.partial(function, **hyperparameters)
 
 
-def make_objective(
-  config: ConfigDict, pipeline: interop.Pipeline, null_ids: np.ndarray
-) -> Objective:
+def tokenize(pipeline: interop.Pipeline, captions: list[str]) -> tuple[dict[str, np.ndarray], int]:
+  """The tokens of captions for each text encoder of a pipeline.
+
+  Args:
+    pipeline: For its tokenizers.
+    captions: N strings.
+
+  Returns:
+    "input_ids" and, where there is a second text encoder, "input_ids_2" -> int32 `[N, L]`, as
+    `Batch` names them; and how many captions lost words at their end.
+
+  Raises:
+    InputError: The pipeline has no tokenizer for one of its text encoders.
+  """
+  ids, truncated = {}, 0
+  for suffix in ("", "_2"):
+    if f"text_encoder{suffix}" not in pipeline.configs:
+      continue
+    tokenizer = getattr(pipeline, f"tokenizer{suffix}")
+    if tokenizer is None:
+      raise InputError(f"the pipeline has a text_encoder{suffix} and no tokenizer{suffix}")
+    tokens = interop.tokenize(tokenizer, captions)
+    ids[f"input_ids{suffix}"] = tokens.ids
+    truncated = max(truncated, tokens.truncated)
+  return ids, truncated
+
+
+def make_networks(pipeline: interop.Pipeline, dtype: str = "float32") -> Networks:
+  """The forward functions of a pipeline.
+
+  Args:
+    pipeline: For its configs.
+    dtype: In which UNet and text encoders compute; parameters are cast where they are used. The
+      autoencoder computes in float32, unless its force_upcast is false.
+
+  Returns:
+    `Networks`.
+
+  Raises:
+    InputError: A network is not supported.
+  """
+  encoders = [name for name in ("text_encoder", "text_encoder_2") if name in pipeline.configs]
+  networks = Networks(
+    unet=functools.partial(models.build(pipeline.configs["unet"]).apply, dtype=dtype),
+    text=functools.partial(
+      prompts.encode,
+      [models.build(pipeline.configs[name]).apply for name in encoders],
+      dtype=dtype,
+    ),
+  )
+  if "vae" not in pipeline.configs:
+    return networks
+  vae = pipeline.configs["vae"]
+  autoencoder = models.build_autoencoder(vae)
+  dtype_of_vae = jnp.float32 if vae.get("force_upcast", True) else dtype
+
+  def moments(params: Params, images: jax.Array) -> models.Moments:
+    height, width = images.shape[1:3]
+    if height % autoencoder.downscale or width % autoencoder.downscale:
+      raise InputError(
+        f"the images are {height}x{width}; height and width must be multiples of "
+        f"{autoencoder.downscale}, the pixels of a latent"
+      )
+    return autoencoder.encode(params["vae"], images, dtype=dtype_of_vae)
+
+  return networks._replace(moments=moments, scale=autoencoder.scale)
+
+
+def make_objective(config: ConfigDict, pipeline: interop.Pipeline) -> Objective:
   """The objective a config describes, over the networks of a pipeline.
+
+  A dropped caption is the encoded empty one, or zeros where diffusers' pipeline takes them: SDXL,
+  unless its index has force_zeros_for_empty_prompt false.
 
   Raises:
     InputError: The objective, one of its keys, or the timestep sampler is not known.
@@ -127,15 +195,35 @@ def make_objective(
       else f"objective {name!r} uses no reference, which would only cost a copy of the parameters "
       "and a forward: config.reference=False"
     )
+  null_ids = tuple(jnp.asarray(ids[0]) for ids in tokenize(pipeline, [""])[0].values())
+  zeros = pipeline.model_index.get("force_zeros_for_empty_prompt", True)
   return Objective(
-    networks=Networks(
-      unet=models.build(pipeline.configs["unet"]).apply,
-      text_encoder=models.build(pipeline.configs["text_encoder"]).apply,
-    ),
+    networks=make_networks(pipeline, config.dtype),
     schedule=schedule,
     loss=loss,
     timesteps=diffusion.timesteps.make(config.timesteps.to_dict(), len(schedule.alphas_cumprod)),
     caption_dropout=config.caption_dropout,
     seed=config.seed,
-    null_ids=jnp.asarray(null_ids),
+    null_ids=None if len(null_ids) == 2 and zeros else null_ids,
   )
+
+
+def split_params(config: ConfigDict, pipeline: interop.Pipeline) -> tuple[Params, Params]:
+  """The components that a config trains, and the others.
+
+  Returns:
+    (trained, frozen), each component -> parameter tree.
+
+  Raises:
+    InputError: A component that is to be trained is not there, or is the autoencoder.
+  """
+  for name in config.trained:
+    if name == "vae":
+      raise InputError(
+        "config.trained names 'vae', but images are encoded without gradient, so that policy and "
+        "reference denoise the same latents; leave it out"
+      )
+    if name not in pipeline.params:
+      raise unknown("component in config.trained", name, set(pipeline.params) - {"vae"})
+  trained = {name: pipeline.params[name] for name in config.trained}
+  return trained, {k: v for k, v in pipeline.params.items() if k not in trained}

@@ -67,7 +67,7 @@ def minimise(pipeline):
   """An objective whose loss is chosen by `frozen["index"]`; `unet` replaces the network."""
 
   def make(**networks):
-    base = start.make_objective(CONFIGS["digits_dpo"], pipeline, np.zeros(8, np.int32))
+    base = start.make_objective(CONFIGS["digits_dpo"], pipeline)
     base = base._replace(networks=base.networks._replace(**networks))
 
     def objective(trained, frozen, reference, batch, step):
@@ -189,7 +189,7 @@ def test_four_devices_give_the_losses_and_the_gradient_of_one(name, evaluate):
 
 
 def test_a_loss_with_labels_is_the_expectation_over_the_two_orders(pipeline, params, batch):
-  objective = start.make_objective(CONFIGS["digits_dmpo"], pipeline, np.zeros(8, np.int32))
+  objective = start.make_objective(CONFIGS["digits_dmpo"], pipeline)
   objective = objective._replace(networks=objective.networks._replace(unet=linear))
   trained, reference = LINEAR
   labelled = batch._replace(label=LABELS)
@@ -207,7 +207,7 @@ def test_a_loss_with_labels_is_the_expectation_over_the_two_orders(pipeline, par
 def test_an_objective_without_reference_runs_the_network_once(name, times, pipeline, params, batch):
   trained, frozen, reference = params
   config, calls = CONFIGS[name], []
-  objective = start.make_objective(config, pipeline, np.zeros(8, np.int32))
+  objective = start.make_objective(config, pipeline)
   networks = objective.networks
 
   def counted(*arguments):
@@ -225,7 +225,7 @@ def test_residuals_are_kept_only_for_objectives_that_take_them(pipeline, params,
   trained, frozen, reference = params
   seen = {}
   for name in ("digits_dpo", "digits_sdpo"):
-    objective = start.make_objective(CONFIGS[name], pipeline, np.zeros(8, np.int32))
+    objective = start.make_objective(CONFIGS[name], pipeline)
 
     def spy(*inputs, loss=objective.loss, name=name):
       seen[name] = [type(x).__name__ for x in inputs]
@@ -244,7 +244,7 @@ def test_a_reference_that_is_missing_or_not_needed_is_refused_at_the_start(name,
   config = CONFIGS[name].copy_and_resolve_references()
   config.reference = not config.reference
   with pytest.raises(ValueError, match=message):
-    start.make_objective(config, pipeline, np.zeros(8, np.int32))
+    start.make_objective(config, pipeline)
 
 
 def test_a_misspelt_key_of_a_wrapped_objective_is_refused():
@@ -260,7 +260,7 @@ def test_a_wrapped_objective_that_is_no_section_is_refused():
 def test_labels_are_refused_by_an_objective_that_cannot_use_them(pipeline, params, batch):
   trained, frozen, reference = params
   config = CONFIGS["digits_dynamic_alpha_dpo"]
-  objective = start.make_objective(config, pipeline, np.zeros(8, np.int32))
+  objective = start.make_objective(config, pipeline)
   with pytest.raises(ValueError, match="takes no soft labels"):
     jax.eval_shape(objective, trained, frozen, reference, batch._replace(label=LABELS), np.int32(0))
 

@@ -23,7 +23,7 @@ def setting(pipeline):
   config = pairs_config(pipeline)
   config.loss.beta = 5000.0
   loaded = start.load_pipeline(config, [])
-  objective = start.make_objective(config, loaded, interop.tokenize(loaded.tokenizer, [""]).ids[0])
+  objective = start.make_objective(config, loaded)
   examples = start.load_examples(config)
   tokens = interop.tokenize(loaded.tokenizer, examples.captions)
   batch = Batch(examples.images[:8], tokens.ids[:8], examples.ids[:8])
@@ -94,12 +94,12 @@ def test_the_errors_are_those_of_the_network_on_noisy_images(setting, evaluate):
   abar = np.cumprod(1 - betas)[t]
   for column, name in enumerate(["policy_w", "policy_l"]):
     noisy = np.sqrt(abar) * batch.images[i, column] + np.sqrt(1 - abar) * noise
-    text = objective.networks.text_encoder(frozen["text_encoder"], batch.input_ids[i : i + 1])
+    text = objective.networks.text(frozen, (batch.input_ids[i : i + 1],))
     prediction = objective.networks.unet(
       trained["unet"],
       jnp.asarray(noisy, jnp.float32)[None],
       jnp.array([t]),
-      text.last_hidden_state,
+      text["encoder_hidden_states"],
     )
     wanted = np.mean((np.asarray(prediction[0], np.float64) - noise) ** 2)
     np.testing.assert_allclose(metrics[name][i], wanted, rtol=1e-4)
@@ -124,7 +124,7 @@ def test_a_loss_that_needs_a_reference_says_so_without_one(setting):
 def test_the_caption_is_replaced_where_it_is_dropped(setting):
   objective, trained, frozen, batch = setting
   always = objective._replace(caption_dropout=1.0)
-  null = batch._replace(input_ids=np.tile(objective.null_ids, (8, 1)))
+  null = batch._replace(input_ids=np.tile(objective.null_ids[0], (8, 1)))
   run = jax.jit(lambda batch: always(trained, frozen, trained, batch, 0)[1]["policy_w"])
   np.testing.assert_array_equal(run(batch), run(null))
 
