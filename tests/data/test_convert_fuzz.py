@@ -67,7 +67,6 @@ ANY = st.recursive(
 LIKELY = {
   "has_label": st.booleans(),
   "label_0": st.sampled_from([0.0, 0.5, 1.0]),
-  "label_1": st.sampled_from([0.0, 0.5, 1.0]),
   "num_example_per_prompt": st.integers(1, 3),
   "human_preference": st.sampled_from([[0, 1], [1, 0], [1, 1]]),
   "rank": st.lists(st.integers(1, 3), min_size=2, max_size=3),
@@ -80,7 +79,7 @@ LIKELY = {
   "weight": st.floats(0.1, 2),
   "chosen": st.fixed_dictionaries({"bytes": st.sampled_from(IMAGES), "path": st.none()}),
 }
-LIKELY |= dict.fromkeys(("jpg_0", "jpg_1", "rejected"), st.sampled_from(IMAGES) | corrupted())
+LIKELY |= dict.fromkeys(("jpg_0", "jpg_1", "rejected"), st.sampled_from(IMAGES))
 LIKELY |= dict.fromkeys(("path1", "path2"), st.sampled_from(["0.png", "1.png"]))
 LIKELY |= dict.fromkeys(("image_0", "image_1"), st.sampled_from(["0.png", "1.png", IMAGES[0]]))
 PATHS = st.lists(st.sampled_from(["0.png", "1.png"]), min_size=2, max_size=3)
@@ -93,6 +92,8 @@ LIKELY |= dict.fromkeys(("prompt", "caption", "id"), st.sampled_from(["a fox", "
 def row(draw, kind: str) -> dict:
   """A row of a set: likely values, up to three of them replaced by anything or left out."""
   values = {name: draw(LIKELY.get(name, st.sampled_from(["x", 3]))) for name in COLUMNS[kind]}
+  if "label_1" in values:
+    values["label_1"] = 1 - values["label_0"]
   for name in draw(st.lists(st.sampled_from(COLUMNS[kind]), max_size=3)):
     if draw(st.booleans()):
       values[name] = draw(ANY)
