@@ -5,6 +5,7 @@ drawn once for a pair: flips and crops that differed between its images would be
 nobody stated.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,8 +15,7 @@ from dmpo_jax.data import images
 from dmpo_jax.errors import InputError, unknown
 
 CROPS = ("center", "random")
-# Pillow's names of colours by channels; "L" is ITU-R 601-2 luma, (299 R + 587 G + 114 B)/1000.
-MODES = {1: "L", 3: "RGB"}
+CHANNELS = (1, 3)  # 1: ITU-R 601-2 luma, (299 R + 587 G + 114 B)/1000, Pillow's "L"
 
 
 class View(NamedTuple):
@@ -59,7 +59,7 @@ def check(*, size: int, crop: str, channels: int) -> None:
     raise InputError(f"size must be a whole number of pixels from 1 to 8192, got {size!r}")
   if crop not in CROPS:
     raise unknown("crop", crop, CROPS)
-  if channels not in MODES:
+  if channels not in CHANNELS:
     raise InputError(
       f"the pipeline takes images of {channels} channels; pairs can be read as 3 (RGB) or 1 (grey)"
     )
@@ -77,28 +77,51 @@ def look(
     channels: 3, or 1: luma.
 
   Returns:
-    pixels: float32 `[size, size, channels]` in [-1, 1].
+    pixels: uint8 `[size, size, channels]`.
     place: (original height, original width, crop top, crop left); the crop is counted in pixels of
       the scaled image as it is seen.
 
   Raises:
     UndecodableError: The bytes are no whole image of that kind.
   """
-  image = Image.fromarray(images.decode(encoded)).convert(MODES[channels])
-  width, height = image.size
+  pixels = images.decode(encoded)  # [H, W, 3]
+  height, width = pixels.shape[:2]
   scale = size / min(width, height)
   wide, high = (max(size, round(side * scale)) for side in (width, height))
   top, left = _begin(view.top, high - size), _begin(view.left, wide - size)
   start = wide - size - left if view.flip else left  # in the image as it is stored
-  # Only the square is computed, so that an extreme format takes no more memory than any other. The
-  # filter ends at the square's border as it does at the image's.
-  x, y = width / wide, height / high
-  box = (start * x, top * y, min((start + size) * x, width), min((top + size) * y, height))
-  square = image.resize((size, size), Image.Resampling.LANCZOS, box=box)
-  pixels = np.asarray(square, np.float32).reshape(size, size, channels)
-  if view.flip:
-    pixels = pixels[:, ::-1]
-  return pixels / np.float32(127.5) - np.float32(1), (height, width, top, left)
+  if (high, wide, channels) == (height, width, 3):  # nothing to scale: spares three copies
+    pixels = pixels[top : top + size, start : start + size]
+  else:
+    # Only the square is computed, so that an extreme format takes no more memory than any other.
+    # The filter ends at the square's border as it does at the image's.
+    x, y = width / wide, height / high
+    box = (start * x, top * y, min((start + size) * x, width), min((top + size) * y, height))
+    image = Image.fromarray(pixels)
+    image = image.convert("L") if channels == 1 else image
+    square = image.resize((size, size), Image.Resampling.LANCZOS, box=box)
+    pixels = np.asarray(square).reshape(size, size, channels)
+  return pixels[:, ::-1] if view.flip else pixels, (height, width, top, left)
+
+
+def stack(pairs: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
+  """A batch of what `look` gave, as networks take it.
+
+      x = value / 127.5 - 1
+
+  Args:
+    pairs: P times two images, uint8 `[H, W, C]`.
+
+  Returns:
+    float32 `[P, 2, H, W, C]` in [-1, 1].
+  """
+  # One pass over memory that is written once: more of them cost as much as decoding a JPEG.
+  out = np.empty((len(pairs), 2, *pairs[0][0].shape), np.float32)
+  for pair, target in zip(pairs, out, strict=True):
+    for pixels, place in zip(pair, target, strict=True):
+      np.divide(pixels, np.float32(127.5), out=place)
+      np.subtract(place, np.float32(1), out=place)
+  return out
 
 
 def _begin(place: float | None, room: int) -> int:

@@ -168,7 +168,7 @@ class StoredPairs:
 class _Example(NamedTuple):
   """A decoded pair; fields as the columns of `StoredLoader`."""
 
-  images: np.ndarray
+  images: tuple[np.ndarray, np.ndarray]
   caption: str
   example_id: int
   label: float
@@ -199,7 +199,7 @@ class _Examples:
       raise self.folder.damaged(row, error) from error
     swap = -1 if pair.p0 < 0.5 else 1
     return _Example(
-      images=np.stack([pixels for pixels, _ in seen[::swap]]),  # [2, H, W, C]
+      images=tuple(pixels for pixels, _ in seen[::swap]),
       caption=pair.prompt,
       example_id=example_id,
       label=max(pair.p0, 1 - pair.p0),
@@ -232,12 +232,12 @@ class StoredLoader:
     sources = [_Examples(pairs, i, seed, channels) for i in range(len(pairs.folders))]
     mixed = [grain.MapDataset.source(source) for source in sources]
     self.examples = grain.MapDataset.mix(mixed, pairs.weights) if len(mixed) > 1 else mixed[0]
-    found = np.concatenate([folder.index for folder in pairs.folders])
     longest = max(ids.shape[1] for ids in tokenize([""])[0].values())
-    self.truncated = int(np.count_nonzero(found["tokens"] > longest))
+    found = [folder.index for folder in pairs.folders]
+    self.truncated = sum(int(np.count_nonzero(f["tokens"] > longest)) for f in found)
     self.columns = {
-      "label": not np.isin(found["p0"], (0, 1)).all(),
-      "weight": not (found["weight"] == 1).all(),
+      "label": any(((f["p0"] > 0) & (f["p0"] < 1)).any() for f in found),
+      "weight": any((f["weight"] != 1).any() for f in found),
       "time_ids": pairs.time_ids,
     }
 
@@ -260,7 +260,7 @@ class StoredLoader:
 
   def _batch(self, examples: Sequence[_Example]) -> dict[str, np.ndarray]:
     column = {name: [getattr(e, name) for e in examples] for name in _Example._fields}
-    batch = {"images": np.stack(column["images"]), **self.tokenize(column["caption"])[0]}
+    batch = {"images": augment.stack(column["images"]), **self.tokenize(column["caption"])[0]}
     batch["example_id"] = np.array(column["example_id"], np.uint32)
     for name, there in self.columns.items():
       if there:
