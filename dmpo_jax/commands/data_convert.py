@@ -38,13 +38,28 @@ import argparse
 import os
 import pathlib
 
+# Written here too, as help that imports the data's packages would take seconds; the first choice is
+# the default.
+KINDS = ("pickapic", "hpdv2", "hpdv3", "imagerewarddb", "open-image-preferences", "pairs")
+CHOICES = {
+  "ties": (("soft", "drop"), "soft keeps them with p0 = 0.5"),
+  "labels": (
+    ("soft", "votes", "hard"),
+    "soft: the set's probabilities; votes: shares of votes; hard: 0 or 1",
+  ),
+  "unlabelled": (("stop", "drop"), "rows that nobody judged"),
+  "long_captions": (("keep", "drop"), "captions of more than 77 CLIP tokens"),
+  "size_mismatch": (("keep", "drop"), "pairs whose images differ in size"),
+  "duplicates": (
+    ("keep", "drop"),
+    "same caption, images, label and judge as an earlier pair, under another id",
+  ),
+  "on_bad_row": (("stop", "skip"), "rows that cannot be used; skip lists them in bad_rows.jsonl"),
+}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Declares the command's options."""
-  from dmpo_jax.data.convert_options import CHOICES, Options
-  from dmpo_jax.data.sources import KINDS
-
-  default = Options()
   parser.add_argument("source", choices=KINDS, help="kind of data")
   parser.add_argument("path", type=pathlib.Path, help="folder of the data, or one table")
   parser.add_argument("--out", required=True, type=pathlib.Path, help="folder to write")
@@ -59,22 +74,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     default="train=1",
     help="share of the prompts by split: train=0.98,validation=0.02 (default: train=1)",
   )
-  parser.add_argument("--split-salt", default=default.split_salt, help="another one divides anew")
-  help_of = {
-    "ties": "soft keeps them with p0 = 0.5",
-    "labels": "soft: the set's probabilities; votes: shares of votes; hard: 0 or 1",
-    "unlabelled": "rows that nobody judged",
-    "long_captions": "captions of more than 77 CLIP tokens",
-    "size_mismatch": "pairs whose images differ in size",
-    "duplicates": "same caption, images, label and judge as an earlier pair, under another id",
-    "on_bad_row": "rows that cannot be used; skip lists them in bad_rows.jsonl",
-  }
-  for name, choices in CHOICES.items():
+  parser.add_argument("--split-salt", default="split", help="another one divides anew")
+  for name, (choices, meaning) in CHOICES.items():
     parser.add_argument(
       f"--{name.replace('_', '-')}",
       choices=choices,
-      default=getattr(default, name),
-      help=f"{help_of[name]} (default: {getattr(default, name)})",
+      default=choices[0],
+      help=f"{meaning} (default: {choices[0]})",
     )
   parser.add_argument(
     "--tokenizer",
@@ -84,13 +90,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--score-temperature",
     type=float,
-    default=default.score_temperature,
+    default=1.0,
     help="p0 = sigmoid((score_0 - score_1) / this) (default: 1)",
   )
   parser.add_argument(
     "--rows-per-shard",
     type=int,
-    default=default.rows_per_shard,
+    default=1000,
     help="rows of the source in an output file, about (default: 1000)",
   )
   parser.add_argument(

@@ -1,5 +1,6 @@
 """`dmpo-jax data convert` as a user meets it: one command, killed, at size, on real data."""
 
+import argparse
 import os
 import pathlib
 import signal
@@ -12,8 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from dmpo_jax.commands import data_convert
 from dmpo_jax.commands.main import main
-from dmpo_jax.data import builder, images
+from dmpo_jax.data import builder, convert_options, images, sources
 from tests.data import sets
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
@@ -56,6 +58,17 @@ def test_the_help_shows_ones_own_pairs_and_every_source(capsys):
   assert "dmpo-jax data convert pairs my/pairs.csv --out data/mine" in shown
   for kind in ("pickapic", "hpdv2", "hpdv3", "imagerewarddb", "open-image-preferences"):
     assert f"data convert {kind} " in shown
+
+
+def test_the_commands_choices_and_defaults_are_those_of_a_conversion():
+  assert data_convert.KINDS == sources.KINDS
+  assert {n: c for n, (c, _) in data_convert.CHOICES.items()} == convert_options.CHOICES
+  parser = argparse.ArgumentParser()
+  data_convert.add_arguments(parser)
+  found = vars(parser.parse_args(["pairs", "x", "--out=y"]))
+  default = convert_options.Options()._asdict()
+  found["splits"] = data_convert.read_splits(found["splits"])
+  assert {name: found[name] for name in default} == default
 
 
 def test_a_bad_row_is_one_message_and_status_two(tmp_path, capsys):
