@@ -109,3 +109,25 @@ def test_labels_and_weights_that_cannot_be_used_are_named(change, message):
 def test_single_images_take_no_labels():
   with pytest.raises(InputError, match="single images"):
     examples(images=np.zeros((3, 1, 2, 2, 1), np.float32), labels=ROWS)
+
+
+def test_captions_become_tokens_once_and_every_row_keeps_its_own():
+  calls = []
+
+  def tokenize(captions):
+    calls.append(captions)
+    return {"ids": np.array([[len(c)] for c in captions], np.int32)}, 1
+
+  data = examples(captions=["a", "bb", "ccc"], weights=ROWS)
+  loader = data.loader(tokenize, channels=data.images.shape[-1], batch_size=3, seed=0)
+  batch = [loader[step] for step in range(3)][-1]
+  assert (len(calls), loader.truncated) == (1, 1)
+  rows = [data.ids.tolist().index(i) for i in batch["example_id"]]
+  np.testing.assert_array_equal(batch["ids"][:, 0], np.array(rows) + 1)
+  np.testing.assert_array_equal(batch["weight"], data.weights[rows])
+
+
+def test_images_of_other_channels_than_the_pipelines_are_refused():
+  data = examples()
+  with pytest.raises(InputError, match="takes images of 7 channels"):
+    data.loader(lambda captions: ({}, 0), channels=7, batch_size=1, seed=0)

@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 import pytest
 
-from dmpo_jax.data import builder, convert, datasets, sources
+from dmpo_jax.data import builder, convert, datasets, index, sources
 from dmpo_jax.data.convert_options import Options
 from dmpo_jax.data.convert_piece import RecordWriter
 from dmpo_jax.errors import InputError
@@ -318,3 +318,19 @@ def test_a_split_of_ties_alone_is_refused_where_ties_are_dropped(tmp_path):
 def test_shares_that_make_no_mixture_are_refused(folder, certain, weights):
   with pytest.raises(InputError, match="weights"):
     datasets.mixture(folders=(folder, certain), weights=weights, size=SIZE)
+
+
+def test_the_index_is_that_of_the_records_left_in_each_split(tmp_path):
+  rows = [row(i) for i in range(10)]
+  rows[6] = rows[1] | {"ranking_id": 6}  # the same pair again
+  sets.pickapic(tmp_path / "source/train-0.parquet", rows)
+  source = sources.find("pickapic", tmp_path / "source")
+  options = Options(rows_per_shard=3, duplicates="drop", splits={"train": 0.5, "test": 0.5})
+  report = convert.convert(source, tmp_path / "out", options)
+  assert report["kept"] == 9
+  for split in ("train", "test"):
+    pairs = builder.PairSource(tmp_path / "out", split)
+    found = index.read(tmp_path / "out", split, len(pairs))
+    for name in ("p0", "weight"):
+      wanted = np.float32([getattr(pairs[i], name) for i in range(len(pairs))])
+      np.testing.assert_array_equal(found[name], wanted)
