@@ -186,6 +186,8 @@ class _Run:
     bar = tqdm(
       total=total, initial=begun, desc=self.workdir.name, unit="step", disable=not show_progress
     )
+    if show_progress and self.loader.truncated:
+      bar.write(f"{self.loader.truncated} captions are longer than the context and are cut")
     bar.set_postfix_str("compiling")
     step = lowered.compile()
     bar.unpause()
