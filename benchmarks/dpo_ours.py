@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from dmpo_jax import interop
-from dmpo_jax.training.objective import Batch
+from dmpo_jax.training.batch import Batch
 from dmpo_jax.training.step import compile_step, initial_state, make_mesh, make_optimizer, make_step
 
 

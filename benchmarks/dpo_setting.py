@@ -9,8 +9,9 @@ from ml_collections import ConfigDict
 from dmpo_jax import interop
 from dmpo_jax.configs import digits_reference
 from dmpo_jax.training import start
+from dmpo_jax.training.batch import Batch, draw
 from dmpo_jax.training.config import default
-from dmpo_jax.training.objective import Batch, Objective, draw
+from dmpo_jax.training.objective import Objective
 
 CAPTIONS = [f"the digit {word}" for word in ("one", "two", "three", "four", "five", "six", "seven")]
 # Steps whose draws are handed to the other side, to see that both take the same step.

@@ -7,6 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from dmpo_jax.errors import InputError, unknown
+from dmpo_jax.models import lora
 
 # Sections whose keys depend on their `name`: whoever consumes them checks them.
 OPEN_SECTIONS = ("data", "loss", "model", "timesteps")
@@ -26,8 +27,18 @@ def default() -> ConfigDict:
   # Components that are trained; the others stay frozen.
   config.trained = ("unet",)
   # In which UNet and text encoders compute: float32 or bfloat16. Parameters, their average, the
-  # optimizer, errors and noise are float32 either way.
+  # optimizer, errors and noise are float32 either way. In bfloat16 beside a reference, forwards are
+  # computed again for the gradient, so that policy and reference are rounded alike.
   config.dtype = "float32"
+  # LoRA instead of whole components: W + (alpha / rank) down up; rank 0: none.
+  config.lora = ConfigDict()
+  config.lora.rank = 0
+  config.lora.alpha = 0.0
+  # By component, patterns of the layers that get one; * matches dots too.
+  config.lora.targets = ConfigDict()
+  config.lora.targets.unet = lora.ATTENTION
+  config.lora.targets.text_encoder = lora.TEXT_ATTENTION
+  config.lora.targets.text_encoder_2 = lora.TEXT_ATTENTION
   # Whether errors of the frozen starting pipeline enter the loss: what the objective needs, no more
   # and no less (dmpo-jax objectives lists it). False saves a copy of the parameters and a forward.
   config.reference = True
@@ -100,6 +111,11 @@ def check(config: ConfigDict) -> ConfigDict:
   require(config.checkpoint.every > 0, "checkpoint.every", "at least 1")
   require(config.checkpoint.keep > 0, "checkpoint.keep", "at least 1")
   require(config.dtype in ("float32", "bfloat16"), "dtype", "'float32' or 'bfloat16'")
+  require(config.lora.rank >= 0, "lora.rank", "at least 0 (0: no LoRA)")
+  if config.lora.rank:
+    require(config.lora.alpha > 0, "lora.alpha", "positive beside a rank (often the rank itself)")
+  else:
+    require(config.lora.alpha == 0, "lora.alpha", "0 without a rank; set config.lora.rank")
   require(len(config.trained) > 0, "trained", "a tuple of component names, e.g. ('unet',)")
   optimizer = config.optimizer
   require(optimizer.learning_rate > 0, "optimizer.learning_rate", "positive")

@@ -1,4 +1,4 @@
-"""From a training state to a pipeline folder."""
+"""From a training state to a pipeline folder or a LoRA file."""
 
 import contextlib
 import dataclasses
@@ -13,23 +13,53 @@ from dmpo_jax import interop
 from dmpo_jax.errors import InputError
 from dmpo_jax.training import start
 from dmpo_jax.training.checkpoint import Checkpoints
+from dmpo_jax.training.config import default
+from dmpo_jax.training.objective import Params, adapt
 from dmpo_jax.training.step import State, initial_state, make_optimizer
+
+# Where a run leaves its LoRA; the file's name is the one that diffusers looks for.
+LORA_FILE = pathlib.Path("lora") / "pytorch_lora_weights.safetensors"
 
 
 def save_trained(
-  folder: pathlib.Path, pipeline: interop.Pipeline, state: State, **options: Any
+  folder: pathlib.Path,
+  config: ConfigDict,
+  pipeline: interop.Pipeline,
+  state: State,
+  **options: Any,
 ) -> None:
-  """Writes a pipeline with a state's trained components: their average where there is one.
+  """Writes a pipeline with what a state trained: its average where there is one, LoRAs merged.
 
   Args:
     folder: Where the pipeline is written.
+    config: The run's.
     pipeline: The one that the run started from.
-    state: The state whose parameters replace the pipeline's.
+    state: The state whose parameters replace the pipeline's, or change them.
     **options: Those of `interop.save_pipeline`.
   """
-  trained = jax.device_get(state.params if state.ema is None else state.ema)
-  params = {**pipeline.params, **trained}
+  trained = _trained(state)
+  if config.lora.rank:
+    params = adapt(pipeline.params, trained, alpha=config.lora.alpha)
+  else:
+    params = {**pipeline.params, **trained}
+  params = jax.device_get(params)
   interop.save_pipeline(folder, dataclasses.replace(pipeline, params=params), **options)
+
+
+def save_lora(
+  file: pathlib.Path, config: ConfigDict, pipeline: interop.Pipeline, state: State
+) -> None:
+  """Writes the LoRA that a state trained, its average where there is one; see `interop.save_lora`.
+
+  Args:
+    file: The target, called *.safetensors.
+    config: The run's.
+    pipeline: The one that the run started from.
+    state: The state with the LoRA.
+  """
+  params = _trained(state)
+  alphas = dict.fromkeys(params, config.lora.alpha)
+  interop.save_lora(file, interop.Lora(params, alphas), pipeline.params)
 
 
 def export(
@@ -39,7 +69,7 @@ def export(
 
   Args:
     workdir: The directory of the run.
-    folder: Where the pipeline is written.
+    folder: Where the pipeline is written; a LoRA is merged into it.
     average: Whether to take the moving average, where the run keeps one.
     **options: Those of `interop.save_pipeline`: dtype, max_shard_size, variant.
 
@@ -50,13 +80,53 @@ def export(
     InputError: The directory holds no run or no checkpoint, the checkpoint cannot be read, or an
       option is not valid.
   """
+  config = _config(workdir)
+  step, pipeline, state = _read(workdir, config, average)
+  save_trained(folder, config, pipeline, state, **options)
+  return step
+
+
+def export_lora(workdir: pathlib.Path, file: pathlib.Path, *, average: bool = True) -> int:
+  """Writes the LoRA of a run's last checkpoint as a file for diffusers.
+
+  Args:
+    workdir: The directory of the run.
+    file: The target, called *.safetensors.
+    average: Whether to take the moving average, where the run keeps one.
+
+  Returns:
+    The step of the checkpoint.
+
+  Raises:
+    InputError: As for `export`, or the run trains whole networks.
+  """
+  config = _config(workdir)
+  if not config.lora.rank:
+    raise InputError(f"{workdir} trains whole networks, no LoRA: export its pipeline")
+  step, pipeline, state = _read(workdir, config, average)
+  save_lora(file, config, pipeline, state)
+  return step
+
+
+def _trained(state: State) -> Params:
+  return jax.device_get(state.params if state.ema is None else state.ema)
+
+
+def _config(workdir: pathlib.Path) -> ConfigDict:
+  """The config of a run; keys that it is too old to have are at their defaults."""
   path = workdir / "run.json"
   if not path.is_file():
     raise InputError(f"{workdir} is no directory of a run: it has no run.json")
-  config = ConfigDict(json.loads(path.read_text())["config"])
+  return ConfigDict({**default().to_dict(), **json.loads(path.read_text())["config"]})
+
+
+def _read(
+  workdir: pathlib.Path, config: ConfigDict, average: bool
+) -> tuple[int, interop.Pipeline, State]:
+  """The last checkpoint's step, the pipeline that the run started from, and the state."""
   captions = [] if config.pipeline else start.load_examples(config).captions
   pipeline = start.load_pipeline(config, captions)
-  trained = {name: pipeline.params[name] for name in config.trained}
+  trained, *_ = start.split_params(config, pipeline)
   optimizer = make_optimizer(config.optimizer)
   checkpoints = Checkpoints(workdir / "checkpoints", keep=None, read_only=True)
   with contextlib.closing(checkpoints):
@@ -65,5 +135,4 @@ def export(
       raise InputError(f"{workdir} holds no checkpoint yet")
     like = initial_state(trained, optimizer, ema=config.ema_decay > 0)
     state = State(*checkpoints.restore(step, like)[0])
-  save_trained(folder, pipeline, state if average else state._replace(ema=None), **options)
-  return step
+  return step, pipeline, state if average else state._replace(ema=None)

@@ -18,10 +18,10 @@ from ml_collections import ConfigDict
 from dmpo_jax.errors import InputError
 from dmpo_jax.training import config as configs
 from dmpo_jax.training import start
+from dmpo_jax.training.batch import Batch
 from dmpo_jax.training.checkpoint import Checkpoints, checksums, claim, write_whole
-from dmpo_jax.training.export import save_trained
+from dmpo_jax.training.export import LORA_FILE, save_lora, save_trained
 from dmpo_jax.training.metrics import MetricsWriter
-from dmpo_jax.training.objective import Batch
 from dmpo_jax.training.step import (
   State,
   compile_step,
@@ -66,7 +66,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, show_progress: bool = Tr
   Args:
     config: See `dmpo_jax.training.config.default`.
     workdir: Directory of this run alone: run.json, checkpoints/, metrics.jsonl, tensorboard/, and
-      at the end pipeline/ and summary.json.
+      at the end pipeline/, with LoRA lora/ too, and summary.json.
     show_progress: Whether to draw a progress bar.
 
   Returns:
@@ -104,7 +104,7 @@ class _Run:
     self.workdir, self.identity = workdir, identity
     if (workdir / "run.json").exists():
       claim(workdir, identity)
-    self.trained, self.frozen = start.split_params(config, pipeline)
+    self.trained, self.frozen, self.reference = start.split_params(config, pipeline)
     objective = start.make_objective(config, pipeline)
     optimizer = make_optimizer(config.optimizer)
     self.mesh = make_mesh(config.num_devices)
@@ -143,7 +143,9 @@ class _Run:
         if begun < total:
           state, compiled = self._steps(state, begun, checkpoints, show_progress)
       ended = time.perf_counter()
-      save_trained(self.workdir / "pipeline", self.pipeline, state)
+      save_trained(self.workdir / "pipeline", self.config, self.pipeline, state)
+      if self.config.lora.rank:
+        save_lora(self.workdir / LORA_FILE, self.config, self.pipeline, state)
     result = Result(
       pipeline=self.workdir / "pipeline",
       steps=total,
@@ -178,7 +180,7 @@ class _Run:
 
     total, every = self.config.num_steps, self.config.checkpoint.every
     frozen = jax.device_put(self.frozen, self.everywhere)
-    reference = jax.device_put(self.trained, self.everywhere) if self.config.reference else None
+    reference = jax.device_put(self.reference, self.everywhere)
     # Shapes, fields and hyperparameters are checked while it is traced, before anything compiles
     # and before the work directory belongs to this run.
     lowered = self.step.lower(state, frozen, reference, jax.device_put(self.batch(0), self.split))

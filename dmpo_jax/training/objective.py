@@ -8,38 +8,11 @@ import jax.numpy as jnp
 
 from dmpo_jax import diffusion, losses, models
 from dmpo_jax.sampling.prompts import Conditioning, size_ids
+from dmpo_jax.training.batch import Batch, Draws, draw, draw_encodings
 
 Params = Mapping[str, Any]
 # (errors) or (errors, residuals), as its facts say -> (loss [examples], diagnostics)
 Loss = Callable[..., tuple[jax.Array, losses.Diagnostics]]
-
-
-class Batch(NamedTuple):
-  """Examples of one step; the first axis is the one that devices share.
-
-  Attributes:
-    images: float32 `[examples, images, H, W, C]` in [-1, 1]; two images are (preferred, rejected),
-      one is an image without preference.
-    input_ids: int32 `[examples, L]`, the caption's tokens.
-    example_id: uint32 `[examples]`, the identity that random draws derive from.
-    label: float32 `[examples]` in [0, 1], probability that the first image of a pair is the
-      preferred one; None: it is.
-    weight: float32 `[examples]`, >= 0, what the loss of an example is multiplied by; None: 1.
-      Nothing divides by the sum of the weights: twice the weights are twice the loss.
-    input_ids_2: int32 `[examples, L]`, the caption's tokens for the second text encoder, where
-      there is one.
-    time_ids: float32 `[examples, 6]`, what a UNet that is told sizes (SDXL) hears: height and width
-      of the original images, top and left of the crop, height and width they were scaled for, in
-      pixels; None: (H, W, 0, 0, H, W). Other UNets do not look at it.
-  """
-
-  images: jax.Array
-  input_ids: jax.Array
-  example_id: jax.Array
-  label: jax.Array | None = None
-  weight: jax.Array | None = None
-  input_ids_2: jax.Array | None = None
-  time_ids: jax.Array | None = None
 
 
 class Networks(NamedTuple):
@@ -59,75 +32,6 @@ class Networks(NamedTuple):
   text: Callable[[Params, tuple[jax.Array, ...]], Conditioning]
   moments: Callable[[Params, jax.Array], models.Moments] | None = None
   scale: Callable[[jax.Array], jax.Array] | None = None
-
-
-class Draws(NamedTuple):
-  """The random quantities of a batch; an example's images share all of them.
-
-  Attributes:
-    timesteps: int32 `[examples]`.
-    noise: float32 `[examples, H, W, C]`, standard normal.
-    dropped: bool `[examples]`, whether the caption is replaced by the empty one.
-  """
-
-  timesteps: jax.Array
-  noise: jax.Array
-  dropped: jax.Array
-
-
-def draw(
-  seed: int, step: jax.Array, batch: Batch, timesteps: Callable, caption_dropout: float
-) -> Draws:
-  """Timestep, noise and caption dropout of each example, from (seed, step, example id) alone.
-
-  They do not depend on an example's place in the batch, on the number of devices, or on when the
-  run was resumed. Only a stratified timestep sampler looks at the batch as a whole.
-
-  Args:
-    seed: The run's seed.
-    step: int32 scalar.
-    batch: The examples.
-    timesteps: `(step key, example keys [examples]) -> int32 [examples]`.
-    caption_dropout: Probability of dropping a caption.
-
-  Returns:
-    `Draws`.
-  """
-  step_key, keys = _keys(seed, step, batch)
-  shape = batch.images.shape[2:]
-  return Draws(
-    timesteps=timesteps(step_key, keys[:, 0]),
-    noise=jax.vmap(lambda key: jax.random.normal(key, shape))(keys[:, 1]),
-    dropped=jax.vmap(lambda key: jax.random.bernoulli(key, caption_dropout))(keys[:, 2]),
-  )
-
-
-def draw_encodings(seed: int, step: jax.Array, batch: Batch, shape: tuple[int, ...]) -> jax.Array:
-  """The noise by which latents are drawn around their means, of each image by itself.
-
-  Args:
-    seed: The run's seed.
-    step: int32 scalar.
-    batch: The examples.
-    shape: Of one image's latents, (h, w, Z).
-
-  Returns:
-    float32 `[examples, images, h, w, Z]`, standard normal; independent of what `draw` returns.
-  """
-  _, keys = _keys(seed, step, batch)
-
-  count = batch.images.shape[1]
-  folded = [jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(keys[:, 3]) for i in range(count)]
-  each = jnp.stack(folded, axis=1).reshape(-1)  # [examples * images]
-  noise = jax.vmap(lambda key: jax.random.normal(key, shape))(each)
-  return noise.reshape(-1, count, *shape)
-
-
-def _keys(seed: int, step: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
-  """The step's key, and four keys for each example `[examples, 4]`."""
-  step_key = jax.random.fold_in(jax.random.key(seed), step)
-  folded = jax.vmap(lambda i: jax.random.fold_in(step_key, i))(batch.example_id)
-  return step_key, jax.vmap(lambda key: jax.random.split(key, 4))(folded)
 
 
 def encode_images(
@@ -246,8 +150,27 @@ def pair_up(kind: type, policy: jax.Array, reference: jax.Array | None) -> Named
   )
 
 
+def replace(frozen: Params, trained: Params) -> Params:
+  """All components' parameters, where whole components are trained."""
+  return {**frozen, **trained}
+
+
+def adapt(frozen: Params, trained: Params, *, alpha: float) -> Params:
+  """All components' parameters, where LoRAs of some are trained; see `models.lora.merge`."""
+  merged = {
+    name: models.lora.merge(frozen[name], lora, alpha=alpha) for name, lora in trained.items()
+  }
+  return {**frozen, **merged}
+
+
 class Objective(NamedTuple):
-  """All that fixes the loss of a batch but parameters, batch and step; see `image_errors`."""
+  """All that fixes the loss of a batch but parameters, batch and step; see `image_errors`.
+
+  With `recompute` a forward is computed again for its gradient. Then nothing of the first one is
+  kept, the compiler makes the same program of it for policy and reference, and where the two are
+  equal so are their errors, in bfloat16 too. Otherwise single roundings differ, which in a tiny
+  network at beta 5000 moved a logit by more than 1.
+  """
 
   networks: Networks
   schedule: diffusion.Schedule
@@ -256,6 +179,8 @@ class Objective(NamedTuple):
   caption_dropout: float
   seed: int
   null_ids: tuple[jax.Array, ...] | None
+  combine: Callable[[Params, Params], Params] = replace
+  recompute: bool = False
 
   def __call__(
     self, trained: Params, frozen: Params, reference: Params | None, batch: Batch, step: jax.Array
@@ -263,9 +188,10 @@ class Objective(NamedTuple):
     """The loss of each example, and what is worth watching.
 
     Args:
-      trained: Parameters of the components that are trained.
-      frozen: Parameters of the others.
-      reference: Frozen copies of the trained components, or None for a loss without reference.
+      trained: What is trained: whole components, or LoRAs of some.
+      frozen: Parameters of the other components, of all of them with LoRA.
+      reference: What the reference has in the place of the frozen components: copies of the trained
+        ones, or nothing ({}) with LoRA; None for a loss without reference.
       batch: The examples.
       step: int32 scalar.
 
@@ -278,15 +204,16 @@ class Objective(NamedTuple):
     if batch.time_ids is None:
       sizes = jnp.asarray(size_ids(batch.images.shape[2:4]))
       batch = batch._replace(time_ids=jnp.tile(sizes, (batch.images.shape[0], 1)))
-    batch = encode_images(self.networks, {**trained, **frozen}, batch, self.seed, step)
+    batch = encode_images(self.networks, frozen, batch, self.seed, step)
     draws = draw(self.seed, step, batch, self.timesteps, self.caption_dropout)
 
     def evaluate(params: Params) -> tuple[jax.Array, jax.Array]:
-      everything = {**frozen, **params}
-      return image_errors(self.networks, self.schedule, everything, batch, draws, self.null_ids)
+      return image_errors(self.networks, self.schedule, params, batch, draws, self.null_ids)
 
-    policy = evaluate(trained)
-    frozen_policy = (None, None) if reference is None else evaluate(reference)
+    if self.recompute:
+      evaluate = jax.checkpoint(evaluate)
+    policy = evaluate(self.combine(frozen, trained))
+    frozen_policy = (None, None) if reference is None else evaluate({**frozen, **reference})
     pairs = pair_up(losses.PairErrors, policy[0], frozen_policy[0])
     inputs = (pairs,)
     if losses.facts(self.loss).residuals:

@@ -11,9 +11,10 @@ from ml_collections import ConfigDict
 
 from dmpo_jax import data, diffusion, interop, losses, models
 from dmpo_jax.errors import InputError, unknown
+from dmpo_jax.interop.pipeline import NETWORKS
 from dmpo_jax.sampling import prompts
 from dmpo_jax.training import config as configs
-from dmpo_jax.training.objective import Loss, Networks, Objective, Params
+from dmpo_jax.training.objective import Loss, Networks, Objective, Params, adapt, replace
 
 
 def load_examples(config: ConfigDict) -> data.Examples | data.StoredPairs:
@@ -205,17 +206,24 @@ def make_objective(config: ConfigDict, pipeline: interop.Pipeline) -> Objective:
     caption_dropout=config.caption_dropout,
     seed=config.seed,
     null_ids=None if len(null_ids) == 2 and zeros else null_ids,
+    combine=functools.partial(adapt, alpha=config.lora.alpha) if config.lora.rank else replace,
+    recompute=config.reference and config.dtype != "float32",
   )
 
 
-def split_params(config: ConfigDict, pipeline: interop.Pipeline) -> tuple[Params, Params]:
-  """The components that a config trains, and the others.
+def split_params(
+  config: ConfigDict, pipeline: interop.Pipeline
+) -> tuple[Params, Params, Params | None]:
+  """What a config trains, what stays as it is, and the reference.
 
   Returns:
-    (trained, frozen), each component -> parameter tree.
+    (trained, frozen, reference), each component -> tree, as `Objective` takes them. With LoRA the
+    trained trees are LoRAs that change nothing yet, and all networks are frozen. Arrays are the
+    pipeline's own.
 
   Raises:
-    InputError: A component that is to be trained is not there, or is the autoencoder.
+    InputError: A component that is to be trained is not there, or is the autoencoder, or no LoRA
+      can be made for it.
   """
   for name in config.trained:
     if name == "vae":
@@ -226,4 +234,12 @@ def split_params(config: ConfigDict, pipeline: interop.Pipeline) -> tuple[Params
     if name not in pipeline.params:
       raise unknown("component in config.trained", name, set(pipeline.params) - {"vae"})
   trained = {name: pipeline.params[name] for name in config.trained}
-  return trained, {k: v for k, v in pipeline.params.items() if k not in trained}
+  if not config.lora.rank:
+    frozen = {name: tree for name, tree in pipeline.params.items() if name not in trained}
+    return trained, frozen, trained if config.reference else None
+  root, adapted = jax.random.key(config.seed), {}
+  for name, base in trained.items():
+    key = jax.random.fold_in(root, NETWORKS.index(name))
+    targets = config.lora.targets[name]
+    adapted[name] = models.lora.init(key, base, targets=targets, rank=config.lora.rank)
+  return adapted, pipeline.params, {} if config.reference else None

@@ -9,7 +9,8 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dmpo_jax.models import trees
-from dmpo_jax.training.objective import Batch, Params
+from dmpo_jax.training.batch import Batch
+from dmpo_jax.training.objective import Params
 
 Objective = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
 

@@ -11,8 +11,9 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from dmpo_jax import data, interop
 from dmpo_jax.training import start
+from dmpo_jax.training.batch import Batch
 from dmpo_jax.training.config import default
-from dmpo_jax.training.objective import Batch, Objective
+from dmpo_jax.training.objective import Objective
 from tests.interop import tiny
 
 CAPTIONS = ["the digit seven", "one", "seven seven", "the one", "digit", "the digit one"]
@@ -79,7 +80,7 @@ def setting(kind: str, folder) -> Setting:
   write(kind, folder)
   rng = np.random.default_rng(1)
   pipeline = start.load_pipeline(config(folder), [])
-  reference, frozen = start.split_params(config(folder), pipeline)
+  reference, frozen, _ = start.split_params(config(folder), pipeline)
   trained = jax.tree.map(
     lambda x: x + 0.01 * rng.normal(size=x.shape).astype(np.float32), reference
   )

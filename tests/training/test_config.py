@@ -4,13 +4,13 @@ import pytest
 
 from dmpo_jax import losses
 from dmpo_jax.commands.config_file import load_config
-from dmpo_jax.configs import digits_dmpo, digits_reference
+from dmpo_jax.configs import digits_dmpo, digits_reference, sd15_dmpo
 from dmpo_jax.training.config import check, select
 
 DMPO = digits_dmpo.__file__
 
 
-@pytest.mark.parametrize("module", [digits_dmpo, digits_reference])
+@pytest.mark.parametrize("module", [digits_dmpo, digits_reference, sd15_dmpo])
 def test_the_projects_configs_pass_the_check(module):
   check(module.get_config())
 
@@ -75,6 +75,7 @@ def test_a_missing_key_is_named():
     ("optimizer.learning_rate", 0.0),
     ("optimizer.clip_norm", -1.0),
     ("checkpoint.every", 0),
+    ("dtype", "float16"),
   ],
 )
 def test_a_number_out_of_range_is_named(key, value):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dmpo_jax.training import start
-from dmpo_jax.training.objective import Batch, draw, draw_encodings
+from dmpo_jax.training.batch import Batch, draw, draw_encodings
 from dmpo_jax.training.step import initial_state, make_optimizer, make_step
 from tests.training import latents
 
@@ -137,12 +137,18 @@ def half(settings):
   config.dtype = "bfloat16"
   objective = start.make_objective(config, s.pipeline)
 
-  def total(trained, step):
+  def total(unet, step):
+    trained = {**s.reference, "unet": unet}
     loss, found = objective(trained, s.frozen, s.reference, s.batch, step)
     return loss.mean(), found
 
   run = jax.jit(jax.value_and_grad(total, has_aux=True), compiler_options=QUICK)
-  return objective, lambda step: run(s.reference, step)[0][1]
+  return objective, lambda step: run(s.reference["unet"], step)[0][1]
+
+
+def test_in_bfloat16_the_logit_at_step_zero_is_below_rounding_at_beta_5000(half):
+  # One rounding that differs, in one of these 48 pairs, is enough to fail.
+  assert np.std([half[1](np.int32(step))["logit"] for step in range(8)]) < 0.05
 
 
 def test_in_bfloat16_the_errors_are_those_of_float32_rounded(half, settings, metrics):

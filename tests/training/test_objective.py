@@ -16,8 +16,8 @@ from dmpo_jax import configs as folder
 from dmpo_jax import data, interop, losses
 from dmpo_jax.training import config as checks
 from dmpo_jax.training import metrics, start
+from dmpo_jax.training.batch import Batch
 from dmpo_jax.training.loop import train
-from dmpo_jax.training.objective import Batch
 from dmpo_jax.training.step import initial_state, make_mesh, make_optimizer, make_step
 from tests.training.tiny import smallest_config
 

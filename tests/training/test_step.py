@@ -10,7 +10,8 @@ import pytest
 
 from dmpo_jax import interop, losses
 from dmpo_jax.training import start
-from dmpo_jax.training.objective import Batch, draw, pair_up
+from dmpo_jax.training.batch import Batch, draw
+from dmpo_jax.training.objective import pair_up
 from dmpo_jax.training.step import compile_step, initial_state, make_mesh, make_optimizer, make_step
 from tests.training.tiny import pairs_config
 

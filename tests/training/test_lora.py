@@ -1,0 +1,131 @@
+"""Runs that train LoRAs: what moves, what they leave behind, and what is refused."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from dmpo_jax import interop
+from dmpo_jax.commands.main import main
+from dmpo_jax.models import trees
+from dmpo_jax.training import start
+from dmpo_jax.training.batch import Batch
+from dmpo_jax.training.config import check
+from dmpo_jax.training.loop import train
+from dmpo_jax.training.metrics import read
+from dmpo_jax.training.step import compile_step, initial_state, make_mesh, make_optimizer, make_step
+from tests.training.tiny import pairs_config, smallest_config
+
+COMPONENTS = ("unet", "text_encoder")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+  """Folder of a random pipeline that denoises pixels."""
+  folder = tmp_path_factory.mktemp("base") / "pipeline"
+  interop.save_pipeline(folder, start.load_pipeline(smallest_config(), ["the digit seven"]))
+  return folder
+
+
+def _config(base, steps=4):
+  config = pairs_config(base)
+  config.trained = COMPONENTS
+  config.lora.rank, config.lora.alpha = 2, 4.0
+  config.num_steps, config.optimizer.learning_rate = steps, 1e-2
+  return config
+
+
+@pytest.fixture(scope="module")
+def run(base, tmp_path_factory):
+  """Work directory of four steps with LoRAs of UNet and text encoder."""
+  workdir = tmp_path_factory.mktemp("lora")
+  train(_config(base), workdir, show_progress=False)
+  return workdir
+
+
+def _flat(folder, name):
+  return trees.flatten(interop.load_pipeline(folder).params[name])
+
+
+def _file(workdir):
+  return workdir / "lora" / "pytorch_lora_weights.safetensors"
+
+
+@pytest.mark.parametrize(("name", "adapted"), [("unet", 8), ("text_encoder", 4)])
+def test_the_pipeline_is_the_base_plus_the_update_in_the_lora_file(name, adapted, base, run):
+  before, after = _flat(base, name), _flat(run / "pipeline", name)
+  lora = interop.load_lora(_file(run), interop.load_pipeline(base).params)
+  factors = trees.flatten(lora.params[name])
+  layers = {leaf.rpartition(".")[0] for leaf in factors}
+  assert len(layers) == adapted  # four of each attention
+  for leaf, wanted in before.items():
+    layer, _, kind = leaf.rpartition(".")
+    if kind == "kernel" and layer in layers:
+      update = 4 / 2 * factors[f"{layer}.down"].astype(np.float64) @ factors[f"{layer}.up"]
+      assert np.abs(update).max() > 1e-4
+      np.testing.assert_allclose(after[leaf], wanted + update, rtol=1e-6, atol=1e-7)
+    else:
+      np.testing.assert_array_equal(after[leaf], wanted)
+
+
+def test_the_first_row_stands_where_policy_equals_reference(run):
+  first = read(run)[0]
+  np.testing.assert_allclose(first["loss"], 1.614463, atol=1e-3)
+  assert abs(first["logit"]) < 1e-3
+
+
+def test_a_run_taken_up_again_ends_with_the_same_lora_bit_for_bit(base, run, tmp_path):
+  train(_config(base, steps=2), tmp_path, show_progress=False)
+  train(_config(base, steps=4), tmp_path, show_progress=False)
+  assert _file(tmp_path).read_bytes() == _file(run).read_bytes()
+  assert read(tmp_path) == read(run)
+
+
+def test_the_step_is_given_the_base_once(base):
+  config = check(_config(base))
+  pipeline = start.load_pipeline(config, [])
+  trained, frozen, reference = start.split_params(config, pipeline)
+  optimizer = make_optimizer(config.optimizer)
+  step = make_step(start.make_objective(config, pipeline), optimizer, ema_decay=0.9)
+  state = initial_state(trained, optimizer, ema=True)
+  examples = start.load_examples(config)
+  tokens, _ = start.tokenize(pipeline, examples.captions[:4])
+  batch = Batch(examples.images[:4], example_id=examples.ids[:4], **tokens)
+  lowered = compile_step(step, make_mesh(1)).lower(state, frozen, reference, batch)
+  size = lambda tree: sum(np.prod(x.shape, dtype=int) for x in jax.tree.leaves(tree))  # noqa: E731
+  # Parameters, two moments and the average of the LoRAs; the step and two counters of optax.
+  wanted = size(pipeline.params) + 4 * size(trained) + size(batch)
+  assert 1 <= size(lowered.in_avals) - wanted <= 3
+
+
+def test_an_export_in_between_gives_pipeline_and_lora_file_of_the_run(run, tmp_path):
+  export = functools.partial("export --workdir {} --{} {}".format, run)
+  assert main(export("out", tmp_path / "pipeline").split()) == 0
+  assert main(export("lora", tmp_path / "lora.safetensors").split()) == 0
+  assert (tmp_path / "lora.safetensors").read_bytes() == _file(run).read_bytes()
+  found, wanted = (_flat(folder / "pipeline", "unet") for folder in (tmp_path, run))
+  assert all(np.array_equal(found[leaf], wanted[leaf]) for leaf in wanted)
+
+
+@pytest.mark.parametrize(
+  ("rank", "alpha", "message"),
+  [
+    (2, 0.0, r"lora\.alpha must be positive beside a rank .*got 0\.0"),
+    (0, 4.0, r"lora\.alpha must be 0 without a rank; .*got 4\.0"),
+    (-1, 4.0, r"lora\.rank must be at least 0"),
+  ],
+)
+def test_rank_and_alpha_that_do_not_go_together_are_refused(rank, alpha, message, base):
+  config = _config(base)
+  config.lora.rank, config.lora.alpha = rank, alpha
+  with pytest.raises(ValueError, match=message):
+    check(config)
+
+
+def test_a_pattern_that_matches_nothing_stops_the_run_at_its_start(base, tmp_path):
+  config = _config(base)
+  config.lora.targets.unet = ("*.to_queue",)
+  with pytest.raises(ValueError, match=r"'\*\.to_queue' matches no linear layer"):
+    train(config, tmp_path / "run", show_progress=False)
+  assert not (tmp_path / "run" / "run.json").exists()
