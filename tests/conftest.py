@@ -7,7 +7,11 @@ import pathlib
 # processors than it finds. Both must be set before the backend starts.
 os.environ.setdefault("NPROC", "32")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
+# Level 0 leaves LLVM's costly passes out: the tests compile far longer than they compute.
+os.environ.setdefault(
+  "XLA_FLAGS",
+  "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
+)
 
 CACHE = pathlib.Path(__file__).resolve().parent.parent / ".cache" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))

@@ -6,4 +6,5 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/environment.sh
 make_environment test
-exec "$VENV/bin/python" -m pytest "$@"
+# Two processes, a file of tests at a time: a test mostly compiles, which one core does.
+exec "$VENV/bin/python" -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder "$@"
