@@ -20,7 +20,7 @@ class Checkpoint(NamedTuple):
     step: Its step.
     steps: Those of all checkpoints of the run.
     weights: What its parameters are, in words.
-    components: Trained component -> torch name -> `Leaf`.
+    components: Trained component -> torch name (of a LoRA: our own name) -> `Leaf`.
   """
 
   step: int
@@ -104,9 +104,11 @@ def open_checkpoint(run: pathlib.Path, step: int | None, *, average: bool) -> Ch
   for name, tree in reader.tree[part].items():
     flat = trees.flatten(tree)
     reader.expect({f"{part}.{name}.{path}": leaf for path, leaf in flat.items()})
+    # The factors of a LoRA have no torch names in a checkpoint: they keep their own.
+    is_lora = all(path.rpartition(".")[2] in ("down", "up") for path in flat)
+    names = dict(zip(flat, flat, strict=True)) if is_lora else state_dict.torch_names(tree)
     components[name] = {
-      torch: Leaf(reader, f"{part}.{name}.{path}", flat[path])
-      for torch, path in state_dict.torch_names(tree).items()
+      shown: Leaf(reader, f"{part}.{name}.{path}", flat[path]) for shown, path in names.items()
     }
   return Checkpoint(step, steps, weights, components)
 

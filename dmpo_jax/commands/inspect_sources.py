@@ -176,12 +176,17 @@ def _run(given: str, run: pathlib.Path, step: int | None, average: bool) -> Sour
     known = components.get(name, Component("", {}, {}, 0))
     kind = fields.get("_class_name") or next(iter(fields.get("architectures") or []), known.kind)
     components[name] = known._replace(kind=kind, config={**known.config, **fields})
+  lora, trained = config.get("lora") or {}, set()
   for name, tensors in checkpoint.components.items():
     known = components.get(name, Component("", {}, {}, 0))
     size = sum(tensor.size for tensor in tensors.values())
+    if lora.get("rank"):
+      fields = {"rank": lora["rank"], "alpha": lora["alpha"]}
+      name, known = f"{name} LoRA", Component("LoRA", fields, {}, 0)
     components[name] = Component(known.kind, known.config, tensors, size)
+    trained.add(name)
   for name, component in components.items():
-    if name not in checkpoint.components and component.tensors:
+    if name not in trained and component.tensors:
       components[name] = component._replace(notes=("frozen: as in the starting pipeline",))
   facts = {
     "step": f"{checkpoint.step} (checkpoints: {', '.join(map(str, checkpoint.steps))})",

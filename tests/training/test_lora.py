@@ -1,6 +1,7 @@
 """Runs that train LoRAs: what moves, what they leave behind, and what is refused."""
 
 import functools
+import json
 
 import jax
 import numpy as np
@@ -129,3 +130,12 @@ def test_a_pattern_that_matches_nothing_stops_the_run_at_its_start(base, tmp_pat
   with pytest.raises(ValueError, match=r"'\*\.to_queue' matches no linear layer"):
     train(config, tmp_path / "run", show_progress=False)
   assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_inspect_shows_the_factors_of_a_run_beside_its_frozen_networks(base, run, capsys):
+  assert main(["inspect", str(run), "--json"]) == 0
+  components = json.loads(capsys.readouterr().out)["components"]
+  lora = interop.load_lora(_file(run), interop.load_pipeline(base).params)
+  factors = trees.flatten(lora.params["unet"])
+  assert components["unet LoRA"]["parameters"] == sum(leaf.size for leaf in factors.values())
+  assert components["unet"]["notes"] == ["frozen: as in the starting pipeline"]
