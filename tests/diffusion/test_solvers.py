@@ -51,7 +51,9 @@ def test_every_step_with_karras_sigmas_is_that_of_diffusers(name, betas, spacing
     "timestep_spacing": spacing,
     "use_karras_sigmas": True,
   }
-  check(name, config, num_steps)
+  # Cosine betas reach a noise level of 20,000, and diffusers holds its levels in float32: there it
+  # is 2e-5 off a float64 evaluation of these steps, ours 6e-6.
+  check(name, config, num_steps, rtol=1e-5 if betas == "scaled_linear" else 4e-5)
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
