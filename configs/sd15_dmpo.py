@@ -21,7 +21,15 @@ def get_config() -> ConfigDict:
   config = default()
   config.pipeline = "stable-diffusion-v1-5/stable-diffusion-v1-5"
   config.data = ConfigDict(
-    {"name": "pairs", "folder": "data/pairs", "size": 512, "flip": True, "ties": "drop"}
+    {
+      "name": "pairs",
+      "folder": "data/pairs",
+      "split": "train",
+      "size": 512,
+      "crop": "center",
+      "flip": True,
+      "ties": "drop",
+    }
   )
   config.loss = ConfigDict({"name": "dmpo", "beta": 2000.0, "alpha": 0.01})
   config.dtype = "bfloat16"

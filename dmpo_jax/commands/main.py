@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
   if rest and not options.takes_config:
     parser.error(f"unrecognized arguments: {' '.join(rest)}")
   options.rest = rest
-  logging.getLogger("absl").setLevel(logging.WARNING)
+  logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns of its own settings
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   try:
     options.run(options)

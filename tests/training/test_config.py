@@ -4,13 +4,13 @@ import pytest
 
 from dmpo_jax import losses
 from dmpo_jax.commands.config_file import load_config
-from dmpo_jax.configs import digits_dmpo, digits_reference, sd15_dmpo
+from dmpo_jax.configs import digits_dmpo, digits_reference, sd15_dmpo, sdxl_dmpo_lora
 from dmpo_jax.training.config import check, select
 
 DMPO = digits_dmpo.__file__
 
 
-@pytest.mark.parametrize("module", [digits_dmpo, digits_reference, sd15_dmpo])
+@pytest.mark.parametrize("module", [digits_dmpo, digits_reference, sd15_dmpo, sdxl_dmpo_lora])
 def test_the_projects_configs_pass_the_check(module):
   check(module.get_config())
 
