@@ -58,6 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
   options.rest = rest
   logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns of its own settings
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # else: that there is no PyTorch
   try:
     options.run(options)
   except InputError as error:
