@@ -4,8 +4,8 @@
       --config.pipeline=runs/reference/pipeline
 
 On two cores of an AMD EPYC: a minute, a third of it compiling. In the quickstart on two of an Intel
-Xeon (400 samples, 95% intervals) mean ink goes from the reference's 0.319 to 0.431 [0.428, 0.435], and the digit asked
-for is recognised in 99.5% of the samples.
+Xeon (400 samples, 95% intervals) mean ink goes from the reference's 0.319 to
+0.431 [0.428, 0.435], and the digit asked for is recognised in 99.5% of the samples.
 """
 
 from ml_collections import ConfigDict

@@ -4,8 +4,8 @@
       --config.pipeline=runs/reference/pipeline
 
 On two cores of an AMD EPYC: a minute, a third of it compiling. In the quickstart on two of an Intel
-Xeon (400 samples, 95% intervals) mean ink goes from the reference's 0.319 to 0.356 [0.353, 0.359], and the digit asked
-for is recognised in all samples.
+Xeon (400 samples, 95% intervals) mean ink goes from the reference's 0.319 to
+0.356 [0.353, 0.359], and the digit asked for is recognised in all samples.
 """
 
 from ml_collections import ConfigDict
