@@ -3,10 +3,11 @@
 from dmpo_jax.data import digits
 from dmpo_jax.data.builder import PairSource, open_folder
 from dmpo_jax.data.datasets import DATASETS
+from dmpo_jax.data.folders import StoredLoader
 from dmpo_jax.data.loader import Loader
 from dmpo_jax.data.pairs import Pair
 from dmpo_jax.data.records import Examples
-from dmpo_jax.data.stored import StoredLoader, StoredPairs
+from dmpo_jax.data.stored import StoredPairs
 
 __all__ = [
   "DATASETS",
