@@ -15,9 +15,9 @@ import numpy as np
 
 from dmpo_jax import configs, evaluation, interop, losses, sampling
 from dmpo_jax.commands.config_file import load_config
-from dmpo_jax.commands.drawing import requests_for, sampler_of
 from dmpo_jax.data import datasets, digits
 from dmpo_jax.training import metrics
+from dmpo_jax.training.drawing import requests_for, sampler_of
 from dmpo_jax.training.loop import train
 
 SOLVER_STEPS, GUIDANCE, IMAGES_AT_A_TIME = 20, 2.0, 100

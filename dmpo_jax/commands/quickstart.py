@@ -111,7 +111,7 @@ def _sample_all(runs, prompts, seeds, options) -> dict:
   from tqdm import tqdm
 
   from dmpo_jax import interop, sampling
-  from dmpo_jax.commands.drawing import requests_for, sampler_of
+  from dmpo_jax.training.drawing import requests_for, sampler_of
 
   found, sampler = {}, None
   for name, result in runs.items():

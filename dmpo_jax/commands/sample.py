@@ -64,7 +64,8 @@ def run(options: argparse.Namespace) -> None:
   from tqdm import tqdm
 
   from dmpo_jax import interop, models, sampling
-  from dmpo_jax.commands import drawing, gallery
+  from dmpo_jax.commands import gallery
+  from dmpo_jax.training import drawing
 
   pipeline = interop.load_pipeline(
     options.pipeline, revision=options.revision, variant=options.variant, dtype=None
@@ -141,7 +142,7 @@ def _settings(options: argparse.Namespace, pipeline, prompts: list[str]) -> dict
 
   import dmpo_jax
   from dmpo_jax import diffusion
-  from dmpo_jax.commands import drawing
+  from dmpo_jax.training import drawing
 
   height, width = options.height, options.width
   if height is None or width is None:

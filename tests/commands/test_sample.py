@@ -10,8 +10,8 @@ from PIL import Image
 
 import dmpo_jax
 from dmpo_jax import interop, models, sampling
-from dmpo_jax.commands import drawing
 from dmpo_jax.commands.main import main
+from dmpo_jax.training import drawing
 from tests.interop import tiny
 
 PROMPTS = "the digit seven\n\n  one \n"

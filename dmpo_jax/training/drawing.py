@@ -1,4 +1,4 @@
-"""The sampler of a loaded pipeline, and what it is asked to draw."""
+"""The sampler of a pipeline, and what it is asked to draw."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from dmpo_jax import diffusion, interop, sampling
-from dmpo_jax.commands import drawing
 from dmpo_jax.sampling.noise import step_noise
+from dmpo_jax.training import drawing
 from tests.interop import tiny
 
 PROMPTS = ["the digit seven", "one", "the the seven one"]
