@@ -84,44 +84,40 @@ def look(
   Raises:
     UndecodableError: The bytes are no whole image of that kind.
   """
-  pixels = images.decode(encoded)  # [H, W, 3]
-  height, width = pixels.shape[:2]
+  image = images.decode(encoded)
+  width, height = image.size
   scale = size / min(width, height)
   wide, high = (max(size, round(side * scale)) for side in (width, height))
   top, left = _begin(view.top, high - size), _begin(view.left, wide - size)
   start = wide - size - left if view.flip else left  # in the image as it is stored
-  if (high, wide, channels) == (height, width, 3):  # nothing to scale: spares three copies
-    pixels = pixels[top : top + size, start : start + size]
+  if channels == 1:
+    image = image.convert("L")
+  if (wide, high) == (width, height):
+    if (wide, high) != (size, size):
+      image = image.crop((start, top, start + size, top + size))
   else:
     # Only the square is computed, so that an extreme format takes no more memory than any other.
     # The filter ends at the square's border as it does at the image's.
     x, y = width / wide, height / high
     box = (start * x, top * y, min((start + size) * x, width), min((top + size) * y, height))
-    image = Image.fromarray(pixels)
-    image = image.convert("L") if channels == 1 else image
-    square = image.resize((size, size), Image.Resampling.LANCZOS, box=box)
-    pixels = np.asarray(square).reshape(size, size, channels)
-  return pixels[:, ::-1] if view.flip else pixels, (height, width, top, left)
+    image = image.resize((size, size), Image.Resampling.LANCZOS, box=box)
+  if view.flip:  # by Pillow: copying an array backwards costs as much as decoding a JPEG
+    image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+  return np.asarray(image).reshape(size, size, channels), (height, width, top, left)
 
 
 def stack(pairs: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
-  """A batch of what `look` gave, as networks take it.
-
-      x = value / 127.5 - 1
+  """A batch of what `look` gave.
 
   Args:
     pairs: P times two images, uint8 `[H, W, C]`.
 
   Returns:
-    float32 `[P, 2, H, W, C]` in [-1, 1].
+    uint8 `[P, 2, H, W, C]`. They stay bytes: floats are made where they are used, on the device;
+    making and sending them here cost as much as decoding the JPEGs.
   """
-  # One pass over memory that is written once: more of them cost as much as decoding a JPEG.
-  out = np.empty((len(pairs), 2, *pairs[0][0].shape), np.float32)
-  for pair, target in zip(pairs, out, strict=True):
-    for pixels, place in zip(pair, target, strict=True):
-      np.divide(pixels, np.float32(127.5), out=place)
-      np.subtract(place, np.float32(1), out=place)
-  return out
+  flat = np.stack([pixels for pair in pairs for pixels in pair])
+  return flat.reshape(len(pairs), -1, *flat.shape[1:])
 
 
 def _begin(place: float | None, room: int) -> int:

@@ -7,7 +7,6 @@ from collections import Counter
 from html import escape
 
 import numpy as np
-from PIL import Image
 
 from dmpo_jax.data import builder, captions, convert_options, images
 from dmpo_jax.data.convert_options import Options
@@ -251,7 +250,7 @@ def _bars(title: str, values: dict[str, int]) -> str:
 def _figure(split: str, pair: Pair) -> str:
   pictures = []
   for encoded, won in ((pair.image_0, pair.p0 > 0.5), (pair.image_1, pair.p0 < 0.5)):
-    image = Image.fromarray(images.decode(encoded))
+    image = images.decode(encoded)
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     out = io.BytesIO()
     image.save(out, "PNG")

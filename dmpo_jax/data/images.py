@@ -135,14 +135,14 @@ def _to_rgb(image: Image.Image) -> Image.Image:
   return image.convert("RGB")
 
 
-def decode(encoded: bytes) -> np.ndarray:
-  """The pixels of an image that `read` has let through.
+def decode(encoded: bytes) -> Image.Image:
+  """The image that `read` has let through, decoded.
 
   Args:
     encoded: `Picture.encoded`.
 
   Returns:
-    uint8 `[H, W, 3]`.
+    Pillow's image, 8-bit RGB; `np.asarray` of it is uint8 `[H, W, 3]`.
 
   Raises:
     UndecodableError: The bytes are not such an image.
@@ -150,7 +150,8 @@ def decode(encoded: bytes) -> np.ndarray:
   try:
     with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
       if image.mode == "RGB" and image.width * image.height <= MAX_PIXELS:
-        return np.asarray(image)
+        image.load()
+        return image
       found = f"{image.mode} of {image.width}x{image.height} pixels"
   except Exception as error:  # Pillow's decoders raise errors of any class on broken files
     raise UndecodableError(f"the image cannot be decoded: {error}") from error

@@ -80,7 +80,7 @@ class StoredPairs:
   ) -> StoredLoader:
     """Batches for a pipeline.
 
-    Columns, P rows each: images float32 `[P, 2, H, W, C]` in [-1, 1]; those of the tokenizer;
+    Columns, P rows each: images uint8 `[P, 2, H, W, C]`; those of the tokenizer;
     example_id uint32; label float32, left out where every pair is certain; weight float32, left out
     where all are 1; where asked for, time_ids float32 `[P, 6]`: original height and width, top and
     left of the crop in the scaled image, height and width of the result, all of image_0 of the

@@ -11,8 +11,8 @@ class Batch(NamedTuple):
   """Examples of one step; the first axis is the one that devices share.
 
   Attributes:
-    images: float32 `[examples, images, H, W, C]` in [-1, 1]; two images are (preferred, rejected),
-      one is an image without preference.
+    images: float32 `[examples, images, H, W, C]` in [-1, 1], or uint8 as they were decoded, see
+      `to_floats`; two images are (preferred, rejected), one is an image without preference.
     input_ids: int32 `[examples, L]`, the caption's tokens.
     example_id: uint32 `[examples]`, the identity that random draws derive from.
     label: float32 `[examples]` in [0, 1], probability that the first image of a pair is the
@@ -33,6 +33,25 @@ class Batch(NamedTuple):
   weight: jax.Array | None = None
   input_ids_2: jax.Array | None = None
   time_ids: jax.Array | None = None
+
+
+def to_floats(images: jax.Array) -> jax.Array:
+  """Images as networks take them.
+
+      x = value / 127.5 - 1
+
+  Bytes become floats on the device: a quarter as much goes there, and hosts have better things to
+  do.
+
+  Args:
+    images: uint8, or float32 in [-1, 1] already.
+
+  Returns:
+    float32 in [-1, 1], of the same shape.
+  """
+  if images.dtype != jnp.uint8:
+    return images
+  return images.astype(jnp.float32) / 127.5 - 1
 
 
 class Draws(NamedTuple):

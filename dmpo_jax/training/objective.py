@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from dmpo_jax import diffusion, losses, models
 from dmpo_jax.sampling.prompts import Conditioning, size_ids
-from dmpo_jax.training.batch import Batch, Draws, draw, draw_encodings
+from dmpo_jax.training.batch import Batch, Draws, draw, draw_encodings, to_floats
 
 Params = Mapping[str, Any]
 # (errors) or (errors, residuals), as its facts say -> (loss [examples], diagnostics)
@@ -37,12 +37,12 @@ class Networks(NamedTuple):
 def encode_images(
   networks: Networks, params: Params, batch: Batch, seed: int, step: jax.Array
 ) -> Batch:
-  """The batch with latents in the place of its images; no gradient passes.
+  """The batch with what is denoised in the place of its images; no gradient passes.
 
       x_0 = scale(mean + exp(log_variance / 2) ε'),   mean, log_variance = encode(image)
 
   Args:
-    networks: Forward functions; without `moments` the batch stays as it is.
+    networks: Forward functions; without `moments` the images themselves are denoised.
     params: Parameters of all components.
     batch: The examples, in pixels.
     seed: The run's seed.
@@ -51,6 +51,7 @@ def encode_images(
   Returns:
     The batch with images `[examples, images, h, w, Z]`, float32.
   """
+  batch = batch._replace(images=to_floats(batch.images))
   if networks.moments is None:
     return batch
   examples, images = batch.images.shape[:2]

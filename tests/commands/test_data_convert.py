@@ -194,5 +194,7 @@ def test_emoji_revisions_come_through_whole(tmp_path):
       assert (pair.prompt, pair.p0) == (row["caption"], row["label_0"])
       assert prompts.setdefault(pair.prompt_id, split) == split
       if i % 100 == 0:
-        np.testing.assert_array_equal(images.decode(pair.image_0), images.decode(row["jpg_0"]))
+        np.testing.assert_array_equal(
+          np.asarray(images.decode(pair.image_0)), np.asarray(images.decode(row["jpg_0"]))
+        )
   assert not by_id

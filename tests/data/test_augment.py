@@ -24,10 +24,6 @@ def places(height: int, width: int) -> np.ndarray:
   return np.stack([rows, columns, 0 * rows], axis=-1)
 
 
-def to_bytes(pixels: np.ndarray) -> np.ndarray:
-  return np.round((pixels + 1) * 127.5).astype(int)
-
-
 @pytest.mark.parametrize(
   ("view", "columns"),
   [
@@ -71,13 +67,12 @@ def test_what_is_shrunk_is_averaged():
   np.testing.assert_allclose(pixels, 127.5, atol=3)
 
 
-def test_black_is_minus_one_and_white_is_one():
-  image = encode(np.repeat([[[0], [255]]] * 2, 3, axis=-1))
-  pixels, _ = augment.look(image, View(None, None, False), size=2, channels=3)
-  batch = augment.stack([(pixels, pixels[:, ::-1])] * 3)
-  assert (batch.dtype, batch.shape) == (np.float32, (3, 2, 2, 2, 3))
-  np.testing.assert_array_equal(batch[2, 0, ..., 0], [[-1, 1], [-1, 1]])
-  np.testing.assert_array_equal(batch[2, 1, ..., 0], [[1, -1], [1, -1]])
+def test_a_batch_has_each_pairs_images_in_order():
+  pixels = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 4, 3)
+  batch = augment.stack([(pixels + i, pixels[:, ::-1] + i) for i in range(3)])
+  assert (batch.dtype, batch.shape) == (np.uint8, (3, 2, 2, 4, 3))
+  np.testing.assert_array_equal(batch[2, 0], pixels + 2)
+  np.testing.assert_array_equal(batch[1, 1], pixels[:, ::-1] + 1)
 
 
 def test_one_channel_is_luma():

@@ -44,7 +44,7 @@ def test_tfds_reads_the_folder_with_images_decoded(folder):
     assert example["prompt"].decode() == row["caption"]
     assert example["p0"] == row["label_0"]
     np.testing.assert_array_equal(example["size_0"], [12, 16])
-    np.testing.assert_array_equal(example["image_1"], images.decode(row["jpg_1"]))
+    np.testing.assert_array_equal(example["image_1"], np.asarray(images.decode(row["jpg_1"])))
 
 
 def test_tfds_knows_version_splits_and_shards(folder):

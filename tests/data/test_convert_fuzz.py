@@ -142,7 +142,7 @@ def test_corrupted_images_decode_or_are_refused(data):
     event("refused")
     return
   event("decoded")
-  assert images.decode(picture.encoded).shape == (*picture.size, 3)
+  assert images.decode(picture.encoded).size == picture.size[::-1]
 
 
 @st.composite

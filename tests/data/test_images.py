@@ -52,7 +52,7 @@ def test_grey_becomes_three_equal_channels():
   picture = images.read(as_file(Image.fromarray(PIXELS[..., 0])))
   assert picture.changed == "grey"
   np.testing.assert_array_equal(
-    images.decode(picture.encoded), np.repeat(PIXELS[..., :1], 3, axis=2)
+    np.asarray(images.decode(picture.encoded)), np.repeat(PIXELS[..., :1], 3, axis=2)
   )
 
 
@@ -61,7 +61,9 @@ def test_a_palette_becomes_its_colours():
   picture = images.read(as_file(palette))
   assert picture.changed == "palette"
   colours = np.array(palette.getpalette()).reshape(-1, 3)
-  np.testing.assert_array_equal(images.decode(picture.encoded), colours[np.asarray(palette)])
+  np.testing.assert_array_equal(
+    np.asarray(images.decode(picture.encoded)), colours[np.asarray(palette)]
+  )
 
 
 def test_transparency_is_laid_over_white():
@@ -69,7 +71,9 @@ def test_transparency_is_laid_over_white():
   picture = images.read(as_file(Image.fromarray(np.concatenate([PIXELS, alpha], axis=2))))
   a = alpha / 255
   assert picture.changed == "alpha"
-  np.testing.assert_allclose(images.decode(picture.encoded), PIXELS * a + 255 * (1 - a), atol=1)
+  np.testing.assert_allclose(
+    np.asarray(images.decode(picture.encoded)), PIXELS * a + 255 * (1 - a), atol=1
+  )
 
 
 def test_one_transparent_colour_is_laid_over_white():
@@ -77,7 +81,7 @@ def test_one_transparent_colour_is_laid_over_white():
   flat[0] = 9
   picture = images.read(as_file(Image.fromarray(flat), transparency=(0, 0, 0)))
   assert picture.changed == "alpha"
-  np.testing.assert_array_equal(images.decode(picture.encoded)[:2, 0, 0], [9, 255])
+  np.testing.assert_array_equal(np.asarray(images.decode(picture.encoded))[:2, 0, 0], [9, 255])
 
 
 def test_cmyk_becomes_rgb_without_a_profile():
@@ -85,7 +89,9 @@ def test_cmyk_becomes_rgb_without_a_profile():
   ink[..., 0] = 255  # cyan alone: no red is left
   picture = images.read(as_file(Image.fromarray(ink, "CMYK"), "JPEG", quality=100))
   assert picture.changed == "CMYK"
-  np.testing.assert_allclose(images.decode(picture.encoded)[4, 4], [0, 255, 255], atol=3)
+  np.testing.assert_allclose(
+    np.asarray(images.decode(picture.encoded))[4, 4], [0, 255, 255], atol=3
+  )
 
 
 @pytest.mark.parametrize(("colour", "channels"), [(0, 1), (2, 3)])
@@ -95,7 +101,7 @@ def test_sixteen_bits_keep_the_high_byte(colour, channels):
   picture = images.read(png(9, 8, 16, colour, rows))
   assert picture.changed == "16-bit"
   expected = np.broadcast_to((values // 256).astype(np.uint8), (8, 9, 3))
-  np.testing.assert_array_equal(images.decode(picture.encoded), expected)
+  np.testing.assert_array_equal(np.asarray(images.decode(picture.encoded)), expected)
 
 
 def test_an_orientation_is_applied():
@@ -104,7 +110,7 @@ def test_an_orientation_is_applied():
   picture = images.read(as_file(Image.fromarray(PIXELS), exif=exif))
   assert picture.changed == "orientation"
   assert picture.size == (16, 12)
-  np.testing.assert_array_equal(images.decode(picture.encoded), np.rot90(PIXELS, -1))
+  np.testing.assert_array_equal(np.asarray(images.decode(picture.encoded)), np.rot90(PIXELS, -1))
 
 
 def test_what_was_stored_anew_stays_as_it_is():

@@ -14,7 +14,7 @@ from dmpo_jax.data.convert_options import Options
 from dmpo_jax.data.convert_piece import RecordWriter
 from dmpo_jax.errors import InputError
 from tests.data import sets
-from tests.data.test_augment import encode, places, to_bytes
+from tests.data.test_augment import encode, places
 
 LABELS = [1.0, 0.0, 0.5, 1.0, 0.0, 0.0, 1.0, 0.5, 0.0, 1.0]
 SIZE = 16
@@ -94,7 +94,7 @@ RANDOM = {"crop": "random", "flip": True}
 def test_a_batch_has_these_columns(folder):
   found = {k: (v.dtype.name, v.shape) for k, v in load(folder, time_ids=True)[0].items()}
   assert found == {
-    "images": ("float32", (4, 2, 16, 16, 3)),
+    "images": ("uint8", (4, 2, 16, 16, 3)),
     "input_ids": ("int32", (4, 4)),
     "example_id": ("uint32", (4,)),
     "label": ("float32", (4,)),
@@ -134,13 +134,13 @@ def test_the_parts_of_processes_are_the_batch(folder):
 
 
 def test_both_images_of_a_pair_are_seen_alike(folder):
-  pixels = to_bytes(gather(load(folder, **RANDOM), range(10))["images"])
+  pixels = gather(load(folder, **RANDOM), range(10))["images"].astype(int)
   np.testing.assert_array_equal(pixels[:, 0, ..., :2], pixels[:, 1, ..., :2])
 
 
 def test_views_differ_by_pair_and_epoch_and_stay_in_the_image(folder):
   found = gather(load(folder, **RANDOM), range(10))
-  columns = to_bytes(found["images"])[:, 0, 0, :, 1]  # [N, W]
+  columns = found["images"].astype(int)[:, 0, 0, :, 1]  # [N, W]
   step = np.unique(np.diff(columns, axis=1), axis=1)[:, 0]
   assert set(step) == {-1, 1}
   assert columns.min() >= 0
@@ -161,9 +161,9 @@ def test_the_preferred_image_comes_first_and_ties_stay_as_they_were(folder):
   number = found["example_id"].astype(int)
   p0 = np.array(LABELS)[number]
   np.testing.assert_array_equal(found["label"], np.maximum(p0, 1 - p0))
-  first = to_bytes(found["images"])[:, 0, 0, 0, 2]
+  first = found["images"].astype(int)[:, 0, 0, 0, 2]
   np.testing.assert_array_equal(first, 2 * number + (p0 < 0.5))
-  second = to_bytes(found["images"])[:, 1, 0, 0, 2]
+  second = found["images"].astype(int)[:, 1, 0, 0, 2]
   np.testing.assert_array_equal(second, 2 * number + (p0 >= 0.5))
 
 
@@ -186,7 +186,7 @@ def test_equal_weights_of_one_are_left_out(certain):
 
 def test_sizes_and_crops_are_those_of_the_view(folder):
   found = gather(load(folder, **RANDOM, time_ids=True), range(3))
-  seen = to_bytes(found["images"])[:, 0, 0, :, 1]
+  seen = found["images"].astype(int)[:, 0, 0, :, 1]
   flipped = seen[:, 0] > seen[:, 1]
   left = np.where(flipped, 23 - seen[:, 0], seen[:, 0])
   wanted = [[16, 24, 0, at, 16, 16] for at in left]
