@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dmpo_jax.models import kernels
+from dmpo_jax.models import kernels, remat
 from dmpo_jax.models.layers import Conv, Empty, GroupNorm, LayerNorm, Linear
 
 
@@ -35,9 +35,13 @@ class Attention(nnx.Module):
     context = x if context is None else context
     q, k, v = (
       y.reshape(*y.shape[:2], self.heads, -1)  # [B, L or M, N, C/N]
-      for y in (self.to_q(x), self.to_k(context), self.to_v(context))
+      for y in (_kept(self.to_q(x)), _kept(self.to_k(context)), _kept(self.to_v(context)))
     )
-    return self.to_out[0](kernels.attention(q, k, v).reshape(x.shape))
+    return _kept(self.to_out[0](kernels.attention(q, k, v).reshape(x.shape)))
+
+
+def _kept(x: jax.Array) -> jax.Array:
+  return remat.keep(x, remat.PROJECTION)
 
 
 class GEGLU(nnx.Module):
@@ -47,7 +51,7 @@ class GEGLU(nnx.Module):
     self.proj = Linear(inputs, 2 * outputs)
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    value, gate = jnp.split(self.proj(x), 2, axis=-1)
+    value, gate = jnp.split(_kept(self.proj(x)), 2, axis=-1)
     return value * kernels.gelu(gate)
 
 
@@ -99,7 +103,7 @@ class Transformer2DModel(nnx.Module):
 
   def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
     b, h, w, c = x.shape
-    y = self.proj_in(self.norm(x)).reshape(b, h * w, c)  # [B, H*W, C]
-    for block in self.transformer_blocks:
-      y = block(y, context)
-    return x + self.proj_out(y.reshape(b, h, w, c))
+    y = remat.block(lambda x: self.proj_in(self.norm(x)).reshape(b, h * w, c), x)  # [B, H*W, C]
+    for layer in self.transformer_blocks:
+      y = remat.block(layer, y, context)
+    return remat.block(lambda x, y: x + self.proj_out(y.reshape(b, h, w, c)), x, y)

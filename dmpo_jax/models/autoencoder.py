@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dmpo_jax.errors import InputError
-from dmpo_jax.models import initial, kernels, trees, vae, vae_config
+from dmpo_jax.models import initial, placement, trees, vae, vae_config
+from dmpo_jax.models.build import tracing
 
 
 class Moments(NamedTuple):
@@ -51,13 +52,19 @@ class Autoencoder(NamedTuple):
 
 
 def build_autoencoder(
-  config: Mapping[str, Any], *, implementation: str | None = None
+  config: Mapping[str, Any],
+  *,
+  implementation: str | None = None,
+  place: placement.Placement | None = None,
+  remat: str = "none",
 ) -> Autoencoder:
   """Builds the autoencoder that diffusers' config.json describes.
 
   Args:
     config: Its fields, `_class_name` "AutoencoderKL"; absent ones have diffusers' defaults.
     implementation: As for `build`.
+    place: As for `build`.
+    remat: As for `build`.
 
   Returns:
     An `Autoencoder` of pure functions; parameters are nested dicts with string keys, named as in
@@ -69,7 +76,7 @@ def build_autoencoder(
   name = config.get("_class_name")
   if name != vae_config.NAME:
     raise InputError(f"_class_name = {name!r} is no autoencoder; expected {vae_config.NAME!r}")
-  with kernels.using(implementation):  # refuses a wrong name before anything else
+  with tracing(implementation, place, remat):  # refuses a wrong name before anything else
     module = vae.AutoencoderKL(vae_config.read(config))
   read = module.config
   graph, state = nnx.split(module)
@@ -85,14 +92,16 @@ def build_autoencoder(
 
   def encode(params, images, *, dtype=jnp.float32):
     _check("images", images, read.in_channels, downscale)
-    with kernels.using(implementation):
-      moments = restore(params).encode(images.astype(computed_in(dtype)))
+    with tracing(implementation, place, remat):
+      moments = restore(params).encode(placement.activations(images.astype(computed_in(dtype))))
     return Moments(*(m.astype(dtype) for m in moments))
 
   def decode(params, z, *, dtype=jnp.float32):
     _check("z", z, read.latent_channels, 1)
-    with kernels.using(implementation):
-      return restore(params).decode(z.astype(computed_in(dtype))).astype(dtype)
+    with tracing(implementation, place, remat):
+      return (
+        restore(params).decode(placement.activations(z.astype(computed_in(dtype)))).astype(dtype)
+      )
 
   return Autoencoder(
     encode=encode,

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dmpo_jax.models import kernels
+from dmpo_jax.models import kernels, remat
 from dmpo_jax.models.attention import Transformer2DModel, TransformerOptions
 from dmpo_jax.models.layers import Conv, GroupNorm, Linear
 
@@ -50,7 +50,7 @@ class ResnetBlock2D(nnx.Module):
 
   def __call__(self, x: jax.Array, time: jax.Array) -> jax.Array:
     y = self.conv1(jax.nn.silu(self.norm1(x)))
-    y = y + self.time_emb_proj(time)[:, None, None, :]
+    y = remat.keep(y + self.time_emb_proj(time)[:, None, None, :], remat.CONVOLUTION)
     y = self.conv2(jax.nn.silu(self.norm2(y)))
     return y + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
@@ -96,12 +96,12 @@ class DownBlock(nnx.Module):
     """Returns the image `[B, H', W', O]` and the outputs of all layers, for the up blocks."""
     skips = []
     for i, resnet in enumerate(self.resnets):
-      x = resnet(x, time)
+      x = remat.block(resnet, x, time)
       if self.attentions is not None:
         x = self.attentions[i](x, context)
       skips.append(x)
     if self.downsamplers is not None:
-      x = self.downsamplers[0](x)
+      x = remat.block(self.downsamplers[0], x)
       skips.append(x)
     return x, skips
 
@@ -115,9 +115,9 @@ class MidBlock(nnx.Module):
     self.attentions = transformers(options)
 
   def __call__(self, x: jax.Array, time: jax.Array, context: jax.Array) -> jax.Array:
-    x = self.resnets[0](x, time)
+    x = remat.block(self.resnets[0], x, time)
     for resnet, attention in zip(list(self.resnets)[1:], self.attentions, strict=True):
-      x = resnet(attention(x, context), time)
+      x = remat.block(resnet, attention(x, context), time)
     return x
 
 
@@ -142,9 +142,13 @@ class UpBlock(nnx.Module):
   ) -> jax.Array:
     """Returns `[B, height, width, O]` with (height, width) = size, given a skip per layer."""
     for i, (resnet, skip) in enumerate(zip(self.resnets, skips, strict=True)):
-      x = resnet(jnp.concatenate([x, skip], axis=-1), time)
+
+      def join(x, skip, time, resnet=resnet):
+        return resnet(jnp.concatenate([x, skip], axis=-1), time)
+
+      x = remat.block(join, x, skip, time)
       if self.attentions is not None:
         x = self.attentions[i](x, context)
     if self.upsamplers is not None:
-      x = self.upsamplers[0](x, size)
+      x = remat.block(lambda x: self.upsamplers[0](x, size), x)
     return x

@@ -1,6 +1,7 @@
 """From a config.json to functions: `build(config)` gives `apply` and `init`."""
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -13,12 +14,14 @@ from dmpo_jax.models import (
   clip_text,
   initial,
   kernels,
+  placement,
   trees,
   unet,
   unet_config,
   vae,
   vae_config,
 )
+from dmpo_jax.models import remat as remat_policies
 
 
 class Model(NamedTuple):
@@ -41,7 +44,13 @@ class Model(NamedTuple):
   init: Callable[[jax.Array], trees.Tree]
 
 
-def build(config: Mapping[str, Any], *, implementation: str | None = None) -> Model:
+def build(
+  config: Mapping[str, Any],
+  *,
+  implementation: str | None = None,
+  place: placement.Placement | None = None,
+  remat: str = "none",
+) -> Model:
   """Builds the network that a config.json of diffusers or transformers describes.
 
   Args:
@@ -50,6 +59,9 @@ def build(config: Mapping[str, Any], *, implementation: str | None = None) -> Mo
     implementation: How attention and GroupNorm are computed: "cpu", "plain", "cudnn" or "splash"
       as `kernels.using` says; None takes what was made for jax's default backend. To compile for
       another machine, name it. The results differ by rounding.
+    place: Where weights and activations lie on a mesh; None leaves it to the compiler.
+    remat: What is kept for a gradient and what is computed again, by its name in
+      `remat.POLICIES`. Neither changes a result but for rounding.
 
   Returns:
     A `Model` of pure functions; parameters are nested dicts with string keys, named as there.
@@ -57,7 +69,7 @@ def build(config: Mapping[str, Any], *, implementation: str | None = None) -> Mo
   Raises:
     InputError: The network, a field or a field's value is not supported.
   """
-  with kernels.using(implementation):  # refuses a wrong name before anything else
+  with tracing(implementation, place, remat):  # refuses a wrong name before anything else
     module = _module(config)
   graph, state = nnx.split(module)
   shapes = trees.string_keys(nnx.to_pure_dict(state))
@@ -77,12 +89,12 @@ def build(config: Mapping[str, Any], *, implementation: str | None = None) -> Mo
   ):
     inputs = (sample, timesteps, encoder_hidden_states, text_embeds, time_ids)
     unet.check_inputs(module.config, *inputs)
-    with kernels.using(implementation):
+    with tracing(implementation, place, remat):
       return restore(params)(*inputs, dtype)
 
   def apply_text(params, input_ids, *, dtype=jnp.float32):
     clip_text.check_inputs(module.config, input_ids)
-    with kernels.using(implementation):
+    with tracing(implementation, place, remat):
       return restore(params)(input_ids, dtype)
 
   def init(key: jax.Array) -> trees.Tree:
@@ -90,6 +102,15 @@ def build(config: Mapping[str, Any], *, implementation: str | None = None) -> Mo
 
   is_unet = isinstance(module, unet.UNet2DConditionModel)
   return Model(apply_unet if is_unet else apply_text, init)
+
+
+@contextlib.contextmanager
+def tracing(
+  implementation: str | None, place: placement.Placement | None, remat: str
+) -> Iterator[None]:
+  """Traces networks inside as the arguments of `build` say."""
+  with kernels.using(implementation), placement.using(place), remat_policies.using(remat):
+    yield
 
 
 def abstract(config: Mapping[str, Any]) -> trees.Tree:

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dmpo_jax.errors import InputError
-from dmpo_jax.models import kernels
+from dmpo_jax.models import kernels, remat
 from dmpo_jax.models.clip_config import CLIPTextConfig
 from dmpo_jax.models.layers import Embedding, LayerNorm, Linear
+from dmpo_jax.models.placement import activations
 
 ACTIVATIONS = {
   "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
@@ -43,7 +44,7 @@ class Embeddings(nnx.Module):
     self.position_embedding = Embedding(config.max_position_embeddings, config.hidden_size)
 
   def __call__(self, ids: jax.Array) -> jax.Array:
-    positions = self.position_embedding.embedding[: ids.shape[1]]  # [L, D]
+    positions = self.position_embedding.table()[: ids.shape[1]]  # [L, D]
     return self.token_embedding(ids) + positions[None]
 
 
@@ -60,7 +61,9 @@ class SelfAttention(nnx.Module):
 
   def __call__(self, x: jax.Array) -> jax.Array:
     q, k, v = (
-      project(x).reshape(*x.shape[:2], self.heads, -1)  # [B, L, N, D/N]
+      remat.keep(project(x), remat.PROJECTION).reshape(
+        *x.shape[:2], self.heads, -1
+      )  # [B, L, N, D/N]
       for project in (self.q_proj, self.k_proj, self.v_proj)
     )
     return self.out_proj(kernels.attention(q, k, v, causal=True).reshape(x.shape))
@@ -75,7 +78,8 @@ class MLP(nnx.Module):
     self.fc2 = Linear(config.intermediate_size, config.hidden_size)
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    return self.fc2(ACTIVATIONS[self.activation](self.fc1(x)))
+    x = remat.keep(self.fc1(x), remat.PROJECTION)
+    return self.fc2(ACTIVATIONS[self.activation](x))
 
 
 class EncoderLayer(nnx.Module):
@@ -100,7 +104,7 @@ class Encoder(nnx.Module):
 
   def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     for layer in self.layers:
-      before, x = x, layer(x)
+      before, x = x, remat.block(layer, x)
     return x, before
 
 
@@ -114,7 +118,7 @@ class TextTransformer(nnx.Module):
     self.final_layer_norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
 
   def __call__(self, ids: jax.Array, dtype: jnp.dtype) -> TextOutput:
-    x, penultimate = self.encoder(self.embeddings(ids).astype(dtype))
+    x, penultimate = self.encoder(activations(self.embeddings(ids).astype(dtype)))
     x = self.final_layer_norm(x)
     # Configs written before transformers 4.31 carry a wrong end token, 2: there, and only there,
     # the end of the text is the token with the largest number.

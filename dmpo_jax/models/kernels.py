@@ -10,7 +10,7 @@ from jax import lax
 from jax.extend.backend import get_backend
 
 from dmpo_jax.errors import unknown
-from dmpo_jax.models import kernels_cpu, kernels_gpu, kernels_tpu
+from dmpo_jax.models import kernels_cpu, kernels_gpu, kernels_tpu, remat
 
 IMPLEMENTATIONS = ("cpu", "plain", "cudnn", "splash")
 
@@ -178,7 +178,8 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool = False) ->
     return kernels_gpu.attention(q, k, v, causal)
   if implementation == "splash" and kernels_tpu.fits(q, k):
     return kernels_tpu.attention(q, k, v, causal)
-  return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation="xla")
+  out = jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation="xla")
+  return remat.keep(out, remat.ATTENTION)
 
 
 def gelu(x: jax.Array) -> jax.Array:

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from dmpo_jax.models import remat
+
 # Float32 scores held at once, per step of a loop over images and heads: what fits the cache.
 LOOP_ABOVE = 2**22
 PER_STEP = 2**20
@@ -78,7 +80,8 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool = False) ->
 
 def _attention_forward(q, k, v, causal):
   heads = _split(q * q.shape[-1] ** -0.5), _split(k), _split(v)
-  out, normaliser = _over_heads(partial(_attend, causal=causal), *heads)
+  found = _over_heads(partial(_attend, causal=causal), *heads)
+  out, normaliser = (remat.keep(x, remat.ATTENTION) for x in found)
   return _join(out, q), (q, k, v, out, normaliser)
 
 

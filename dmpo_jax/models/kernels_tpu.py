@@ -12,6 +12,8 @@ import numpy as np
 from jax.experimental.pallas.ops.tpu import splash_attention
 from jax.sharding import PartitionSpec
 
+from dmpo_jax.models import remat
+
 # Positions per tile: the largest of these that divides the length. Larger ones do not fit a core's
 # memory on every TPU, nor does the largest of these with the widest heads in float32.
 TILES = (512, 256, 128)
@@ -103,6 +105,9 @@ def _kernel(
   )
   with jax.ensure_compile_time_eval():
     kernel = splash_attention.make_splash_mha_single_device(
-      splash_attention.MultiHeadMask([mask] * heads), block_sizes=sizes, interpret=interpret
+      splash_attention.MultiHeadMask([mask] * heads),
+      block_sizes=sizes,
+      residual_checkpoint_name=remat.ATTENTION,
+      interpret=interpret,
     )
     return jax.tree.map(np.asarray, kernel)

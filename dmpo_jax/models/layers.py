@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dmpo_jax.models import kernels
+from dmpo_jax.models.placement import weight
 
 
 def parameter(*shape: int) -> nnx.Param:
@@ -20,8 +21,8 @@ class Linear(nnx.Module):
     self.bias = parameter(outputs) if bias else None
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    bias = None if self.bias is None else self.bias[...]
-    return kernels.dense(x, self.kernel[...], bias)
+    bias = None if self.bias is None else weight(self.bias[...], x.dtype)
+    return kernels.dense(x, weight(self.kernel[...], x.dtype), bias)
 
 
 class Conv(nnx.Module):
@@ -41,7 +42,8 @@ class Conv(nnx.Module):
     self.padding = padding
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    return kernels.convolution(x, self.kernel[...], self.bias[...], self.stride, self.padding)
+    kernel, bias = (weight(p[...], x.dtype) for p in (self.kernel, self.bias))
+    return kernels.convolution(x, kernel, bias, self.stride, self.padding)
 
 
 class GroupNorm(nnx.Module):
@@ -54,7 +56,8 @@ class GroupNorm(nnx.Module):
     self.eps = eps
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    return kernels.group_norm(x, self.scale[...], self.bias[...], self.groups, self.eps)
+    scale, bias = (weight(p[...], p[...].dtype) for p in (self.scale, self.bias))
+    return kernels.group_norm(x, scale, bias, self.groups, self.eps)
 
 
 class LayerNorm(nnx.Module):
@@ -66,7 +69,8 @@ class LayerNorm(nnx.Module):
     self.eps = eps
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    return kernels.layer_norm(x, self.scale[...], self.bias[...], self.eps)
+    scale, bias = (weight(p[...], p[...].dtype) for p in (self.scale, self.bias))
+    return kernels.layer_norm(x, scale, bias, self.eps)
 
 
 class Embedding(nnx.Module):
@@ -75,8 +79,12 @@ class Embedding(nnx.Module):
   def __init__(self, entries: int, channels: int):
     self.embedding = parameter(entries, channels)
 
+  def table(self) -> jax.Array:
+    """All vectors, `[entries, C]`."""
+    return weight(self.embedding[...], self.embedding[...].dtype)
+
   def __call__(self, indices: jax.Array) -> jax.Array:
-    return jnp.take(self.embedding[...], indices, axis=0)
+    return jnp.take(self.table(), indices, axis=0)
 
 
 class Empty(nnx.Module):

@@ -9,9 +9,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dmpo_jax.errors import InputError
+from dmpo_jax.models import remat
 from dmpo_jax.models.attention import TransformerOptions
 from dmpo_jax.models.blocks import BlockOptions, DownBlock, MidBlock, UpBlock
 from dmpo_jax.models.layers import Conv, GroupNorm, Linear
+from dmpo_jax.models.placement import activations
 from dmpo_jax.models.unet_config import TIME_IDS, Level, UNetConfig
 
 
@@ -141,13 +143,13 @@ class UNet2DConditionModel(nnx.Module):
     Returns:
       `[B, H, W, C_out]`.
     """
-    sample, context = sample.astype(dtype), context.astype(dtype)
+    sample, context = (activations(x.astype(dtype)) for x in (sample, context))
     if self.config.center_input_sample:
       sample = 2 * sample - 1
     # Every residual layer reads the activated embedding: activate it once.
-    time = jax.nn.silu(self.embed(timesteps, text_embeds, time_ids, dtype))
+    time = activations(jax.nn.silu(self.embed(timesteps, text_embeds, time_ids, dtype)))
 
-    x = self.conv_in(sample)
+    x = remat.block(self.conv_in, sample)
     skips = [x]
     for block in self.down_blocks:
       x, outputs = block(x, time, context)
@@ -158,7 +160,7 @@ class UNet2DConditionModel(nnx.Module):
       skips, used = skips[:-layers], skips[-layers:]
       size = skips[-1].shape[1:3] if skips else x.shape[1:3]
       x = block(x, used[::-1], time, context, size)
-    return self.conv_out(jax.nn.silu(self.conv_norm_out(x)))
+    return remat.block(lambda x: self.conv_out(jax.nn.silu(self.conv_norm_out(x))), x)
 
 
 def check_inputs(

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dmpo_jax.models import kernels
+from dmpo_jax.models import kernels, remat
 from dmpo_jax.models.blocks import Upsample2D
 from dmpo_jax.models.layers import Conv, Empty, GroupNorm, Linear
 from dmpo_jax.models.vae_config import VAEConfig
@@ -23,7 +23,7 @@ class ResnetBlock2D(nnx.Module):
     self.conv_shortcut = Conv(inputs, outputs, 1) if inputs != outputs else None
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    y = self.conv1(jax.nn.silu(self.norm1(x)))
+    y = remat.keep(self.conv1(jax.nn.silu(self.norm1(x))), remat.CONVOLUTION)
     y = self.conv2(jax.nn.silu(self.norm2(y)))
     return y + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
@@ -65,8 +65,8 @@ class DownBlock(nnx.Module):
 
   def __call__(self, x: jax.Array) -> jax.Array:
     for resnet in self.resnets:
-      x = resnet(x)
-    return x if self.downsamplers is None else self.downsamplers[0](x)
+      x = remat.block(resnet, x)
+    return x if self.downsamplers is None else remat.block(self.downsamplers[0], x)
 
 
 class MidBlock(nnx.Module):
@@ -77,10 +77,10 @@ class MidBlock(nnx.Module):
     self.attentions = nnx.List([Attention(channels, groups)]) if attention else None
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    x = self.resnets[0](x)
+    x = remat.block(self.resnets[0], x)
     if self.attentions is not None:
-      x = self.attentions[0](x)
-    return self.resnets[1](x)
+      x = remat.block(self.attentions[0], x)
+    return remat.block(self.resnets[1], x)
 
 
 class UpBlock(nnx.Module):
@@ -93,10 +93,11 @@ class UpBlock(nnx.Module):
 
   def __call__(self, x: jax.Array) -> jax.Array:
     for resnet in self.resnets:
-      x = resnet(x)
+      x = remat.block(resnet, x)
     if self.upsamplers is None:
       return x
-    return self.upsamplers[0](x, (2 * x.shape[1], 2 * x.shape[2]))
+    size = (2 * x.shape[1], 2 * x.shape[2])
+    return remat.block(lambda x: self.upsamplers[0](x, size), x)
 
 
 class Encoder(nnx.Module):
@@ -116,7 +117,7 @@ class Encoder(nnx.Module):
     self.conv_out = Conv(widths[-1], 2 * config.latent_channels)
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    x = self.conv_in(x)
+    x = remat.block(self.conv_in, x)
     for block in self.down_blocks:
       x = block(x)
     return self.conv_out(jax.nn.silu(self.conv_norm_out(self.mid_block(x))))
@@ -140,7 +141,7 @@ class Decoder(nnx.Module):
     self.conv_out = Conv(widths[-1], config.out_channels)
 
   def __call__(self, z: jax.Array) -> jax.Array:
-    x = self.mid_block(self.conv_in(z))
+    x = self.mid_block(remat.block(self.conv_in, z))
     for block in self.up_blocks:
       x = block(x)
     return self.conv_out(jax.nn.silu(self.conv_norm_out(x)))

@@ -1,0 +1,176 @@
+"""Rematerialisation and placement: the same numbers, another memory and another layout."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from dmpo_jax import models
+from dmpo_jax.errors import InputError
+from tests.models import torch_map
+
+UNET = {
+  "_class_name": "UNet2DConditionModel",
+  "block_out_channels": (8,),
+  "down_block_types": ("CrossAttnDownBlock2D",),
+  "up_block_types": ("CrossAttnUpBlock2D",),
+  "layers_per_block": 1,
+  "norm_num_groups": 4,
+  "cross_attention_dim": 12,
+  "attention_head_dim": 2,
+}
+VAE = {
+  "_class_name": "AutoencoderKL",
+  "block_out_channels": (8,),
+  "down_block_types": ("DownEncoderBlock2D",),
+  "up_block_types": ("UpDecoderBlock2D",),
+  "layers_per_block": 1,
+  "norm_num_groups": 4,
+}
+TEXT = {
+  "architectures": ["CLIPTextModel"],
+  "hidden_size": 8,
+  "intermediate_size": 16,
+  "num_attention_heads": 2,
+  "num_hidden_layers": 2,
+  "vocab_size": 20,
+}
+PARAMS = models.build(UNET).init(jax.random.key(0))
+R = np.random.default_rng(0)
+SAMPLE = R.standard_normal((4, 6, 4, 4), np.float32)
+CONTEXT = R.standard_normal((4, 5, 12), np.float32)
+
+
+def gradient_of(**options):
+  """(params, sample, context) -> a weighted sum of the prediction, its gradients in two of them."""
+  model = models.build(UNET, **options)
+  w = np.random.default_rng(1).standard_normal(SAMPLE.shape, np.float32)
+
+  def loss(params, sample, context):
+    return (w * model.apply(params, sample, jnp.arange(4) * 300, context)).sum()
+
+  return jax.value_and_grad(loss, (0, 1))
+
+
+def mesh_and_place():
+  mesh = jax.make_mesh((2, 2), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+  everywhere = NamedSharding(mesh, PartitionSpec())
+  split = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+  constrain = jax.lax.with_sharding_constraint
+  place = models.Placement(lambda w: constrain(w, everywhere), lambda x: constrain(x, split))
+  return mesh, place, split
+
+
+@pytest.fixture(scope="module")
+def wanted():
+  """Loss and gradients with everything kept, on one device."""
+  return torch_map.jit(gradient_of())(PARAMS, SAMPLE, CONTEXT)
+
+
+def compare(found, wanted):
+  assert torch_map.relative(found[0], wanted[0]) < 1e-5
+  name, off = torch_map.worst(found[1][0], wanted[1][0])
+  assert off < 1e-4, name
+  assert torch_map.relative(found[1][1], wanted[1][1]) < 1e-5
+
+
+@pytest.mark.parametrize("policy", ["dots", "full"])
+def test_a_policy_changes_no_gradient(policy, wanted):
+  compare(torch_map.jit(gradient_of(remat=policy))(PARAMS, SAMPLE, CONTEXT), wanted)
+
+
+def test_a_placement_on_four_devices_changes_no_gradient(wanted):
+  mesh, place, split = mesh_and_place()
+  sharded = NamedSharding(mesh, PartitionSpec("fsdp"))
+
+  def shard(x):
+    return jax.device_put(
+      x, sharded if x.shape[0] % 2 == 0 else NamedSharding(mesh, PartitionSpec())
+    )
+
+  params = jax.tree.map(shard, PARAMS)
+  sample, context = jax.device_put((SAMPLE, CONTEXT), split)
+  with jax.set_mesh(mesh):
+    found = torch_map.jit(gradient_of(remat="convolutions", place=place))(params, sample, context)
+  compare(found, wanted)
+
+
+def count(name, jaxpr):
+  """How often a primitive appears, at any depth."""
+  total = 0
+  for equation in jaxpr.eqns:
+    total += equation.primitive.name == name
+    for value in equation.params.values():
+      for inner in value if isinstance(value, list | tuple) else [value]:
+        inner = getattr(inner, "jaxpr", inner)
+        total += count(name, inner) if hasattr(inner, "eqns") else 0
+  return total
+
+
+@pytest.fixture(scope="module")
+def operations():
+  """By policy, (matrix products, convolutions) of a gradient as traced."""
+  found = {}
+  for policy in models.remat.POLICIES:
+    jaxpr = jax.make_jaxpr(gradient_of(remat=policy))(PARAMS, SAMPLE, CONTEXT).jaxpr
+    found[policy] = [count(n, jaxpr) for n in ("dot_general", "conv_general_dilated")]
+  return found
+
+
+@pytest.mark.parametrize("policy", ["weights", "dots"])
+def test_policies_that_keep_results_compute_no_product_again(policy, operations):
+  assert operations[policy] == operations["none"]
+
+
+def test_convolutions_are_kept_while_products_are_computed_again(operations):
+  assert operations["convolutions"][0] > operations["dots"][0]
+  assert operations["convolutions"][1] == operations["dots"][1]
+
+
+def test_attention_is_computed_again_under_full_alone(operations):
+  assert operations["attention"][0] < operations["full"][0]
+
+
+def test_nothing_kept_costs_convolutions_too(operations):
+  assert operations["full"][1] > operations["convolutions"][1]
+
+
+def test_every_network_gathers_each_weight_and_places_its_blocks():
+  sizes = {}
+  for config in (UNET, VAE, TEXT):
+    seen, placed = [], []
+    place = models.Placement(
+      lambda w, seen=seen: seen.append(w.size) or w, lambda x, placed=placed: placed.append(x) or x
+    )
+    params = models.abstract(config)
+    if config is VAE:
+      vae = models.build_autoencoder(config, place=place)
+      image = jax.ShapeDtypeStruct((1, 4, 4, 3), jnp.float32)
+      moments = jax.eval_shape(vae.encode, params, image)
+      jax.eval_shape(vae.decode, params, moments.mean)
+    elif config is TEXT:
+      ids = jax.ShapeDtypeStruct((1, 7), jnp.int32)
+      jax.eval_shape(models.build(config, place=place).apply, params, ids)
+    else:
+      inputs = (SAMPLE, jnp.arange(4), CONTEXT)
+      jax.eval_shape(models.build(config, place=place).apply, params, *inputs)
+    sizes[config.get("_class_name")] = (sum(seen), models.trees.count(params), len(placed))
+  for gathered, total, blocks in sizes.values():
+    assert gathered == total
+    assert blocks > 2
+
+
+def test_weights_are_gathered_in_the_dtype_of_the_computation():
+  kernels = []
+  place = models.Placement(lambda w: kernels.append(w) or w, lambda x: x)
+  apply = models.build(UNET, place=place).apply
+  jax.eval_shape(
+    lambda p, x, c: apply(p, x, jnp.arange(4), c, dtype=jnp.bfloat16), PARAMS, SAMPLE, CONTEXT
+  )
+  assert {w.dtype for w in kernels if w.ndim > 1} == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_an_unknown_policy_is_refused_with_the_nearest():
+  with pytest.raises(InputError, match=r"policy 'dot'.*did you mean 'dots'"):
+    models.build(UNET, remat="dot")
