@@ -8,13 +8,14 @@ turns a published set, or your own pairs, into a folder that TFDS and grain read
 
 import argparse
 
-from dmpo_jax.commands import data_convert
+from dmpo_jax.commands import data_convert, data_emoji, data_judge
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Declares the subcommands."""
   commands = parser.add_subparsers(title="data commands", metavar="COMMAND", required=True)
-  for name, module in (("convert", data_convert),):
+  modules = {"convert": data_convert, "emoji": data_emoji, "judge": data_judge}
+  for name, module in modules.items():
     command = commands.add_parser(
       name,
       help=module.__doc__.splitlines()[0],

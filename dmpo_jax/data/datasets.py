@@ -6,10 +6,12 @@ apart; `loader(tokenize, ...)`, whose `[step]` is the batch of a step and whose 
 gives the batches from there on.
 """
 
+import pathlib
 from collections.abc import Sequence
 
 import numpy as np
 
+from dmpo_jax.data import captioned as captioned_images
 from dmpo_jax.data import digits
 from dmpo_jax.data.records import Examples
 from dmpo_jax.data.stored import StoredPairs
@@ -64,6 +66,20 @@ def digit_pairs(
     captions=digits.captions(pairs.labels),
     ids=np.arange(num_pairs, dtype=np.uint32),
   )
+
+
+def captioned(*, folder: str, size: int, split: str = "train") -> Examples:
+  """Captioned images of a folder, such as `dmpo-jax data emoji` writes; see `captioned.load`.
+
+  Args:
+    folder: With a table captions.csv beside the images.
+    size: Side of the square images that training sees; the shorter side is scaled to it.
+    split: Name of the split.
+
+  Returns:
+    `Examples` with images `[N, 1, size, size, 3]`.
+  """
+  return captioned_images.load(pathlib.Path(folder), size=size, split=split)
 
 
 def pairs(
@@ -142,6 +158,7 @@ def mixture(
 
 
 DATASETS = {
+  "captioned": captioned,
   "digit_pairs": digit_pairs,
   "digits": digit_images,
   "mixture": mixture,
