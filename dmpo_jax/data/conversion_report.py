@@ -1,14 +1,11 @@
-"""What a conversion counted, as numbers, as lines of text, and as a page with example pairs."""
+"""What a conversion counted, as numbers and as lines of text; the page is `conversion_page`."""
 
-import base64
-import io
 import pathlib
 from collections import Counter
-from html import escape
 
 import numpy as np
 
-from dmpo_jax.data import builder, captions, convert_options, images
+from dmpo_jax.data import builder, captions, convert_options
 from dmpo_jax.data.convert_options import Options
 from dmpo_jax.data.convert_piece import CHANGED, LONG, MISMATCH, TIE
 from dmpo_jax.data.pairs import Pair
@@ -16,7 +13,6 @@ from dmpo_jax.data.pairs import Pair
 MAX_SIZES = 4096  # different sizes that are counted one by one
 SHOWN_SIZES = 15
 EXAMPLES = 12
-THUMBNAIL = 192
 TOKEN_EDGES = (0, 10, 20, 30, 40, 50, 60, 70, captions.CONTEXT + 1, 2**32)
 
 # Why pairs were left out, and the option that says so.
@@ -28,15 +24,6 @@ DROPPED = {
   "dropped_duplicates": "duplicates (--duplicates=drop)",
   "dropped_repeated_ids": "ids that occurred before (--on-bad-row=skip)",
 }
-STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;max-width:1000px;margin:2rem auto;padding:0 1rem;color:#222}
-table{border-collapse:collapse}td,th{padding:.15rem .9rem .15rem 0;text-align:left}
-td.n{text-align:right;font-variant-numeric:tabular-nums}
-.bar{background:#4a7bb5;height:.8em;display:inline-block;min-width:1px}
-figure{display:inline-block;width:440px;margin:.5rem 1rem .5rem 0;vertical-align:top}
-figure img{max-width:48%;background:#eee}img.won{outline:3px solid #2c8a3d}
-figcaption{font-size:13px;overflow-wrap:anywhere}h2{margin-top:2rem}
-"""
 
 
 class Statistics:
@@ -188,78 +175,3 @@ def examples(out: pathlib.Path, files: dict, statistics: Statistics) -> list[tup
     names = sorted(name for name in files if name.startswith(f"{builder.NAME}-{split}."))
     sources[split] = grain.sources.ArrayRecordDataSource([str(out / name) for name in names])
   return [(s, builder.deserialize(sources[s][i])) for _, s, i in statistics.examples]
-
-
-def page(report: dict, shown: list[tuple[str, Pair]], bad: list[dict]) -> str:
-  """The report as an HTML page that needs nothing else.
-
-  Args:
-    report: From `summary`.
-    shown: From `examples`.
-    bad: The first bad rows.
-
-  Returns:
-    HTML.
-  """
-  parts = [
-    "<!doctype html><html lang='en'><meta charset='utf-8'>",
-    f"<title>Conversion of {escape(report['source'])}</title><style>{STYLE}</style>",
-    f"<h1>Preference pairs from {escape(report['source'])}</h1>",
-    f"<p>{report['kept']:,} pairs kept of {report['read']['pairs']:,}, "
-    f"from {report['read']['rows']:,} rows.</p>",
-    _table("Splits (by prompt)", {n: s["pairs"] for n, s in report["splits"].items()}),
-    _table("Prompts", {n: s["prompts"] for n, s in report["splits"].items()}),
-    _table("Found", report["found"]),
-    _table("Left out", {DROPPED[n]: c for n, c in report["dropped"].items()}),
-    _table("Images stored anew as RGB, by reason", report["images_stored_anew"]),
-    _bars("P(image_0 is preferred)", report["labels"]),
-    _bars("Sizes of images, height x width", report["sizes"]),
-    _bars("Tokens of captions", report["caption_tokens"]),
-    "<h2>Examples</h2><p>The preferred image is framed.</p>",
-    *(_figure(split, pair) for split, pair in shown),
-  ]
-  if bad:
-    parts.append(f"<h2>Rows that were skipped</h2><p>The first {len(bad)}; bad_rows.jsonl has all.")
-    parts.append("<table><tr><th>file<th>row<th>reason")
-    parts += [
-      f"<tr><td>{escape(b['file'])}<td class=n>{b['row']}<td>{escape(b['reason'])}" for b in bad
-    ]
-    parts.append("</table>")
-  parts.append(_table("Options", {n: escape(str(v)) for n, v in report["options"].items()}))
-  return "\n".join(parts) + "</html>\n"
-
-
-def _table(title: str, values: dict) -> str:
-  rows = (
-    f"<tr><td>{escape(name).replace('_', ' ')}<td class=n>{f'{v:,}' if isinstance(v, int) else v}"
-    for name, v in values.items()
-  )
-  return f"<h2>{title}</h2><table>{''.join(rows) or '<tr><td>none'}</table>"
-
-
-def _bars(title: str, values: dict[str, int]) -> str:
-  most = max([1, *values.values()])
-  rows = (
-    f"<tr><td>{escape(name)}<td class=n>{n:,}"
-    f"<td><span class=bar style='width:{400 * n / most:.0f}px'></span>"
-    for name, n in values.items()
-  )
-  return f"<h2>{title}</h2><table>{''.join(rows)}</table>"
-
-
-def _figure(split: str, pair: Pair) -> str:
-  pictures = []
-  for encoded, won in ((pair.image_0, pair.p0 > 0.5), (pair.image_1, pair.p0 < 0.5)):
-    image = images.decode(encoded)
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
-    out = io.BytesIO()
-    image.save(out, "PNG")
-    data = base64.b64encode(out.getvalue()).decode()
-    kind = " class=won" if won else ""
-    pictures.append(f"<img{kind} alt='' src='data:image/png;base64,{data}'>")
-  models = " / ".join(filter(None, (pair.model_0, pair.model_1)))
-  return (
-    f"<figure>{' '.join(pictures)}<figcaption>{escape(pair.prompt[:300])}<br>"
-    f"p0 = {pair.p0:.3g}, weight {pair.weight:.3g}, {escape(split)}, {escape(pair.id[:80])}"
-    f"{', ' + escape(models[:120]) if models else ''}</figcaption></figure>"
-  )

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from dmpo_jax.data import builder, conversion_report, index
+from dmpo_jax.data import builder, conversion_page, conversion_report, index
 from dmpo_jax.data.convert_options import Options
 from dmpo_jax.data.convert_piece import (
   RecordWriter,
@@ -91,7 +91,7 @@ def finish(
   )
   examples = conversion_report.examples(out, files, statistics)
   bad = _head(out / BAD_ROWS, 50)
-  page = conversion_report.page(report, examples, bad)
+  page = conversion_page.page(report, examples, bad)
   write_whole(out / "report.html", folder, lambda stream: stream.write(page.encode()))
   text = json.dumps(report, indent=1) + "\n"
   write_whole(out / builder.REPORT, folder, lambda stream: stream.write(text.encode()))
