@@ -15,27 +15,32 @@ from dmpo_jax.data import captioned as captioned_images
 from dmpo_jax.data import digits
 from dmpo_jax.data.records import Examples
 from dmpo_jax.data.stored import StoredPairs
+from dmpo_jax.errors import unknown
 
 # So many digits are kept from every training run: the classifier that judges samples is tested on
 # them.
 TEST_FRACTION, SPLIT_SEED = 0.3, 0
+SPLITS = ("train", "test")
 
 
-def digit_images(*, test_fraction: float = TEST_FRACTION, split_seed: int = SPLIT_SEED) -> Examples:
-  """The training part of scikit-learn's digits, captioned, one image an example.
+def digit_images(
+  *, split: str = "train", test_fraction: float = TEST_FRACTION, split_seed: int = SPLIT_SEED
+) -> Examples:
+  """Scikit-learn's digits, captioned, one image an example.
 
   Args:
+    split: "train", or "test" for those that are kept out.
     test_fraction: Share that is kept out.
     split_seed: Decides which ones.
 
   Returns:
-    `Examples` with images `[N, 1, 8, 8, 1]`; an id is the image's place in the training part.
+    `Examples` with images `[N, 1, 8, 8, 1]`; an id is the image's place in its part.
   """
-  train, _ = digits.split(digits.load(), test_fraction=test_fraction, seed=split_seed)
+  part = _digits(split, test_fraction, split_seed)
   return Examples(
-    images=train.images[:, None],  # [N, 1, H, W, C]
-    captions=digits.captions(train.labels),
-    ids=np.arange(len(train.labels), dtype=np.uint32),
+    images=part.images[:, None],  # [N, 1, H, W, C]
+    captions=digits.captions(part.labels),
+    ids=np.arange(len(part.labels), dtype=np.uint32),
   )
 
 
@@ -44,6 +49,7 @@ def digit_pairs(
   num_pairs: int,
   temperature: float,
   seed: int,
+  split: str = "train",
   test_fraction: float = TEST_FRACTION,
   split_seed: int = SPLIT_SEED,
 ) -> Examples:
@@ -53,14 +59,15 @@ def digit_pairs(
     num_pairs: How many pairs are drawn.
     temperature: Of the Bradley-Terry rule on ink.
     seed: Decides pairs and labels.
+    split: "train", or "test" for pairs of digits that are kept out.
     test_fraction: Share of the digits that is kept out.
     split_seed: Decides which ones.
 
   Returns:
     `Examples` with images `[P, 2, 8, 8, 1]`, (preferred, rejected).
   """
-  train, _ = digits.split(digits.load(), test_fraction=test_fraction, seed=split_seed)
-  pairs = digits.preference_pairs(train, num_pairs=num_pairs, temperature=temperature, seed=seed)
+  part = _digits(split, test_fraction, split_seed)
+  pairs = digits.preference_pairs(part, num_pairs=num_pairs, temperature=temperature, seed=seed)
   return Examples(
     images=pairs.images,
     captions=digits.captions(pairs.labels),
@@ -80,6 +87,13 @@ def captioned(*, folder: str, size: int, split: str = "train") -> Examples:
     `Examples` with images `[N, 1, size, size, 3]`.
   """
   return captioned_images.load(pathlib.Path(folder), size=size, split=split)
+
+
+def _digits(split: str, test_fraction: float, seed: int) -> digits.Digits:
+  parts = digits.split(digits.load(), test_fraction=test_fraction, seed=seed)
+  if split not in SPLITS:
+    raise unknown("split of the digits", split, SPLITS)
+  return parts[SPLITS.index(split)]
 
 
 def pairs(

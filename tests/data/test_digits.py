@@ -7,6 +7,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from dmpo_jax.data import digits
+from dmpo_jax.data.datasets import digit_pairs
 from dmpo_jax.errors import InputError
 
 
@@ -163,3 +164,13 @@ def test_a_digit_with_a_single_image_cannot_be_paired():
   lone = digits.Digits(np.zeros((3, 8, 8, 1), np.float32), np.array([1, 1, 2], np.int32))
   with pytest.raises(InputError, match="each digit needs two images"):
     digits.preference_pairs(lone, num_pairs=4, temperature=0.1, seed=0)
+
+
+def test_the_digits_that_are_kept_out_of_training_can_be_paired_too():
+  train, test = (
+    digit_pairs(num_pairs=400, temperature=0.03, seed=1, split=split) for split in ("train", "test")
+  )
+  seen = {image.tobytes() for pair in train.images for image in pair}
+  assert not any(image.tobytes() in seen for pair in test.images for image in pair)
+  with pytest.raises(InputError, match="split of the digits 'tset'"):
+    digit_pairs(num_pairs=4, temperature=0.03, seed=1, split="tset")
