@@ -1,8 +1,8 @@
-"""Encoded pairs of images to arrays of one size: the same view of both images of a pair.
+"""Encoded pairs of images to arrays of one size, seen through views that are drawn.
 
-Scaled with Pillow's LANCZOS filter, which averages over what it shrinks (antialiasing). A view is
-drawn once for a pair: flips and crops that differed between its images would be a preference that
-nobody stated.
+Scaled with Pillow's LANCZOS filter, which averages over what it shrinks (antialiasing). Unless
+something else is asked for, a view is drawn once for a pair: flips and crops that differ between
+its images are a difference that nobody judged.
 """
 
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ from dmpo_jax.data import images
 from dmpo_jax.errors import InputError, unknown
 
 CROPS = ("center", "random")
+VIEWS = ("joint", "separate")  # of the two images of a pair
 CHANNELS = (1, 3)  # 1: ITU-R 601-2 luma, (299 R + 587 G + 114 B)/1000, Pillow's "L"
 
 
@@ -32,7 +33,7 @@ class View(NamedTuple):
   flip: bool
 
 
-def draw(seed: int, epoch: int, example_id: int, *, crop: str, flip: bool) -> View:
+def draw(seed: int, epoch: int, example_id: int, *, crop: str, flip: bool, image: int = 0) -> View:
   """The view of an example in an epoch, from (seed, epoch, example id) alone.
 
   Args:
@@ -41,12 +42,13 @@ def draw(seed: int, epoch: int, example_id: int, *, crop: str, flip: bool) -> Vi
     example_id: Identity of the example.
     crop: "center", or "random": uniform over all places.
     flip: Whether half of the views are flipped.
+    image: Another number draws another view, for images that are not seen alike.
 
   Returns:
     `View`.
   """
   # The order of the epoch has the same key; its counter never touches the other three words.
-  key, counter = np.array([seed, epoch], np.uint64), np.array([0, 1, example_id, 0], np.uint64)
+  key, counter = np.array([seed, epoch], np.uint64), np.array([0, 1, example_id, image], np.uint64)
   bits = np.random.Philox(key=key, counter=counter).random_raw(3)
   top, left, side = ((bits >> np.uint64(11)) * 2.0**-53).tolist()
   random = crop == "random"

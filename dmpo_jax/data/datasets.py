@@ -103,6 +103,7 @@ def pairs(
   split: str = "train",
   crop: str = "center",
   flip: bool = False,
+  views: str = "joint",
   ties: str = "soft",
   time_ids: bool = False,
 ) -> StoredPairs:
@@ -114,6 +115,8 @@ def pairs(
     split: Name of the split.
     crop: Which square of the scaled image: "center", or "random", drawn anew in each epoch.
     flip: Whether half of the pairs are flipped, drawn anew in each epoch.
+    views: "joint": crop and flip are the same for both images of a pair; "separate": each image has
+      its own.
     ties: "soft" keeps pairs without a preferred image with the label 1/2, "drop" leaves them out.
     time_ids: Whether batches hold SDXL's sizes and crops.
 
@@ -127,6 +130,7 @@ def pairs(
     split=split,
     crop=crop,
     flip=flip,
+    views=views,
     ties=ties,
     time_ids=time_ids,
   )
@@ -140,6 +144,7 @@ def mixture(
   split: str = "train",
   crop: str = "center",
   flip: bool = False,
+  views: str = "joint",
   ties: str = "soft",
   time_ids: bool = False,
 ) -> StoredPairs:
@@ -153,6 +158,7 @@ def mixture(
     split: The same split of each folder.
     crop: "center" or "random".
     flip: Whether half of the pairs are flipped.
+    views: "joint" or "separate".
     ties: "soft" or "drop".
     time_ids: Whether batches hold SDXL's sizes and crops.
 
@@ -166,6 +172,7 @@ def mixture(
     size=size,
     crop=crop,
     flip=flip,
+    views=views,
     ties=ties,
     time_ids=time_ids,
   )

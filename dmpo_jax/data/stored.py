@@ -13,7 +13,7 @@ import numpy as np
 
 from dmpo_jax.data import augment, builder
 from dmpo_jax.data.folders import Folder, Mixture, StoredLoader
-from dmpo_jax.errors import InputError
+from dmpo_jax.errors import InputError, unknown
 
 # [captions] -> (columns of token ids by name, int32 [N, L] each; how many captions were cut)
 Tokenize = Callable[[Sequence[str]], tuple[dict[str, np.ndarray], int]]
@@ -29,6 +29,7 @@ class StoredPairs:
     size: Side of the square images in pixels.
     crop: "center" or "random", see `augment.draw`.
     flip: Whether half of the views are flipped.
+    views: "joint": both images of a pair are seen alike; "separate": each gets a view of its own.
     ties: "soft" or "drop", see `Folder`.
     time_ids: Whether examples tell sizes and crops, as SDXL asks for them.
 
@@ -45,16 +46,21 @@ class StoredPairs:
     size: int,
     crop: str,
     flip: bool,
+    views: str,
     ties: str,
     time_ids: bool,
   ):
     augment.check(size=size, crop=crop, channels=3)
+    if views not in augment.VIEWS:
+      raise unknown("choice for views", views, augment.VIEWS)
+    if time_ids and views == "separate":
+      raise InputError("time_ids tell one crop for both images of a pair; choose views='joint'")
     sources = [(folder, builder.PairSource(pathlib.Path(folder), split)) for folder in folders]
     self.mixture = Mixture(
       [Folder(f, split, ties, len(s), s.__getitem__) for f, s in sources], weights
     )
     self.size, self.time_ids = size, time_ids
-    self.view = functools.partial(augment.draw, crop=crop, flip=flip)
+    self.views, self.view = views, functools.partial(augment.draw, crop=crop, flip=flip)
 
   def __len__(self) -> int:
     return len(self.mixture)
@@ -117,10 +123,12 @@ class StoredPairs:
   def _read(
     self, seed: int, channels: int, folder: Folder, number: int, epoch: int, example_id: int
   ) -> "_Example":
-    pair, view = folder.read(number), self.view(seed, epoch, example_id)
+    pair = folder.read(number)
+    draw = functools.partial(self.view, seed, epoch, example_id)
+    views = (draw(), draw(image=1) if self.views == "separate" else draw())
     look = functools.partial(augment.look, size=self.size, channels=channels)
     try:
-      seen = [look(encoded, view) for encoded in (pair.image_0, pair.image_1)]
+      seen = [look(pair.image_0, views[0]), look(pair.image_1, views[1])]
     except InputError as error:
       raise folder.damaged(number, error) from error
     swap = -1 if pair.p0 < 0.5 else 1

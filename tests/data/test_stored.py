@@ -138,6 +138,18 @@ def test_both_images_of_a_pair_are_seen_alike(folder):
   np.testing.assert_array_equal(pixels[:, 0, ..., :2], pixels[:, 1, ..., :2])
 
 
+def test_separate_views_differ_within_a_pair_and_the_first_is_the_joint_one(folder):
+  joint = gather(load(folder, **RANDOM), range(5))
+  apart = gather(load(folder, **RANDOM, views="separate"), range(5))
+  stored_first = np.array(LABELS)[joint["example_id"].astype(int)] >= 0.5
+  place = np.where(stored_first, 0, 1)  # of image_0 of the record
+  rows = np.arange(20)
+  np.testing.assert_array_equal(apart["images"][rows, place], joint["images"][rows, place])
+  columns = apart["images"][:, :, 0, :, 1].astype(int)  # [N, 2, W]
+  assert (columns[:, 0] != columns[:, 1]).any(axis=1).mean() > 0.7
+  np.testing.assert_array_equal(apart["example_id"], joint["example_id"])
+
+
 def test_views_differ_by_pair_and_epoch_and_stay_in_the_image(folder):
   found = gather(load(folder, **RANDOM), range(10))
   columns = found["images"].astype(int)[:, 0, 0, :, 1]  # [N, W]
@@ -296,6 +308,8 @@ def test_an_index_that_is_not_there_whole_is_named(copy, damage):
     ({"split": "trian"}, "did you mean 'train'"),
     ({"ties": "keep"}, "unknown choice for ties 'keep'"),
     ({"crop": "middle"}, "unknown crop 'middle'"),
+    ({"views": "apart"}, "unknown choice for views 'apart'"),
+    ({"views": "separate", "time_ids": True}, "one crop for both images"),
     ({"size": 0}, "size must be a whole number"),
     ({"batch_size": 11}, "batch_size 11 does not fit a data set of 10 rows"),
     ({"batch_size": 3, "processes": (0, 2)}, "batch_size 3 does not divide over 2 processes"),
