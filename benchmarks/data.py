@@ -119,7 +119,7 @@ def make_epoch(folder: pathlib.Path, pairs: int, shards: int = 8) -> None:
   found["p0"] = found["weight"] = 1
   found["content"] = rng.integers(2**63, size=(len(found), 2))
   np.save(folder / index.name("train"), found)
-  report = {"files": files, "splits": {"train": {"pairs": len(found)}}}
+  report = {"record": builder.VERSION, "files": files, "splits": {"train": {"pairs": len(found)}}}
   (folder / builder.REPORT).write_text(json.dumps(report))
   builder.write_metadata(folder, {"train": sizes})
 

@@ -155,9 +155,15 @@ def check_files(folder: pathlib.Path) -> dict:
     The report, see `read_report`.
 
   Raises:
-    InputError: A shard is missing, truncated, or not what was written.
+    InputError: A shard is missing, truncated, or not what was written, or the records are of a
+      version that means something else.
   """
   report = read_report(folder)
+  version = str(report.get("record"))
+  if version.split(".")[0] != VERSION.split(".")[0]:
+    raise InputError(
+      f"{folder} holds records of version {version}, this program reads {VERSION}; convert anew"
+    )
   for name, expected in report["files"].items():
     path = pathlib.Path(folder) / name
     size = path.stat().st_size if path.is_file() else None

@@ -6,7 +6,7 @@ import pathlib
 import pickle
 import tempfile
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from dmpo_jax.data import text_tables
 from dmpo_jax.data.extras import require
@@ -159,9 +159,7 @@ def _read_parquet(
         spools = []
         for name in heavy[:-1]:
           spool = stack.enter_context(tempfile.TemporaryFile(dir=scratch))
-          for row in _group_rows(path, table, group, [name], number):
-            pickle.dump(row, spool)
-          spool.seek(0)
+          _spool(_group_rows(path, table, group, [name], number), spool)
           spools.append(spool)
         rest = [name for name in names if name not in heavy[:-1]]
         for row in _group_rows(path, table, group, rest, number):
@@ -171,6 +169,18 @@ def _read_parquet(
           number += 1
   if number != piece.first + piece.rows:
     raise InputError(f"{path} ended at row {number}, {piece.first + piece.rows} were announced")
+
+
+def _spool(rows: Iterator[dict | InputError], spool: IO[bytes]) -> None:
+  """Writes rows to a temporary file, to be read from its beginning."""
+  for row in rows:
+    try:
+      pickle.dump(row, spool)
+    except OSError as error:
+      advice = f"cannot write a temporary file ({error.strerror}); free space, then the same "
+      advice += "command goes on where it was"
+      raise OSError(error.errno, advice) from error
+  spool.seek(0)
 
 
 def _heavy(table, group: int, names: list[str]) -> list[str]:

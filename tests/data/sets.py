@@ -3,6 +3,8 @@
 import io
 import json
 import pathlib
+import struct
+import zlib
 
 import numpy as np
 import pyarrow as pa
@@ -40,6 +42,17 @@ def encoded(seed: int = 0, *, size=(16, 12), kind: str = "PNG", mode: str = "RGB
   out = io.BytesIO()
   Image.fromarray(pixels).convert(mode).save(out, kind)
   return out.getvalue()
+
+
+def png(width: int, height: int, *, depth: int = 8, colour: int = 2, rows: bytes = b"") -> bytes:
+  """A PNG file put together by hand; colour 0 is grey, 2 RGB."""
+
+  def chunk(name, body):
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+  head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+  data = chunk(b"IDAT", zlib.compress(rows))
+  return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + data + chunk(b"IEND", b"")
 
 
 def save(path: pathlib.Path, seed: int = 0, **settings) -> None:

@@ -1,5 +1,6 @@
 """The TFDS folder: TFDS and grain read what is written, and damage is found before it is used."""
 
+import json
 import subprocess
 import sys
 
@@ -110,4 +111,11 @@ def test_a_split_that_does_not_exist_is_named(folder):
 def test_an_unfinished_conversion_is_no_data_set(folder):
   (folder / "dataset_info.json").unlink()
   with pytest.raises(InputError, match="holds no finished data set"):
+    builder.open_folder(folder)
+
+
+def test_records_of_another_version_are_refused(folder):
+  path = folder / "report.json"
+  path.write_text(json.dumps(json.loads(path.read_text()) | {"record": "2.0.0"}))
+  with pytest.raises(InputError, match=r"records of version 2\.0\.0, this program reads 1\."):
     builder.open_folder(folder)

@@ -2,11 +2,12 @@
 
 import json
 import pathlib
+import re
 
 import numpy as np
 import pytest
 
-from dmpo_jax.data import builder, convert, convert_piece, finish, pairs, sources
+from dmpo_jax.data import builder, convert, convert_piece, finish, images, pairs, sources, tables
 from dmpo_jax.data.convert_options import Options
 from dmpo_jax.errors import InputError
 from tests.data import sets
@@ -31,6 +32,10 @@ def all_pairs(folder: pathlib.Path, split: str = "train") -> list[pairs.Pair]:
 def run(root: pathlib.Path, rows: list[dict], name: str = "out", **choices) -> dict:
   options = Options(rows_per_shard=4, **choices)
   return convert.convert(pickapic(root, rows), root / name, options)
+
+
+def bad_rows(folder: pathlib.Path) -> list[dict]:
+  return [json.loads(line) for line in (folder / "bad_rows.jsonl").read_text().splitlines()]
 
 
 SPLITS = {"train": 0.6, "test": 0.4}
@@ -219,6 +224,8 @@ def test_duplicates_are_found_slice_by_slice_as_at_once(tmp_path, monkeypatch):
 
 BAD = {
   "a truncated JPEG": ({"jpg_0": sets.encoded(size=(64, 64), kind="JPEG")[:900]}, "decoded"),
+  "a decompression bomb": ({"jpg_1": sets.png(60_000, 60_000)}, "60000x60000|too large"),
+  "no bytes": ({"jpg_0": None}, "must hold an image's bytes, got NoneType"),
   "one pixel": ({"jpg_1": sets.encoded(size=(1, 1))}, "1x1 pixels"),
   "no image": ({"jpg_1": b"not an image"}, "not an image"),
   "NaN": ({"label_0": float("nan")}, "finite"),
@@ -242,11 +249,29 @@ def test_bad_rows_are_skipped_counted_and_listed_when_asked(tmp_path):
   rows += [sets.pickapic_row(i, **BAD[name][0]) for i, name in enumerate(BAD, start=1)]
   report = run(tmp_path, rows, on_bad_row="skip")
   assert report["kept"] == 1
-  assert (report["found"]["undecodable"], report["found"]["bad_rows"]) == (3, 4)
-  listed = [json.loads(x) for x in (tmp_path / "out/bad_rows.jsonl").read_text().splitlines()]
-  assert [b["row"] for b in listed] == list(range(1, 8))
+  assert (report["found"]["undecodable"], report["found"]["bad_rows"]) == (4, 5)
+  listed = bad_rows(tmp_path / "out")
+  assert [b["row"] for b in listed] == list(range(1, 10))
   for b, (_, message) in zip(listed, BAD.values(), strict=True):
-    assert message in b["reason"]
+    assert re.search(message, b["reason"])
+
+
+def test_bad_rows_of_ones_own_table_are_skipped_and_listed(tmp_path):
+  sets.save(tmp_path / "secret.png")
+  path = sets.own(tmp_path / "source", ["id,prompt,image_0,image_1,label_0"])
+  lines = ["a,x,0.png,1.png,1", "b,x,0.png,../secret.png,1", "c,für,0.png,1.png,1"]
+  lines += ["a,x,2.png,3.png,0", "d,x,0.png,absent.png,1", "e,x,0.png,1.png,7", "f,,0.png,1.png,1"]
+  path.write_bytes(path.read_bytes() + "\n".join(lines).encode("latin-1") + b"\n")
+  source = sources.find("pairs", path)
+  report = convert.convert(source, tmp_path / "out", Options(on_bad_row="skip"))
+  assert (report["kept"], report["found"]["repeated_ids"]) == (1, 1)
+  assert [p.id for p in all_pairs(tmp_path / "out")] == ["a"]
+  found = {b["row"]: b["reason"] for b in bad_rows(tmp_path / "out")}
+  reasons = ["leaves the folder", "not valid UTF-8", "id occurred before", "no file 'absent.png'"]
+  reasons += ["must lie in", "caption is empty"]
+  assert sorted(found) == list(range(1, 7))
+  for row, reason in enumerate(reasons, start=1):
+    assert reason in found[row]
 
 
 def test_what_was_written_before_a_bad_row_stays_and_is_valid(tmp_path):
@@ -336,8 +361,18 @@ def test_a_condition_image_is_kept(tmp_path):
 
 
 def test_images_are_stored_anew_by_reason(tmp_path):
-  rows = [sets.pickapic_row(0, jpg_0=sets.encoded(mode="P"), jpg_1=sets.encoded(mode="L"))]
-  assert run(tmp_path, rows)["images_stored_anew"] == {"grey": 1, "palette": 1}
+  kinds = [sets.encoded(mode="P"), sets.encoded(mode="L"), sets.encoded(mode="LA")]
+  kinds += [sets.encoded(mode="CMYK", kind="JPEG"), sets.encoded(mode="RGBA")]
+  kinds.append(sets.png(12, 16, depth=16, rows=(b"\0" + bytes(72)) * 16))
+  rows = [
+    sets.pickapic_row(i, jpg_0=a, jpg_1=b)
+    for i, (a, b) in enumerate(zip(kinds[::2], kinds[1::2], strict=True))
+  ]
+  assert run(tmp_path, rows)["images_stored_anew"] == {
+    **{"16-bit": 1, "CMYK": 1, "alpha": 2, "grey": 1, "palette": 1}
+  }
+  for pair in all_pairs(tmp_path / "out"):
+    assert {images.decode(x).mode for x in (pair.image_0, pair.image_1)} == {"RGB"}
 
 
 def test_an_empty_shard_is_not_written(tmp_path):
@@ -356,6 +391,15 @@ def test_a_full_disk_is_told_and_leaves_nothing_half_written(tmp_path):
     full.finish()
   full.discard()
   assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_told_where_heavy_columns_wait_on_it(tmp_path, monkeypatch):
+  monkeypatch.setattr(tables, "HEAVY_GROUP", 0)
+  full = pathlib.Path("/dev/full")
+  monkeypatch.setattr(tables.tempfile, "TemporaryFile", lambda **_: full.open("r+b", buffering=0))
+  with pytest.raises(OSError, match=r"No space left on device.*free space"):
+    run(tmp_path, [sets.pickapic_row(0)])
+  assert not list((tmp_path / "out").rglob("*.tmp"))
 
 
 @pytest.mark.parametrize(

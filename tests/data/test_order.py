@@ -49,3 +49,16 @@ def test_batches_from_a_step_on_are_those_of_the_steps():
   loader = Loader({"row": np.arange(10)}, batch_size=4, seed=3)
   for step, batch in zip(range(5, 15), loader.iterate(5), strict=False):
     np.testing.assert_array_equal(batch["row"], loader[step]["row"])
+
+
+def test_a_run_from_memory_goes_on_inside_an_epoch_in_any_number_of_processes():
+  def part(index, count):
+    return Loader(
+      {"row": np.arange(10)}, batch_size=4, seed=3, process_index=index, process_count=count
+    )
+
+  for start, count in ((0, 2), (3, 4), (6, 1), (9, 2)):
+    ahead = [part(index, count).iterate(start) for index in range(count)]
+    for step in range(start, start + 3):
+      found = np.concatenate([next(batches)["row"] for batches in ahead])
+      np.testing.assert_array_equal(found, part(0, 1)[step]["row"])

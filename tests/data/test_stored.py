@@ -133,6 +133,26 @@ def test_the_parts_of_processes_are_the_batch(folder):
       assert_same(next(batches), piece)
 
 
+@pytest.mark.parametrize("mix", [False, True])
+def test_a_run_goes_on_inside_an_epoch_in_any_number_of_processes(folder, certain, mix):
+  names = (folder, certain) if mix else (folder,)
+  pairs = datasets.mixture(folders=names, weights=range(1, 1 + len(names)), size=SIZE, **RANDOM)
+
+  def part(index, count):
+    return pairs.loader(
+      tokenize, channels=3, batch_size=4, seed=5, process_index=index, process_count=count
+    )
+
+  whole = part(0, 1)
+  for start, count in ((0, 2), (3, 4), (6, 1), (9, 2)):  # an epoch is two batches and a half
+    ahead = [part(index, count).iterate(start) for index in range(count)]
+    for step in range(start, start + 3):
+      pieces = [next(batches) for batches in ahead]
+      assert_same({k: np.concatenate([p[k] for p in pieces]) for k in pieces[0]}, whole[step])
+    for batches in ahead:
+      batches.close()
+
+
 def test_both_images_of_a_pair_are_seen_alike(folder):
   pixels = gather(load(folder, **RANDOM), range(10))["images"].astype(int)
   np.testing.assert_array_equal(pixels[:, 0, ..., :2], pixels[:, 1, ..., :2])
