@@ -4,17 +4,26 @@
 
 turns a published set, or your own pairs, into a folder that TFDS and grain read; see
 `dmpo-jax data convert --help` for every source with an example.
+
+  dmpo-jax data encode FOLDER --pipeline PIPELINE --out ENCODED
+
+makes latents and text embeddings of such a folder once, for all runs of that pipeline.
 """
 
 import argparse
 
-from dmpo_jax.commands import data_convert, data_emoji, data_judge
+from dmpo_jax.commands import data_convert, data_emoji, data_encode, data_judge
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Declares the subcommands."""
   commands = parser.add_subparsers(title="data commands", metavar="COMMAND", required=True)
-  modules = {"convert": data_convert, "emoji": data_emoji, "judge": data_judge}
+  modules = {
+    "convert": data_convert,
+    "emoji": data_emoji,
+    "encode": data_encode,
+    "judge": data_judge,
+  }
   for name, module in modules.items():
     command = commands.add_parser(
       name,

@@ -164,20 +164,34 @@ def check_files(folder: pathlib.Path) -> dict:
     raise InputError(
       f"{folder} holds records of version {version}, this program reads {VERSION}; convert anew"
     )
-  for name, expected in report["files"].items():
+  check_shards(folder, report["files"], "convert anew")
+  return report
+
+
+def check_shards(folder: pathlib.Path, files: dict[str, dict], advice: str) -> None:
+  """Checks that ArrayRecord files are there whole: their sizes and numbers of records.
+
+  Args:
+    folder: Where they lie.
+    files: Name -> "bytes" and "records" that were written.
+    advice: What to do otherwise, apart from copying them again.
+
+  Raises:
+    InputError: One is missing, truncated, or not what was written.
+  """
+  for name, expected in files.items():
     path = pathlib.Path(folder) / name
     size = path.stat().st_size if path.is_file() else None
     if size != expected["bytes"]:
       found = (
         "is missing" if size is None else f"has {size} bytes, {expected['bytes']} were written"
       )
-      raise InputError(f"{path} {found}; copy it again or convert anew")
-    if count_records(path) != expected["records"]:
+      raise InputError(f"{path} {found}; copy it again or {advice}")
+    if (count := count_records(path)) != expected["records"]:
       raise InputError(
         f"{path} is damaged: {expected['records']} records were written and "
-        f"{count_records(path)} are found; copy it again or convert anew"
+        f"{count} are found; copy it again or {advice}"
       )
-  return report
 
 
 def count_records(path: pathlib.Path) -> int:

@@ -1,9 +1,9 @@
 """The data sets that a config can name.
 
-All have the same face, whether they lie in memory (`Examples`) or on disk (`StoredPairs`):
-`captions`, of which a new pipeline makes its vocabulary; `fingerprint()`, which tells other data
-apart; `loader(tokenize, ...)`, whose `[step]` is the batch of a step and whose `iterate(step)`
-gives the batches from there on.
+All have the same face, whether they lie in memory (`Examples`), on disk (`StoredPairs`) or are
+encoded (`EncodedPairs`, which needs no tokenizer): `captions`, of which a new pipeline makes its
+vocabulary; `fingerprint()`, which tells other data apart; `loader(tokenize, ...)`, whose `[step]`
+is the batch of a step and whose `iterate(step)` gives the batches from there on.
 """
 
 import pathlib
@@ -13,6 +13,7 @@ import numpy as np
 
 from dmpo_jax.data import captioned as captioned_images
 from dmpo_jax.data import digits
+from dmpo_jax.data.encoded_pairs import EncodedPairs
 from dmpo_jax.data.records import Examples
 from dmpo_jax.data.stored import StoredPairs
 from dmpo_jax.errors import unknown
@@ -178,10 +179,52 @@ def mixture(
   )
 
 
+def encoded(
+  *, folder: str, ties: str = "soft", embeddings: bool = True, time_ids: bool = False
+) -> EncodedPairs:
+  """Pairs that `dmpo-jax data encode` wrote: no step runs the autoencoder or the text encoders.
+
+  Args:
+    folder: What was written, by the pipeline that the run starts from.
+    ties: "soft" keeps pairs without a preferred image with the label 1/2, "drop" leaves them out.
+    embeddings: Whether stored text embeddings are used; False where a text encoder is trained.
+    time_ids: Whether SDXL is told the sizes and crops, or that nothing was scaled or cut.
+
+  Returns:
+    `EncodedPairs`.
+  """
+  return EncodedPairs([folder], [1.0], ties=ties, embeddings=embeddings, time_ids=time_ids)
+
+
+def encoded_mixture(
+  *,
+  folders: Sequence[str],
+  weights: Sequence[float],
+  ties: str = "soft",
+  embeddings: bool = True,
+  time_ids: bool = False,
+) -> EncodedPairs:
+  """Several encoded folders, each in its share as in `mixture`; otherwise as `encoded`.
+
+  Args:
+    folders: What was written, one folder each, all by the same pipeline and for the same size.
+    weights: Shares of the examples by folder, > 0.
+    ties: See `encoded`, as all that follows.
+    embeddings: Whether stored text embeddings are used.
+    time_ids: Whether SDXL is told sizes and crops.
+
+  Returns:
+    `EncodedPairs`.
+  """
+  return EncodedPairs(folders, weights, ties=ties, embeddings=embeddings, time_ids=time_ids)
+
+
 DATASETS = {
   "captioned": captioned,
   "digit_pairs": digit_pairs,
   "digits": digit_images,
+  "encoded": encoded,
+  "encoded_mixture": encoded_mixture,
   "mixture": mixture,
   "pairs": pairs,
 }

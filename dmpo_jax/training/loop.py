@@ -92,20 +92,20 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, show_progress: bool = Tr
     "captions_truncated": loader.truncated,
   }
   with _only_user_of(workdir):
-    run = _Run(config, pipeline, loader, workdir, identity)
+    run = _Run(config, pipeline, examples, loader, workdir, identity)
     return run.finish(started, show_progress)
 
 
 class _Run:
   """A run with its files open."""
 
-  def __init__(self, config, pipeline, loader, workdir, identity):
+  def __init__(self, config, pipeline, examples, loader, workdir, identity):
     self.config, self.pipeline, self.loader = config, pipeline, loader
     self.workdir, self.identity = workdir, identity
     if (workdir / "run.json").exists():
       claim(workdir, identity)
-    self.trained, self.frozen, self.reference = start.split_params(config, pipeline)
-    objective = start.make_objective(config, pipeline)
+    self.trained, self.frozen, self.reference = start.split_params(config, pipeline, examples)
+    objective = start.make_objective(config, pipeline, examples)
     optimizer = make_optimizer(config.optimizer)
     self.mesh = make_mesh(config.num_devices)
     if config.batch_size % self.mesh.size:

@@ -43,25 +43,29 @@ def encode_images(
 
   Args:
     networks: Forward functions; without `moments` the images themselves are denoised.
-    params: Parameters of all components.
-    batch: The examples, in pixels.
+    params: Parameters of all components; where the batch has moments, the autoencoder's are not
+      needed.
+    batch: The examples, in pixels or as moments.
     seed: The run's seed.
     step: int32 scalar.
 
   Returns:
-    The batch with images `[examples, images, h, w, Z]`, float32.
+    The batch with images `[examples, images, h, w, Z]`, float32, and without moments.
   """
-  batch = batch._replace(images=to_floats(batch.images))
-  if networks.moments is None:
-    return batch
-  examples, images = batch.images.shape[:2]
-  pixels = batch.images.reshape(examples * images, *batch.images.shape[2:])  # [B, H, W, C]
-  moments = networks.moments(params, pixels)
+  if batch.moments is not None:
+    flat = batch.moments.reshape(-1, *batch.moments.shape[2:])  # [B, 2, h, w, Z]
+    moments = (flat[:, 0], flat[:, 1])
+  else:
+    batch = batch._replace(images=to_floats(batch.images))
+    if networks.moments is None:
+      return batch
+    pixels = batch.images.reshape(-1, *batch.images.shape[2:])  # [B, H, W, C]
+    moments = networks.moments(params, pixels)
   moments = models.Moments(*(m.astype(jnp.float32) for m in moments))  # [B, h, w, Z]
   noise = draw_encodings(seed, step, batch, moments.mean.shape[1:])
   latents = models.draw_latents(moments, noise.reshape(moments.mean.shape))
   latents = jax.lax.stop_gradient(networks.scale(latents))
-  return batch._replace(images=latents.reshape(noise.shape))
+  return batch._replace(images=latents.reshape(noise.shape), moments=None)
 
 
 def image_errors(
@@ -71,6 +75,7 @@ def image_errors(
   batch: Batch,
   draws: Draws,
   null_ids: tuple[jax.Array, ...] | None,
+  null_text: Conditioning | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Denoising error of each image under one set of parameters, and what it is the square of.
 
@@ -84,6 +89,8 @@ def image_errors(
     draws: Their timesteps, noise and caption dropout.
     null_ids: int32 `[L]` for each text encoder, the tokens of the empty caption; None: of a dropped
       caption the UNet is told zeros.
+    null_text: What the text encoders gave for the empty caption, `[L, D]` and perhaps `[P]`, for a
+      batch that has embeddings; with null_ids None it is not used either.
 
   Returns:
     errors: float32 `[examples, images]`.
@@ -95,7 +102,7 @@ def image_errors(
   def per_image(x: jax.Array) -> jax.Array:  # [examples, ...] -> [examples * images, ...]
     return jnp.repeat(x, images, axis=0, total_repeat_length=examples * images)
 
-  told = _conditioning(networks, params, batch, draws.dropped, null_ids)
+  told = _conditioning(networks, params, batch, draws.dropped, null_ids, null_text)
   context = per_image(told.pop("encoder_hidden_states"))  # [B, L, D]
   added = {name: per_image(x) for name, x in told.items()}
   clean = batch.images.reshape(examples * images, *batch.images.shape[2:])  # [B, H, W, C]
@@ -114,16 +121,26 @@ def _conditioning(
   batch: Batch,
   dropped: jax.Array,
   null_ids: tuple[jax.Array, ...] | None,
+  null_text: Conditioning | None,
 ) -> Conditioning:
   """What the UNet is told of each example's caption and, where it listens, sizes."""
-  ids = tuple(x for x in (batch.input_ids, batch.input_ids_2) if x is not None)
-  if null_ids is not None:
-    pairs = zip(null_ids, ids, strict=True)
-    ids = tuple(jnp.where(dropped[:, None], null[None], given) for null, given in pairs)
-  told = dict(networks.text(params, ids))
-  if null_ids is None:
-    for name, x in told.items():
-      told[name] = jnp.where(dropped.reshape(-1, *[1] * (x.ndim - 1)), jnp.zeros_like(x), x)
+
+  def drop(given: jax.Array, null: jax.Array | None) -> jax.Array:  # [examples, ...]
+    null = jnp.zeros_like(given) if null is None else null[None]
+    return jnp.where(dropped.reshape(-1, *[1] * (given.ndim - 1)), null, given)
+
+  if batch.embeddings is not None:
+    told = {"encoder_hidden_states": batch.embeddings, "text_embeds": batch.pooled}
+    told = {k: x.astype(jnp.float32) for k, x in told.items() if x is not None}
+    nulls = dict.fromkeys(told) if null_ids is None else null_text
+    told = {name: drop(x, nulls[name]) for name, x in told.items()}
+  else:
+    ids = tuple(x for x in (batch.input_ids, batch.input_ids_2) if x is not None)
+    if null_ids is not None:
+      ids = tuple(drop(x, null) for x, null in zip(ids, null_ids, strict=True))
+    told = dict(networks.text(params, ids))
+    if null_ids is None:
+      told = {name: drop(x, None) for name, x in told.items()}
   if "text_embeds" in told:
     told["time_ids"] = batch.time_ids
   return told
@@ -182,6 +199,7 @@ class Objective(NamedTuple):
   null_ids: tuple[jax.Array, ...] | None
   combine: Callable[[Params, Params], Params] = replace
   recompute: bool = False
+  null_text: Conditioning | None = None
 
   def __call__(
     self, trained: Params, frozen: Params, reference: Params | None, batch: Batch, step: jax.Array
@@ -209,7 +227,8 @@ class Objective(NamedTuple):
     draws = draw(self.seed, step, batch, self.timesteps, self.caption_dropout)
 
     def evaluate(params: Params) -> tuple[jax.Array, jax.Array]:
-      return image_errors(self.networks, self.schedule, params, batch, draws, self.null_ids)
+      nulls = (self.null_ids, self.null_text)
+      return image_errors(self.networks, self.schedule, params, batch, draws, *nulls)
 
     if self.recompute:
       evaluate = jax.checkpoint(evaluate)

@@ -14,23 +14,32 @@ from dmpo_jax.errors import InputError, unknown
 from dmpo_jax.interop.pipeline import NETWORKS
 from dmpo_jax.sampling import prompts
 from dmpo_jax.training import config as configs
+from dmpo_jax.training import encoders_identity
 from dmpo_jax.training.objective import Loss, Networks, Objective, Params, adapt, replace
 
+Data = data.Examples | data.StoredPairs | data.EncodedPairs
 
-def load_examples(config: ConfigDict) -> data.Examples | data.StoredPairs:
+# What a batch can hold in the place of what these networks give.
+RUN_FOR = {"moments": ("vae",), "embeddings": encoders_identity.TEXT_ENCODERS}
+
+
+def load_examples(config: ConfigDict) -> Data:
   """The examples that the config's `data` section names."""
   build, options = configs.select("data set", config.data, data.DATASETS)
   return build(**options)
 
 
 def make_loader(
-  config: ConfigDict, pipeline: interop.Pipeline, examples: data.Examples | data.StoredPairs
+  config: ConfigDict, pipeline: interop.Pipeline, examples: Data
 ) -> data.Loader | data.StoredLoader:
   """The batches that a run of a pipeline sees, by step.
 
   Raises:
     InputError: The data set does not fit the pipeline or the batch size.
   """
+  if isinstance(examples, data.EncodedPairs):
+    encoders_identity.check(examples, pipeline, config.trained)
+    return examples.loader(batch_size=config.batch_size, seed=config.seed)
   parts = pipeline.configs
   seen = {"in_channels": 3, **parts["vae"]} if "vae" in parts else parts["unet"]
   return examples.loader(
@@ -177,11 +186,14 @@ def make_networks(pipeline: interop.Pipeline, dtype: str = "float32") -> Network
   return networks._replace(moments=moments, scale=autoencoder.scale)
 
 
-def make_objective(config: ConfigDict, pipeline: interop.Pipeline) -> Objective:
+def make_objective(
+  config: ConfigDict, pipeline: interop.Pipeline, examples: Data | None = None
+) -> Objective:
   """The objective a config describes, over the networks of a pipeline.
 
   A dropped caption is the encoded empty one, or zeros where diffusers' pipeline takes them: SDXL,
-  unless its index has force_zeros_for_empty_prompt false.
+  unless its index has force_zeros_for_empty_prompt false. Where examples have stored embeddings,
+  so has the empty caption.
 
   Raises:
     InputError: The objective, one of its keys, or the timestep sampler is not known.
@@ -208,13 +220,29 @@ def make_objective(config: ConfigDict, pipeline: interop.Pipeline) -> Objective:
     null_ids=None if len(null_ids) == 2 and zeros else null_ids,
     combine=functools.partial(adapt, alpha=config.lora.alpha) if config.lora.rank else replace,
     recompute=config.reference and config.dtype != "float32",
+    null_text=_null_text(examples) if "embeddings" in stored(examples) else None,
   )
 
 
+def stored(examples: Data | None) -> tuple[str, ...]:
+  """What of a batch is stored that networks give otherwise: "moments", "embeddings"."""
+  if not isinstance(examples, data.EncodedPairs):
+    return ()
+  return ("moments", "embeddings") if examples.embeddings else ("moments",)
+
+
+def _null_text(examples: data.EncodedPairs) -> prompts.Conditioning:
+  found = examples.null()
+  names = {"embeddings": "encoder_hidden_states", "pooled": "text_embeds"}
+  return {names[name]: jnp.asarray(x) for name, x in found.items()}
+
+
 def split_params(
-  config: ConfigDict, pipeline: interop.Pipeline
+  config: ConfigDict, pipeline: interop.Pipeline, examples: Data | None = None
 ) -> tuple[Params, Params, Params | None]:
   """What a config trains, what stays as it is, and the reference.
+
+  Networks that no step runs, because the examples hold what they give, are left out.
 
   Returns:
     (trained, frozen, reference), each component -> tree, as `Objective` takes them. With LoRA the
@@ -233,13 +261,15 @@ def split_params(
       )
     if name not in pipeline.params:
       raise unknown("component in config.trained", name, set(pipeline.params) - {"vae"})
+  idle = [name for part in stored(examples) for name in RUN_FOR[part]]
+  params = {name: tree for name, tree in pipeline.params.items() if name not in idle}
   trained = {name: pipeline.params[name] for name in config.trained}
   if not config.lora.rank:
-    frozen = {name: tree for name, tree in pipeline.params.items() if name not in trained}
+    frozen = {name: tree for name, tree in params.items() if name not in trained}
     return trained, frozen, trained if config.reference else None
   root, adapted = jax.random.key(config.seed), {}
   for name, base in trained.items():
     key = jax.random.fold_in(root, NETWORKS.index(name))
     targets = config.lora.targets[name]
     adapted[name] = models.lora.init(key, base, targets=targets, rank=config.lora.rank)
-  return adapted, pipeline.params, {} if config.reference else None
+  return adapted, params, {} if config.reference else None
