@@ -1,0 +1,178 @@
+#!/usr/bin/env bash
+# Sourced by the launch scripts: options, dry runs, checks of input, shapes of TPU slices.
+if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
+  echo "the launch scripts need bash 4.4 or newer, this is $BASH_VERSION" >&2
+  exit 2
+fi
+
+PROGRAM="$(basename "$0")"
+DRY_RUN=""
+REST=() # what follows --
+OPTION_FLAGS=()
+OPTION_HELP=""
+
+say() { echo "$PROGRAM: $*" >&2; }
+
+# die MESSAGE: bad input, as dmpo-jax has it: a message and status 2.
+die() {
+  say "$@"
+  exit 2
+}
+
+# option FLAG DEFAULT HELP: declares --FLAG. It sets FLAG in capitals, with _ for -, whose default
+# can come from the environment variable DMPO_FLAG.
+option() {
+  local variable="${1//-/_}" environment
+  variable="${variable^^}"
+  environment="DMPO_$variable"
+  printf -v "$variable" '%s' "${!environment-$2}"
+  OPTION_FLAGS+=("$1")
+  printf -v OPTION_HELP '%s  --%-13s %s\n%18s%s; %s\n' \
+    "$OPTION_HELP" "$1" "$3" "" "${2:+default: }${2:-no default}" "$environment"
+}
+
+# parse ARGUMENT...: sets the declared options, DRY_RUN and REST; --help prints USAGE and ends.
+parse() {
+  local flag value known variable
+  while (($#)); do
+    case "$1" in
+      --help | -h)
+        printf '%s\n\nOptions, as --flag value, --flag=value or environment variable:\n%s' \
+          "$USAGE" "$OPTION_HELP"
+        echo "  --dry-run       print the commands, quoted for a shell, and run nothing"
+        exit 0
+        ;;
+      --dry-run) DRY_RUN=yes && shift && continue ;;
+      --) shift && REST=("$@") && return ;;
+      --*) ;;
+      *) die "unexpected argument '$1'; what goes to dmpo-jax train follows --" ;;
+    esac
+    flag="${1%%=*}"
+    flag="${flag#--}"
+    known=""
+    for variable in "${OPTION_FLAGS[@]}"; do [ "$variable" = "$flag" ] && known=yes; done
+    [ -n "$known" ] || die "unknown option '--$flag'; see $PROGRAM --help"
+    if [[ "$1" == *=* ]]; then
+      value="${1#*=}"
+    else
+      (($# > 1)) || die "--$flag needs a value"
+      value="$2"
+      shift
+    fi
+    shift
+    variable="${flag//-/_}"
+    printf -v "${variable^^}" '%s' "$value"
+  done
+}
+
+# quote WORD...: the words as a shell reads them, those that need it in single quotes.
+quote() {
+  local word line=""
+  for word in "$@"; do
+    if [[ ! "$word" =~ ^[A-Za-z0-9_./:=@%+,-]+$ ]]; then
+      word="'${word//\'/\'\\\'\'}'"
+    fi
+    line+="${line:+ }$word"
+  done
+  printf '%s\n' "$line"
+}
+
+# run COMMAND...: prints the command, and runs it unless this is a dry run.
+run() {
+  if [ -n "$DRY_RUN" ]; then
+    quote "$@"
+  else
+    echo "+ $(quote "$@")" >&2
+    "$@"
+  fi
+}
+
+# note TEXT: a comment among the commands of a dry run.
+note() { if [ -n "$DRY_RUN" ]; then echo "# $*"; fi; }
+
+# need PROGRAM HINT: ends unless the program is there. A dry run needs no program.
+need() {
+  if [ -z "$DRY_RUN" ] && ! command -v "$1" > /dev/null; then
+    die "'$1' is not installed: $2"
+  fi
+}
+
+# required FLAG...: ends unless each of these options has a value.
+required() {
+  local flag variable
+  for flag in "$@"; do
+    variable="${flag//-/_}"
+    variable="${variable^^}"
+    [ -n "${!variable}" ] || die "--$flag is missing (or DMPO_$variable); see $PROGRAM --help"
+  done
+}
+
+# whole FLAG...: ends unless each of these options is a whole number.
+whole() {
+  local flag variable
+  for flag in "$@"; do
+    variable="${flag//-/_}"
+    variable="${variable^^}"
+    [[ "${!variable}" =~ ^[0-9]+$ ]] || die "--$flag '${!variable}' is not a whole number"
+  done
+}
+
+# one_of FLAG CHOICE...: ends unless the option is one of the choices.
+one_of() {
+  local flag="$1" variable choice
+  shift
+  variable="${flag//-/_}"
+  variable="${variable^^}"
+  for choice in "$@"; do [ "${!variable}" = "$choice" ] && return; done
+  die "--$flag '${!variable}' is none of: $*"
+}
+
+# check_name: --name as clouds and clusters take it, short enough for host names made of it.
+check_name() {
+  required name
+  [[ "$NAME" =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] ||
+    die "--name '$NAME': at most 40 of a-z, 0-9 and -, a letter first and no - last"
+}
+
+# check_workdir: an absolute path that is no URL.
+check_workdir() {
+  required workdir
+  [[ "$WORKDIR" != *://* ]] ||
+    die "--workdir '$WORKDIR': dmpo-jax writes to file systems, not to object stores; use a path" \
+      "on a disk that all workers share (docs/launch.md)"
+  [[ "$WORKDIR" == /* ]] || die "--workdir '$WORKDIR' is not an absolute path"
+}
+
+# check_training: what follows -- is for dmpo-jax train, and names a config.
+check_training() {
+  local argument config=""
+  for argument in "${REST[@]}"; do
+    [[ "$argument" != *$'\n'* ]] || die "a line break in '$argument'"
+    case "$argument" in
+      --config | --config=*) config=yes ;;
+      --workdir | --workdir=* | --distributed | --coordinator | --coordinator=*)
+        die "'$argument' after --: this script sets it"
+        ;;
+    esac
+  done
+  [ -n "$config" ] || die "no config: end with -- --config configs/NAME.py"
+}
+
+# slice_of GENERATION CHIPS: for a slice of v4, v5e, v5p or v6e sets HOSTS, CHIPS_PER_HOST,
+# VM_IMAGE, ACCELERATOR (GKE's node label) and MACHINE (GKE's machine type).
+slice_of() {
+  local one_host=4 prefix # the most chips that one host can have
+  case "$1" in
+    v4) VM_IMAGE=tpu-ubuntu2204-base ACCELERATOR=tpu-v4-podslice prefix=ct4p-hightpu ;;
+    v5p) VM_IMAGE=v2-alpha-tpuv5 ACCELERATOR=tpu-v5p-slice prefix=ct5p-hightpu ;;
+    v5e)
+      VM_IMAGE=v2-alpha-tpuv5-lite ACCELERATOR=tpu-v5-lite-podslice prefix=ct5lp-hightpu one_host=8
+      ;;
+    v6e) VM_IMAGE=v2-alpha-tpuv6e ACCELERATOR=tpu-v6e-slice prefix=ct6e-standard one_host=8 ;;
+    *) return 1 ;;
+  esac
+  if (($2 <= one_host)); then CHIPS_PER_HOST=$2; else CHIPS_PER_HOST=4; fi
+  HOSTS=$(($2 / CHIPS_PER_HOST))
+  MACHINE="$prefix-${CHIPS_PER_HOST}t"
+  : "$HOSTS $VM_IMAGE $ACCELERATOR $MACHINE" # read by the scripts that source this
+}

@@ -1,0 +1,305 @@
+#!/usr/bin/env bash
+# A run on a Cloud TPU slice, from asking for it to deleting it. See docs/launch.md.
+set -euo pipefail
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+source "$ROOT/launch/common.sh"
+
+USAGE="Usage: launch/tpu_vm.sh COMMAND [OPTIONS] [-- --config FILE [ARGUMENTS OF dmpo-jax train]]
+
+Commands:
+  create   asks for the slice unless it is there, and waits until it is ready
+  run      creates the slice, copies this commit to all workers, installs it and trains; after a
+           pre-emption or a lost worker it goes on from the last checkpoint, on a new slice if need
+           be; ends with the run's exit status
+  fetch    copies --from, a path on the workers, to --to, a folder here
+  status   states of the request and of the slice
+  delete   deletes both; a slice costs until it is deleted
+
+The slice is spot capacity (which can be pre-empted) through a queued resource by default."
+
+option name dmpo "name of the slice and of its request"
+option project "${CLOUDSDK_CORE_PROJECT:-}" "Google Cloud project"
+option zone "${CLOUDSDK_COMPUTE_ZONE:-}" "zone, such as us-west4-a"
+option type v5litepod-16 "accelerator type: v4-N, v5p-N (N cores), v5litepod-N, v6e-N (N chips)"
+option runtime "" "image of the VMs; without one, the generation's"
+option capacity spot "spot, on-demand or reserved"
+option via queued "queued (a queued resource) or direct (created at once or refused)"
+option network default "VPC network"
+option workdir "" "directory of the run, on a file system that all workers share"
+option share "" "NFS share to mount on all workers, as 10.0.0.2:/vol"
+option mount /mnt/dmpo "where the share is mounted"
+option data "" "gs:// folder that is copied to data/ in the repository on every worker"
+option python 3.11 "version of Python on the workers"
+option jax "jax[tpu]" "requirement that brings JAX for TPUs"
+option limit 5 "starts in a row without a new checkpoint until the run is given up"
+option poll 30 "seconds between two looks at a state"
+option wait 86400 "seconds to wait for capacity"
+option when-done keep "what happens to the slice after a run that succeeded: keep or delete"
+option from "" "fetch: path on the workers, such as WORKDIR/pipeline"
+option to . "fetch: folder here"
+
+COMMAND="${1:---help}"
+(($# == 0)) || shift
+case "$COMMAND" in
+  create | run | fetch | status | delete) parse "$@" ;;
+  --help | -h) parse --help ;;
+  *) die "unknown command '$COMMAND': create, run, fetch, status or delete" ;;
+esac
+
+check_name
+required project zone type
+one_of capacity spot on-demand reserved
+one_of via queued direct
+one_of when-done keep delete
+whole limit poll wait
+
+# Everything is checked before anything is asked for.
+check_type() {
+  local generation number chips
+  TYPE="${TYPE/#v5e-/v5litepod-}"
+  [[ "$TYPE" =~ ^(v4|v5p|v5litepod|v6e)-([1-9][0-9]{0,4})$ ]] ||
+    die "--type '$TYPE' is unknown: v4-N, v5p-N, v5litepod-N or v6e-N"
+  generation="${BASH_REMATCH[1]/litepod/e}" number="${BASH_REMATCH[2]}"
+  case "$generation" in
+    v4 | v5p) # named by cores, two a chip, four chips a host
+      ((number >= 8 && number % 8 == 0)) || die "--type '$TYPE': the cores are a multiple of 8"
+      chips=$((number / 2))
+      ;;
+    *)
+      chips=$number
+      [[ " 1 4 8 16 32 64 128 256 " == *" $chips "* ]] ||
+        die "--type '$TYPE': such slices have 1, 4, 8, 16, 32, 64, 128 or 256 chips"
+      ;;
+  esac
+  slice_of "$generation" "$chips"
+  RUNTIME="${RUNTIME:-$VM_IMAGE}"
+}
+check_type
+
+case "$COMMAND" in
+  run)
+    check_workdir
+    check_training
+    [ -z "$SHARE" ] || [[ "$SHARE" =~ ^[^:/]+:/.+ ]] || die "--share '$SHARE' is not SERVER:/PATH"
+    [ -z "$DATA" ] || [[ "$DATA" == gs://?* ]] || die "--data '$DATA' is not a gs:// folder"
+    if ((HOSTS > 1)); then
+      [ -n "$SHARE" ] ||
+        die "--share is missing: the $HOSTS workers of a $TYPE need a file system that they share"
+      [[ "$WORKDIR/" == "$MOUNT"/* ]] || die "--workdir '$WORKDIR' is not on the share at $MOUNT"
+      if [ -z "$DRY_RUN" ]; then
+        # gcloud wants this before it speaks to several workers; better said before they cost.
+        ssh-add -l > /dev/null 2>&1 ||
+          die "no key in the SSH agent, where gcloud needs its own: gcloud compute config-ssh;" \
+            "eval \"\$(ssh-agent)\"; ssh-add ~/.ssh/google_compute_engine"
+      fi
+    fi
+    need git "the commit that is checked out is what the workers get"
+    ;;
+  fetch) required from ;;
+esac
+need gcloud "https://cloud.google.com/sdk/docs/install"
+
+PLACE=(--zone="$ZONE" --project="$PROJECT")
+TPU=(gcloud compute tpus)
+QUEUED=("${TPU[@]}" queued-resources list "${PLACE[@]}" "--filter=name~\"(^|/)$NAME\$\"")
+QUEUED+=("--format=value(state.state)")
+NODES=("${TPU[@]}" tpu-vm list "${PLACE[@]}" "--filter=name~\"(^|/)$NAME\$\"")
+NODES+=("--format=value(state)")
+
+create() {
+  local flags=("${PLACE[@]}" --accelerator-type="$TYPE" --network="$NETWORK")
+  case "$CAPACITY" in
+    spot) flags+=(--spot) ;;
+    reserved) flags+=(--reserved) ;;
+  esac
+  if [ "$VIA" = queued ]; then
+    run "${TPU[@]}" queued-resources create "$NAME" --node-id="$NAME" \
+      --runtime-version="$RUNTIME" "${flags[@]}"
+  else
+    run "${TPU[@]}" tpu-vm create "$NAME" --version="$RUNTIME" "${flags[@]}"
+  fi
+}
+
+# ask COMMAND...: what the command prints. Once it has worked, a failure is tried again: a run of
+# days is not to end because the network was away for a moment.
+TRIES=1
+ask() {
+  local try answer
+  for ((try = 1; ; try++)); do
+    if answer="$("$@")"; then
+      echo "$answer"
+      return
+    fi
+    ((try < TRIES)) || return 1
+    sleep "$POLL"
+  done
+}
+
+# Sets STATE to absent, waiting, ready, refused or gone, from what both lists say.
+look() {
+  local request node
+  request="$(ask "${QUEUED[@]}")"
+  node="$(ask "${NODES[@]}")"
+  TRIES=3
+  case "$request/$node" in
+    /) STATE=absent ;;
+    FAILED/*) STATE=refused ;;
+    SUSPENDED/* | */PREEMPTED | */TERMINATED | */STOPPED | ACTIVE/) STATE=gone ;;
+    ACTIVE/READY | /READY) STATE=ready ;;
+    *) STATE=waiting ;;
+  esac
+  SEEN="request: ${request:-none}, slice: ${node:-none}"
+}
+
+delete() {
+  local request node
+  if [ -n "$DRY_RUN" ]; then
+    note "each only if its list shows it:"
+    run "${QUEUED[@]}"
+    run "${TPU[@]}" queued-resources delete "$NAME" "${PLACE[@]}" --force --quiet
+    run "${NODES[@]}"
+    run "${TPU[@]}" tpu-vm delete "$NAME" "${PLACE[@]}" --quiet
+    return
+  fi
+  request="$(ask "${QUEUED[@]}")"
+  if [ -n "$request" ]; then
+    run "${TPU[@]}" queued-resources delete "$NAME" "${PLACE[@]}" --force --quiet
+  fi
+  node="$(ask "${NODES[@]}")"
+  if [ -n "$node" ]; then
+    run "${TPU[@]}" tpu-vm delete "$NAME" "${PLACE[@]}" --quiet
+  fi
+  say "there is no slice '$NAME' in $ZONE (any more)"
+}
+
+# Returns once the slice is ready. What a pre-emption left is deleted and asked for anew.
+ensure() {
+  local started="$SECONDS" seen="" asked=""
+  if [ -n "$DRY_RUN" ]; then
+    note "unless the lists show it ready:"
+    run "${QUEUED[@]}"
+    run "${NODES[@]}"
+    create
+    note "both lists again every $POLL s, until ACTIVE and READY, for at most $WAIT s"
+    return
+  fi
+  while :; do
+    look
+    [ "$SEEN" = "$seen" ] || say "$SEEN"
+    seen="$SEEN"
+    case "$STATE" in
+      ready) return ;;
+      absent)
+        create
+        asked=yes
+        continue
+        ;;
+      gone)
+        delete
+        continue
+        ;;
+      refused)
+        if [ -n "$asked" ]; then
+          say "the request failed: no quota or no capacity for $TYPE in $ZONE, or a wrong type:"
+          "${TPU[@]}" queued-resources describe "$NAME" "${PLACE[@]}" >&2 || true
+          exit 1
+        fi
+        delete
+        continue
+        ;;
+    esac
+    if ((SECONDS - started > WAIT)); then
+      say "not ready after $WAIT s; the request stays in the queue: launch/tpu_vm.sh delete ends it"
+      exit 1
+    fi
+    sleep "$POLL"
+  done
+}
+
+# on WORKER COMMAND...: runs the command on a worker or on all. Status 255: no connection; of several
+# workers that failed, gcloud gives the first one's.
+on() {
+  run "${TPU[@]}" tpu-vm ssh "$NAME" "${PLACE[@]}" --worker="$1" --quiet \
+    --ssh-flag=-oServerAliveInterval=30 --command="$(shift && quote "$@")"
+}
+
+# install_on_all: copies the commit and worker.sh, and installs; quick where that is done already.
+install_on_all() {
+  local archive="${TMPDIR:-/tmp}/dmpo_jax-$NAME.tar.gz"
+  run git -C "$ROOT" archive --format=tar.gz --output="$archive" HEAD &&
+    run "${TPU[@]}" tpu-vm scp "$archive" "$ROOT/launch/worker.sh" "$NAME:" "${PLACE[@]}" \
+      --worker=all --quiet &&
+    on all bash worker.sh setup "$(basename "$archive")" "$PYTHON" "$JAX" "$SHARE" "$MOUNT" "$DATA"
+}
+
+# join ID: starts an attempt on all workers, or joins the one that runs, and follows it to its end.
+join() {
+  on all bash worker.sh attempt "$1" env --chdir=dmpo_jax ../dmpo_venv/bin/dmpo-jax train \
+    --workdir "$WORKDIR" --distributed --no-progress "${REST[@]}"
+}
+
+start() {
+  install_on_all &&
+    on 0 bash worker.sh guard "$WORKDIR" "$LIMIT" "$RUN" &&
+    join "$1"
+}
+
+train() {
+  local attempt=1 lost=0 status action="start"
+  RUN="${NAME}_$(date +%s)"
+  [ -z "$DRY_RUN" ] || RUN="${NAME}_1"
+  while :; do
+    ensure
+    status=0
+    "$action" "$RUN.$attempt" || status=$?
+    action="start"
+    if [ -n "$DRY_RUN" ]; then
+      note "status 0: done. 75 (pre-empted, saved) or 76 (a worker lost): all of it again, on a new"
+      note "slice if this one is gone. 255 (connection lost): the last command again. Else: stop"
+      return
+    fi
+    case "$status" in
+      0) return ;;
+      75) say "pre-empted; the run has saved and goes on" ;;
+      76) say "a worker was lost; the run goes on from its last checkpoint" ;;
+      1 | 255) # gcloud's own, or the run's 1: the slice's state tells
+        sleep "$POLL"
+        look
+        if [ "$STATE" = ready ]; then
+          if ((status == 1 || ++lost > LIMIT)); then exit "$status"; fi
+          say "the connection was lost; the run goes on without it; joining it again"
+          action="join"
+          continue
+        fi
+        say "the slice is gone ($SEEN)"
+        ;;
+      *) exit "$status" ;;
+    esac
+    lost=0
+    attempt=$((attempt + 1))
+    sleep "$POLL"
+  done
+}
+
+case "$COMMAND" in
+  create) ensure ;;
+  delete) delete ;;
+  status)
+    if [ -n "$DRY_RUN" ]; then
+      run "${QUEUED[@]}"
+      run "${NODES[@]}"
+    else
+      look
+      echo "$SEEN ($STATE)"
+    fi
+    ;;
+  fetch) run "${TPU[@]}" tpu-vm scp "$NAME:$FROM" "$TO" "${PLACE[@]}" --worker=0 \
+    --recurse --quiet ;;
+  run)
+    if [ -z "$DRY_RUN" ]; then
+      trap 'say "if there is a slice, it is kept and costs; launch/tpu_vm.sh delete ends that"' EXIT
+    fi
+    train
+    if [ "$WHEN_DONE" = delete ]; then delete; fi
+    ;;
+esac

@@ -1,0 +1,111 @@
+#!/usr/bin/env bash
+# Runs on the machines that train; the launch scripts call it.
+#   worker.sh setup ARCHIVE PYTHON JAX [SERVER:/SHARE MOUNT] [gs://DATA]
+#       unpacks and installs dmpo-jax in the home directory, mounts the share, copies the data;
+#       does nothing that is already done
+#   worker.sh guard WORKDIR LIMIT RUN
+#       counts the starts of a run; status 2 once LIMIT starts in a row left no new checkpoint
+#   worker.sh attempt ID COMMAND...
+#       runs the command so that it survives this connection, shows its output, ends with its
+#       status; called again with the same ID, it joins the command instead of starting it again
+set -euo pipefail
+
+setup() {
+  local archive="$1" python="$2" jax="$3" share="${4:-}" mount="${5:-}" data="${6:-}" wanted uv
+  wanted="$(cksum < "$archive") $python $jax"
+  if [ "$(cat dmpo_jax.installed 2> /dev/null)" != "$wanted" ]; then
+    rm -rf dmpo_jax && mkdir dmpo_jax
+    tar -xzf "$archive" -C dmpo_jax
+    # The images of TPU VMs have Python 3.10; uv brings another one.
+    python3 -m pip install --user --quiet uv
+    uv="$HOME/.local/bin/uv"
+    [ -x dmpo_venv/bin/python ] || "$uv" venv --quiet --python "$python" dmpo_venv
+    "$uv" pip install --quiet --python dmpo_venv/bin/python --editable dmpo_jax "$jax"
+    echo "$wanted" > dmpo_jax.installed
+  fi
+  if [ -n "$share" ] && ! mountpoint --quiet "$mount"; then
+    command -v mount.nfs > /dev/null || sudo apt-get install --quiet --yes nfs-common
+    sudo mkdir -p "$mount"
+    sudo mount -t nfs -o hard "$share" "$mount"
+    sudo chmod 1777 "$mount"
+  fi
+  if [ -n "$data" ]; then
+    mkdir -p dmpo_jax/data
+    gcloud storage rsync --recursive "$data" "dmpo_jax/data/$(basename "$data")"
+  fi
+}
+
+# Step of the latest whole checkpoint in a work directory; 0 if there is none.
+latest_step() {
+  local entry step latest=0
+  for entry in "$1"/checkpoints/*; do
+    step="${entry##*/}"
+    if [[ "$step" =~ ^[0-9]+$ ]] && ((step > latest)); then latest=$step; fi
+  done
+  echo "$latest"
+}
+
+guard() {
+  local workdir="$1" limit="$2" run="$3" step old_run="" old_step="" count=0
+  step="$(latest_step "$workdir")"
+  mkdir -p "$workdir"
+  if [ -f "$workdir/starts.txt" ]; then read -r old_run old_step count < "$workdir/starts.txt"; fi
+  if [ "$old_run $old_step" != "$run $step" ]; then count=0; fi
+  if ((count >= limit)); then
+    echo "worker.sh: the last $count starts left no checkpoint after step $step in $workdir:" \
+      "given up. The log's end tells why; or save more often (config.checkpoint.every)" >&2
+    return 2
+  fi
+  echo "$run $step $((count + 1))" > "$workdir/starts.txt"
+}
+
+# running PID STATUS: whether an attempt still runs, by its process and the file of its status.
+running() { [ ! -f "$2" ] && kill -0 "$1" 2> /dev/null; }
+
+# Ends what an earlier attempt left running: asked first, so that it can save.
+stop_running() {
+  local tenth
+  running "$@" || return 0
+  kill -TERM -- "-$1" 2> /dev/null || return 0
+  for ((tenth = 0; tenth < 3000; tenth++)); do
+    running "$@" || return 0
+    sleep 0.1
+  done
+  kill -KILL -- "-$1" 2> /dev/null || true
+}
+
+attempt() {
+  local id="$1" folder="$HOME/dmpo_attempts" old="" pid="" lines=20 follower
+  shift
+  mkdir -p "$folder"
+  if [ -f "$folder/current" ]; then read -r old pid < "$folder/current"; fi
+  if [ "$old" != "$id" ]; then
+    if [ -n "$pid" ]; then stop_running "$pid" "$folder/$old.status"; fi
+    # The shell around the command outlives the signals that it gets with it, to note its status.
+    # shellcheck disable=SC2016
+    setsid bash -c 'trap : TERM HUP; file=$1; shift; "$@"; echo $? > "$file.new"
+      mv "$file.new" "$file"' - "$folder/$id.status" "$@" > "$folder/$id.log" 2>&1 < /dev/null &
+    pid=$!
+    echo "$id $pid" > "$folder/current"
+    lines=+1
+  fi
+  tail --lines="$lines" --follow --sleep-interval=0.2 "$folder/$id.log" &
+  follower=$!
+  while running "$pid" "$folder/$id.status"; do sleep 0.2; done
+  sleep 0.5 # what was printed last is shown, too
+  kill "$follower" 2> /dev/null || true
+  if [ ! -f "$folder/$id.status" ]; then
+    echo "worker.sh: attempt $id is gone without a word (killed, or the machine started anew)" >&2
+    return 76
+  fi
+  return "$(cat "$folder/$id.status")"
+}
+
+case "${1:-}" in
+  setup | guard | attempt) "$@" ;;
+  --help) sed -n '2,/^set/{/^set/!s/^# \{0,1\}//p}' "$0" ;;
+  *)
+    echo "worker.sh: '${1:-}' is none of setup, guard, attempt; see worker.sh --help" >&2
+    exit 2
+    ;;
+esac

