@@ -3,11 +3,17 @@
     python benchmarks/data.py --json data.json
 
 Pairs of JPEGs are made on the fly (smooth colours with grain, so that a file has about the size of
-a photograph's), converted by `data convert`'s own code, and read as training reads them: decoded,
-scaled, cropped at random, flipped, tokenized. The loader's goal is ten times what one v5e chip eats
-when it trains Stable Diffusion 1.5, 12 pairs a second; `x goal` above 1 is fast enough. For the
-resume a data set of a million tiny pairs is written, and the time is taken until its files are
-checked, its fingerprint is known and the next batch in the middle of the epoch is there.
+a photograph's) and converted by `data convert`'s own code. Then
+
+- `load` reads them as training does: decoded, scaled, cropped at random, flipped, tokenized, once
+  with threads that read ahead and once in one thread. The goal is ten times what one v5e chip eats
+  when it trains Stable Diffusion 1.5, 12 pairs a second, from two cores. Beside pairs a second it
+  tells the processor time of a pair, which other programs on the machine disturb least;
+- `step` trains a small UNet with Diffusion-DPO on them by the real loop, on these processors, and
+  tells for what share of the steps' time the loop waited for the loader. The loader has to share
+  the cores with the network here, which it does not on a TPU;
+- `resume` writes a data set of a million tiny pairs and takes the time until its files are checked,
+  its fingerprint is known and the next batch in the middle of the epoch is there.
 """
 
 import argparse
@@ -18,6 +24,9 @@ import pathlib
 import statistics
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -25,13 +34,16 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from dmpo_jax import interop
-from dmpo_jax.data import builder, convert, datasets, index, sources
+from dmpo_jax.configs import emoji_reference
+from dmpo_jax.data import builder, convert, datasets, folders, index, sources
 from dmpo_jax.data import pairs as records
 from dmpo_jax.data.convert_options import Options
 from dmpo_jax.data.convert_piece import RecordWriter
+from dmpo_jax.training.loop import train
 
 CHIP = 12.0  # pairs a second that one v5e chip takes, Stable Diffusion 1.5 at 512 pixels
 GOAL = 10 * CHIP
+CORES = 2  # that the loader may use for it
 RESUME_GOAL = 1.0  # seconds
 
 
@@ -73,7 +85,7 @@ def time_convert(source: pathlib.Path, out: pathlib.Path, pairs: int, workers: i
 
 
 def time_load(folder: pathlib.Path, size: int, batch_size: int, seconds: float) -> dict:
-  """Pairs a second with threads that decode ahead, and of one thread without."""
+  """Reading with threads that decode ahead, and in one thread without."""
   words = ["a", "photograph", "of", "thing", "in", "front", "something", "large", "and", "green"]
   tokenizer = interop.build_tokenizer(words, 77)
 
@@ -84,20 +96,58 @@ def time_load(folder: pathlib.Path, size: int, batch_size: int, seconds: float) 
   pairs = datasets.pairs(folder=str(folder), size=size, crop="random", flip=True)
   loader = pairs.loader(tokenize, channels=3, batch_size=batch_size, seed=0)
   return {
-    "threads": _rate(loader.iterate(0), batch_size, seconds),
-    "one_thread": _rate((loader[i] for i in range(10**9)), batch_size, seconds),
+    "threads": rate(loader.iterate(0), batch_size, seconds),
+    "one_thread": rate((loader[i] for i in range(10**9)), batch_size, seconds),
   }
 
 
-def _rate(batches, batch_size: int, seconds: float) -> float:
+def rate(batches: Iterator, batch_size: int, seconds: float) -> dict[str, float]:
+  """Pairs a second, and processor time of a pair in milliseconds, all threads together."""
   next(batches)
   next(batches)
-  started, count = time.perf_counter(), 0
+  started, used, count = time.perf_counter(), time.process_time(), 0
   while (passed := time.perf_counter() - started) < seconds:
     next(batches)
     count += batch_size
+  used = time.process_time() - used
   batches.close()
-  return count / passed
+  return {"pairs_per_second": count / passed, "processor_ms": 1000 * used / count}
+
+
+def step_config(folder: pathlib.Path, size: int, batch_size: int, steps: int):
+  """The emoji UNet, new, with Diffusion-DPO against itself, on pairs scaled to `size`."""
+  config = emoji_reference.get_config()
+  config.trained, config.reference, config.caption_dropout = ("unet",), True, 0.0
+  config.model.unet.sample_size = size
+  with config.unlocked():
+    config.data = {"name": "pairs", "folder": str(folder), "size": size, "crop": "random"}
+    config.loss = {"name": "dpo", "beta": 1000.0, "label_smoothing": 0.0}
+  config.batch_size, config.num_steps, config.checkpoint.every = batch_size, steps, steps
+  config.num_devices = 1
+  return config
+
+
+def time_step(
+  folder: pathlib.Path, work: pathlib.Path, make_config: Callable = step_config, **settings: int
+) -> dict:
+  """Trains `steps` steps and tells for how long the loop waited for batches, the first excepted."""
+  waits, ends = [], []
+  iterate = folders.StoredLoader.iterate
+
+  def timed(loader: folders.StoredLoader, start: int) -> Iterator:
+    batches = iterate(loader, start)
+    while True:
+      began = time.perf_counter()
+      batch = next(batches)
+      ends.append(time.perf_counter())
+      waits.append(ends[-1] - began)
+      yield batch
+
+  with mock.patch.object(folders.StoredLoader, "iterate", timed):
+    train(make_config(folder, **settings), work, show_progress=False)
+  seconds = (ends[-1] - ends[0]) / (len(ends) - 1)
+  waited = sum(waits[1:]) / (len(waits) - 1)
+  return {"step_seconds": seconds, "waited_seconds": waited, "share": waited / seconds}
 
 
 def make_epoch(folder: pathlib.Path, pairs: int, shards: int = 8) -> None:
@@ -149,59 +199,131 @@ def time_resume(folder: pathlib.Path, batch_size: int, repeats: int) -> dict:
   return {name: statistics.median(seconds) for name, seconds in parts.items()}
 
 
+def measure_convert(work: pathlib.Path, options: argparse.Namespace) -> dict:
+  """Converts a source into `work/out1`, which other measurements read."""
+  images = make_source(work / "source", options.pairs, options.side)
+  rates = {
+    workers: time_convert(work / "source", work / f"out{workers}", options.pairs, workers)
+    for workers in sorted({1, options.workers})
+  }
+  stored = sum(p.stat().st_size for p in (work / "out1").glob("*array_record-*"))
+  sizes = {"stored": stored / options.pairs, "images": images / options.pairs}
+  return {"pairs_per_second": rates, "bytes_per_pair": sizes}
+
+
+def tell_convert(found: dict, options: argparse.Namespace) -> list[str]:
+  """Conversion in words."""
+  stored, images = found["bytes_per_pair"]["stored"], found["bytes_per_pair"]["images"]
+  return [
+    *(f"convert, {n} processes: {r:.0f} pairs/s" for n, r in found["pairs_per_second"].items()),
+    f"on disk: {stored:.0f} bytes a pair, {stored / images:.3f} x its encoded images",
+  ]
+
+
+def measure_load(work: pathlib.Path, options: argparse.Namespace) -> dict:
+  """Reads what `measure_convert` wrote."""
+  size = options.size or options.side
+  return time_load(work / "out1", size, options.batch_size, options.seconds)
+
+
+def tell_load(found: dict, options: argparse.Namespace) -> list[str]:
+  """Loading in words."""
+  lines = []
+  for name, one in found.items():
+    speed, cost = one["pairs_per_second"], one["processor_ms"]
+    lines.append(
+      f"load at {options.size or options.side} px, {name.replace('_', ' ')}: {speed:.0f} pairs/s, "
+      f"{speed / GOAL:.2f} x goal ({GOAL:.0f}), {speed / CHIP:.1f} x one v5e chip; "
+      f"{cost:.2f} ms of processor time a pair, of which {CORES} cores make "
+      f"{CORES * 1000 / cost:.0f} pairs/s"
+    )
+  return lines
+
+
+def measure_step(work: pathlib.Path, options: argparse.Namespace) -> dict:
+  """Trains on what `measure_convert` wrote."""
+  settings = {"size": options.step_size, "batch_size": options.batch_size, "steps": options.steps}
+  return time_step(work / "out1", work / "run", **settings)
+
+
+def tell_step(found: dict, options: argparse.Namespace) -> list[str]:
+  """The loader's share of a step in words."""
+  return [
+    f"train step, {options.batch_size} pairs at {options.step_size} px: "
+    f"{found['step_seconds']:.3f} s, of which it waited {1000 * found['waited_seconds']:.1f} ms "
+    f"for the loader: {found['share']:.1%}"
+  ]
+
+
+def measure_resume(work: pathlib.Path, options: argparse.Namespace) -> dict:
+  """Starts in the middle of a large epoch."""
+  make_epoch(work / "epoch", options.epoch)
+  return time_resume(work / "epoch", options.batch_size, options.repeats)
+
+
+def tell_resume(found: dict, options: argparse.Namespace) -> list[str]:
+  """Resuming in words."""
+  parts = ", ".join(f"{n.replace('_', ' ')} {s:.3f}" for n, s in found.items() if n != "total")
+  return [
+    f"resume in the middle of {options.epoch:,} pairs: {found['total']:.3f} s "
+    f"({parts}), {RESUME_GOAL / found['total']:.2f} x goal ({RESUME_GOAL:.0f} s)"
+  ]
+
+
+class Measurement(NamedTuple):
+  """Something that is measured.
+
+  Attributes:
+    measure: (folder for files, options) -> its figures, which JSON can hold. Later measurements see
+      the files of earlier ones.
+    tell: (its figures, options) -> lines of text.
+  """
+
+  measure: Callable[[pathlib.Path, argparse.Namespace], dict]
+  tell: Callable[[dict, argparse.Namespace], list[str]]
+
+
+MEASUREMENTS = {
+  "convert": Measurement(measure_convert, tell_convert),
+  "load": Measurement(measure_load, tell_load),
+  "step": Measurement(measure_step, tell_step),
+  "resume": Measurement(measure_resume, tell_resume),
+}
+
+
 def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
+  parser.add_argument("--skip", nargs="*", default=(), choices=set(MEASUREMENTS) - {"convert"})
   parser.add_argument("--pairs", type=int, default=192, help="pairs that are converted")
   parser.add_argument("--side", type=int, default=512, help="of the images, in pixels")
+  parser.add_argument("--size", type=int, default=0, help="that they are read at (0: as they are)")
   parser.add_argument("--batch-size", type=int, default=16)
   parser.add_argument("--workers", type=int, default=2, help="processes that convert")
   parser.add_argument("--seconds", type=float, default=5.0, help="of reading, for each figure")
+  parser.add_argument("--steps", type=int, default=12, help="train steps")
+  parser.add_argument("--step-size", type=int, default=32, help="of their images, in pixels")
   parser.add_argument("--epoch", type=int, default=1_000_000, help="pairs of the epoch to resume")
   parser.add_argument("--repeats", type=int, default=5, help="of the resume")
   parser.add_argument("--json", type=pathlib.Path, help="file for all figures")
   options = parser.parse_args()
-  result = {"options": {k: v for k, v in vars(options).items() if k != "json"}}
-  result |= {"cores": os.cpu_count(), "load_average": os.getloadavg()[0]}
-  with tempfile.TemporaryDirectory() as temporary:
-    folder = pathlib.Path(temporary)
-    images = make_source(folder / "source", options.pairs, options.side)
-    result["convert"] = {
-      workers: time_convert(folder / "source", folder / f"out{workers}", options.pairs, workers)
-      for workers in sorted({1, options.workers})
-    }
-    stored = sum(p.stat().st_size for p in (folder / "out1").glob("*array_record-*"))
-    result["bytes_per_pair"] = {"stored": stored / options.pairs, "images": images / options.pairs}
-    result["load"] = time_load(folder / "out1", options.side, options.batch_size, options.seconds)
-    make_epoch(folder / "epoch", options.epoch)
-    result["resume"] = time_resume(folder / "epoch", options.batch_size, options.repeats)
+  settings = {k: v for k, v in vars(options).items() if k not in ("json", "skip")}
+  result = {"options": settings, "cores": os.cpu_count(), "load_average": os.getloadavg()[0]}
+  lines = []
+  with tempfile.TemporaryDirectory() as work:
+    for name, measurement in MEASUREMENTS.items():
+      if name not in options.skip:
+        result[name] = measurement.measure(pathlib.Path(work), options)
+        lines += measurement.tell(result[name], options)
   result["load_average_after"] = os.getloadavg()[0]
-  print(lines(result))
+  print(
+    f"{result['cores']} cores, load average {result['load_average']:.1f} to "
+    f"{result['load_average_after']:.1f}; pairs of {options.side}-px JPEGs"
+  )
+  print("\n".join(lines))
   if options.json:
     options.json.write_text(json.dumps(result, indent=2) + "\n")
-
-
-def lines(result: dict) -> str:
-  """The figures in words."""
-  options, bytes_, resume = result["options"], result["bytes_per_pair"], result["resume"]
-  parts = ", ".join(f"{n.replace('_', ' ')} {s:.3f}" for n, s in resume.items() if n != "total")
-  return "\n".join(
-    [
-      f"{result['cores']} cores, load average {result['load_average']:.1f} to "
-      f"{result['load_average_after']:.1f}; pairs of {options['side']}-px JPEGs",
-      *(f"convert, {n} processes: {rate:.0f} pairs/s" for n, rate in result["convert"].items()),
-      f"on disk: {bytes_['stored']:.0f} bytes a pair, {bytes_['stored'] / bytes_['images']:.3f} x "
-      "its encoded images",
-      *(
-        f"load, {name.replace('_', ' ')}: {rate:.0f} pairs/s, {rate / GOAL:.2f} x goal "
-        f"({GOAL:.0f}), {rate / CHIP:.1f} x one v5e chip"
-        for name, rate in result["load"].items()
-      ),
-      f"resume in the middle of {options['epoch']:,} pairs: {resume['total']:.3f} s "
-      f"({parts}), {RESUME_GOAL / resume['total']:.2f} x goal ({RESUME_GOAL:.0f} s)",
-    ]
-  )
 
 
 if __name__ == "__main__":
