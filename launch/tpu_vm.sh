@@ -216,8 +216,8 @@ ensure() {
   done
 }
 
-# on WORKER COMMAND...: runs the command on a worker or on all. Status 255: no connection; of several
-# workers that failed, gcloud gives the first one's.
+# on WORKER COMMAND...: runs the command on a worker or on all. Status 255: no connection. Where
+# several workers failed, gcloud gives the status of the first of them.
 on() {
   run "${TPU[@]}" tpu-vm ssh "$NAME" "${PLACE[@]}" --worker="$1" --quiet \
     --ssh-flag=-oServerAliveInterval=30 --command="$(shift && quote "$@")"
@@ -254,14 +254,14 @@ train() {
     "$action" "$RUN.$attempt" || status=$?
     action="start"
     if [ -n "$DRY_RUN" ]; then
-      note "status 0: done. 75 (pre-empted, saved) or 76 (a worker lost): all of it again, on a new"
-      note "slice if this one is gone. 255 (connection lost): the last command again. Else: stop"
+      note "status 0: done. 75 (pre-empted, saved), 76 (a worker lost), 137, 143 (killed): all again,"
+      note "on a new slice if this is gone. 255 (connection lost): the last command again. Else: stop"
       return
     fi
     case "$status" in
       0) return ;;
       75) say "pre-empted; the run has saved and goes on" ;;
-      76) say "a worker was lost; the run goes on from its last checkpoint" ;;
+      76 | 137 | 143) say "a worker was lost or killed; the run goes on from its last checkpoint" ;;
       1 | 255) # gcloud's own, or the run's 1: the slice's state tells
         sleep "$POLL"
         look

@@ -30,8 +30,9 @@ setup() {
     sudo chmod 1777 "$mount"
   fi
   if [ -n "$data" ]; then
-    mkdir -p dmpo_jax/data
-    gcloud storage rsync --recursive "$data" "dmpo_jax/data/$(basename "$data")"
+    mkdir -p dmpo_data # outside the code, which the next commit replaces
+    gcloud storage rsync --recursive "$data" "dmpo_data/$(basename "$data")"
+    ln -sfn ../dmpo_data dmpo_jax/data
   fi
 }
 

@@ -50,8 +50,8 @@ def _gcloud(room: dict, arguments: list[str]):
     room["gcloud_fails"] -= 1
     print("ERROR: (gcloud) the network is unreachable", file=sys.stderr)
     return 1
-  if arguments[:1] == ["storage"]:
-    return 0
+  if arguments[:2] != ["compute", "tpus"]:
+    return _print("10.0.0.2" if "describe" in arguments else None)
   kind, verb, name = arguments[2:5]
   if verb == "list":
     [pattern] = [re.fullmatch(r'--filter=name~"(.*)"', a)[1] for a in arguments if "filter" in a]
