@@ -101,8 +101,8 @@ class EncodedPairs:
   ) -> StoredLoader:
     """Batches for the pipeline that encoded the pairs.
 
-    Columns, P rows each but for images, which is None: moments `[P, 2, 2, h, w, Z]` in the stored
-    dtype, (preferred, rejected) by (mean, log variance); input_ids and perhaps input_ids_2 int32
+    Columns, P rows each: images `[P, 2, 2, h, w, Z]`, (preferred, rejected) by (mean, log variance)
+    in the stored dtype; input_ids and perhaps input_ids_2 int32
     `[P, L]`; where they are asked for, embeddings `[P, L, D]` and perhaps pooled `[P, D']` in the
     stored dtype; example_id, label, weight and time_ids as `StoredPairs.loader` has them, time_ids
     always.
@@ -144,8 +144,7 @@ class EncodedPairs:
   def _collate(self, examples: Sequence["_Example"]) -> dict[str, np.ndarray]:
     pairs, texts = ([getattr(e.stored, part) for e in examples] for part in ("pair", "text"))
     batch = {
-      "images": None,
-      "moments": np.stack([p["moments"][:: e.swap] for p, e in zip(pairs, examples, strict=True)]),
+      "images": np.stack([p["moments"][:: e.swap] for p, e in zip(pairs, examples, strict=True)]),
       "example_id": np.array([e.example_id for e in examples], np.uint32),
     }
     ids = [name for name in pairs[0] if name.startswith("input_ids")]

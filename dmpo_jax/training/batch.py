@@ -12,8 +12,9 @@ class Batch(NamedTuple):
 
   Attributes:
     images: float32 `[examples, images, H, W, C]` in [-1, 1], or uint8 as they were decoded, see
-      `to_floats`; two images are (preferred, rejected), one is an image without preference. None
-      where there are moments.
+      `to_floats`; two images are (preferred, rejected), one is an image without preference. Or
+      moments `[examples, images, 2, h, w, Z]` of images that were encoded before: mean and log
+      variance of their latents in the autoencoder's own units.
     input_ids: int32 `[examples, L]`, the caption's tokens.
     example_id: uint32 `[examples]`, the identity that random draws derive from.
     label: float32 `[examples]` in [0, 1], probability that the first image of a pair is the
@@ -25,20 +26,17 @@ class Batch(NamedTuple):
     time_ids: float32 `[examples, 6]`, what a UNet that is told sizes (SDXL) hears: height and width
       of the original images, top and left of the crop, height and width they were scaled for, in
       pixels; None: (H, W, 0, 0, H, W). Other UNets do not look at it.
-    moments: `[examples, images, 2, h, w, Z]`, of pairs that were encoded before: mean and log
-      variance of each image's latents in the autoencoder's own units.
     embeddings: `[examples, L, D]`, what the text encoders gave for the caption; None: they run.
     pooled: `[examples, P]`, the same of SDXL's pooled embedding, beside `embeddings`.
   """
 
-  images: jax.Array | None
+  images: jax.Array
   input_ids: jax.Array
   example_id: jax.Array
   label: jax.Array | None = None
   weight: jax.Array | None = None
   input_ids_2: jax.Array | None = None
   time_ids: jax.Array | None = None
-  moments: jax.Array | None = None
   embeddings: jax.Array | None = None
   pooled: jax.Array | None = None
 
@@ -117,7 +115,7 @@ def draw_encodings(seed: int, step: jax.Array, batch: Batch, shape: tuple[int, .
   """
   _, keys = _keys(seed, step, batch)
 
-  count = (batch.images if batch.moments is None else batch.moments).shape[1]
+  count = batch.images.shape[1]
   folded = [jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(keys[:, 3]) for i in range(count)]
   each = jnp.stack(folded, axis=1).reshape(-1)  # [examples * images]
   noise = jax.vmap(lambda key: jax.random.normal(key, shape))(each)

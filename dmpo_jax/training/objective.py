@@ -43,17 +43,16 @@ def encode_images(
 
   Args:
     networks: Forward functions; without `moments` the images themselves are denoised.
-    params: Parameters of all components; where the batch has moments, the autoencoder's are not
-      needed.
+    params: Parameters of all components; those of the autoencoder are not needed for moments.
     batch: The examples, in pixels or as moments.
     seed: The run's seed.
     step: int32 scalar.
 
   Returns:
-    The batch with images `[examples, images, h, w, Z]`, float32, and without moments.
+    The batch with images `[examples, images, h, w, Z]`, float32.
   """
-  if batch.moments is not None:
-    flat = batch.moments.reshape(-1, *batch.moments.shape[2:])  # [B, 2, h, w, Z]
+  if batch.images.ndim == 6:
+    flat = batch.images.reshape(-1, *batch.images.shape[2:])  # [B, 2, h, w, Z]
     moments = (flat[:, 0], flat[:, 1])
   else:
     batch = batch._replace(images=to_floats(batch.images))
@@ -65,7 +64,7 @@ def encode_images(
   noise = draw_encodings(seed, step, batch, moments.mean.shape[1:])
   latents = models.draw_latents(moments, noise.reshape(moments.mean.shape))
   latents = jax.lax.stop_gradient(networks.scale(latents))
-  return batch._replace(images=latents.reshape(noise.shape), moments=None)
+  return batch._replace(images=latents.reshape(noise.shape))
 
 
 def image_errors(

@@ -19,8 +19,8 @@ from dmpo_jax.training.objective import Loss, Networks, Objective, Params, adapt
 
 Data = data.Examples | data.StoredPairs | data.EncodedPairs
 
-# What a batch can hold in the place of what these networks give.
-RUN_FOR = {"moments": ("vae",), "embeddings": encoders_identity.TEXT_ENCODERS}
+# What a batch can hold encoded, and the networks that no step runs then.
+RUN_FOR = {"images": ("vae",), "embeddings": encoders_identity.TEXT_ENCODERS}
 
 
 def load_examples(config: ConfigDict) -> Data:
@@ -225,10 +225,10 @@ def make_objective(
 
 
 def stored(examples: Data | None) -> tuple[str, ...]:
-  """What of a batch is stored that networks give otherwise: "moments", "embeddings"."""
+  """What of a batch is encoded before: "images", "embeddings"."""
   if not isinstance(examples, data.EncodedPairs):
     return ()
-  return ("moments", "embeddings") if examples.embeddings else ("moments",)
+  return ("images", "embeddings") if examples.embeddings else ("images",)
 
 
 def _null_text(examples: data.EncodedPairs) -> prompts.Conditioning:

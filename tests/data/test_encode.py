@@ -85,7 +85,7 @@ def test_for_as_many_epochs_as_views_a_run_sees_what_training_on_images_sees(pai
   for step in range(6 if ties == "drop" else 7):  # 28 of 30 views
     found, wanted = ours[step], theirs[step]
     if ties == "soft":
-      np.testing.assert_array_equal(found["moments"][:, :, encoded.MEAN], wanted["images"])
+      np.testing.assert_array_equal(found["images"][:, :, encoded.MEAN], wanted["images"])
       np.testing.assert_array_equal(found["time_ids"], wanted["time_ids"])
     for name in {"input_ids", "example_id", "label", "weight"} & set(wanted):
       np.testing.assert_array_equal(found[name], wanted[name])
@@ -96,7 +96,7 @@ def test_after_as_many_epochs_as_views_the_first_comes_again(folder):
   def epoch(number):
     batches = [load(folder, batch_size=5)[2 * number + i] for i in range(2)]
     order = np.argsort(np.concatenate([b["example_id"] for b in batches]))
-    return np.concatenate([b["moments"] for b in batches])[order]
+    return np.concatenate([b["images"] for b in batches])[order]
 
   first, second, fourth = epoch(0), epoch(1), epoch(3)
   np.testing.assert_array_equal(first, fourth)
@@ -104,7 +104,7 @@ def test_after_as_many_epochs_as_views_the_first_comes_again(folder):
 
 
 def test_both_images_of_a_pair_are_seen_alike(folder):
-  mean = np.concatenate([load(folder)[i]["moments"][:, :, encoded.MEAN] for i in range(7)])
+  mean = np.concatenate([load(folder)[i]["images"][:, :, encoded.MEAN] for i in range(7)])
   np.testing.assert_array_equal(mean[:, 0, ..., :2], mean[:, 1, ..., :2])
 
 
@@ -126,7 +126,7 @@ def test_without_embeddings_batches_have_tokens_alone(pairs, folder, tmp_path):
   encode.encode(pairs, tmp_path / "out", encoders(), VIEWS._replace(embeddings=False))
   for loader in (load(folder, embeddings=False), load(tmp_path / "out", embeddings=False)):
     assert set(loader[0]) == {
-      *("images", "moments", "input_ids", "example_id", "label", "weight", "time_ids"),
+      *("images", "input_ids", "example_id", "label", "weight", "time_ids"),
     }
   assert not list((tmp_path / "out").glob("captions*"))
   with pytest.raises(InputError, match=r"holds no text embeddings.*embeddings=False"):
@@ -140,7 +140,7 @@ def test_the_parts_of_processes_are_the_batch_and_reading_ahead_changes_nothing(
   for step in (5, 6):
     pieces = [part[step] for part in parts]
     following = next(ahead)
-    for name in set(whole[step]) - {"images"}:
+    for name in whole[step]:
       together = np.concatenate([p[name] for p in pieces])
       np.testing.assert_array_equal(together, whole[step][name])
       np.testing.assert_array_equal(following[name], whole[step][name])
@@ -155,7 +155,7 @@ def test_the_error_of_rounding_is_measured(pairs, tmp_path, dtype):
     pairs, tmp_path / "out", networks, VIEWS._replace(dtype=dtype, augmentations=1)
   )
   batch = load(tmp_path / "out", batch_size=10)[0]
-  assert batch["moments"].dtype == batch["embeddings"].dtype == encoded.DTYPES[dtype]
+  assert batch["images"].dtype == batch["embeddings"].dtype == encoded.DTYPES[dtype]
   # Uniform within a step of 2^-p relative to the power of two below: 2^-p/sqrt(12) times at most 1.
   step = {"float16": 2.0**-10, "bfloat16": 2.0**-7}[dtype]
   error = manifest["errors"]["mean"]

@@ -110,7 +110,7 @@ def found(settings, pairs):
       trained = jax.tree.map(_moved, reference)
       batch = start.make_loader(chosen, pipeline, examples)[1]
       if route == "rounded":  # the program of float32 does for both
-        batch = {k: v if k == "images" else _widened(v) for k, v in batch.items()}
+        batch = {name: _widened(column) for name, column in batch.items()}
       objective = start.make_objective(chosen, pipeline, examples)
       key = "encoded" if route == "rounded" else route
       if key not in runs:
