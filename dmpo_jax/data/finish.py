@@ -230,12 +230,21 @@ def _move(source: pathlib.Path, to: pathlib.Path, keep: np.ndarray, folder: path
 def _write_index(
   path: pathlib.Path, folder: pathlib.Path, count: int, split: int, dropped: np.ndarray
 ) -> None:
-  """Writes the index of a split, its pairs in the order of the records."""
-  found = [
-    index.select(entries[kept & (entries["split"] == split)])
-    for _, entries, kept in _entries(folder, count, dropped)
-  ]
-  write_whole(path, folder, lambda stream: np.save(stream, np.concatenate(found)))
+  """Writes the index of a split, its pairs in the order of the records, piece by piece."""
+
+  def mine() -> Iterator[np.ndarray]:
+    for _, entries, kept in _entries(folder, count, dropped):
+      yield index.select(entries[kept & (entries["split"] == split)])
+
+  def write(stream) -> None:
+    shape = (sum(map(len, mine())),)
+    descr = np.lib.format.dtype_to_descr(index.DTYPE)
+    header = {"descr": descr, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(stream, header)
+    for part in mine():
+      stream.write(part.tobytes())
+
+  write_whole(path, folder, write)
 
 
 def _write_bad_rows(
