@@ -9,7 +9,8 @@ import numpy as np
 
 from dmpo_jax import interop
 from dmpo_jax.training.batch import Batch
-from dmpo_jax.training.step import compile_step, initial_state, make_mesh, make_optimizer, make_step
+from dmpo_jax.training.sharding import make_mesh
+from dmpo_jax.training.step import compile_step, initial_state, make_optimizer, make_step
 
 
 class OurSide:
@@ -25,12 +26,12 @@ class OurSide:
     step = make_step(
       dpo_setting.objective(settings, pipeline), optimizer, ema_decay=settings.ema_decay
     )
-    self.jitted = compile_step(step, make_mesh(1))
     self.initial = policy
     self.state = initial_state({"unet": policy}, optimizer, ema=True)
     self.frozen, self.reference = jax.device_put(
       ({"text_encoder": pipeline.params["text_encoder"]}, {"unet": reference})
     )
+    self.jitted = compile_step(step, make_mesh(1), self.state, self.frozen, self.reference)
     with np.load(folder / "batch.npz") as arrays:
       self.batch = Batch(**{name: arrays[name] for name in Batch._fields if name in arrays})
 

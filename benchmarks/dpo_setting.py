@@ -126,7 +126,7 @@ def write(size: Size, folder: pathlib.Path) -> None:
   )
   ours = objective(settings, pipeline)
   draws = [
-    draw(ours.seed, step, batch, ours.timesteps, ours.caption_dropout)
+    draw(ours.seed, step, ours.prepare(batch, step), ours.caption_dropout)
     for step in range(CHECKED_STEPS)
   ]
   held = {name: array for name, array in batch._asdict().items() if array is not None}

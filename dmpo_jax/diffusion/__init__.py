@@ -1,6 +1,6 @@
 """Noise schedules, targets, timestep samplers and solver steps: pure array maths."""
 
-from dmpo_jax.diffusion import ddim, dpm_solver, euler, solver, timesteps
+from dmpo_jax.diffusion import ddim, dpm_solver, euler, solver, timesteps, weights
 from dmpo_jax.diffusion.guidance import guide, rescale
 from dmpo_jax.diffusion.schedule import (
   Schedule,
@@ -35,4 +35,5 @@ __all__ = [
   "to_epsilon",
   "to_x0",
   "velocity",
+  "weights",
 ]

@@ -28,6 +28,7 @@ class Batch(NamedTuple):
       pixels; None: (H, W, 0, 0, H, W). Other UNets do not look at it.
     embeddings: `[examples, L, D]`, what the text encoders gave for the caption; None: they run.
     pooled: `[examples, P]`, the same of SDXL's pooled embedding, beside `embeddings`.
+    timesteps: int32 `[examples]`; None: drawn.
   """
 
   images: jax.Array
@@ -39,6 +40,7 @@ class Batch(NamedTuple):
   time_ids: jax.Array | None = None
   embeddings: jax.Array | None = None
   pooled: jax.Array | None = None
+  timesteps: jax.Array | None = None
 
 
 def to_floats(images: jax.Array) -> jax.Array:
@@ -74,31 +76,65 @@ class Draws(NamedTuple):
   dropped: jax.Array
 
 
-def draw(
-  seed: int, step: jax.Array, batch: Batch, timesteps: Callable, caption_dropout: float
-) -> Draws:
-  """Timestep, noise and caption dropout of each example, from (seed, step, example id) alone.
+def draw_timesteps(seed: int, step: jax.Array, batch: Batch, timesteps: Callable) -> jax.Array:
+  """The timestep of each example, from (seed, step, example id) alone.
 
-  They do not depend on an example's place in the batch, on the number of devices, or on when the
-  run was resumed. Only a stratified timestep sampler looks at the batch as a whole.
+  Only a stratified sampler looks at the batch as a whole, so it must be given all of it.
 
   Args:
     seed: The run's seed.
     step: int32 scalar.
-    batch: The examples.
+    batch: The examples of all devices.
     timesteps: `(step key, example keys [examples]) -> int32 [examples]`.
+
+  Returns:
+    int32 `[examples]`.
+  """
+  step_key, keys = _keys(seed, step, batch)
+  return timesteps(step_key, keys[:, 0])
+
+
+def draw(seed: int, step: jax.Array, batch: Batch, caption_dropout: float) -> Draws:
+  """Noise and caption dropout of each example, from (seed, step, example id) alone.
+
+  They do not depend on an example's place in the batch, on the number of devices, or on when the
+  run was resumed.
+
+  Args:
+    seed: The run's seed.
+    step: int32 scalar.
+    batch: The examples, with timesteps; images in the units of the UNet.
     caption_dropout: Probability of dropping a caption.
 
   Returns:
     `Draws`.
   """
-  step_key, keys = _keys(seed, step, batch)
+  _, keys = _keys(seed, step, batch)
   shape = batch.images.shape[2:]
   return Draws(
-    timesteps=timesteps(step_key, keys[:, 0]),
+    timesteps=batch.timesteps,
     noise=jax.vmap(lambda key: jax.random.normal(key, shape))(keys[:, 1]),
     dropped=jax.vmap(lambda key: jax.random.bernoulli(key, caption_dropout))(keys[:, 2]),
   )
+
+
+def misjudged(seed: int, batch: Batch, rate: float) -> jax.Array:
+  """Which pairs are shown with their images exchanged, from (seed, example id) alone.
+
+  A pair is so in every epoch: it is an annotator's error, of which averaging does not help.
+
+  Args:
+    seed: The run's seed.
+    batch: The examples.
+    rate: Share of the pairs.
+
+  Returns:
+    bool `[examples]`, independent of what the other functions draw.
+  """
+  # No step has this number: the draws of steps count from 0.
+  root = jax.random.fold_in(jax.random.key(seed), jnp.uint32(2**32 - 1))
+  keys = jax.vmap(lambda i: jax.random.fold_in(root, i))(batch.example_id)
+  return jax.vmap(lambda key: jax.random.bernoulli(key, rate))(keys)
 
 
 def draw_encodings(seed: int, step: jax.Array, batch: Batch, shape: tuple[int, ...]) -> jax.Array:

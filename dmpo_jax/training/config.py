@@ -1,16 +1,18 @@
 """The keys of an experiment's config, their defaults, and their checks."""
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from dmpo_jax import models
 from dmpo_jax.errors import InputError, unknown
-from dmpo_jax.models import lora
 
+OPTIMIZERS = ("adamw", "adafactor")
 # Sections whose keys depend on their `name`: whoever consumes them checks them.
-OPEN_SECTIONS = ("data", "loss", "model", "timesteps")
+OPEN_SECTIONS = ("data", "loss", "model", "timesteps", "timestep_weights")
 
 
 def default() -> ConfigDict:
@@ -36,25 +38,42 @@ def default() -> ConfigDict:
   config.lora.alpha = 0.0
   # By component, patterns of the layers that get one; * matches dots too.
   config.lora.targets = ConfigDict()
-  config.lora.targets.unet = lora.ATTENTION
-  config.lora.targets.text_encoder = lora.TEXT_ATTENTION
-  config.lora.targets.text_encoder_2 = lora.TEXT_ATTENTION
+  config.lora.targets.unet = models.lora.ATTENTION
+  config.lora.targets.text_encoder = models.lora.TEXT_ATTENTION
+  config.lora.targets.text_encoder_2 = models.lora.TEXT_ATTENTION
   # Whether errors of the frozen starting pipeline enter the loss: what the objective needs, no more
   # and no less (dmpo-jax objectives lists it). False saves a copy of the parameters and a forward.
   config.reference = True
+  # In which the kernels of the frozen reference (with LoRA: of the base) are held: float32, or,
+  # where config.dtype is bfloat16, bfloat16. They are rounded to that where they are used anyway;
+  # with LoRA it is the base that is rounded, and what is added to it then.
+  config.reference_dtype = "float32"
 
   config.data = ConfigDict({"name": ""})
   config.loss = ConfigDict({"name": ""})
   config.timesteps = ConfigDict({"name": "uniform"})
+  # What errors are multiplied by at each timestep, see dmpo_jax.diffusion.weights.
+  config.timestep_weights = ConfigDict({"name": "none"})
   # Share of examples whose caption is replaced by the empty one (for classifier-free guidance).
   config.caption_dropout = 0.0
+  # Share of pairs whose images change places, the same ones in every epoch: for experiments.
+  config.label_noise = 0.0
 
   # Examples (pairs, or single images) per step over all devices, and steps of the run.
   config.batch_size = 0
   config.num_steps = 0
+  # Parts in which a batch is gone through; their gradients are summed for one optimizer step.
+  config.accumulation = 1
+  # What of a forward is computed again for its gradient instead of kept in memory, see
+  # dmpo_jax.models.remat.
+  config.remat = "none"
 
   config.optimizer = ConfigDict()
-  # The rate AdamW uses; nothing multiplies it by the batch size.
+  # "adamw" or "adafactor", which keeps a row and a column of second moments for each matrix.
+  config.optimizer.name = "adamw"
+  # In which AdamW keeps first moments: float32 or bfloat16.
+  config.optimizer.moment_dtype = "float32"
+  # The rate the optimizer uses; nothing multiplies it by the batch size.
   config.optimizer.learning_rate = 0.0
   # Steps of linear warm-up from 0, then constant.
   config.optimizer.warmup_steps = 0
@@ -67,8 +86,13 @@ def default() -> ConfigDict:
   # Decay of the moving average of the trained parameters; 0: no average is kept.
   config.ema_decay = 0.0
 
-  # Devices that share a batch; 0: all there are.
+  # Devices that are used; 0: all there are.
   config.num_devices = 0
+  # They are data x fsdp: a batch is split over all of them, parameters, their average, optimizer
+  # state and frozen networks over fsdp. data 0: what fsdp leaves.
+  config.mesh = ConfigDict()
+  config.mesh.data = 0
+  config.mesh.fsdp = 1
 
   config.checkpoint = ConfigDict()
   # Steps between checkpoints (the last step is always saved), and how many are kept.
@@ -95,22 +119,35 @@ def check(config: ConfigDict) -> ConfigDict:
   _check_keys(default(), config, "")
 
   def require(holds: bool, key: str, expected: str) -> None:
-    value = config
-    for part in key.split("."):
-      value = value[part]
     if not holds:
-      raise InputError(f"config.{key} must be {expected}, got {value!r}")
+      raise InputError(f"config.{key} must be {expected}, got {_get(config, key)!r}")
 
   require(config.batch_size > 0, "batch_size", "at least 1")
   require(config.num_steps > 0, "num_steps", "at least 1")
   require(0 <= config.seed < 2**32, "seed", "in [0, 2**32)")
   require(0 <= config.caption_dropout < 1, "caption_dropout", "in [0, 1)")
   require(0 <= config.ema_decay < 1, "ema_decay", "in [0, 1), 0 for none")
+  require(0 <= config.label_noise <= 1, "label_noise", "in [0, 1]")
   require(config.num_devices >= 0, "num_devices", "at least 0 (0: all)")
+  require(config.mesh.data >= 0, "mesh.data", "at least 0 (0: what fsdp leaves)")
+  require(config.mesh.fsdp > 0, "mesh.fsdp", "at least 1")
+  require(config.remat in models.remat.POLICIES, "remat", f"one of {list(models.remat.POLICIES)}")
+  require(config.accumulation > 0, "accumulation", "at least 1")
+  require(
+    config.batch_size % config.accumulation == 0,
+    "accumulation",
+    f"a divisor of config.batch_size {config.batch_size}",
+  )
   require(config.log_every > 0, "log_every", "at least 1")
   require(config.checkpoint.every > 0, "checkpoint.every", "at least 1")
   require(config.checkpoint.keep > 0, "checkpoint.keep", "at least 1")
-  require(config.dtype in ("float32", "bfloat16"), "dtype", "'float32' or 'bfloat16'")
+  for key in ("dtype", "reference_dtype", "optimizer.moment_dtype"):
+    require(_get(config, key) in ("float32", "bfloat16"), key, "'float32' or 'bfloat16'")
+  require(
+    config.reference_dtype == "float32" or config.dtype == "bfloat16",
+    "reference_dtype",
+    "'float32' where config.dtype is: rounded weights would make the reference another network",
+  )
   require(config.lora.rank >= 0, "lora.rank", "at least 0 (0: no LoRA)")
   if config.lora.rank:
     require(config.lora.alpha > 0, "lora.alpha", "positive beside a rank (often the rank itself)")
@@ -118,6 +155,11 @@ def check(config: ConfigDict) -> ConfigDict:
     require(config.lora.alpha == 0, "lora.alpha", "0 without a rank; set config.lora.rank")
   require(len(config.trained) > 0, "trained", "a tuple of component names, e.g. ('unet',)")
   optimizer = config.optimizer
+  require(optimizer.name in OPTIMIZERS, "optimizer.name", f"one of {OPTIMIZERS}")
+  if optimizer.name != "adamw":
+    require(
+      optimizer.moment_dtype == "float32", "optimizer.moment_dtype", "'float32' but for AdamW"
+    )
   require(optimizer.learning_rate > 0, "optimizer.learning_rate", "positive")
   require(optimizer.warmup_steps >= 0, "optimizer.warmup_steps", "at least 0")
   require(optimizer.weight_decay >= 0, "optimizer.weight_decay", "at least 0")
@@ -125,6 +167,10 @@ def check(config: ConfigDict) -> ConfigDict:
   require(0 <= optimizer.b1 < 1, "optimizer.b1", "in [0, 1)")
   require(0 <= optimizer.b2 < 1, "optimizer.b2", "in [0, 1)")
   return config.lock()
+
+
+def _get(config: ConfigDict, key: str) -> Any:
+  return functools.reduce(lambda section, part: section[part], key.split("."), config)
 
 
 def select(kind: str, section: Mapping[str, Any], options: Mapping[str, Callable]) -> tuple:

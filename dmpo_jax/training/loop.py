@@ -12,27 +12,21 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from dmpo_jax.errors import InputError
 from dmpo_jax.training import config as configs
-from dmpo_jax.training import start
+from dmpo_jax.training import sharding, start
 from dmpo_jax.training.batch import Batch
 from dmpo_jax.training.checkpoint import Checkpoints, checksums, claim, write_whole
 from dmpo_jax.training.export import LORA_FILE, save_lora, save_trained
 from dmpo_jax.training.metrics import MetricsWriter
-from dmpo_jax.training.step import (
-  State,
-  compile_step,
-  initial_state,
-  make_mesh,
-  make_optimizer,
-  make_step,
-)
+from dmpo_jax.training.step import State, compile_step, make_optimizer, make_step, placed_state
 
-# What may change between two starts of the same run without changing any number it computes.
-FREE_KEYS = ("num_steps", "log_every", "checkpoint")
+# What may change between two starts of the same run: it changes no number that is computed, or, as
+# the layout of the computation does, by rounding alone.
+LAYOUT_KEYS = ("num_devices", "mesh", "accumulation", "remat")
+FREE_KEYS = ("num_steps", "log_every", "checkpoint", *LAYOUT_KEYS)
 
 
 class Result(NamedTuple):
@@ -105,20 +99,21 @@ class _Run:
     if (workdir / "run.json").exists():
       claim(workdir, identity)
     self.trained, self.frozen, self.reference = start.split_params(config, pipeline, examples)
-    objective = start.make_objective(config, pipeline, examples)
+    self.mesh = sharding.make_mesh(config.num_devices, **config.mesh)
+    sharding.check_batch(self.mesh, config.batch_size, config.accumulation)
+    objective = start.make_objective(config, pipeline, examples, mesh=self.mesh)
     optimizer = make_optimizer(config.optimizer)
-    self.mesh = make_mesh(config.num_devices)
-    if config.batch_size % self.mesh.size:
-      raise InputError(
-        f"config.batch_size {config.batch_size} does not divide over {self.mesh.size} devices; "
-        "change it, or set config.num_devices"
-      )
     self.initial = functools.partial(
-      initial_state, self.trained, optimizer, ema=config.ema_decay > 0
+      placed_state, self.trained, optimizer, self.mesh, ema=config.ema_decay > 0
     )
-    self.step = compile_step(make_step(objective, optimizer, ema_decay=config.ema_decay), self.mesh)
-    self.everywhere = NamedSharding(self.mesh, PartitionSpec())
-    self.split = NamedSharding(self.mesh, PartitionSpec("data"))
+    self.step = make_step(
+      objective,
+      optimizer,
+      ema_decay=config.ema_decay,
+      accumulation=config.accumulation,
+      constrain=functools.partial(sharding.constrain, self.mesh),
+    )
+    self.split = sharding.batch(self.mesh)
 
   def batch(self, index: int) -> Batch:
     return Batch(**self.loader[index])
@@ -136,7 +131,7 @@ class _Run:
         if found.steps == total:
           return found._replace(pipeline=self.workdir / "pipeline")
       with jax.set_mesh(self.mesh):
-        state = jax.device_put(self.initial(), self.everywhere)
+        state = self.initial()
         if begun:
           state = self._restore(checkpoints, begun, state)
         compiled = time.perf_counter()
@@ -179,11 +174,14 @@ class _Run:
     from tqdm import tqdm
 
     total, every = self.config.num_steps, self.config.checkpoint.every
-    frozen = jax.device_put(self.frozen, self.everywhere)
-    reference = jax.device_put(self.reference, self.everywhere)
+    frozen, reference = (
+      jax.device_put(tree, sharding.shardings(self.mesh, tree))
+      for tree in (self.frozen, self.reference)
+    )
     # Shapes, fields and hyperparameters are checked while it is traced, before anything compiles
     # and before the work directory belongs to this run.
-    lowered = self.step.lower(state, frozen, reference, jax.device_put(self.batch(0), self.split))
+    jitted = compile_step(self.step, self.mesh, state, frozen, reference)
+    lowered = jitted.lower(state, frozen, reference, jax.device_put(self.batch(0), self.split))
     claim(self.workdir, self.identity)
     bar = tqdm(
       total=total, initial=begun, desc=self.workdir.name, unit="step", disable=not show_progress

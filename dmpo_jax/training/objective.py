@@ -8,7 +8,15 @@ import jax.numpy as jnp
 
 from dmpo_jax import diffusion, losses, models
 from dmpo_jax.sampling.prompts import Conditioning, size_ids
-from dmpo_jax.training.batch import Batch, Draws, draw, draw_encodings, to_floats
+from dmpo_jax.training.batch import (
+  Batch,
+  Draws,
+  draw,
+  draw_encodings,
+  draw_timesteps,
+  misjudged,
+  to_floats,
+)
 
 Params = Mapping[str, Any]
 # (errors) or (errors, residuals), as its facts say -> (loss [examples], diagnostics)
@@ -167,6 +175,11 @@ def pair_up(kind: type, policy: jax.Array, reference: jax.Array | None) -> Named
   )
 
 
+def _exchange(x: jax.Array | None, where: jax.Array) -> jax.Array | None:
+  """`[examples, images, ...]` with the images of some examples in reverse order."""
+  return None if x is None else jnp.where(where.reshape(-1, *[1] * (x.ndim - 1)), x[:, ::-1], x)
+
+
 def replace(frozen: Params, trained: Params) -> Params:
   """All components' parameters, where whole components are trained."""
   return {**frozen, **trained}
@@ -181,12 +194,29 @@ def adapt(frozen: Params, trained: Params, *, alpha: float) -> Params:
 
 
 class Objective(NamedTuple):
-  """All that fixes the loss of a batch but parameters, batch and step; see `image_errors`.
+  """All that fixes the loss of a batch but parameters, batch and step.
 
-  With `recompute` a forward is computed again for its gradient. Then nothing of the first one is
-  kept, the compiler makes the same program of it for policy and reference, and where the two are
-  equal so are their errors, in bfloat16 too. Otherwise single roundings differ, which in a tiny
-  network at beta 5000 moved a logit by more than 1.
+      loss = objective(trained, frozen, reference, batch, step)
+           = score(batch, *evaluate(trained, frozen, reference, batch, step)),  batch prepared
+
+  The parts are there for who goes through a batch in pieces: `prepare` is given all of it, then
+  `evaluate` any part, then `score` what was found on all of it.
+
+  Attributes:
+    networks: Forward functions.
+    schedule: Noise schedule.
+    loss: The objective over errors.
+    timesteps: See `draw_timesteps`.
+    caption_dropout: Probability of dropping a caption.
+    seed: The run's seed.
+    null_ids: See `image_errors`.
+    combine: (frozen, trained) -> the parameters of all components.
+    recompute: Whether a forward is computed again for its gradient. Then nothing of the first one
+      is kept, the compiler makes the same program of it for policy and reference, and where the two
+      are equal so are their errors, in bfloat16 too. Otherwise single roundings differ, which in a
+      tiny network at beta 5000 moved a logit by more than 1.
+    weights: t -> w_t, what the errors at a timestep are multiplied by; None: 1.
+    label_noise: Share of pairs whose images change places.
   """
 
   networks: Networks
@@ -199,6 +229,8 @@ class Objective(NamedTuple):
   combine: Callable[[Params, Params], Params] = replace
   recompute: bool = False
   null_text: Conditioning | None = None
+  weights: Callable[[jax.Array], jax.Array] | None = None
+  label_noise: float = 0.0
 
   def __call__(
     self, trained: Params, frozen: Params, reference: Params | None, batch: Batch, step: jax.Array
@@ -217,13 +249,44 @@ class Objective(NamedTuple):
       loss: float32 `[examples]`, weights included.
       metrics: float32 `[examples]` each: the loss, the errors of the first image (w) and the second
         (l), the objective's diagnostics, and labels and weights where there are any. Only the loss
-        is weighted.
+        is weighted, and the diagnostics are those of the errors that timestep weights multiply.
     """
+    batch = self.prepare(batch, step)
+    return self.score(batch, *self.evaluate(trained, frozen, reference, batch, step))
+
+  def prepare(self, batch: Batch, step: jax.Array) -> Batch:
+    """The batch with sizes, timesteps and label noise, which are drawn for all of it at once."""
     if batch.time_ids is None:
       sizes = jnp.asarray(size_ids(batch.images.shape[2:4]))
       batch = batch._replace(time_ids=jnp.tile(sizes, (batch.images.shape[0], 1)))
+    if batch.timesteps is None:
+      drawn = draw_timesteps(self.seed, step, batch, self.timesteps)
+      batch = batch._replace(timesteps=drawn)
+    if self.label_noise:
+      wrong = misjudged(self.seed, batch, self.label_noise)
+      batch = batch._replace(
+        images=_exchange(batch.images, wrong), moments=_exchange(batch.moments, wrong)
+      )
+    return batch
+
+  def evaluate(
+    self, trained: Params, frozen: Params, reference: Params | None, batch: Batch, step: jax.Array
+  ) -> tuple[losses.PairErrors, losses.Residuals | None]:
+    """What policy and reference find on a prepared batch, or on a part of one.
+
+    Args:
+      trained: As for a call, and so are the next two.
+      frozen: See there.
+      reference: See there.
+      batch: From `prepare`, or some rows of it.
+      step: int32 scalar.
+
+    Returns:
+      errors: float32 `[examples]`, not weighted.
+      residuals: float32 `[examples, H, W, C]`; None where the objective takes none.
+    """
     batch = encode_images(self.networks, frozen, batch, self.seed, step)
-    draws = draw(self.seed, step, batch, self.timesteps, self.caption_dropout)
+    draws = draw(self.seed, step, batch, self.caption_dropout)
 
     def evaluate(params: Params) -> tuple[jax.Array, jax.Array]:
       nulls = (self.null_ids, self.null_text)
@@ -234,13 +297,36 @@ class Objective(NamedTuple):
     policy = evaluate(self.combine(frozen, trained))
     frozen_policy = (None, None) if reference is None else evaluate({**frozen, **reference})
     pairs = pair_up(losses.PairErrors, policy[0], frozen_policy[0])
-    inputs = (pairs,)
-    if losses.facts(self.loss).residuals:
-      inputs += (pair_up(losses.Residuals, policy[1], frozen_policy[1]),)
+    if not losses.facts(self.loss).residuals:
+      return pairs, None
+    return pairs, pair_up(losses.Residuals, policy[1], frozen_policy[1])
+
+  def score(
+    self, batch: Batch, pairs: losses.PairErrors, residuals: losses.Residuals | None
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The loss of each example from what was found on it, as a call returns it.
+
+        e <- w_t e,  R <- sqrt(w_t) R
+
+    Args:
+      batch: The prepared batch.
+      pairs: Its errors.
+      residuals: Its residuals, where the objective takes them.
+
+    Returns:
+      (loss, metrics).
+    """
+    counted, more = pairs, residuals
+    if self.weights is not None:
+      weights = self.weights(batch.timesteps)
+      counted = jax.tree.map(lambda e: weights * e, pairs)
+      root = jnp.sqrt(weights)[:, None, None, None]
+      more = jax.tree.map(lambda r: root * r, residuals)
+    inputs = (counted,) if more is None else (counted, more)
     if batch.label is None:
       loss, diagnostics = self.loss(*inputs)
     else:
-      loss, diagnostics = losses.expected(self.loss, pairs, batch.label, *inputs[1:])
+      loss, diagnostics = losses.expected(self.loss, counted, batch.label, *inputs[1:])
     if batch.weight is not None:
       loss = batch.weight * loss
     metrics = {"loss": loss, **pairs._asdict(), **diagnostics._asdict()}

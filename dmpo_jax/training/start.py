@@ -3,10 +3,12 @@
 import dataclasses
 import functools
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dmpo_jax import data, diffusion, interop, losses, models
@@ -14,7 +16,7 @@ from dmpo_jax.errors import InputError, unknown
 from dmpo_jax.interop.pipeline import NETWORKS
 from dmpo_jax.sampling import prompts
 from dmpo_jax.training import config as configs
-from dmpo_jax.training import encoders_identity
+from dmpo_jax.training import encoders_identity, sharding
 from dmpo_jax.training.objective import Loss, Networks, Objective, Params, adapt, replace
 
 Data = data.Examples | data.StoredPairs | data.EncodedPairs
@@ -145,13 +147,17 @@ def tokenize(pipeline: interop.Pipeline, captions: list[str]) -> tuple[dict[str,
   return ids, truncated
 
 
-def make_networks(pipeline: interop.Pipeline, dtype: str = "float32") -> Networks:
+def make_networks(
+  pipeline: interop.Pipeline, dtype: str = "float32", *, mesh: Mesh | None = None, **options: Any
+) -> Networks:
   """The forward functions of a pipeline.
 
   Args:
     pipeline: For its configs.
     dtype: In which UNet and text encoders compute; parameters are cast where they are used. The
       autoencoder computes in float32, unless its force_upcast is false.
+    mesh: What parameters and examples are spread over; None: one device.
+    **options: Those of `models.build`: implementation, remat (the UNet's alone).
 
   Returns:
     `Networks`.
@@ -160,18 +166,22 @@ def make_networks(pipeline: interop.Pipeline, dtype: str = "float32") -> Network
     InputError: A network is not supported.
   """
   encoders = [name for name in ("text_encoder", "text_encoder_2") if name in pipeline.configs]
+  place = sharding.placement(mesh) if mesh is not None and mesh.size > 1 else None
+  frozen = {"place": place, "implementation": options.get("implementation")}
   networks = Networks(
-    unet=functools.partial(models.build(pipeline.configs["unet"]).apply, dtype=dtype),
+    unet=functools.partial(
+      models.build(pipeline.configs["unet"], place=place, **options).apply, dtype=dtype
+    ),
     text=functools.partial(
       prompts.encode,
-      [models.build(pipeline.configs[name]).apply for name in encoders],
+      [models.build(pipeline.configs[name], **frozen).apply for name in encoders],
       dtype=dtype,
     ),
   )
   if "vae" not in pipeline.configs:
     return networks
   vae = pipeline.configs["vae"]
-  autoencoder = models.build_autoencoder(vae)
+  autoencoder = models.build_autoencoder(vae, **frozen)
   dtype_of_vae = jnp.float32 if vae.get("force_upcast", True) else dtype
 
   def moments(params: Params, images: jax.Array) -> models.Moments:
@@ -187,9 +197,24 @@ def make_networks(pipeline: interop.Pipeline, dtype: str = "float32") -> Network
 
 
 def make_objective(
-  config: ConfigDict, pipeline: interop.Pipeline, examples: Data | None = None
+  config: ConfigDict,
+  pipeline: interop.Pipeline,
+  examples: Data | None = None,
+  *,
+  mesh: Mesh | None = None,
+  implementation: str | None = None,
 ) -> Objective:
   """The objective a config describes, over the networks of a pipeline.
+
+  Args:
+    config: A checked config.
+    pipeline: For its configs and tokenizers.
+    examples: The data set, for what of the pipeline it holds the results of; None: of nothing.
+    mesh: What parameters and examples are spread over; None: one device.
+    implementation: Of attention, see `models.build`.
+
+  Returns:
+    `Objective`.
 
   A dropped caption is the encoded empty one, or zeros where diffusers' pipeline takes them: SDXL,
   unless its index has force_zeros_for_empty_prompt false. Where examples have stored embeddings,
@@ -211,7 +236,9 @@ def make_objective(
   null_ids = tuple(jnp.asarray(ids[0]) for ids in tokenize(pipeline, [""])[0].values())
   zeros = pipeline.model_index.get("force_zeros_for_empty_prompt", True)
   return Objective(
-    networks=make_networks(pipeline, config.dtype),
+    networks=make_networks(
+      pipeline, config.dtype, mesh=mesh, implementation=implementation, remat=config.remat
+    ),
     schedule=schedule,
     loss=loss,
     timesteps=diffusion.timesteps.make(config.timesteps.to_dict(), len(schedule.alphas_cumprod)),
@@ -219,7 +246,9 @@ def make_objective(
     seed=config.seed,
     null_ids=None if len(null_ids) == 2 and zeros else null_ids,
     combine=functools.partial(adapt, alpha=config.lora.alpha) if config.lora.rank else replace,
-    recompute=config.reference and config.dtype != "float32",
+    recompute=config.reference and config.dtype != "float32" and config.remat == "none",
+    weights=diffusion.weights.make(config.timestep_weights.to_dict(), schedule),
+    label_noise=config.label_noise,
     null_text=_null_text(examples) if "embeddings" in stored(examples) else None,
   )
 
@@ -247,7 +276,8 @@ def split_params(
   Returns:
     (trained, frozen, reference), each component -> tree, as `Objective` takes them. With LoRA the
     trained trees are LoRAs that change nothing yet, and all networks are frozen. Arrays are the
-    pipeline's own.
+    pipeline's own, but for kernels of the reference (with LoRA: of the base) in
+    config.reference_dtype.
 
   Raises:
     InputError: A component that is to be trained is not there, or is the autoencoder, or no LoRA
@@ -266,10 +296,25 @@ def split_params(
   trained = {name: pipeline.params[name] for name in config.trained}
   if not config.lora.rank:
     frozen = {name: tree for name, tree in params.items() if name not in trained}
-    return trained, frozen, trained if config.reference else None
+    reference = {name: _rounded(tree, config.reference_dtype) for name, tree in trained.items()}
+    return trained, frozen, reference if config.reference else None
   root, adapted = jax.random.key(config.seed), {}
   for name, base in trained.items():
     key = jax.random.fold_in(root, NETWORKS.index(name))
     targets = config.lora.targets[name]
     adapted[name] = models.lora.init(key, base, targets=targets, rank=config.lora.rank)
-  return adapted, params, {} if config.reference else None
+  rounded = {name: _rounded(tree, config.reference_dtype) for name, tree in trained.items()}
+  return adapted, {**params, **rounded}, {} if config.reference else None
+
+
+def _rounded(tree: Params, dtype: str) -> Params:
+  """A network with its kernels in a dtype.
+
+  Only they are cast to that of the computation where they are used; norms and sums of embeddings
+  are computed in float32, and would be another network's.
+  """
+
+  def cast(path: tuple, x: Any) -> Any:
+    return x.astype(jnp.dtype(dtype)) if path[-1].key == "kernel" and x.dtype != dtype else x
+
+  return jax.tree_util.tree_map_with_path(cast, tree)

@@ -1,18 +1,18 @@
 """The optimizer and the compiled train step."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from dmpo_jax.models import trees
+from dmpo_jax.training import gradient, sharding
 from dmpo_jax.training.batch import Batch
-from dmpo_jax.training.objective import Params
-
-Objective = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
+from dmpo_jax.training.objective import Objective, Params
 
 
 class State(NamedTuple):
@@ -32,7 +32,13 @@ class State(NamedTuple):
 
 
 def make_optimizer(options: Mapping[str, Any]) -> optax.GradientTransformation:
-  """AdamW behind a clip of the global gradient norm, with linear warm-up to a constant rate.
+  """The optimizer behind a clip of the global gradient norm, with linear warm-up.
+
+  AdamW holds two moments of each parameter. Adafactor (arXiv 1804.04235) holds, for each matrix, a
+  row and a column of second moments alone: it is taken without a relative step and without scaling
+  by the parameters, so that learning_rate means the same, with its updates clipped to a root mean
+  square of 1 and weight decay as in AdamW (lr · weight_decay · parameter). b1, b2 and eps are
+  AdamW's.
 
   Args:
     options: The config's `optimizer` section.
@@ -40,17 +46,28 @@ def make_optimizer(options: Mapping[str, Any]) -> optax.GradientTransformation:
   Returns:
     An optax transformation.
   """
-  rate = optax.warmup_constant_schedule(0.0, options["learning_rate"], options["warmup_steps"])
-  return optax.chain(
-    optax.clip_by_global_norm(options["clip_norm"]),
-    optax.adamw(
-      rate if options["warmup_steps"] else options["learning_rate"],
-      b1=options["b1"],
-      b2=options["b2"],
-      eps=options["eps"],
-      weight_decay=options["weight_decay"],
-    ),
-  )
+  rate = options["learning_rate"]
+  if options["warmup_steps"]:
+    rate = optax.warmup_constant_schedule(0.0, rate, options["warmup_steps"])
+  if options["name"] == "adafactor":
+    inner = (
+      optax.scale_by_factored_rms(),
+      optax.clip_by_block_rms(1.0),
+      optax.add_decayed_weights(options["weight_decay"]),
+      optax.scale_by_learning_rate(rate),
+    )
+  else:
+    inner = (
+      optax.adamw(
+        rate,
+        b1=options["b1"],
+        b2=options["b2"],
+        eps=options["eps"],
+        weight_decay=options["weight_decay"],
+        mu_dtype=options["moment_dtype"],
+      ),
+    )
+  return optax.chain(optax.clip_by_global_norm(options["clip_norm"]), *inner)
 
 
 def initial_state(params: Params, optimizer: optax.GradientTransformation, *, ema: bool) -> State:
@@ -60,8 +77,51 @@ def initial_state(params: Params, optimizer: optax.GradientTransformation, *, em
   return State(jnp.zeros((), jnp.int32), params, optimizer.init(params), average)
 
 
+def abstract_state(
+  params: Params, optimizer: optax.GradientTransformation, mesh: Mesh, *, ema: bool
+) -> State:
+  """The shapes, dtypes and shardings of a run's state, as `sharding.shardings` says.
+
+  Args:
+    params: Trained components: arrays or `jax.ShapeDtypeStruct`s.
+    optimizer: optax transformation.
+    mesh: From `sharding.make_mesh`.
+    ema: Whether an average is kept.
+
+  Returns:
+    `State` of `jax.ShapeDtypeStruct`s.
+  """
+  shapes = jax.eval_shape(functools.partial(initial_state, optimizer=optimizer, ema=ema), params)
+  return sharding.abstract(mesh, shapes)
+
+
+def placed_state(
+  params: Params, optimizer: optax.GradientTransformation, mesh: Mesh, *, ema: bool
+) -> State:
+  """The state before the first step, laid out as `abstract_state` says.
+
+  Args:
+    params: Trained components, on the host or on devices; they are not donated.
+    optimizer: optax transformation.
+    mesh: From `sharding.make_mesh`.
+    ema: Whether an average is kept.
+
+  Returns:
+    `State`; no device holds more than its part of what is made here.
+  """
+  like = abstract_state(params, optimizer, mesh, ema=ema)
+  places = jax.tree.map(lambda x: x.sharding, like)
+  make = functools.partial(initial_state, optimizer=optimizer, ema=ema)
+  return jax.jit(make, in_shardings=(places.params,), out_shardings=places)(params)
+
+
 def make_step(
-  objective: Objective, optimizer: optax.GradientTransformation, *, ema_decay: float
+  objective: Objective | Callable,
+  optimizer: optax.GradientTransformation,
+  *,
+  ema_decay: float,
+  accumulation: int = 1,
+  constrain: Callable[[Any], Any] = lambda tree: tree,
 ) -> Callable[..., tuple[State, dict[str, jax.Array], jax.Array]]:
   """One optimizer step as a pure function, to be compiled by `compile_step`.
 
@@ -69,50 +129,59 @@ def make_step(
       ema <- λ ema + (1 - λ) params,  λ = min(decay, (1 + step) / (10 + step))
 
   Args:
-    objective: `(trained, frozen, reference, batch, step) -> (loss [examples], metrics)`.
+    objective: `(trained, frozen, reference, batch, step) -> (loss [examples], metrics)`; an
+      `Objective` where a batch is accumulated.
     optimizer: optax transformation.
     ema_decay: Decay of the moving average; not used where the state has none.
+    accumulation: Parts in which the batch is gone through; see `gradient.in_parts`.
+    constrain: Lays a tree that looks like the parameters out over devices, inside a jit.
 
   Returns:
     `(state, frozen, reference, batch) -> (state, metrics, losses)`: metrics are means over the
     examples, losses is float32 `[examples]` so that a bad example can be named.
   """
+  if accumulation == 1:
+    find = gradient.whole(objective)
+  else:
+    find = gradient.in_parts(objective, accumulation, constrain)
 
   def step(state: State, frozen: Params, reference: Params | None, batch: Batch):
-    def mean_loss(params: Params):
-      loss, metrics = objective(params, frozen, reference, batch, state.step)
-      return jnp.mean(loss), metrics
-
-    (_, metrics), gradient = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    found, metrics = find(state.params, frozen, reference, batch, state.step)
+    found = constrain(found)
+    updates, opt_state = optimizer.update(found, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     average = None
     if state.ema is not None:
       age = state.step.astype(jnp.float32)
       average = trees.ema(state.ema, params, jnp.minimum(ema_decay, (1 + age) / (10 + age)))
     means = {name: jnp.mean(value) for name, value in metrics.items()}
-    means["gradient_norm"] = optax.global_norm(gradient)
+    means["gradient_norm"] = optax.global_norm(found)
     means["parameter_norm"] = optax.global_norm(params)
     return State(state.step + 1, params, opt_state, average), means, metrics["loss"]
 
   return step
 
 
-def make_mesh(num_devices: int) -> Mesh:
-  """A mesh of one axis, "data", over the first `num_devices` devices (0: all)."""
-  count = num_devices or jax.device_count()
-  return jax.make_mesh(
-    (count,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:count]
-  )
+def compile_step(
+  step: Callable, mesh: Mesh, state: State, frozen: Params, reference: Params | None
+) -> Callable:
+  """`step` under one jit: arrays where `sharding` puts them, the state donated.
 
+  Args:
+    step: From `make_step`.
+    mesh: From `sharding.make_mesh`; it must be set (jax.set_mesh) where the result is called.
+    state: For its shapes, as the next two: arrays or `jax.ShapeDtypeStruct`s.
+    frozen: Parameters that are not trained.
+    reference: Those of the reference, or None.
 
-def compile_step(step: Callable, mesh: Mesh) -> Callable:
-  """`step` under one jit: examples split over the mesh, the rest on every device, state donated."""
-  everywhere = NamedSharding(mesh, PartitionSpec())
-  split = NamedSharding(mesh, PartitionSpec("data"))
+  Returns:
+    The jitted `(state, frozen, reference, batch) -> (state, metrics, losses)`.
+  """
+  held = [sharding.shardings(mesh, tree) for tree in (state, frozen, reference)]
+  split, everywhere = sharding.batch(mesh), sharding.replicated(mesh)
   return jax.jit(
     step,
-    in_shardings=(everywhere, everywhere, everywhere, split),
-    out_shardings=(everywhere, everywhere, split),
+    in_shardings=(*held, split),
+    out_shardings=(held[0], everywhere, split),
     donate_argnums=0,
   )

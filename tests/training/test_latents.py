@@ -50,8 +50,8 @@ def test_the_four_errors_are_torchs_with_the_same_draws(kind, settings, metrics)
   s = settings[kind]
   found = metrics(kind, s.trained)
   encodings = draw_encodings(0, STEP, s.batch, (8, 8, 4))
-  latent = s.batch._replace(images=encodings)
-  draws = draw(0, STEP, latent, s.objective.timesteps, s.objective.caption_dropout)
+  latent = s.objective.prepare(s.batch._replace(images=encodings), STEP)
+  draws = draw(0, STEP, latent, s.objective.caption_dropout)
   assert len(set(np.asarray(draws.dropped).tolist())) == 2
   wanted = [
     latents.Torch(s.folder, params).errors(s.batch, draws, encodings, s.objective.null_ids)
@@ -99,8 +99,7 @@ def noises():
 
   def both(ids):
     batch = Batch(jnp.zeros((500, 2, 4, 4, 2)), jnp.zeros((500, 8), jnp.int32), ids)
-    first = lambda step_key, keys: jnp.zeros(len(keys), jnp.int32)  # noqa: E731
-    return draw_encodings(0, STEP, batch, (4, 4, 2)), draw(0, STEP, batch, first, 0.0).noise
+    return draw_encodings(0, STEP, batch, (4, 4, 2)), draw(0, STEP, batch, 0.0).noise
 
   return jax.jit(both, compiler_options=QUICK)
 

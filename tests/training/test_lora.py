@@ -15,7 +15,8 @@ from dmpo_jax.training.batch import Batch
 from dmpo_jax.training.config import check
 from dmpo_jax.training.loop import train
 from dmpo_jax.training.metrics import read
-from dmpo_jax.training.step import compile_step, initial_state, make_mesh, make_optimizer, make_step
+from dmpo_jax.training.sharding import make_mesh
+from dmpo_jax.training.step import compile_step, initial_state, make_optimizer, make_step
 from tests.training.tiny import pairs_config, smallest_config
 
 COMPONENTS = ("unet", "text_encoder")
@@ -93,7 +94,8 @@ def test_the_step_is_given_the_base_once(base):
   examples = start.load_examples(config)
   tokens, _ = start.tokenize(pipeline, examples.captions[:4])
   batch = Batch(examples.images[:4], example_id=examples.ids[:4], **tokens)
-  lowered = compile_step(step, make_mesh(1)).lower(state, frozen, reference, batch)
+  held = (state, frozen, reference)
+  lowered = compile_step(step, make_mesh(1), *held).lower(*held, batch)
   size = lambda tree: sum(np.prod(x.shape, dtype=int) for x in jax.tree.leaves(tree))  # noqa: E731
   # Parameters, two moments and the average of the LoRAs; the step and two counters of optax.
   wanted = size(pipeline.params) + 4 * size(trained) + size(batch)

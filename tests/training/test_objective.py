@@ -10,7 +10,6 @@ import pathlib
 import jax
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
 
 from dmpo_jax import configs as folder
 from dmpo_jax import data, interop, losses
@@ -18,7 +17,9 @@ from dmpo_jax.training import config as checks
 from dmpo_jax.training import metrics, start
 from dmpo_jax.training.batch import Batch
 from dmpo_jax.training.loop import train
-from dmpo_jax.training.step import initial_state, make_mesh, make_optimizer, make_step
+from dmpo_jax.training.sharding import batch as split_over
+from dmpo_jax.training.sharding import make_mesh
+from dmpo_jax.training.step import initial_state, make_optimizer, make_step
 from tests.training.tiny import smallest_config
 
 FILES = sorted(pathlib.Path(folder.__file__).parent.glob("digits_*.py"))
@@ -117,8 +118,7 @@ def evaluate(minimise, params, batch):
 
   def found(index, devices):
     frozen = {**params[1], "index": np.int32(index)}
-    split = NamedSharding(make_mesh(devices), PartitionSpec("data"))
-    return run(trained, frozen, jax.device_put(batch, split))
+    return run(trained, frozen, jax.device_put(batch, split_over(make_mesh(devices))))
 
   return found
 

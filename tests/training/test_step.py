@@ -9,10 +9,16 @@ import optax
 import pytest
 
 from dmpo_jax import interop, losses
-from dmpo_jax.training import start
-from dmpo_jax.training.batch import Batch, draw
+from dmpo_jax.training import sharding, start
+from dmpo_jax.training.batch import Batch, draw, draw_timesteps
 from dmpo_jax.training.objective import pair_up
-from dmpo_jax.training.step import compile_step, initial_state, make_mesh, make_optimizer, make_step
+from dmpo_jax.training.step import (
+  compile_step,
+  initial_state,
+  make_optimizer,
+  make_step,
+  placed_state,
+)
 from tests.training.tiny import pairs_config
 
 SHAPE = (8, 8, 1)
@@ -51,22 +57,27 @@ def _batch(ids):
   )
 
 
+def _draws(step, batch, dropout):
+  t = draw_timesteps(0, jnp.int32(step), batch, _uniform)
+  return draw(0, jnp.int32(step), batch._replace(timesteps=t), dropout)
+
+
 def test_draws_follow_the_example_wherever_it_stands_in_the_batch():
-  one, other = (draw(0, jnp.int32(5), _batch(i), _uniform, 0.5) for i in ([3, 9, 4], [4, 3, 7]))
+  one, other = (_draws(5, _batch(i), 0.5) for i in ([3, 9, 4], [4, 3, 7]))
   np.testing.assert_array_equal(one.noise[0], other.noise[1])
   np.testing.assert_array_equal(one.timesteps[2], other.timesteps[0])
   np.testing.assert_array_equal(one.dropped[0], other.dropped[1])
 
 
 def test_draws_differ_between_steps_examples_and_seeds():
-  base = draw(0, jnp.int32(5), _batch([3, 4]), _uniform, 0.0).noise
+  base = _draws(5, _batch([3, 4]), 0.0).noise
   assert not np.array_equal(base[0], base[1])
-  assert not np.array_equal(base, draw(0, jnp.int32(6), _batch([3, 4]), _uniform, 0.0).noise)
-  assert not np.array_equal(base, draw(1, jnp.int32(5), _batch([3, 4]), _uniform, 0.0).noise)
+  assert not np.array_equal(base, _draws(6, _batch([3, 4]), 0.0).noise)
+  assert not np.array_equal(base, draw(1, jnp.int32(5), _batch([3, 4]), 0.0).noise)
 
 
 def test_noise_is_standard_normal_and_captions_are_dropped_at_the_rate():
-  draws = draw(0, jnp.int32(0), _batch(range(4000)), _uniform, 0.2)
+  draws = _draws(0, _batch(range(4000)), 0.2)
   assert abs(float(draws.noise.mean())) < 0.01
   assert abs(float(draws.noise.std()) - 1) < 0.01
   assert abs(float(draws.dropped.mean()) - 0.2) < 0.03
@@ -88,7 +99,8 @@ def test_at_step_zero_the_logit_vanishes_at_beta_5000(setting, evaluate):
 def test_the_errors_are_those_of_the_network_on_noisy_images(setting, evaluate):
   objective, trained, frozen, batch = setting
   _, metrics = evaluate(trained, trained, batch)
-  draws = draw(objective.seed, 3, batch, objective.timesteps, objective.caption_dropout)
+  batch = objective.prepare(batch, 3)
+  draws = draw(objective.seed, 3, batch, objective.caption_dropout)
   i = int(np.flatnonzero(~np.asarray(draws.dropped))[0])
   t, noise = int(draws.timesteps[i]), np.asarray(draws.noise[i], np.float64)
   betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
@@ -135,7 +147,15 @@ def test_one_step_is_adamw_on_the_mean_loss_with_clipping(setting):
   # The winner's error alone, for in the difference of two most digits of a gradient cancel; and an
   # eps of the gradients' own size, or rounding decides the sign of those next to nothing.
   objective = objective._replace(loss=losses.sft)
-  options = {"learning_rate": 1e-3, "warmup_steps": 0, "b1": 0.9, "b2": 0.99, "eps": 1e-3}
+  options = {
+    "name": "adamw",
+    "moment_dtype": "float32",
+    "learning_rate": 1e-3,
+    "warmup_steps": 0,
+    "b1": 0.9,
+    "b2": 0.99,
+    "eps": 1e-3,
+  }
   optimizer = make_optimizer({**options, "weight_decay": 0.1, "clip_norm": 0.5})
   state = initial_state(trained, optimizer, ema=True)
 
@@ -161,7 +181,15 @@ def test_one_step_is_adamw_on_the_mean_loss_with_clipping(setting):
 
 
 def test_the_rate_warms_up_from_zero_to_a_constant():
-  options = {"learning_rate": 1.0, "warmup_steps": 4, "b1": 0.0, "b2": 0.0, "eps": 0.0}
+  options = {
+    "name": "adamw",
+    "moment_dtype": None,
+    "learning_rate": 1.0,
+    "warmup_steps": 4,
+    "b1": 0.0,
+    "b2": 0.0,
+    "eps": 0.0,
+  }
   optimizer = make_optimizer({**options, "weight_decay": 0.0, "clip_norm": 1e9})
   params, sizes = {"w": jnp.ones(())}, []
   state = optimizer.init(params)
@@ -171,25 +199,54 @@ def test_the_rate_warms_up_from_zero_to_a_constant():
   np.testing.assert_allclose(sizes, [0, 0.25, 0.5, 0.75, 1, 1], rtol=1e-5, atol=1e-7)
 
 
-def test_one_device_and_four_give_the_same_step(setting):
-  objective, trained, frozen, batch = setting
+@pytest.fixture(scope="module")
+def on_mesh(setting, pipeline):
+  """(data, fsdp, accumulation) -> (gradient, loss, losses, the state) after a step of SGD."""
+  _, trained, frozen, batch = setting
   # Beta multiplies rounding, and policy = reference is where nothing else is left of the logit.
-  objective = objective._replace(loss=functools.partial(losses.dmpo, beta=50.0, alpha=0.01))
+  loss = functools.partial(losses.dmpo, beta=50.0, alpha=0.01)
   optimizer = optax.sgd(1.0)  # its update is the gradient
-  step = make_step(objective, optimizer, ema_decay=0.0)
-  found = []
-  for devices in (1, 4):
-    mesh = make_mesh(devices)
-    state = initial_state(trained, optimizer, ema=False)
+
+  def run(data, fsdp, accumulation):
+    mesh = sharding.make_mesh(data * fsdp, fsdp=fsdp)
+    config = pairs_config(pipeline)
+    objective = start.make_objective(config, start.load_pipeline(config, []), mesh=mesh)
+    step = make_step(
+      objective._replace(loss=loss),
+      optimizer,
+      ema_decay=0.0,
+      accumulation=accumulation,
+      constrain=functools.partial(sharding.constrain, mesh),
+    )
     with jax.set_mesh(mesh):
-      after, metrics, example_losses = compile_step(step, mesh)(state, frozen, trained, batch)
-    found.append((jax.device_get(after.params), float(metrics["loss"]), np.asarray(example_losses)))
-  (one, loss_one, all_one), (four, loss_four, all_four) = found
-  np.testing.assert_allclose(loss_four, loss_one, rtol=1e-5)
-  np.testing.assert_allclose(all_four, all_one, rtol=1e-5)
-  for a, b, start_value in zip(*(jax.tree.leaves(x) for x in (one, four, trained)), strict=True):
-    scale = np.abs(a - start_value).max()
-    np.testing.assert_allclose(b, a, atol=5e-4 * scale + 1e-7)
+      state = placed_state(trained, optimizer, mesh, ema=False)
+      held = [jax.device_put(x, sharding.shardings(mesh, x)) for x in (frozen, trained)]
+      compiled = compile_step(step, mesh, state, *held)
+      after, metrics, example_losses = compiled(state, *held, batch)
+    gradient = jax.tree.map(lambda a, b: np.asarray(a) - b, jax.device_get(after.params), trained)
+    return gradient, float(metrics["loss"]), np.asarray(example_losses), after
+
+  return run
+
+
+@pytest.fixture(scope="module")
+def on_one_device(on_mesh):
+  return on_mesh(1, 1, 1)
+
+
+@pytest.mark.parametrize(("data", "fsdp", "accumulation"), [(4, 1, 1), (1, 4, 1), (2, 2, 2)])
+def test_a_step_is_the_same_on_every_mesh_and_in_parts(
+  data, fsdp, accumulation, on_mesh, on_one_device, monkeypatch
+):
+  monkeypatch.setattr(sharding, "SMALLEST", 8)
+  wanted, loss_wanted, all_wanted, _ = on_one_device
+  found, loss, all_found, state = on_mesh(data, fsdp, accumulation)
+  np.testing.assert_allclose(loss, loss_wanted, rtol=1e-5)
+  np.testing.assert_allclose(all_found, all_wanted, rtol=1e-5)
+  for a, b in zip(jax.tree.leaves(wanted), jax.tree.leaves(found), strict=True):
+    np.testing.assert_allclose(b, a, atol=5e-4 * np.abs(a).max() + 1e-7)
+  sizes = [x.addressable_shards[0].data.size / x.size for x in jax.tree.leaves(state.params)]
+  assert min(sizes) == 1 / fsdp
 
 
 def test_single_images_have_no_loser():

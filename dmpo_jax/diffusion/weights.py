@@ -1,0 +1,94 @@
+"""How much the errors of each noise level count."""
+
+import math
+import numbers
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from dmpo_jax.diffusion.schedule import Schedule, lookup
+from dmpo_jax.errors import InputError, unknown
+
+FIELDS = {"none": (), "min_snr": ("gamma",), "table": ("values",)}
+
+
+def min_snr(schedule: Schedule, gamma: float) -> list[float]:
+  """The min-SNR weight of each timestep, in the units of the schedule's own target.
+
+      w_t = min(SNR_t, γ)/SNR_t (epsilon),   min(SNR_t, γ)/(SNR_t + 1) (velocity),
+      w_t = min(SNR_t, γ) (x_0)
+
+  All three weight the error of x_0 by min(SNR_t, γ).
+
+  Args:
+    schedule: The noise schedule; SNR_t = abar_t / (1 - abar_t).
+    gamma: γ > 0; published: 5.
+
+  Returns:
+    T floats.
+
+  Source: arXiv 2303.09556, section 3.4.
+  """
+
+  def weight(abar: float) -> float:
+    snr = abar / (1 - abar)
+    if schedule.prediction_type == "epsilon":
+      return min(1.0, gamma / snr) if snr else 1.0
+    capped = min(snr, gamma)
+    return capped / (snr + 1) if schedule.prediction_type == "v_prediction" else capped
+
+  return [weight(abar) for abar in schedule.alphas_cumprod.tolist()]
+
+
+def make(config: Mapping[str, Any], schedule: Schedule) -> Callable[[jax.Array], jax.Array] | None:
+  """The weights that a config names.
+
+      {"name": "none"}                       every error counts once
+      {"name": "min_snr", "gamma": 5.0}      see `min_snr`
+      {"name": "table", "values": [...]}     a weight for each of the T timesteps
+
+  Args:
+    config: The name and its fields.
+    schedule: The noise schedule.
+
+  Returns:
+    t -> w_t: int32 `[B]` to float32 `[B]`; None for "none".
+
+  Raises:
+    InputError: The name or a field is unknown, a field is missing, or a weight is not a finite
+      number >= 0.
+  """
+  config = dict(config)
+  name = config.pop("name", None)
+  if name not in FIELDS:
+    raise unknown("timestep weight", name, FIELDS)
+  for field in config:
+    if field not in FIELDS[name]:
+      raise unknown(f"field of timestep weight {name!r}", field, FIELDS[name])
+  for field in FIELDS[name]:
+    if field not in config:
+      raise InputError(f"timestep weight {name!r} needs the field {field!r}")
+  if name == "none":
+    return None
+  count = len(schedule.alphas_cumprod)
+  if name == "table":
+    values = tuple(config["values"])
+    if len(values) != count or not all(_weight(value) for value in values) or not any(values):
+      raise InputError(
+        f"values of timestep weight 'table' must be {count} finite numbers of at least 0, one per "
+        f"timestep and not all 0; got {len(values)}: {values[:8]}"
+      )
+  else:
+    gamma = config["gamma"]
+    if not (_weight(gamma) and gamma > 0):
+      raise InputError(f"gamma of timestep weight 'min_snr' must be positive, got {gamma!r}")
+    values = min_snr(schedule, gamma)
+  table = np.asarray(values, np.float64)
+  return lambda t: lookup(table, t)
+
+
+def _weight(value: object) -> bool:
+  number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+  return number and math.isfinite(value) and value >= 0

@@ -1,0 +1,157 @@
+"""Where arrays lie on a mesh of `data` x `fsdp` devices: rules by shape, beside the step.
+
+Examples are split over all devices. What is held between steps (parameters, their average,
+optimizer state, frozen networks, the reference) is split over `fsdp` and repeated over `data`:
+each device holds 1/fsdp of it, and gathers a weight where it is used. How large fsdp should be is a
+trade: with fsdp = all devices memory is least, but arrays that are not divisible by it stay whole.
+"""
+
+import math
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from dmpo_jax import models
+from dmpo_jax.errors import InputError
+
+AXES = ("data", "fsdp")
+# Arrays of fewer elements are held whole on every device: biases and norms, whose parts would be
+# smaller than the messages that bring them together.
+SMALLEST = 2**14
+
+
+def make_mesh(
+  num_devices: int = 0, *, data: int = 0, fsdp: int = 1, devices: list[jax.Device] | None = None
+) -> Mesh:
+  """A mesh with the axes "data" and "fsdp".
+
+  Neighbouring devices share an fsdp group, so that gathers stay between near chips.
+
+  Args:
+    num_devices: How many devices are used, the first ones; 0: all.
+    data: Size of "data"; 0: what fsdp leaves.
+    fsdp: Size of "fsdp".
+    devices: Which devices there are; None: all of jax's default backend.
+
+  Returns:
+    The mesh, of AxisType.Auto.
+
+  Raises:
+    InputError: There are fewer devices, or data x fsdp is not their number.
+  """
+  there = jax.devices() if devices is None else list(devices)
+  count = num_devices or len(there)
+  if count > len(there):
+    raise InputError(f"config.num_devices is {count}, and there are {len(there)} devices")
+  if count % fsdp or (data and data * fsdp != count):
+    shown = f"data {data} x fsdp {fsdp}" if data else f"fsdp {fsdp}"
+    raise InputError(
+      f"config.mesh of {shown} does not multiply out to {count} devices; choose an fsdp that "
+      f"divides {count}, and data = {count} / fsdp or 0"
+    )
+  shape = (count // fsdp, fsdp)
+  return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 2, devices=there[:count])
+
+
+def spec(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
+  """How an array that is held between steps is split: along its largest divisible axis.
+
+  Of equal axes the last is taken. Arrays of fewer than `SMALLEST` elements stay whole.
+
+  Args:
+    shape: Of the whole array.
+    fsdp: Size of the axis "fsdp".
+
+  Returns:
+    A PartitionSpec with "fsdp" at one axis, or an empty one.
+  """
+  divisible = [i for i, size in enumerate(shape) if size % fsdp == 0 and size >= fsdp]
+  if fsdp == 1 or math.prod(shape) < SMALLEST or not divisible:
+    return PartitionSpec()
+  axis = max(divisible, key=lambda i: (shape[i], i))
+  return PartitionSpec(*[None] * axis, "fsdp")
+
+
+def shardings(mesh: Mesh, tree: Any) -> Any:
+  """The sharding of every array of a tree that is held between steps, by its shape alone.
+
+  Parameters and the moments an optimizer keeps for them so lie alike.
+
+  Args:
+    mesh: From `make_mesh`.
+    tree: Arrays or `jax.ShapeDtypeStruct`s.
+
+  Returns:
+    The tree with a NamedSharding for each.
+  """
+  fsdp = mesh.shape["fsdp"]
+  return jax.tree.map(lambda x: NamedSharding(mesh, spec(tuple(x.shape), fsdp)), tree)
+
+
+def abstract(mesh: Mesh, tree: Any) -> Any:
+  """The shapes and dtypes of a tree with `shardings`: what a step is compiled for.
+
+  Args:
+    mesh: From `make_mesh`.
+    tree: Arrays or `jax.ShapeDtypeStruct`s.
+
+  Returns:
+    The tree with a `jax.ShapeDtypeStruct` for each.
+  """
+  return jax.tree.map(
+    lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+    tree,
+    shardings(mesh, tree),
+  )
+
+
+def batch(mesh: Mesh) -> NamedSharding:
+  """The sharding of a batch: its first axis, the examples, over all devices."""
+  return NamedSharding(mesh, PartitionSpec(AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """The sharding of what every device holds whole."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def placement(mesh: Mesh) -> models.Placement:
+  """Where networks gather weights and keep activations: weights whole, images split by example.
+
+  What has a first axis that does not divide over the devices lies where the compiler puts it.
+  """
+
+  def activations(x: jax.Array) -> jax.Array:
+    if x.shape[0] % mesh.size:
+      return x
+    return jax.lax.with_sharding_constraint(x, batch(mesh))
+
+  return models.Placement(
+    weights=lambda x: jax.lax.with_sharding_constraint(x, replicated(mesh)),
+    activations=activations,
+  )
+
+
+def constrain(mesh: Mesh, tree: Any) -> Any:
+  """The arrays of a tree, inside a jit, laid out as `shardings` says."""
+  return jax.lax.with_sharding_constraint(tree, shardings(mesh, tree))
+
+
+def check_batch(mesh: Mesh, batch_size: int, accumulation: int) -> None:
+  """Refuses a batch whose parts do not divide over the devices.
+
+  Args:
+    mesh: From `make_mesh`.
+    batch_size: Examples in a step.
+    accumulation: Into how many parts they are cut.
+
+  Raises:
+    InputError: A part does not divide.
+  """
+  if batch_size % (accumulation * mesh.size):
+    raise InputError(
+      f"config.batch_size {batch_size} does not divide over {mesh.size} devices x "
+      f"{accumulation} accumulated parts; make it a multiple of {accumulation * mesh.size}, or "
+      "change config.num_devices or config.accumulation"
+    )
