@@ -175,11 +175,6 @@ def pair_up(kind: type, policy: jax.Array, reference: jax.Array | None) -> Named
   )
 
 
-def _exchange(x: jax.Array | None, where: jax.Array) -> jax.Array | None:
-  """`[examples, images, ...]` with the images of some examples in reverse order."""
-  return None if x is None else jnp.where(where.reshape(-1, *[1] * (x.ndim - 1)), x[:, ::-1], x)
-
-
 def replace(frozen: Params, trained: Params) -> Params:
   """All components' parameters, where whole components are trained."""
   return {**frozen, **trained}
@@ -264,9 +259,8 @@ class Objective(NamedTuple):
       batch = batch._replace(timesteps=drawn)
     if self.label_noise:
       wrong = misjudged(self.seed, batch, self.label_noise)
-      batch = batch._replace(
-        images=_exchange(batch.images, wrong), moments=_exchange(batch.moments, wrong)
-      )
+      wrong = wrong.reshape(-1, *[1] * (batch.images.ndim - 1))
+      batch = batch._replace(images=jnp.where(wrong, batch.images[:, ::-1], batch.images))
     return batch
 
   def evaluate(
