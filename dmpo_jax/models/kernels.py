@@ -33,7 +33,7 @@ def using(implementation: str | None) -> Iterator[None]:
       "cpu": gradients by hand that keep no scores (`kernels_cpu`).
       "cudnn": flash attention where `kernels_gpu.fits`: float16 and bfloat16, even lengths, heads
         of up to 128 channels. It needs an NVIDIA GPU of the Ampere generation or newer.
-      "splash": Pallas splash attention where `kernels_tpu.fits`: lengths divisible by 128. On
+      "splash": Pallas splash attention where `kernels_tpu.fits`: queries divisible by 128. On
         several devices it needs jax.set_mesh, for the compiler cannot partition it.
       None: "cpu", "cudnn" or "splash" where jax's default backend is a CPU, a GPU that cuDNN's
         flash attention runs on, or a TPU, and "plain" on any other.
@@ -176,7 +176,7 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool = False) ->
     return kernels_cpu.attention(q, k, v, causal)
   if implementation == "cudnn" and kernels_gpu.fits(q, k):
     return kernels_gpu.attention(q, k, v, causal)
-  if implementation == "splash" and kernels_tpu.fits(q, k):
+  if implementation == "splash" and kernels_tpu.fits(q, k, causal):
     return kernels_tpu.attention(q, k, v, causal)
   out = jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation="xla")
   return remat.keep(out, remat.ATTENTION)

@@ -8,6 +8,7 @@ import functools
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental.pallas.ops.tpu import splash_attention
 from jax.sharding import PartitionSpec
@@ -18,25 +19,31 @@ from dmpo_jax.models import remat
 # memory on every TPU, nor does the largest of these with the widest heads in float32.
 TILES = (512, 256, 128)
 WIDE_TILES = (256, 128)
+# Keys whose gradients a core's memory holds at once, by bytes of a head padded to 128 channels.
+KEYS_AT_ONCE = (2048, 1024, *TILES)
+MOST_BYTES = 2048 * 128 * 2
 WIDE_HEAD, LARGEST_HEAD = 256, 512
 
 
-def fits(q: jax.Array, k: jax.Array) -> bool:
-  """Whether shapes allow the kernel: lengths divisible by 128, channels of a head by 8, to 512.
+def fits(q: jax.Array, k: jax.Array, causal: bool = False) -> bool:
+  """Whether shapes allow the kernel: queries divisible by 128, channels of a head by 8, to 512.
 
-  The 77 tokens of a text encoder do not, nor do the coarsest resolutions of a UNet; XLA's own
-  attention is no loss there. Every head of Stable Diffusion's UNets (40, 64, 80, 160 channels) and
-  autoencoders (512) does.
+  Keys of another length, the 77 tokens of a text encoder, are padded: XLA would write their scores
+  to memory in float32. The coarsest resolutions of a UNet do not fit, nor does causal attention
+  over another length; XLA's own attention is no loss there. Every head of Stable Diffusion's UNets
+  (40, 64, 80, 160 channels) and autoencoders (512) does.
 
   Args:
     q: `[B, L, N, D]`.
     k: `[B, M, N, D]`.
+    causal: Whether position i sees positions up to i only.
 
   Returns:
     True where `attention` can be called.
   """
   length, keys, channels = q.shape[1], k.shape[1], q.shape[3]
-  whole = length % TILES[-1] == 0 and keys % TILES[-1] == 0 and channels % 8 == 0
+  whole = length % TILES[-1] == 0 and channels % 8 == 0
+  whole = whole and (keys % TILES[-1] == 0 or not causal)
   return whole and channels <= LARGEST_HEAD
 
 
@@ -59,11 +66,22 @@ def attention(
     `[B, L, N, D]` in the dtype of q.
   """
   batch, length, heads, channels = q.shape
+  padded_bytes = -(-channels // 128) * 128 * q.dtype.itemsize
   tiles = WIDE_TILES if channels > WIDE_HEAD else TILES
-  kernel = _kernel(heads, length, k.shape[1], tiles, causal, interpret)
+  at_once = tuple(n for n in KEYS_AT_ONCE if n * padded_bytes <= MOST_BYTES)
+  keys = k.shape[1]
+  padding = -keys % TILES[-1]
+  kernel = _kernel(heads, length, keys + padding, tiles, at_once, causal, interpret)
+  # Positions see those of their own segment: the padding is another one.
+  segments = None
+  if padding:
+    k, v = (jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0))) for x in (k, v))
+    real = np.arange(keys + padding) < keys
+    segments = splash_attention.SegmentIds(np.ones(length, np.int32), real.astype(np.int32))
 
   def attend(q, k, v):
-    return jax.vmap(kernel)(*(x.swapaxes(1, 2) for x in (q, k, v))).swapaxes(1, 2)
+    run = jax.vmap(lambda *each: kernel(*each, segment_ids=segments))
+    return run(*(x.swapaxes(1, 2) for x in (q, k, v))).swapaxes(1, 2)
 
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.auto_axes:
@@ -86,23 +104,34 @@ def _dividing_axes(mesh: jax.sharding.AbstractMesh, batch: int) -> tuple[str, ..
   return axes[:most]
 
 
+def _tile(tiles: tuple[int, ...], length: int) -> int:
+  """The first of the tiles that divides a length."""
+  return next(t for t in tiles if length % t == 0)
+
+
 # Layers share a few shapes, and the table of tiles takes long to make. It is kept in numpy, which
 # no trace and no device owns.
 @functools.lru_cache(maxsize=256)
 def _kernel(
-  heads: int, length: int, keys: int, tiles: tuple[int, ...], causal: bool, interpret: bool
+  heads: int,
+  length: int,
+  keys: int,
+  tiles: tuple[int, ...],
+  at_once: tuple[int, ...],
+  causal: bool,
+  interpret: bool,
 ) -> splash_attention.splash_attention_kernel.SplashAttentionKernel:
-  rows, columns = (next(t for t in tiles if n % t == 0) for n in (length, keys))
+  rows, columns = (_tile(tiles, n) for n in (length, keys))
   shape = (length, keys)
   mask = splash_attention.CausalMask(shape) if causal else splash_attention.FullMask(shape)
-  sizes = splash_attention.BlockSizes(
-    block_q=rows,
-    block_kv=columns,
-    block_q_dkv=rows,
-    block_kv_dkv=columns,
-    block_q_dq=rows,
-    block_kv_dq=columns,
-  )
+  if tiles == TILES:
+    # One kernel for all gradients computes the scores once instead of twice, and writes a part of
+    # the queries' gradient for each group of keys.
+    backward = {"block_kv_dkv": _tile(at_once, keys), "block_kv_dkv_compute": columns}
+    backward |= {"use_fused_bwd_kernel": True}
+  else:
+    backward = {"block_kv_dkv": columns, "block_q_dq": rows, "block_kv_dq": columns}
+  sizes = splash_attention.BlockSizes(block_q=rows, block_kv=columns, block_q_dkv=rows, **backward)
   with jax.ensure_compile_time_eval():
     kernel = splash_attention.make_splash_mha_single_device(
       splash_attention.MultiHeadMask([mask] * heads),
