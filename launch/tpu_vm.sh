@@ -93,6 +93,8 @@ case "$COMMAND" in
             "eval \"\$(ssh-agent)\"; ssh-add ~/.ssh/google_compute_engine"
       fi
     fi
+    [ -n "$SHARE" ] || [ "$CAPACITY" != spot ] || [ -n "$DRY_RUN" ] ||
+      say "without --share, a pre-emption takes the run's directory with it"
     need git "the commit that is checked out is what the workers get"
     ;;
   fetch) required from ;;
@@ -300,6 +302,9 @@ case "$COMMAND" in
       trap 'say "if there is a slice, it is kept and costs; launch/tpu_vm.sh delete ends that"' EXIT
     fi
     train
-    if [ "$WHEN_DONE" = delete ]; then delete; fi
+    if [ "$WHEN_DONE" = delete ]; then
+      delete
+      trap - EXIT
+    fi
     ;;
 esac

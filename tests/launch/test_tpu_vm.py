@@ -51,6 +51,7 @@ def test_a_run_waits_in_the_queue_installs_trains_and_deletes_the_slice(room):
   assert room.called("sudo")[-2][1:3] == ["mount", "-t"]
   assert room.called("gcloud", "storage")[0][-2:] == ["gs://bucket/pairs", "dmpo_data/pairs"]
   assert room.request is None
+  assert "costs" not in result.stderr
 
 
 def test_after_a_pre_emption_it_goes_on_on_a_new_slice(room):
@@ -162,6 +163,14 @@ def test_a_gcloud_that_fails_is_not_taken_for_an_absent_slice(command, room):
   assert "network is unreachable" in result.stderr
   assert "there is no slice" not in result.stderr
   assert _verbs(room) == []
+
+
+def test_one_host_needs_no_share_and_is_told_what_that_means(room):
+  room.set(plan=[[0, ""]])
+  result = _run(room, "--share=", "--type=v6e-8")
+  assert result.returncode == 0, result.stderr
+  assert "a pre-emption takes the run's directory with it" in result.stderr
+  assert room.called("sudo") == []
 
 
 def test_a_result_is_fetched_from_the_first_worker(room):

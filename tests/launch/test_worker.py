@@ -1,0 +1,64 @@
+"""What launch/worker.sh does on a machine that trains, for real."""
+
+import subprocess
+import time
+
+import pytest
+
+from tests.launch.room import ROOT
+
+WORKER = ROOT / "launch" / "worker.sh"
+# Told to end, it takes a moment to save, as a run does.
+SAVES = "trap 'sleep 0.3; echo saved; exit 75' TERM; echo started; while :; do sleep 0.1; done"
+
+
+def _attempt(home, name, script):
+  return subprocess.Popen(
+    ["bash", WORKER, "attempt", name, "bash", "-c", script],
+    env={"HOME": str(home), "PATH": "/usr/bin:/bin"},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def _wait_for(file, text):
+  for _ in range(400):
+    if file.exists() and text in file.read_text():
+      return
+    time.sleep(0.05)
+  raise AssertionError(f"{file} does not say {text!r}")
+
+
+def test_a_new_attempt_has_the_one_before_save_and_end_first(tmp_path):
+  first = _attempt(tmp_path, "1", SAVES)
+  _wait_for(tmp_path / "dmpo_attempts/1.log", "started")
+  second = _attempt(tmp_path, "2", "cat $HOME/dmpo_attempts/1.status; exit 3")
+  assert second.communicate(timeout=30)[0] == "75\n"
+  assert second.returncode == 3
+  assert "saved" in first.communicate(timeout=30)[0]
+  assert first.returncode == 75
+
+
+def test_an_attempt_that_is_killed_with_all_around_it_counts_as_lost(tmp_path):
+  attempt = _attempt(tmp_path, "1", "echo started; kill -KILL 0")
+  output, errors = attempt.communicate(timeout=30)
+  assert "started" in output
+  assert attempt.returncode == 76
+  assert "gone without a word" in errors
+
+
+def test_a_finished_attempt_is_not_run_again(tmp_path):
+  script = "echo once >> $HOME/runs; exit 5"
+  for _ in range(2):
+    attempt = _attempt(tmp_path, "1", script)
+    attempt.communicate(timeout=30)
+    assert attempt.returncode == 5
+  assert (tmp_path / "runs").read_text() == "once\n"
+
+
+@pytest.mark.parametrize("arguments", [[], ["dance"]])
+def test_an_unknown_order_is_refused(arguments):
+  result = subprocess.run(["bash", WORKER, *arguments], capture_output=True, text=True)
+  assert result.returncode == 2
+  assert "is none of setup, guard, attempt" in result.stderr
