@@ -35,7 +35,7 @@ from PIL import Image
 
 from dmpo_jax import interop
 from dmpo_jax.configs import emoji_reference
-from dmpo_jax.data import builder, convert, datasets, folders, index, sources
+from dmpo_jax.data import augment, builder, convert, datasets, folders, index, sources
 from dmpo_jax.data import pairs as records
 from dmpo_jax.data.convert_options import Options
 from dmpo_jax.data.convert_piece import RecordWriter
@@ -84,7 +84,9 @@ def time_convert(source: pathlib.Path, out: pathlib.Path, pairs: int, workers: i
   return pairs / (time.perf_counter() - started)
 
 
-def time_load(folder: pathlib.Path, size: int, batch_size: int, seconds: float) -> dict:
+def time_load(
+  folder: pathlib.Path, size: int, batch_size: int, seconds: float, decoding: str = "exact"
+) -> dict:
   """Reading with threads that decode ahead, and in one thread without."""
   words = ["a", "photograph", "of", "thing", "in", "front", "something", "large", "and", "green"]
   tokenizer = interop.build_tokenizer(words, 77)
@@ -93,7 +95,7 @@ def time_load(folder: pathlib.Path, size: int, batch_size: int, seconds: float) 
     tokens = interop.tokenize(tokenizer, captions)
     return {"input_ids": tokens.ids}, tokens.truncated
 
-  pairs = datasets.pairs(folder=str(folder), size=size, crop="random", flip=True)
+  pairs = datasets.pairs(folder=str(folder), size=size, crop="random", flip=True, decoding=decoding)
   loader = pairs.loader(tokenize, channels=3, batch_size=batch_size, seed=0)
   return {
     "threads": rate(loader.iterate(0), batch_size, seconds),
@@ -223,7 +225,7 @@ def tell_convert(found: dict, options: argparse.Namespace) -> list[str]:
 def measure_load(work: pathlib.Path, options: argparse.Namespace) -> dict:
   """Reads what `measure_convert` wrote."""
   size = options.size or options.side
-  return time_load(work / "out1", size, options.batch_size, options.seconds)
+  return time_load(work / "out1", size, options.batch_size, options.seconds, options.decoding)
 
 
 def tell_load(found: dict, options: argparse.Namespace) -> list[str]:
@@ -299,6 +301,7 @@ def main() -> None:
   parser.add_argument("--pairs", type=int, default=192, help="pairs that are converted")
   parser.add_argument("--side", type=int, default=512, help="of the images, in pixels")
   parser.add_argument("--size", type=int, default=0, help="that they are read at (0: as they are)")
+  parser.add_argument("--decoding", default="exact", choices=augment.DECODING)
   parser.add_argument("--batch-size", type=int, default=16)
   parser.add_argument("--workers", type=int, default=2, help="processes that convert")
   parser.add_argument("--seconds", type=float, default=5.0, help="of reading, for each figure")

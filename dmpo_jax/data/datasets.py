@@ -105,6 +105,7 @@ def pairs(
   crop: str = "center",
   flip: bool = False,
   views: str = "joint",
+  decoding: str = "exact",
   ties: str = "soft",
   time_ids: bool = False,
 ) -> StoredPairs:
@@ -118,6 +119,8 @@ def pairs(
     flip: Whether half of the pairs are flipped, drawn anew in each epoch.
     views: "joint": crop and flip are the same for both images of a pair; "separate": each image has
       its own.
+    decoding: "exact"; "draft" decodes JPEGs at 1/2, 1/4 or 1/8 of their size where that is still at
+      least `size`, which takes a fraction of the time and changes pixels by a level or two.
     ties: "soft" keeps pairs without a preferred image with the label 1/2, "drop" leaves them out.
     time_ids: Whether batches hold SDXL's sizes and crops.
 
@@ -132,6 +135,7 @@ def pairs(
     crop=crop,
     flip=flip,
     views=views,
+    decoding=decoding,
     ties=ties,
     time_ids=time_ids,
   )
@@ -146,6 +150,7 @@ def mixture(
   crop: str = "center",
   flip: bool = False,
   views: str = "joint",
+  decoding: str = "exact",
   ties: str = "soft",
   time_ids: bool = False,
 ) -> StoredPairs:
@@ -160,6 +165,7 @@ def mixture(
     crop: "center" or "random".
     flip: Whether half of the pairs are flipped.
     views: "joint" or "separate".
+    decoding: "exact" or "draft".
     ties: "soft" or "drop".
     time_ids: Whether batches hold SDXL's sizes and crops.
 
@@ -174,6 +180,7 @@ def mixture(
     crop=crop,
     flip=flip,
     views=views,
+    decoding=decoding,
     ties=ties,
     time_ids=time_ids,
   )

@@ -147,12 +147,39 @@ def decode(encoded: bytes) -> Image.Image:
   Raises:
     UndecodableError: The bytes are not such an image.
   """
+  return draft(encoded, None)[0]
+
+
+def draft(encoded: bytes, least: int | None) -> tuple[Image.Image, tuple[int, int], int]:
+  """The image that `read` has let through, decoded no larger than is needed.
+
+  Args:
+    encoded: `Picture.encoded`.
+    least: No side may become smaller than this: a JPEG is decoded at the smallest of 1, 1/2, 1/4
+      and 1/8 of its size by libjpeg's scaled inverse transform, which spares most of the work.
+      Other images keep their size, and so do all with None.
+
+  Returns:
+    image: See `decode`.
+    size: (height, width) of the whole image.
+    factor: By which the image is smaller; of sides that it does not divide a part of a pixel hangs
+      over on the right and at the bottom.
+
+  Raises:
+    UndecodableError: The bytes are not such an image.
+  """
   try:
     with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
-      if image.mode == "RGB" and image.width * image.height <= MAX_PIXELS:
+      width, height = image.size
+      if image.mode == "RGB" and width * height <= MAX_PIXELS:
+        if least is not None and image.format == "JPEG":
+          image.draft("RGB", (least, least))
         image.load()
-        return image
-      found = f"{image.mode} of {image.width}x{image.height} pixels"
+        whole = height, width
+        shrunk = image.height, image.width
+        factor = next(f for f in (1, 2, 4, 8) if tuple(-(-side // f) for side in whole) == shrunk)
+        return image, whole, factor
+      found = f"{image.mode} of {width}x{height} pixels"
   except Exception as error:  # Pillow's decoders raise errors of any class on broken files
     raise UndecodableError(f"the image cannot be decoded: {error}") from error
   raise UndecodableError(f"the image is {found}; it has not gone through images.read")

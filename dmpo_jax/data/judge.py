@@ -112,5 +112,5 @@ def _read(folder: pathlib.Path) -> tuple[str, dict[str, list[dict]]]:
 
 
 def _score(folder: pathlib.Path, file: str, score: str) -> float:
-  pixels = images.decode(images.load(file, folder).encoded)  # [H, W, 3]
+  pixels = np.asarray(images.decode(images.load(file, folder).encoded))  # [H, W, 3]
   return float(SCORES[score](pixels / 127.5 - 1))

@@ -30,6 +30,7 @@ class StoredPairs:
     crop: "center" or "random", see `augment.draw`.
     flip: Whether half of the views are flipped.
     views: "joint": both images of a pair are seen alike; "separate": each gets a view of its own.
+    decoding: "exact", or "draft": large JPEGs are decoded smaller, see `images.draft`.
     ties: "soft" or "drop", see `Folder`.
     time_ids: Whether examples tell sizes and crops, as SDXL asks for them.
 
@@ -47,19 +48,22 @@ class StoredPairs:
     crop: str,
     flip: bool,
     views: str,
+    decoding: str,
     ties: str,
     time_ids: bool,
   ):
     augment.check(size=size, crop=crop, channels=3)
     if views not in augment.VIEWS:
       raise unknown("choice for views", views, augment.VIEWS)
+    if decoding not in augment.DECODING:
+      raise unknown("choice for decoding", decoding, augment.DECODING)
     if time_ids and views == "separate":
       raise InputError("time_ids tell one crop for both images of a pair; choose views='joint'")
     sources = [(folder, builder.PairSource(pathlib.Path(folder), split)) for folder in folders]
     self.mixture = Mixture(
       [Folder(f, split, ties, len(s), s.__getitem__) for f, s in sources], weights
     )
-    self.size, self.time_ids = size, time_ids
+    self.size, self.decoding, self.time_ids = size, decoding, time_ids
     self.views, self.view = views, functools.partial(augment.draw, crop=crop, flip=flip)
 
   def __len__(self) -> int:
@@ -126,7 +130,9 @@ class StoredPairs:
     pair = folder.read(number)
     draw = functools.partial(self.view, seed, epoch, example_id)
     views = (draw(), draw(image=1) if self.views == "separate" else draw())
-    look = functools.partial(augment.look, size=self.size, channels=channels)
+    look = functools.partial(
+      augment.look, size=self.size, channels=channels, decoding=self.decoding
+    )
     try:
       seen = [look(pair.image_0, views[0]), look(pair.image_1, views[1])]
     except InputError as error:

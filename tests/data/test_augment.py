@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dmpo_jax.data import augment
+from dmpo_jax.data import augment, images
 from dmpo_jax.data.augment import View
 from dmpo_jax.errors import InputError
 from tests.data import sets
 
 
-def encode(pixels) -> bytes:
+def encode(pixels, kind: str = "PNG", **settings) -> bytes:
   out = io.BytesIO()
-  Image.fromarray(np.asarray(pixels, np.uint8)).save(out, "PNG")
+  Image.fromarray(np.asarray(pixels, np.uint8)).save(out, kind, **settings)
   return out.getvalue()
 
 
@@ -58,6 +58,24 @@ def test_scaling_is_pillows_lanczos_inside_the_crop(width, height):
   left, top = (wide - 16) // 2, (high - 16) // 2
   wanted = np.asarray(image, int)[top : top + 16, left : left + 16]
   np.testing.assert_allclose(pixels[4:-4, 4:-4].astype(int), wanted[4:-4, 4:-4], atol=1)
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 64), (70, 130), (20, 19), (16, 16)])
+def test_a_draft_is_the_exact_image_to_within_few_levels(width, height):
+  rows, columns = np.mgrid[:height, :width]
+  waves = np.stack([rows * 2, columns * 2, 99 + 60 * np.sin(rows / 6 + columns / 9)], axis=-1)
+  encoded = encode(np.clip(waves, 0, 255), "JPEG", quality=95, subsampling=0)
+  for view in (View(0.9, 0.8, True), View(None, None, False)):
+    exact, place = augment.look(encoded, view, size=16, channels=3)
+    draft, same = augment.look(encoded, view, size=16, channels=3, decoding="draft")
+    assert same == place
+    np.testing.assert_allclose(draft.astype(int), exact.astype(int), atol=6)
+    np.testing.assert_allclose(draft.mean(), exact.mean(), atol=0.5)
+  image, size, factor = images.draft(encoded, 16)
+  assert size == (height, width)
+  assert factor == {16: 1, 19: 1, 64: 4, 70: 4}[min(width, height)]
+  assert (image.size != (width, height)) == (min(width, height) >= 32)
+  assert min(image.size) >= 16
 
 
 def test_what_is_shrunk_is_averaged():

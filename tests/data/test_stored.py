@@ -328,6 +328,7 @@ def test_an_index_that_is_not_there_whole_is_named(copy, damage):
     ({"split": "trian"}, "did you mean 'train'"),
     ({"ties": "keep"}, "unknown choice for ties 'keep'"),
     ({"crop": "middle"}, "unknown crop 'middle'"),
+    ({"decoding": "fast"}, "unknown choice for decoding 'fast'"),
     ({"views": "apart"}, "unknown choice for views 'apart'"),
     ({"views": "separate", "time_ids": True}, "one crop for both images"),
     ({"size": 0}, "size must be a whole number"),
