@@ -393,6 +393,15 @@ def test_a_full_disk_is_told_and_leaves_nothing_half_written(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
+def test_a_full_disk_leaves_no_half_of_a_small_file_and_the_old_one_as_it_was(tmp_path):
+  path = tmp_path / "index.npy"
+  path.write_bytes(b"old")
+  (tmp_path / convert_piece.part_name(path)).symlink_to("/dev/full")
+  with pytest.raises(OSError, match=r"No space left on device.*free space"):
+    convert_piece.write_whole(path, tmp_path, lambda stream: stream.write(b"new"))
+  assert files(tmp_path) == {"index.npy": b"old"}
+
+
 def test_a_full_disk_is_told_where_heavy_columns_wait_on_it(tmp_path, monkeypatch):
   monkeypatch.setattr(tables, "HEAVY_GROUP", 0)
   full = pathlib.Path("/dev/full")
