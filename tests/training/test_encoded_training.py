@@ -12,8 +12,9 @@ from ml_collections import ConfigDict
 from dmpo_jax.data import convert, encode, encoded, sources
 from dmpo_jax.data.convert_options import Options
 from dmpo_jax.errors import InputError
-from dmpo_jax.training import encoders, start
+from dmpo_jax.training import encoders, metrics, start
 from dmpo_jax.training.batch import Batch
+from dmpo_jax.training.loop import train
 from tests.data import sets
 from tests.training import latents
 
@@ -264,3 +265,22 @@ def test_devices_change_no_byte(settings, pairs, tmp_path):
     for f in (pathlib.Path(settings["sd"].encoded), tmp_path / "one")
   )
   assert one["files"] == two["files"]
+
+
+def test_a_run_on_codes_goes_on_after_a_stop_and_learns_what_one_on_images_learns(
+  settings, pairs, tmp_path
+):
+  chosen = routes(settings["sd"], pairs)
+  for route, steps in (("images", (2,)), ("encoded", (1, 2))):
+    for total in steps:
+      chosen[route].num_steps, chosen[route].checkpoint.every = total, 1
+      train(chosen[route], tmp_path / route, show_progress=False)
+  theirs, ours = (metrics.read(tmp_path / route) for route in ("images", "encoded"))
+  assert len(theirs) == len(ours) == 2
+  for their, our in zip(theirs, ours, strict=True):
+    for name in (*NAMES, "loss", "gradient_norm", "parameter_norm"):
+      np.testing.assert_allclose(our[name], their[name], rtol=1e-3, err_msg=name)
+  wrong = chosen["encoded"]
+  wrong.data.folder, wrong.num_steps = settings["sd"].rounded, 3
+  with pytest.raises(InputError, match="run"):
+    train(wrong, tmp_path / "encoded", show_progress=False)
