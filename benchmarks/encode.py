@@ -72,6 +72,12 @@ def make_pipeline() -> interop.Pipeline:
   return interop.Pipeline({}, configs, params, tokenizer)
 
 
+def leaves(name: str) -> list[jax.ShapeDtypeStruct]:
+  """The shapes of a network's parameters."""
+  config = {"vae": VAE, "text_encoder": {**TEXT, "vocab_size": 49408}}[name]
+  return jax.tree.leaves(models.abstract(config))
+
+
 def made_up(size: Size) -> Encoders:
   """Numbers of the right shapes and sizes, for no network."""
   rng = np.random.default_rng(0)
