@@ -17,7 +17,7 @@ Commands:
   status   the JobSet and its pods
   delete   deletes the JobSet and its pods
 
-The cluster (with the JobSet controller, version 0.6 or newer) and the claim are there already."
+The cluster (with the JobSet controller, version 0.8 or newer) and the claim are there already."
 
 option name dmpo "name of the JobSet"
 option slice v5e:4x4 "generation and topology: v4:AxBxC, v5p:AxBxC, v5e:AxB or v6e:AxB"
@@ -107,7 +107,8 @@ spec:
   failurePolicy:
     maxRestarts: $RESTARTS
     rules: # any other failure restarts all pods
-      - action: FailJobSet
+      - name: notCuredByAnotherStart
+        action: FailJobSet
         onJobFailureReasons: [PodFailurePolicy]
   replicatedJobs:
     - name: slice

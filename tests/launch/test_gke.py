@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 
 import pytest
@@ -117,7 +118,9 @@ def test_pre_emptions_restart_all_pods_and_bad_input_ends_the_run(
   assert job["backoffLimit"] == 0  # Count: the job fails, and not for its pod failure policy
   failed_by_policy = _handled(job, status, disrupted) == "FailJob"
   [rule] = policy["rules"]
-  assert rule == {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+  assert re.fullmatch("[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?", rule["name"])  # JobSet's rule
+  assert rule["action"] == "FailJobSet"
+  assert rule["onJobFailureReasons"] == ["PodFailurePolicy"]
   assert policy["maxRestarts"] == 40
   assert failed_by_policy != restarts
 
