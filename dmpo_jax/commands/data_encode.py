@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "where they are trained (default: embeddings)",
   )
   parser.add_argument(
-    "--batch-size", type=int, default=4, help="pairs that a device encodes at a time (default: 4)"
+    "--batch-size", type=int, default=1, help="pairs that a device encodes at a time (default: 1)"
   )
   parser.add_argument(
     "--pairs-per-shard", type=int, default=1000, help="pairs in a file (default: 1000)"

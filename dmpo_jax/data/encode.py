@@ -51,7 +51,7 @@ class Options(NamedTuple):
   seed: int = 0
   dtype: str = "float16"
   embeddings: bool = True
-  batch_size: int = 4
+  batch_size: int = 1
   pairs_per_shard: int = 1000
 
 
@@ -179,7 +179,10 @@ def _finish(job: Job, plan: dict) -> dict:
     "errors": merge([shard["statistics"] for shard in shards]),
     "files": {name: file for shard in shards for name, file in shard["files"].items()},
   }
-  _write_json(job.out / encoded.MANIFEST, job.working, manifest)
+  manifest = json.loads(json.dumps(manifest))
+  _write_json(
+    job.out / encoded.MANIFEST, job.working, manifest | {"sha256": encoded.seal(manifest)}
+  )
   shutil.rmtree(job.working, ignore_errors=True)
   return manifest
 

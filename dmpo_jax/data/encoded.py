@@ -129,15 +129,17 @@ def read_manifest(folder: pathlib.Path) -> dict:
       f"{folder} holds no finished encoding ({MANIFEST} is missing); if one was interrupted, the "
       "same dmpo-jax data encode goes on where it was"
     )
+  damaged = f"{path} is damaged; copy the folder again or encode anew"
   try:
     manifest = json.loads(path.read_text(encoding="utf-8"))
-    version, files = manifest["version"], manifest["files"]
+    version, checked = manifest["version"], manifest.pop("sha256")
   except (OSError, ValueError, KeyError, TypeError) as error:
-    raise InputError(f"{path} is damaged: {error!r}; copy the folder again or encode anew") from (
-      error
-    )
+    raise InputError(damaged) from error
   if version != VERSION:
     raise InputError(f"{path} has version {version!r}, this program reads {VERSION}; encode anew")
+  if checked != seal(manifest):
+    raise InputError(damaged)
+  files = manifest["files"]
   builder.check_shards(folder, files, "encode anew")
   return manifest
 
@@ -208,6 +210,11 @@ class EncodedSource:
 
   def _text(self, number: int) -> dict[str, np.ndarray]:
     return unpack(self.layout["captions"], self.records["captions"][number])
+
+
+def seal(manifest: Mapping[str, Any]) -> str:
+  """SHA-256 of a manifest, which it carries as "sha256" to show that nobody changed it."""
+  return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def difference(found: Any, wanted: Any, path: str = "") -> str | None:

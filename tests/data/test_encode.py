@@ -214,7 +214,7 @@ def test_a_finished_folder_is_left_as_it_is(pairs, folder, tmp_path):
   [
     ({}, {"size": 8}, r"options\.size is 16 there and 8 here"),
     ({}, {"dtype": "float16"}, r"options\.dtype is 'float32' there"),
-    ({}, {"batch_size": 1}, r"options\.batch_size is 4 there and 1 here"),
+    ({}, {"batch_size": 2}, r"options\.batch_size is 1 there and 2 here"),
     ({"identity": {"encoders": {"vae": {"weights": "b"}}}}, {}, r"vae\.weights is 'a' there"),
   ],
 )
@@ -309,8 +309,9 @@ def test_a_damaged_record_stops_the_run_and_is_named(copy):
   ("change", "message"),
   [
     (lambda m: "{", "manifest.json is damaged"),
-    (lambda m: json.dumps({**m, "version": "0.9"}), "version '0.9', this program reads"),
     (lambda m: "[]", "manifest.json is damaged"),
+    (lambda m: json.dumps({**m, "layout": {}}), "manifest.json is damaged"),
+    (lambda m: json.dumps({**m, "version": "0.9"}), "version '0.9', this program reads"),
   ],
 )
 def test_a_manifest_that_cannot_be_used_is_named(copy, change, message):
