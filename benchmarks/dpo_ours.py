@@ -1,5 +1,7 @@
 """The Diffusion-DPO train step of this project, as a training run compiles it."""
 
+import functools
+import os
 import pathlib
 import time
 
@@ -8,42 +10,64 @@ import jax
 import numpy as np
 
 from dmpo_jax import interop
+from dmpo_jax.training import sharding, start
 from dmpo_jax.training.batch import Batch
-from dmpo_jax.training.sharding import make_mesh
-from dmpo_jax.training.step import compile_step, initial_state, make_optimizer, make_step
+from dmpo_jax.training.step import compile_step, make_optimizer, make_step, placed_state
 
 
 class OurSide:
-  """The step with its state and its batch on one device."""
+  """The step with its state and its batch on a mesh.
 
-  def __init__(self, size: dpo_setting.Size, folder: pathlib.Path):
+  Args:
+    size: Of the benchmark.
+    folder: What `dpo_setting.write` wrote.
+    data: Devices over which examples alone are split.
+    fsdp: Devices over which parameters are split too; on a CPU they are simulated.
+    parts: Accumulated ones of a batch.
+  """
+
+  def __init__(
+    self, size: dpo_setting.Size, folder: pathlib.Path, data: int = 1, fsdp: int = 1, parts: int = 1
+  ):
+    if data * fsdp > 1 and os.environ.get("JAX_PLATFORMS") == "cpu":
+      os.environ["NPROC"] = "32"  # simulated devices on few cores deadlock otherwise
+      jax.config.update("jax_num_cpu_devices", data * fsdp)
     settings = dpo_setting.config(size)
     policy, reference = (
       interop.load_pipeline(folder / name).params["unet"] for name in ("policy", "reference")
     )
     pipeline = interop.load_pipeline(folder / "reference")
+    mesh = sharding.make_mesh(data * fsdp, fsdp=fsdp)
+    jax.set_mesh(mesh)
     optimizer = make_optimizer(settings.optimizer)
     step = make_step(
-      dpo_setting.objective(settings, pipeline), optimizer, ema_decay=settings.ema_decay
+      start.make_objective(settings, pipeline, mesh=mesh),
+      optimizer,
+      ema_decay=settings.ema_decay,
+      accumulation=parts,
+      constrain=functools.partial(sharding.constrain, mesh),
     )
     self.initial = policy
-    self.state = initial_state({"unet": policy}, optimizer, ema=True)
-    self.frozen, self.reference = jax.device_put(
-      ({"text_encoder": pipeline.params["text_encoder"]}, {"unet": reference})
+    self.state = placed_state({"unet": policy}, optimizer, mesh, ema=True)
+    self.frozen, self.reference = (
+      jax.device_put(tree, sharding.shardings(mesh, tree))
+      for tree in ({"text_encoder": pipeline.params["text_encoder"]}, {"unet": reference})
     )
-    self.jitted = compile_step(step, make_mesh(1), self.state, self.frozen, self.reference)
+    self.jitted = compile_step(step, mesh, self.state, self.frozen, self.reference)
+    self.split = sharding.batch(mesh)
     with np.load(folder / "batch.npz") as arrays:
       self.batch = Batch(**{name: arrays[name] for name in Batch._fields if name in arrays})
 
   def prepare(self) -> float:
     """Compiles the step; returns the seconds that took, tracing included."""
     started = time.perf_counter()
-    self.compiled = self.jitted.lower(self.state, self.frozen, self.reference, self.batch).compile()
+    batch = jax.device_put(self.batch, self.split)
+    self.compiled = self.jitted.lower(self.state, self.frozen, self.reference, batch).compile()
     return time.perf_counter() - started
 
   def step(self) -> None:
     """Takes a step from a batch in host memory, and waits for it."""
-    batch = jax.device_put(self.batch)
+    batch = jax.device_put(self.batch, self.split)
     self.state, self.found, losses = self.compiled(self.state, self.frozen, self.reference, batch)
     jax.block_until_ready((self.state, self.found, losses))
 
@@ -58,6 +82,12 @@ class OurSide:
       squares = [np.sum(np.square(x, dtype=np.float64)) for x in jax.tree.leaves(difference)]
       rows[-1][name] = float(np.sqrt(sum(squares)))
     return rows
+
+  def device(self) -> dict[str, float | str | None]:
+    """What the device calls itself, and the most of its memory that was taken, in MiB."""
+    first = jax.devices()[0]
+    peak = (first.memory_stats() or {}).get("peak_bytes_in_use")
+    return {"kind": first.device_kind, "peak_mib": peak and peak / 2**20}
 
   def version(self) -> str:
     """The library and its version."""

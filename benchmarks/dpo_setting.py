@@ -11,7 +11,6 @@ from dmpo_jax.configs import digits_reference
 from dmpo_jax.training import start
 from dmpo_jax.training.batch import Batch, draw
 from dmpo_jax.training.config import default
-from dmpo_jax.training.objective import Objective
 
 CAPTIONS = [f"the digit {word}" for word in ("one", "two", "three", "four", "five", "six", "seven")]
 # Steps whose draws are handed to the other side, to see that both take the same step.
@@ -24,10 +23,14 @@ class Size(NamedTuple):
   Attributes:
     pairs: Preference pairs in a batch; the networks see twice as many images.
     model: diffusers' and transformers' configs of unet, text_encoder and scheduler.
+    dtype: In which networks compute, float32 or bfloat16; parameters are float32.
+    remat: Our rematerialisation policy.
   """
 
   pairs: int
   model: dict[str, dict[str, Any]]
+  dtype: str = "float32"
+  remat: str = "none"
 
 
 def latent_size(
@@ -67,6 +70,13 @@ def latent_size(
   return Size(pairs, model)
 
 
+def sd15() -> Size:
+  """Stable Diffusion 1.5 at 512 pixels: its UNet and its text encoder, without the VAE."""
+  size = latent_size(4, 64, (320, 640, 1280, 1280), 2, tokens=77, context=768)
+  size.model["text_encoder"].update(num_hidden_layers=12, num_attention_heads=12)
+  return size
+
+
 def _digits_model() -> dict[str, dict[str, Any]]:
   return digits_reference.get_config().model.to_dict()
 
@@ -77,6 +87,7 @@ SIZES = {
   "middle": lambda: latent_size(8, 16, (64, 128), 2, tokens=16, context=64),
   # Stable Diffusion's depth per level and its 77 tokens; 32x32 latents are images of 256 pixels.
   "large": lambda: latent_size(2, 32, (64, 128, 256), 2, tokens=77, context=128),
+  "sd15": sd15,
 }
 
 
@@ -86,15 +97,10 @@ def config(size: Size) -> ConfigDict:
   result.model = ConfigDict(size.model)
   result.loss = ConfigDict({"name": "dpo", "beta": 100.0})
   result.caption_dropout = 0.1
-  result.batch_size = size.pairs
+  result.batch_size, result.dtype, result.remat = size.pairs, size.dtype, size.remat
   result.optimizer.learning_rate = 1e-4
   result.ema_decay = 0.99
   return result
-
-
-def objective(settings: ConfigDict, pipeline: interop.Pipeline) -> Objective:
-  """The objective as a training run would build it."""
-  return start.make_objective(settings, pipeline)
 
 
 def write(size: Size, folder: pathlib.Path) -> None:
@@ -124,7 +130,7 @@ def write(size: Size, folder: pathlib.Path) -> None:
     input_ids=interop.tokenize(pipeline.tokenizer, captions).ids,
     example_id=np.arange(size.pairs, dtype=np.uint32),
   )
-  ours = objective(settings, pipeline)
+  ours = start.make_objective(settings, pipeline)
   draws = [
     draw(ours.seed, step, ours.prepare(batch, step), ours.caption_dropout)
     for step in range(CHECKED_STEPS)

@@ -18,21 +18,32 @@ class TorchSide:
   """The step with its state and its batch.
 
   Torch is given what makes it fast here: AdamW in its fused form, the moving average in one call
-  for all parameters, and images that lie in its own layout before the clock starts.
+  for all parameters, images that lie in its own layout before the clock starts; on a GPU its fused
+  attention (the default), TF32 where float32 is left, and images and draws made on the device.
+
+  Args:
+    size: Of the benchmark.
+    folder: What `dpo_setting.write` wrote.
+    options: `compile`, `channels_last` (both False or True), and `device`, "cpu" or "cuda".
   """
 
   def __init__(self, size: dpo_setting.Size, folder: pathlib.Path, options: dict[str, Any]):
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.manual_seed(0)
+    torch.set_float32_matmul_precision("high")
+    self.on, self.dtype = options["device"], getattr(torch, size.dtype)
+    torch.set_default_device(self.on)
     logging.disable_progress_bar()
     self.settings = dpo_setting.config(size).to_dict()
     layout = torch.channels_last if options["channels_last"] else torch.contiguous_format
     policy, reference = (
-      UNet2DConditionModel.from_pretrained(folder / name / "unet").eval().to(memory_format=layout)
+      UNet2DConditionModel.from_pretrained(folder / name / "unet")
+      .eval()
+      .to(self.on, memory_format=layout)
       for name in ("policy", "reference")
     )
-    self.text_encoder = CLIPTextModel.from_pretrained(folder / "reference" / "text_encoder").eval()
-    self.text_encoder.requires_grad_(False)
+    self.text_encoder = CLIPTextModel.from_pretrained(folder / "reference" / "text_encoder")
+    self.text_encoder.eval().requires_grad_(False).to(self.on)
     reference.requires_grad_(False)
     self.scheduler = DDIMScheduler.from_pretrained(folder / "reference" / "scheduler")
     self.parameters = list(policy.parameters())
@@ -50,21 +61,24 @@ class TorchSide:
       torch.compile(network) if options["compile"] else network for network in (policy, reference)
     )
     with np.load(folder / "batch.npz") as arrays:
-      images = torch.from_numpy(arrays["images"])  # [pairs, 2, H, W, C]
+      images = self._put(arrays["images"])  # [pairs, 2, H, W, C]
       images = images.flatten(0, 1).permute(0, 3, 1, 2)  # [2 pairs, C, H, W]
       self.images = images.contiguous(memory_format=layout)
-      self.input_ids = torch.from_numpy(arrays["input_ids"]).long()
-      self.null_ids = torch.from_numpy(arrays["null_ids"]).long()
+      self.input_ids = self._put(arrays["input_ids"]).long()
+      self.null_ids = self._put(arrays["null_ids"]).long()
     with np.load(folder / "draws.npz") as arrays:
       self.given = [
         (
-          torch.from_numpy(arrays["timesteps"][i]).long(),
-          torch.from_numpy(arrays["noise"][i]).permute(0, 3, 1, 2).contiguous(),
-          torch.from_numpy(arrays["dropped"][i]),
+          self._put(arrays["timesteps"][i]).long(),
+          self._put(arrays["noise"][i]).permute(0, 3, 1, 2).contiguous(),
+          self._put(arrays["dropped"][i]),
         )
         for i in range(dpo_setting.CHECKED_STEPS)
       ]
     self.taken = 0
+
+  def _put(self, array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(array).to(self.on)
 
   def prepare(self) -> float:
     """Takes two steps that leave no trace: torch compiles and allocates in its first ones."""
@@ -91,17 +105,20 @@ class TorchSide:
     )
 
   def step(self, draws: tuple | None = None) -> None:
-    """Takes a step, with the draws given or its own."""
+    """Takes a step, with the draws given or its own, and waits for it."""
+    mixed = self.dtype != torch.float32
+    cast = torch.autocast(self.on, dtype=self.dtype, enabled=mixed)
     timesteps, noise, dropped = draws or self.draw()
     noise, timesteps = noise.repeat_interleave(2, 0), timesteps.repeat_interleave(2, 0)
-    with torch.no_grad():
+    with torch.no_grad(), cast:
       ids = torch.where(dropped[:, None], self.null_ids, self.input_ids)
       context = self.text_encoder(ids).last_hidden_state.repeat_interleave(2, 0)  # [2 pairs, L, D]
       noisy = self.scheduler.add_noise(self.images, noise, timesteps)  # [2 pairs, C, H, W]
 
     def errors(network: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-      prediction = network(noisy, timesteps, context).sample
-      return (prediction - noise).square().mean((1, 2, 3)).view(-1, 2).unbind(1)
+      with cast:
+        prediction = network(noisy, timesteps, context).sample
+      return (prediction.float() - noise).square().mean((1, 2, 3)).view(-1, 2).unbind(1)
 
     with torch.no_grad():
       reference_w, reference_l = errors(self.reference)
@@ -125,6 +142,8 @@ class TorchSide:
       "reference_l": reference_l.mean().item(),
       "gradient_norm": norm.item(),
     }
+    if self.on != "cpu":
+      torch.cuda.synchronize()
 
   def check(self) -> list[dict[str, float]]:
     """The metrics of the first steps, and how far they moved parameters and average.
@@ -140,6 +159,15 @@ class TorchSide:
       squares = [(x.detach() - y).double().square().sum().item() for x, y in pairs]
       rows[-1][name] = sum(squares) ** 0.5
     return rows
+
+  def device(self) -> dict[str, float | str | None]:
+    """What the device calls itself, and the most of its memory that was taken, in MiB."""
+    if self.on == "cpu":
+      return {"kind": "cpu", "peak_mib": None}
+    return {
+      "kind": torch.cuda.get_device_name(),
+      "peak_mib": torch.cuda.max_memory_allocated() / 2**20,
+    }
 
   def version(self) -> str:
     """The library and its version."""

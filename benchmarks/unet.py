@@ -15,6 +15,7 @@ import contextlib
 import json
 import os
 import pathlib
+import statistics
 import tempfile
 import time
 from typing import Any
@@ -86,6 +87,9 @@ def measure(
       "memory_mib": {key: side("memory") for key, side in sides.items()},
       "versions": {key: side("version") for key, side in sides.items()},
       **ratio(*(timed["seconds"][key] for key in sides)),
+      "median_seconds": {
+        key: statistics.median(seconds) for key, seconds in timed["seconds"].items()
+      },
     }
 
 

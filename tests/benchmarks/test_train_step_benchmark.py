@@ -25,7 +25,7 @@ def checks(tmp_path_factory):
   dpo_setting.write(size, folder)
   sides = (
     OurSide(size, folder),
-    TorchSide(size, folder, {"compile": False, "channels_last": False}),
+    TorchSide(size, folder, {"compile": False, "channels_last": False, "device": "cpu"}),
   )
   for side in sides:
     side.prepare()
@@ -72,3 +72,15 @@ def test_an_error_in_a_side_reaches_the_caller_with_its_message(tmp_path):
       peer("start")
   finally:
     peer.close()
+
+
+def test_a_layout_is_read_and_a_wrong_one_refused():
+  assert train_step.layout("fsdp=2,parts=4") == {"fsdp": 2, "parts": 4}
+  for wrong in ("tensor=2", "fsdp=0"):
+    with pytest.raises(ValueError, match=wrong):
+      train_step.layout(wrong)
+
+
+def test_a_pair_of_sd15_is_counted_as_eight_forwards_of_its_network():
+  found = train_step.flops_of(dpo_setting.sd15())
+  assert found == pytest.approx(8 * 0.803e12, rel=0.01)  # and the text encoder
