@@ -152,8 +152,9 @@ def time_step(
   return {"step_seconds": seconds, "waited_seconds": waited, "share": waited / seconds}
 
 
-def make_epoch(folder: pathlib.Path, pairs: int, shards: int = 8) -> None:
+def make_epoch(folder: pathlib.Path, pairs: int) -> None:
   """Writes a finished data set of so many pairs, all with the same images of 16x16 pixels."""
+  shards = -(-pairs // Options().rows_per_shard)  # as many as `data convert` makes of them
   rng, each = np.random.default_rng(0), pairs // shards
   folder.mkdir()
   image, key = jpeg(rng, 16), records.prompt_key("a thing")

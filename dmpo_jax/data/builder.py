@@ -194,6 +194,25 @@ def check_shards(folder: pathlib.Path, files: dict[str, dict], advice: str) -> N
       )
 
 
+def open_shards(folder: pathlib.Path, files: dict[str, dict]):
+  """The records of ArrayRecord files, in the order of their names.
+
+  Args:
+    folder: Where they lie.
+    files: Name -> "records", how many there are, see `check_shards`.
+
+  Returns:
+    grain's random-access source of bytes.
+  """
+  import grain
+
+  # Told how many records a file has, grain opens it when the first one is read: a thousand files
+  # that are opened at the start are most of the time until the first batch.
+  return grain.sources.ArrayRecordDataSource(
+    [f"{pathlib.Path(folder) / name}[0:{files[name]['records']}]" for name in sorted(files)]
+  )
+
+
 def count_records(path: pathlib.Path) -> int:
   """How many records an ArrayRecord file holds, read from its end; -1 if it is no such file."""
   from array_record.python.array_record_module import ArrayRecordReader
@@ -237,15 +256,12 @@ class PairSource:
   """
 
   def __init__(self, folder: pathlib.Path, split: str):
-    import grain
-
     report = check_files(folder)
     if split not in report["splits"]:
       raise unknown(f"split of {folder}", split, report["splits"])
-    names = [n for n in report["files"] if n.startswith(f"{NAME}-{split}.")]
-    self.records = grain.sources.ArrayRecordDataSource(
-      [str(pathlib.Path(folder) / name) for name in sorted(names)]
-    )
+    prefix = f"{NAME}-{split}."
+    files = {n: f for n, f in report["files"].items() if n.startswith(prefix)}
+    self.records = open_shards(folder, files)
 
   def __len__(self) -> int:
     return len(self.records)

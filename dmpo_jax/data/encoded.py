@@ -159,8 +159,6 @@ class EncodedSource:
   """
 
   def __init__(self, folder: pathlib.Path):
-    import grain
-
     self.folder, self.manifest = pathlib.Path(folder), read_manifest(folder)
     self.layout = self.manifest["layout"]
     self.views = self.manifest["options"]["augmentations"]
@@ -169,12 +167,10 @@ class EncodedSource:
     for kind, layout in self.layout.items():
       if not layout:
         continue
-      names = sorted(name for name in self.manifest["files"] if name.startswith(f"{kind}-"))
-      counts = [self.manifest["files"][name]["records"] for name in names]
-      self.starts[kind] = np.cumsum([0, *counts])
-      self.records[kind] = grain.sources.ArrayRecordDataSource(
-        [str(self.folder / name) for name in names]
-      )
+      files = self.manifest["files"]
+      mine = {name: files[name] for name in sorted(files) if name.startswith(f"{kind}-")}
+      self.starts[kind] = np.cumsum([0, *(file["records"] for file in mine.values())])
+      self.records[kind] = builder.open_shards(self.folder, mine)
 
   def __len__(self) -> int:
     return self.manifest["source"]["pairs"]
