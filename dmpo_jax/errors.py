@@ -1,7 +1,10 @@
-"""The error that bad input raises, and the words for a misspelt name."""
+"""What ends a run before its work is done, and the exit status of each."""
 
 import difflib
 from collections.abc import Iterable
+
+# sysexits.h: a temporary failure, try again. The one after it is free there.
+PREEMPTED, PEER_LOST = 75, 76
 
 
 class InputError(ValueError):
@@ -10,6 +13,31 @@ class InputError(ValueError):
   Commands print the message alone and exit with status 2; any other exception is a defect of the
   program and keeps its traceback.
   """
+
+
+class PreemptedError(Exception):
+  """A run was asked to stop (SIGTERM) and has saved: the same command goes on where it was."""
+
+
+def outcome(error: BaseException) -> tuple[int, str] | None:
+  """The exit status of a command that an error ended, and what is printed.
+
+  Args:
+    error: What was raised.
+
+  Returns:
+    (status, message): 1 the system refused something (a full disk, permissions), 2 bad input,
+    75 pre-empted, 130 interrupted; None for a defect of the program.
+  """
+  if isinstance(error, InputError):
+    return 2, str(error)
+  if isinstance(error, OSError):
+    return 1, str(error)
+  if isinstance(error, PreemptedError):
+    return PREEMPTED, str(error)
+  if isinstance(error, KeyboardInterrupt):
+    return 130, "interrupted; the same command goes on where it was"
+  return None
 
 
 def unknown(kind: str, name: object, options: Iterable[str]) -> InputError:

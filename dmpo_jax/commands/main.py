@@ -6,7 +6,7 @@ import os
 import sys
 
 import dmpo_jax
-from dmpo_jax.errors import InputError
+from dmpo_jax.errors import outcome
 
 DESCRIPTION = """\
 Align text-to-image diffusion models with preference pairs, in JAX.
@@ -31,7 +31,9 @@ Align text-to-image diffusion models with preference pairs, in JAX.
 def main(arguments: list[str] | None = None) -> int:
   """Runs a subcommand and returns the exit status.
 
-  0: done. 1: the system refused something (disk, permissions). 2: bad input. 130: interrupted.
+  0: done. 1: the system refused something (disk, permissions). 2: bad input. 75: pre-empted,
+  and saved; 76: another process of the run was lost; after these two the same command goes on.
+  130: interrupted.
   """
   from dmpo_jax.commands import data, export, inspect, objectives, quickstart, sample, train
 
@@ -60,17 +62,14 @@ def main(arguments: list[str] | None = None) -> int:
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # else: that there is no PyTorch
   try:
-    options.run(options)
-  except InputError as error:
-    print(f"dmpo-jax: {error}", file=sys.stderr)
-    return 2
-  except OSError as error:  # a full disk, a directory that may not be written
-    print(f"dmpo-jax: {error}", file=sys.stderr)
-    return 1
-  except KeyboardInterrupt:
-    print("dmpo-jax: interrupted; the same command goes on where it was", file=sys.stderr)
-    return 130
-  return 0
+    return options.run(options) or 0
+  except (Exception, KeyboardInterrupt) as error:
+    known = outcome(error)
+    if known is None:
+      raise
+    status, message = known
+    print(f"dmpo-jax: {message}", file=sys.stderr)
+    return status
 
 
 if __name__ == "__main__":

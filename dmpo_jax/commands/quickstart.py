@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> None:
   """Runs the phases that are not done yet and writes the report."""
   from dmpo_jax import evaluation
   from dmpo_jax.errors import InputError
-  from dmpo_jax.training.checkpoint import write_whole
+  from dmpo_jax.training.workdir import write_whole
 
   if options.images_per_caption < SHOWN_PER_CAPTION:
     raise InputError(

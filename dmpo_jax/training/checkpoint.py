@@ -1,19 +1,15 @@
-"""Checkpoints of a run, and the identity that keeps two runs apart."""
+"""Checkpoints of a run: whole, checked, and independent of how arrays lie on devices."""
 
-import json
-import os
+import contextlib
 import pathlib
-import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
 from dmpo_jax.errors import InputError
-
-# Where the starting pipeline lies may change; that it is the same one, its digest tells.
-MAY_DIFFER = {"config.pipeline"}
+from dmpo_jax.training.checksums import checksums
 
 
 class Checkpoints:
@@ -21,7 +17,8 @@ class Checkpoints:
 
   A checkpoint appears whole or not at all (orbax writes beside and renames). With the arrays it
   keeps a checksum of each, so that bytes that changed on disk are noticed, and the position in the
-  data.
+  data. Nothing in it depends on how arrays lay on devices. Of a run of several processes all call
+  the methods, in one order; each writes and reads what its devices hold.
 
   Args:
     directory: Where the checkpoints lie; made if it is not there.
@@ -38,6 +35,7 @@ class Checkpoints:
       read_only=read_only,
     )
     handlers = {"state": ocp.StandardCheckpointHandler(), "data": ocp.JsonCheckpointHandler()}
+    self._saving = None
     self._manager = ocp.CheckpointManager(self._directory, options=options, item_handlers=handlers)
 
   def latest(self) -> int | None:
@@ -47,17 +45,19 @@ class Checkpoints:
   def save(self, step: int, state: Any, data: dict) -> None:
     """Saves the state (a tree of arrays) and the data position (JSON) of a step.
 
+    Writing goes on in the background: the next `save` or `wait` tells how it ended.
+
     Raises:
-      InputError: It could not be written; earlier checkpoints are as they were.
+      OSError: This or the last step could not be written; earlier checkpoints are as they were.
     """
     items = ocp.args.Composite(
       state=ocp.args.StandardSave(state),
       data=ocp.args.JsonSave({**data, "checksums": checksums(state)}),
     )
-    try:
+    self.wait()
+    self._saving = step
+    with self._explained():
       self._manager.save(step, args=items)
-    except OSError as error:
-      raise InputError(f"cannot save step {step} in {self._directory}: {error}") from error
 
   def restore(self, step: int, like: Any) -> tuple[Any, dict]:
     """The state and the data position saved at a step.
@@ -100,12 +100,35 @@ class Checkpoints:
     return state, data
 
   def wait(self) -> None:
-    """Returns once the last save lies on disk."""
-    self._manager.wait_until_finished()
+    """Returns once the last save lies on disk.
+
+    Raises:
+      OSError: It does not.
+    """
+    with self._explained():
+      self._manager.wait_until_finished()
+      self._manager.check_for_errors()
+
+  def check(self) -> None:
+    """Raises the OSError of a save that has failed in the background; costs next to nothing."""
+    with self._explained():
+      self._manager.check_for_errors()
 
   def close(self) -> None:
-    """Waits for the last save and lets go of the directory."""
+    """Lets go of the directory, once nothing is written any more."""
     self._manager.close()
+
+  @contextlib.contextmanager
+  def _explained(self) -> Iterator[None]:
+    """Turns what orbax and tensorstore raise while they write into one OSError."""
+    try:
+      yield
+    except Exception as error:
+      reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+      raise OSError(
+        f"cannot save step {self._saving} in {self._directory}: {reason}. Earlier checkpoints are "
+        "as they were; make room or allow writing there, and start again"
+      ) from error
 
   def _damaged(self, step: int, reason: str) -> str:
     earlier = [s for s in self._manager.all_steps() if s < step]
@@ -114,65 +137,6 @@ class Checkpoints:
       f"checkpoint {self._directory / str(step)} is damaged: {reason}. Move that folder away to "
       f"continue from {rest}"
     )
-
-
-def checksums(tree: Any) -> dict[str, int]:
-  """CRC-32 of the bytes of each array in a tree, by path."""
-  leaves = jax.tree_util.tree_leaves_with_path(tree)
-  return {
-    jax.tree_util.keystr(path, simple=True, separator="."): zlib.crc32(
-      np.ascontiguousarray(leaf).reshape(-1).view(np.uint8)
-    )
-    for path, leaf in leaves
-  }
-
-
-def claim(workdir: pathlib.Path, identity: dict) -> None:
-  """Writes who a work directory belongs to, or checks that it belongs to this run.
-
-  Args:
-    workdir: The run's directory; made if it is not there.
-    identity: What makes the run this run: a nested dict of JSON values.
-
-  Raises:
-    InputError: The directory holds another run; the differing keys are listed.
-  """
-  workdir.mkdir(parents=True, exist_ok=True)
-  path = workdir / "run.json"
-  identity = json.loads(json.dumps(identity))
-  if not path.exists():
-    write_whole(path, json.dumps(identity, indent=2, sort_keys=True) + "\n")
-    return
-  try:
-    there = json.loads(path.read_text())
-  except ValueError as error:
-    raise InputError(f"{path} is not JSON ({error}); use another work directory") from error
-  old, new = _flat(there), _flat(identity)
-  lines = [
-    f"  {key}: {old.get(key, 'absent')!r} there, {new.get(key, 'absent')!r} here"
-    for key in sorted((old.keys() | new.keys()) - MAY_DIFFER)
-    if old.get(key, "absent") != new.get(key, "absent")
-  ]
-  if lines:
-    raise InputError(
-      f"{workdir} holds a different run:\n" + "\n".join(lines) + "\n"
-      "Use another work directory, or delete this one to start over"
-    )
-
-
-def write_whole(path: pathlib.Path, text: str) -> None:
-  """Writes a file that is there whole or not at all, whenever the process dies."""
-  partial = path.with_suffix(".tmp")
-  partial.write_text(text)
-  os.replace(partial, path)
-
-
-def _flat(tree: Any, prefix: str = "") -> dict:
-  if not isinstance(tree, dict):
-    return {prefix: tree}
-  return {
-    k: v for key, x in tree.items() for k, v in _flat(x, f"{prefix}.{key}".lstrip(".")).items()
-  }
 
 
 def _shapes(tree: Any) -> dict[str, tuple]:

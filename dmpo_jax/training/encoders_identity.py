@@ -12,6 +12,7 @@ from dmpo_jax import data, interop
 from dmpo_jax.data import encoded
 from dmpo_jax.errors import InputError
 from dmpo_jax.models import clip_config, trees, vae_config
+from dmpo_jax.training.gather import on_host
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 # Of a VAE's parameters and config, what its encoder has and uses; another decoder changes no
@@ -81,7 +82,7 @@ def _hash(params: Mapping[str, Any]) -> str:
   """SHA-256 of parameters: of names, dtypes, shapes and bytes."""
   digest = hashlib.sha256()
   for name, leaf in sorted(trees.flatten(params).items()):
-    array = np.ascontiguousarray(leaf)
+    array = np.ascontiguousarray(on_host(leaf))
     digest.update(f"{name} {array.dtype} {array.shape} ".encode())
     digest.update(array.reshape(-1).view(np.uint8).data)
   return digest.hexdigest()

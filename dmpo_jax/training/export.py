@@ -4,9 +4,9 @@ import contextlib
 import dataclasses
 import json
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from dmpo_jax import interop
@@ -14,11 +14,41 @@ from dmpo_jax.errors import InputError
 from dmpo_jax.training import start
 from dmpo_jax.training.checkpoint import Checkpoints
 from dmpo_jax.training.config import default
+from dmpo_jax.training.distributed import Peers
+from dmpo_jax.training.gather import on_host
 from dmpo_jax.training.objective import Params, adapt
 from dmpo_jax.training.step import State, initial_state, make_optimizer
 
 # Where a run leaves its LoRA; the file's name is the one that diffusers looks for.
 LORA_FILE = pathlib.Path("lora") / "pytorch_lora_weights.safetensors"
+
+
+def save_run(
+  workdir: pathlib.Path,
+  config: ConfigDict,
+  state: State,
+  load_start: Callable[[], interop.Pipeline],
+  peers: Peers,
+) -> None:
+  """Writes pipeline/, and with LoRA lora/, into the directory of a run; all processes call this.
+
+  What was trained comes to the host of the first process, and there alone is the pipeline read
+  anew that the run started from.
+
+  Args:
+    workdir: Of the run.
+    config: The run's.
+    state: What it trained.
+    load_start: Returns the pipeline that the run started from.
+    peers: The processes of the run.
+  """
+  params = on_host(state.params if state.ema is None else state.ema, keep=peers.first)
+  if not peers.first:
+    return
+  state, pipeline = State(0, params, None, None), load_start()
+  save_trained(workdir / "pipeline", config, pipeline, state)
+  if config.lora.rank:
+    save_lora(workdir / LORA_FILE, config, pipeline, state)
 
 
 def save_trained(
@@ -42,7 +72,7 @@ def save_trained(
     params = adapt(pipeline.params, trained, alpha=config.lora.alpha)
   else:
     params = {**pipeline.params, **trained}
-  params = jax.device_get(params)
+  params = on_host(params)
   interop.save_pipeline(folder, dataclasses.replace(pipeline, params=params), **options)
 
 
@@ -109,7 +139,7 @@ def export_lora(workdir: pathlib.Path, file: pathlib.Path, *, average: bool = Tr
 
 
 def _trained(state: State) -> Params:
-  return jax.device_get(state.params if state.ema is None else state.ema)
+  return on_host(state.params if state.ema is None else state.ema)
 
 
 def _config(workdir: pathlib.Path) -> ConfigDict:

@@ -1,27 +1,37 @@
 """A whole run: from a config to a trained pipeline in diffusers' format."""
 
 import contextlib
-import fcntl
 import functools
 import hashlib
 import json
 import pathlib
 import time
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from dmpo_jax.errors import InputError
+from dmpo_jax.errors import InputError, PreemptedError
 from dmpo_jax.training import config as configs
 from dmpo_jax.training import sharding, start
-from dmpo_jax.training.batch import Batch
-from dmpo_jax.training.checkpoint import Checkpoints, checksums, claim, write_whole
-from dmpo_jax.training.export import LORA_FILE, save_lora, save_trained
+from dmpo_jax.training.checkpoint import Checkpoints
+from dmpo_jax.training.checksums import checksums
+from dmpo_jax.training.distributed import Peers
+from dmpo_jax.training.export import save_run
+from dmpo_jax.training.feed import Feed
+from dmpo_jax.training.gather import on_host
 from dmpo_jax.training.metrics import MetricsWriter
-from dmpo_jax.training.step import State, compile_step, make_optimizer, make_step, placed_state
+from dmpo_jax.training.objective import Params
+from dmpo_jax.training.step import (
+  State,
+  abstract_state,
+  compile_step,
+  make_optimizer,
+  make_step,
+  placed_state,
+)
+from dmpo_jax.training.workdir import claim, flat, only_user_of, write_whole
 
 # What may change between two starts of the same run: it changes no number that is computed, or, as
 # the layout of the computation does, by rounding alone.
@@ -51,96 +61,117 @@ class Result(NamedTuple):
   captions_truncated: int
 
 
-def train(config: ConfigDict, workdir: pathlib.Path, *, show_progress: bool = True) -> Result:
+def train(
+  config: ConfigDict,
+  workdir: pathlib.Path,
+  *,
+  show_progress: bool = True,
+  peers: Peers | None = None,
+) -> Result:
   """Trains as a config says, from the last checkpoint in `workdir` if there is one.
 
   Killed at any moment and started again with the same arguments, it ends with the parameters and
-  the metrics it would have had without the kill, bit for bit on the same machine.
+  the metrics it would have had without the kill, bit for bit on the same machines in the same
+  layout. SIGTERM makes it finish its step, save and raise PreemptedError.
 
   Args:
     config: See `dmpo_jax.training.config.default`.
     workdir: Directory of this run alone: run.json, checkpoints/, metrics.jsonl, tensorboard/, and
-      at the end pipeline/, with LoRA lora/ too, and summary.json.
+      at the end pipeline/, with LoRA lora/ too, and summary.json. All processes see it.
     show_progress: Whether to draw a progress bar.
+    peers: The processes of the run, which all call this; None: this one by itself.
 
   Returns:
     `Result`.
 
   Raises:
-    InputError: The config, the data, the pipeline or the work directory cannot be used; or a loss
-      is not finite (with the step and the examples; the last checkpoint stays).
+    InputError: The config, the data, the pipeline or the work directory cannot be used, or not all
+      processes have the same; or a loss is not finite (with the step and the examples; the last
+      checkpoint stays).
+    OSError: A checkpoint could not be written.
+    PreemptedError: SIGTERM came, to any process.
   """
-  config = configs.check(config)
-  workdir = pathlib.Path(workdir)
   started = time.perf_counter()
-  examples = start.load_examples(config)
-  pipeline = start.load_pipeline(config, [] if config.pipeline else examples.captions)
-  loader = start.make_loader(config, pipeline, examples)
-  kept = {k: v for k, v in config.to_dict().items() if k not in FREE_KEYS}
-  if config.pipeline and pathlib.Path(config.pipeline).is_dir():
-    kept["pipeline"] = str(pathlib.Path(config.pipeline).absolute())
-  identity = {
-    "config": kept,
-    "data": examples.fingerprint(),
-    "start": _fingerprint(pipeline.params),
-    "captions_truncated": loader.truncated,
-  }
-  with _only_user_of(workdir):
-    run = _Run(config, pipeline, examples, loader, workdir, identity)
+  config, workdir, peers = configs.check(config), pathlib.Path(workdir), peers or Peers()
+  with peers.heeding_sigterm(), only_user_of(workdir, peers):
+    run = _Run(config, workdir, peers)
     return run.finish(started, show_progress)
 
 
 class _Run:
   """A run with its files open."""
 
-  def __init__(self, config, pipeline, examples, loader, workdir, identity):
-    self.config, self.pipeline, self.loader = config, pipeline, loader
-    self.workdir, self.identity = workdir, identity
-    if (workdir / "run.json").exists():
-      claim(workdir, identity)
-    self.trained, self.frozen, self.reference = start.split_params(config, pipeline, examples)
+  def __init__(self, config: ConfigDict, workdir: pathlib.Path, peers: Peers):
+    self.config, self.workdir, self.peers = config, workdir, peers
+    _check_outside(config.pipeline, workdir)
     self.mesh = sharding.make_mesh(config.num_devices, **config.mesh)
     sharding.check_batch(self.mesh, config.batch_size, config.accumulation)
-    objective = start.make_objective(config, pipeline, examples, mesh=self.mesh)
-    optimizer = make_optimizer(config.optimizer)
-    self.initial = functools.partial(
-      placed_state, self.trained, optimizer, self.mesh, ema=config.ema_decay > 0
+    examples = start.load_examples(config)
+    self.captions = [] if config.pipeline else examples.captions
+    held = functools.partial(sharding.shardings, self.mesh)
+    pipeline = start.load_pipeline(config, self.captions, shardings=held)
+    self.feed = Feed(
+      start.make_loaders(config, pipeline, examples), config.batch_size, sharding.batch(self.mesh)
     )
+    self.identity = self._identity(examples.fingerprint(), pipeline.params)
+    peers.same("run", flat(self.identity))
+    self._check_workdir()
+    objective = start.make_objective(config, pipeline, examples, mesh=self.mesh)
+    self.trained, *others = start.split_params(config, pipeline, examples)
+    self.frozen, self.reference = (jax.device_put(tree, held(tree)) for tree in others)
+    self.optimizer = make_optimizer(config.optimizer)
     self.step = make_step(
       objective,
-      optimizer,
+      self.optimizer,
       ema_decay=config.ema_decay,
       accumulation=config.accumulation,
       constrain=functools.partial(sharding.constrain, self.mesh),
     )
-    self.split = sharding.batch(self.mesh)
 
-  def batch(self, index: int) -> Batch:
-    return Batch(**self.loader[index])
+  def _identity(self, data: str, params: Params) -> dict:
+    """What makes the run this run, in JSON."""
+    kept = {k: v for k, v in self.config.to_dict().items() if k not in FREE_KEYS}
+    if self.config.pipeline and pathlib.Path(self.config.pipeline).is_dir():
+      kept["pipeline"] = str(pathlib.Path(self.config.pipeline).absolute())
+    return {
+      "config": kept,
+      "data": data,
+      "start": _digest(params),
+      "captions_truncated": self.feed.truncated,
+    }
+
+  def _check_workdir(self) -> None:
+    """Refuses a directory of another run, and checkpoints of which nobody knows the start."""
+    if not self.peers.first:
+      return
+    if (self.workdir / "run.json").exists():
+      claim(self.workdir, self.identity)
+    elif any((self.workdir / "checkpoints").glob("[0-9]*")):
+      raise InputError(
+        f"{self.workdir} holds checkpoints without the run.json that says which pipeline their run "
+        "started from, which is its reference; put it back, or use another work directory"
+      )
 
   def finish(self, started: float, show_progress: bool) -> Result:
     """Takes the steps that are missing and writes the pipeline and the summary."""
     total, summary = self.config.num_steps, self.workdir / "summary.json"
     checkpoints = Checkpoints(self.workdir / "checkpoints", keep=self.config.checkpoint.keep)
     with contextlib.closing(checkpoints):
-      begun = checkpoints.latest() or 0
+      begun = self.peers.share(checkpoints.latest() or 0)
       if begun > total:
         raise InputError(f"{self.workdir} is at step {begun}, past config.num_steps {total}")
-      if begun == total and summary.exists():
-        found = Result(**json.loads(summary.read_text()))
-        if found.steps == total:
-          return found._replace(pipeline=self.workdir / "pipeline")
+      if begun == total:
+        found = self.peers.share(_read_summary(summary))
+        if found and found["steps"] == total:
+          return Result(**{**found, "pipeline": self.workdir / "pipeline"})
       with jax.set_mesh(self.mesh):
-        state = self.initial()
-        if begun:
-          state = self._restore(checkpoints, begun, state)
+        state = self._restore(checkpoints, begun) if begun else self._initial()
+        del self.trained  # where they are not the reference too, they are held for nothing now
         compiled = time.perf_counter()
         if begun < total:
           state, compiled = self._steps(state, begun, checkpoints, show_progress)
       ended = time.perf_counter()
-      save_trained(self.workdir / "pipeline", self.config, self.pipeline, state)
-      if self.config.lora.rank:
-        save_lora(self.workdir / LORA_FILE, self.config, self.pipeline, state)
+    save_run(self.workdir, self.config, state, self._start_again, self.peers)
     result = Result(
       pipeline=self.workdir / "pipeline",
       steps=total,
@@ -148,12 +179,18 @@ class _Run:
       seconds=ended - started,
       compile_seconds=compiled - started,
       examples_per_second=(total - begun) * self.config.batch_size / (ended - compiled),
-      captions_truncated=self.identity["captions_truncated"],
+      captions_truncated=self.feed.truncated,
     )
-    write_whole(summary, json.dumps({**result._asdict(), "pipeline": str(result.pipeline)}))
+    if self.peers.first:
+      write_whole(summary, json.dumps({**result._asdict(), "pipeline": str(result.pipeline)}))
+    self.peers.wait()
     return result
 
-  def _restore(self, checkpoints: Checkpoints, step: int, like: State) -> State:
+  def _initial(self) -> State:
+    return placed_state(self.trained, self.optimizer, self.mesh, ema=self.config.ema_decay > 0)
+
+  def _restore(self, checkpoints: Checkpoints, step: int) -> State:
+    like = abstract_state(self.trained, self.optimizer, self.mesh, ema=self.config.ema_decay > 0)
     state, position = checkpoints.restore(step, like)
     expected = self._position(step)
     if position != expected:
@@ -164,8 +201,26 @@ class _Run:
     return State(*state)
 
   def _position(self, step: int) -> dict:
-    """The place in the data after `step` batches; the order is a function of the seed alone."""
-    return {"next_batch": step, "batch_size": self.config.batch_size, "seed": self.config.seed}
+    """The place in the data after `step` batches, and the start that the reference is.
+
+    The order is a function of the seed alone, whatever the number of processes.
+    """
+    return {
+      "next_batch": step,
+      "batch_size": self.config.batch_size,
+      "seed": self.config.seed,
+      "start": self.identity["start"],
+    }
+
+  def _start_again(self):
+    """The pipeline that the run started from, read anew, on the host."""
+    pipeline = start.load_pipeline(self.config, self.captions)
+    if _digest(pipeline.params) != self.identity["start"]:
+      raise InputError(
+        f"config.pipeline {self.config.pipeline!r} has changed since the run started; put it back "
+        "and start again: the run is complete but for its pipeline folder"
+      )
+    return pipeline
 
   def _steps(
     self, state: State, begun: int, checkpoints: Checkpoints, show_progress: bool
@@ -174,82 +229,99 @@ class _Run:
     from tqdm import tqdm
 
     total, every = self.config.num_steps, self.config.checkpoint.every
-    frozen, reference = (
-      jax.device_put(tree, sharding.shardings(self.mesh, tree))
-      for tree in (self.frozen, self.reference)
-    )
+    frozen, reference = self.frozen, self.reference
     # Shapes, fields and hyperparameters are checked while it is traced, before anything compiles
     # and before the work directory belongs to this run.
     jitted = compile_step(self.step, self.mesh, state, frozen, reference)
-    lowered = jitted.lower(state, frozen, reference, jax.device_put(self.batch(0), self.split))
-    claim(self.workdir, self.identity)
+    lowered = jitted.lower(state, frozen, reference, self.feed[0])
+    if self.peers.first:
+      claim(self.workdir, self.identity)
     bar = tqdm(
       total=total, initial=begun, desc=self.workdir.name, unit="step", disable=not show_progress
     )
-    if show_progress and self.loader.truncated:
-      bar.write(f"{self.loader.truncated} captions are longer than the context and are cut")
+    if show_progress and self.feed.truncated:
+      bar.write(f"{self.feed.truncated} captions are longer than the context and are cut")
     bar.set_postfix_str("compiling")
     step = lowered.compile()
     bar.unpause()
     compiled = time.perf_counter()
-    writer = MetricsWriter(self.workdir, step=begun)
+    writer = MetricsWriter(self.workdir, step=begun) if self.peers.first else None
 
-    def record(index: int, metrics: dict, example_losses: jax.Array) -> None:
+    def record(index: int, metrics: dict, losses: jax.Array, ids: jax.Array) -> None:
       """Checks and writes what a step found; waits for that step."""
-      self._check_finite(index, example_losses, metrics)
+      row = {name: float(value) for name, value in metrics.items()}
+      if not all(np.isfinite(row[k]) for k in ("loss", "gradient_norm", "parameter_norm")):
+        raise self._not_finite(index, row, losses, ids)
+      checkpoints.check()
       done = index + 1
       if done % self.config.log_every == 0 or done == total:
-        row = {name: float(value) for name, value in metrics.items()}
-        writer.write(done, row)
+        if writer:
+          writer.write(done, row)
         shown = {k: f"{row[k]:.4g}" for k in ("loss", "accuracy") if k in row}
         bar.set_postfix(shown, refresh=False)
       bar.update()
 
-    batches = self.loader.iterate(begun)
-    with contextlib.closing(writer), contextlib.closing(bar), contextlib.closing(batches):
-      pending = None
-      for index in range(begun, total):
-        batch = jax.device_put(Batch(**next(batches)), self.split)
+    def save() -> None:
+      """Saves the state after the steps that are taken; nothing is saved before it is checked."""
+      record(*pending)
+      checkpoints.save(taken, state, self._position(taken))
+
+    with contextlib.ExitStack() as held:
+      batches = held.enter_context(contextlib.closing(self.feed.iterate(begun)))
+      for shown in [bar, *([writer] if writer else [])]:
+        held.enter_context(contextlib.closing(shown))
+      taken, pending = begun, None  # pending: the last step, if it is neither recorded nor saved
+      while taken < total and not self.peers.stops_before(taken):
+        batch = next(batches)
         state, *found = step(state, frozen, reference, batch)
         if pending:  # looking one step back keeps the device busy
           record(*pending)
-        pending = (index, *found)
-        done = index + 1
-        if done % every == 0 or done == total:
-          record(*pending)
+        taken, pending = taken + 1, (taken, *found, batch.example_id)
+        if taken % every == 0 or taken == total:
+          save()
           pending = None
-          checkpoints.save(done, state, self._position(done))
+      if pending:  # told to stop
+        save()
       checkpoints.wait()
+    if taken < total:
+      self.peers.wait()  # or a process that ends would end others before all is saved
+      raise PreemptedError(
+        f"told to stop (SIGTERM) after step {taken} of {total}, which is saved; the same command "
+        "goes on from there"
+      )
     return state, compiled
 
-  def _check_finite(self, index: int, example_losses: jax.Array, metrics: dict) -> None:
-    """Stops where something is no number: the state that such a step made is never saved."""
-    bad = ~np.isfinite(np.asarray(example_losses))
-    norms = [k for k in ("gradient_norm", "parameter_norm") if not np.isfinite(float(metrics[k]))]
-    if not bad.any() and not norms:
-      return
-    ids = self.batch(index).example_id
-    what = f"the loss of {bad.sum()} of {bad.size} examples" if bad.any() else norms[0]
-    raise InputError(
-      f"step {index + 1}: {what} is not finite (examples with ids "
-      f"{(ids[bad] if bad.any() else ids)[:20].tolist()}). Nothing of this step was saved; the "
-      f"last checkpoint in {self.workdir / 'checkpoints'} is good. Lower the learning rate or "
-      "beta, or look at those examples"
+  def _not_finite(
+    self, index: int, row: dict[str, float], losses: jax.Array, ids: jax.Array
+  ) -> InputError:
+    """The error for a step after which something is no number; its state is never saved."""
+    losses, ids = on_host((losses, ids))
+    bad = ~np.isfinite(losses)
+    if bad.any():
+      what, ids = f"the loss of {bad.sum()} of {bad.size} examples", ids[bad]
+    else:
+      what = next(name for name, value in row.items() if not np.isfinite(value))
+    return InputError(
+      f"step {index + 1}: {what} is not finite (examples with ids {ids[:20].tolist()}). Nothing of "
+      f"this step was saved; the last checkpoint in {self.workdir / 'checkpoints'} is good. Lower "
+      "the learning rate or beta, or look at those examples"
     )
 
 
-@contextlib.contextmanager
-def _only_user_of(workdir: pathlib.Path) -> Iterator[None]:
-  """Holds a lock on the work directory; a second process that trains in it is refused."""
-  workdir.mkdir(parents=True, exist_ok=True)
-  with (workdir / "lock").open("w") as lock:
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-      raise InputError(f"another process is training in {workdir}; wait, or use another") from error
-    yield
+def _check_outside(pipeline: str, workdir: pathlib.Path) -> None:
+  """Refuses a starting pipeline that the run itself would overwrite."""
+  if pipeline and pathlib.Path(pipeline).resolve().is_relative_to(workdir.resolve()):
+    raise InputError(
+      f"config.pipeline {pipeline!r} lies in the work directory {workdir}, whose pipeline the run "
+      "replaces: started again, its reference would be what it had trained; use another work "
+      "directory, or copy the pipeline elsewhere"
+    )
 
 
-def _fingerprint(params) -> str:
-  """A digest of parameters: of their names and the CRC-32 of their bytes."""
+def _read_summary(path: pathlib.Path) -> dict | None:
+  return json.loads(path.read_text()) if path.exists() else None
+
+
+def _digest(params: Params) -> str:
+  """A digest of parameters: of their names and checksums, wherever they lie."""
   return hashlib.sha256(repr(sorted(checksums(params).items())).encode()).hexdigest()[:16]

@@ -3,7 +3,7 @@
 import json
 import pathlib
 
-from dmpo_jax.training.checkpoint import write_whole
+from dmpo_jax.training.workdir import write_whole
 
 
 class MetricsWriter:

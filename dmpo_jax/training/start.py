@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -31,20 +31,26 @@ def load_examples(config: ConfigDict) -> Data:
   return build(**options)
 
 
-def make_loader(
+def make_loaders(
   config: ConfigDict, pipeline: interop.Pipeline, examples: Data
-) -> data.Loader | data.StoredLoader:
-  """The batches that a run of a pipeline sees, by step.
+) -> Callable[..., data.Loader | data.StoredLoader]:
+  """What makes loaders of the batches that a run of a pipeline sees.
+
+  Of a pipeline that lies on devices of several processes, all of them call this.
+
+  Returns:
+    `(process_index=0, process_count=1)` -> the loader of one of so many equal parts of each batch.
 
   Raises:
-    InputError: The data set does not fit the pipeline or the batch size.
+    InputError: The data set does not fit the pipeline, or, by what is returned, the batch size.
   """
   if isinstance(examples, data.EncodedPairs):
     encoders_identity.check(examples, pipeline, config.trained)
-    return examples.loader(batch_size=config.batch_size, seed=config.seed)
+    return functools.partial(examples.loader, batch_size=config.batch_size, seed=config.seed)
   parts = pipeline.configs
   seen = {"in_channels": 3, **parts["vae"]} if "vae" in parts else parts["unet"]
-  return examples.loader(
+  return functools.partial(
+    examples.loader,
     functools.partial(tokenize, pipeline),
     channels=seen["in_channels"],
     batch_size=config.batch_size,
@@ -52,12 +58,19 @@ def make_loader(
   )
 
 
-def load_pipeline(config: ConfigDict, captions: list[str]) -> interop.Pipeline:
+def load_pipeline(
+  config: ConfigDict,
+  captions: list[str],
+  *,
+  shardings: Callable[[Params], Params] | None = None,
+) -> interop.Pipeline:
   """The pipeline a run starts from: the one the config names, or new random networks.
 
   Args:
     config: A checked config; its pipeline is a folder or the "owner/name" of one on the hub.
     captions: The captions of the data; a new pipeline's vocabulary is made of their words.
+    shardings: Of a network's parameters, by their shapes: each process then reads and holds what
+      its devices do. None: numpy arrays.
 
   Returns:
     `interop.Pipeline`.
@@ -71,7 +84,9 @@ def load_pipeline(config: ConfigDict, captions: list[str]) -> interop.Pipeline:
     if name not in components:
       raise unknown("component in config.model", name, components)
   if config.pipeline:
-    pipeline = interop.load_pipeline(config.pipeline)
+    pipeline = interop.load_pipeline(
+      config.pipeline, shardings=shardings and (lambda name, tree: shardings(tree))
+    )
     if set(model) - {"scheduler"}:
       raise InputError(
         f"config.pipeline is {config.pipeline!r}, so config.model may only change its scheduler, "
@@ -96,7 +111,18 @@ def load_pipeline(config: ConfigDict, captions: list[str]) -> interop.Pipeline:
     name: models.build(model[name]).init(jax.random.fold_in(root, i))
     for i, name in enumerate(("unet", "text_encoder"))
   }
+  if shardings:
+    params = {name: _placed(tree, shardings(tree)) for name, tree in params.items()}
   return interop.pixel_pipeline(model, params, tokenizer)
+
+
+def _placed(tree: Params, shardings: Params) -> Params:
+  """Arrays of the host, of which every process has all, on the devices of all processes."""
+
+  def place(array: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+  return jax.tree.map(place, tree, shardings)
 
 
 def make_loss(section: Mapping) -> Loss:

@@ -109,7 +109,7 @@ def found(settings, pairs):
       pipeline = start.load_pipeline(chosen, [])
       reference, frozen, _ = start.split_params(chosen, pipeline, examples)
       trained = jax.tree.map(_moved, reference)
-      batch = start.make_loader(chosen, pipeline, examples)[1]
+      batch = start.make_loaders(chosen, pipeline, examples)()[1]
       if route == "rounded":  # the program of float32 does for both
         batch = {name: _widened(column) for name, column in batch.items()}
       objective = start.make_objective(chosen, pipeline, examples)
@@ -211,14 +211,14 @@ def loaded(settings):
 def test_another_pipelines_codes_are_refused_with_what_differs(loaded, change, message):
   chosen, examples, pipeline = loaded
   with pytest.raises(InputError, match=rf"encoded by another pipeline.*{message}"):
-    start.make_loader(chosen, change(pipeline), examples)
+    start.make_loaders(chosen, change(pipeline), examples)
 
 
 def test_another_decoder_or_scale_changes_no_code(loaded):
   chosen, examples, pipeline = loaded
   params = {**pipeline.params["vae"], "decoder": {}}
   pipeline = dataclasses.replace(pipeline, params={**pipeline.params, "vae": params})
-  start.make_loader(chosen, change_config(pipeline, "vae", scaling_factor=0.2), examples)
+  start.make_loaders(chosen, change_config(pipeline, "vae", scaling_factor=0.2), examples)
 
 
 def test_stored_embeddings_of_a_text_encoder_that_is_trained_are_refused(loaded):
@@ -226,7 +226,7 @@ def test_stored_embeddings_of_a_text_encoder_that_is_trained_are_refused(loaded)
   chosen = chosen.copy_and_resolve_references()
   chosen.trained = ("unet", "text_encoder")
   with pytest.raises(InputError, match=r"trained names 'text_encoder'.*embeddings=False"):
-    start.make_loader(chosen, pipeline, examples)
+    start.make_loaders(chosen, pipeline, examples)
 
 
 def test_tokens_alone_do_not_ask_for_the_same_text_encoder(settings, loaded):
@@ -235,14 +235,14 @@ def test_tokens_alone_do_not_ask_for_the_same_text_encoder(settings, loaded):
     settings["sdxl"], name="encoded", folder=settings["sdxl"].encoded, embeddings=False
   )
   chosen.trained = ("unet", "text_encoder")
-  start.make_loader(chosen, change_weights(pipeline, "text_encoder"), start.load_examples(chosen))
+  start.make_loaders(chosen, change_weights(pipeline, "text_encoder"), start.load_examples(chosen))
 
 
 def test_a_pipeline_of_pixels_is_refused_by_both_sides(loaded, tmp_path):
   chosen, examples, pipeline = loaded
   configs = {k: v for k, v in pipeline.configs.items() if k != "vae"}
   with pytest.raises(InputError, match="denoises the images themselves"):
-    start.make_loader(chosen, dataclasses.replace(pipeline, configs=configs), examples)
+    start.make_loaders(chosen, dataclasses.replace(pipeline, configs=configs), examples)
   folder = latents.tiny.write_tiny_pixels(tmp_path / "pixels")
   with pytest.raises(InputError, match=r"no VAE.*'pairs'|no VAE.*\"pairs\""):
     encoders.load(str(folder), embeddings=True)

@@ -1,0 +1,95 @@
+"""The batches of a run on its devices: each process reads the rows that its own devices hold."""
+
+import math
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+from jax.sharding import Sharding
+
+from dmpo_jax import data
+from dmpo_jax.errors import InputError
+from dmpo_jax.training.batch import Batch
+
+Loader = data.Loader | data.StoredLoader
+
+
+class Feed:
+  """Batches by step, on the devices of all processes.
+
+  Row r of the batch of a step is the same example whatever the layout; only which process reads it
+  differs.
+
+  Args:
+    make_loader: `(process_index=, process_count=)` -> the loader of one of so many equal parts.
+    batch_size: Examples in a batch over all processes.
+    sharding: Of a batch: its first axis over all devices.
+
+  Attributes:
+    truncated: Captions of the data set that are cut.
+
+  Raises:
+    InputError: None of the devices is this process's.
+  """
+
+  def __init__(self, make_loader: Callable[..., Loader], batch_size: int, sharding: Sharding):
+    self._batch_size, self._sharding = batch_size, sharding
+    indices = sharding.addressable_devices_indices_map((batch_size,))
+    rows = sorted({_bounds(index, batch_size) for index in indices.values()})
+    if not rows:
+      raise InputError(
+        f"process {jax.process_index()} has none of the {len(sharding.device_set)} devices that are"
+        " used; set config.num_devices to a number that has some of each process, or 0"
+      )
+    # A process's devices need not stand together in the mesh: what it reads is the fewest parts of
+    # equal length that make up its rows.
+    runs = [rows[0]]
+    for start, stop in rows[1:]:
+      if start == runs[-1][1]:
+        runs[-1] = (runs[-1][0], stop)
+      else:
+        runs.append((start, stop))
+    each = math.gcd(batch_size, *(bound for run in runs for bound in run))
+    parts = [part for start, stop in runs for part in range(start // each, stop // each)]
+    self._loaders = [
+      make_loader(process_index=part, process_count=batch_size // each) for part in parts
+    ]
+    # Where in the rows that are read each global row stands.
+    held = np.concatenate([np.arange(each) + part * each for part in parts])
+    self._place = {int(row): place for place, row in enumerate(held)}
+    self.truncated = self._loaders[0].truncated
+
+  def __getitem__(self, step: int) -> Batch:
+    return self._on_devices([loader[step] for loader in self._loaders])
+
+  def iterate(self, start: int) -> Iterator[Batch]:
+    """The batches from a step on, without end."""
+    readers = [loader.iterate(start) for loader in self._loaders]
+    try:
+      for parts in zip(*readers, strict=True):
+        yield self._on_devices(parts)
+    finally:
+      for reader in readers:
+        reader.close()
+
+  def _on_devices(self, parts: list[dict[str, np.ndarray]]) -> Batch:
+    columns = {name: _joined([part[name] for part in parts]) for name in parts[0]}
+    return Batch(**{name: self._array(column) for name, column in columns.items()})
+
+  def _array(self, column: np.ndarray) -> jax.Array:
+    shape = (self._batch_size, *column.shape[1:])
+
+    def rows(index: tuple[slice, ...]) -> np.ndarray:
+      start, stop = _bounds(index, self._batch_size)
+      place = self._place[start]
+      return column[place : place + stop - start]
+
+    return jax.make_array_from_callback(shape, self._sharding, rows)
+
+
+def _bounds(index: tuple[slice, ...], size: int) -> tuple[int, int]:
+  return index[0].indices(size)[:2]
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+  return parts[0] if len(parts) == 1 else np.concatenate(parts)

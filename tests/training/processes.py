@@ -1,0 +1,70 @@
+"""Runs of `dmpo-jax train` in processes of their own, one or several, on the loopback address."""
+
+import os
+import pathlib
+import re
+import socket
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).parents[2]
+CONFIG = pathlib.Path(__file__).parent / "processes_config.py"
+
+
+def environment(devices: int) -> dict[str, str]:
+  """The tests' own environment, with another number of simulated devices."""
+  count = re.sub(r"(device_count)=\d+", rf"\1={devices}", os.environ["XLA_FLAGS"])
+  return {**os.environ, "XLA_FLAGS": count, "PYTHONPATH": str(ROOT)}
+
+
+def free_port() -> int:
+  with socket.socket() as found:
+    found.bind(("127.0.0.1", 0))
+    return found.getsockname()[1]
+
+
+class Processes:
+  """The processes of one start of a run; killed where the test leaves them behind.
+
+  Args:
+    workdir: Of the run.
+    count: How many processes.
+    devices: Of each.
+    log: Where their output goes, a file for each.
+    arguments: For dmpo-jax train; a list for each process, or one for all.
+    kind: Which config.
+  """
+
+  def __init__(
+    self, workdir, *, count: int, devices: int, log: pathlib.Path, arguments=(), kind="steps"
+  ):
+    log.mkdir(parents=True, exist_ok=True)
+    self.logs = [log / f"{i}.log" for i in range(count)]
+    coordinator = f"127.0.0.1:{free_port()}"
+    self.all = []
+    for i, file in enumerate(self.logs):
+      own = arguments[i] if arguments and isinstance(arguments[0], list) else arguments
+      command = [sys.executable, "-m", "dmpo_jax.commands.main", "train", "--no-progress"]
+      command += ["--config", f"{CONFIG}:{kind}", "--workdir", str(workdir), "--heartbeat", "10"]
+      command += ["--coordinator", coordinator, "--num-processes", str(count)]
+      command += ["--process-id", str(i), *own]
+      with file.open("w") as out:
+        self.all.append(
+          subprocess.Popen(command, cwd=ROOT, env=environment(devices), stdout=out, stderr=out)
+        )
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    for process in self.all:
+      if process.poll() is None:
+        process.kill()
+      process.wait()
+
+  def statuses(self, timeout: float = 300) -> list[int]:
+    """The exit statuses, once all have ended."""
+    return [process.wait(timeout) for process in self.all]
+
+  def output(self) -> str:
+    return "\n".join(file.read_text() for file in self.logs)
