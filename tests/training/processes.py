@@ -6,6 +6,7 @@ import re
 import socket
 import subprocess
 import sys
+import time
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = pathlib.Path(__file__).parent / "processes_config.py"
@@ -36,9 +37,18 @@ class Processes:
   """
 
   def __init__(
-    self, workdir, *, count: int, devices: int, log: pathlib.Path, arguments=(), kind="steps"
+    self,
+    workdir: pathlib.Path,
+    *,
+    count: int,
+    devices: int,
+    log: pathlib.Path,
+    arguments: list = (),
+    kind: str = "steps",
   ):
     log.mkdir(parents=True, exist_ok=True)
+    self.workdir = workdir
+    self.token = self._token()
     self.logs = [log / f"{i}.log" for i in range(count)]
     coordinator = f"127.0.0.1:{free_port()}"
     self.all = []
@@ -65,6 +75,19 @@ class Processes:
   def statuses(self, timeout: float = 300) -> list[int]:
     """The exit statuses, once all have ended."""
     return [process.wait(timeout) for process in self.all]
+
+  def ended(self) -> bool:
+    """Whether one of them has ended."""
+    return any(process.poll() is not None for process in self.all)
+
+  def wait_until_together(self) -> None:
+    """Returns once they have found each other: the first then writes a word into the lock."""
+    while not self.ended() and self._token() == self.token:
+      time.sleep(0.01)
+
+  def _token(self) -> str:
+    lock = self.workdir / "lock"
+    return lock.read_text() if lock.exists() else ""
 
   def output(self) -> str:
     return "\n".join(file.read_text() for file in self.logs)

@@ -1,8 +1,9 @@
-"""The config of the runs in several processes: the smallest network, its arrays sharded all the same.
+"""The config of runs in several processes: the smallest network, its arrays split all the same.
 
-The argument after the colon chooses: "steps" learns as a run does; in "gradient" the first step ends
-with parameters of -1e4 times the gradient, to 1e-7 of them: an AdamW whose eps is far above the
-gradient is steepest descent, and in so long a step the parameters before are lost.
+The argument after the colon chooses: "steps" learns as a run does. In "gradient" the first step
+ends with parameters of -1e17 times the gradient, to 1e-7 of them: an AdamW whose eps is far above
+the gradient is steepest descent, and in so long a step the parameters before are lost. The second
+step's loss is not finite.
 """
 
 from dmpo_jax.training import sharding
@@ -15,10 +16,11 @@ def get_config(kind="steps"):
   config = smallest_config()
   config.num_devices, config.batch_size = 0, 8
   config.trained, config.ema_decay = ("unet",), 0.9
-  config.num_steps, config.checkpoint.every, config.checkpoint.keep = 8, 2, 8
+  config.num_steps, config.checkpoint.every = 60, 4
+  config.optimizer.learning_rate = 1e-4
   if kind == "gradient":
-    config.num_steps, config.ema_decay = 1, 0.0
+    config.num_steps, config.checkpoint.every, config.ema_decay = 1, 1, 0.0
     config.optimizer.update(
-      {"warmup_steps": 0, "eps": 1e3, "learning_rate": 1e7, "weight_decay": 0, "clip_norm": 1e9}
+      {"warmup_steps": 0, "eps": 1e3, "learning_rate": 1e20, "weight_decay": 0.0, "clip_norm": 1e9}
     )
   return config

@@ -1,15 +1,21 @@
-"""One run in several layouts: devices, and real processes on the loopback address."""
+"""One run in several layouts: on devices of one process, and in real processes."""
+
+import time
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from dmpo_jax.commands.main import main
+from dmpo_jax.errors import InputError
+from dmpo_jax.training.checkpoint import Checkpoints
+from dmpo_jax.training.export import export
 from dmpo_jax.training.loop import train
 from dmpo_jax.training.metrics import read
 from tests.training import processes_config
 from tests.training.processes import Processes
 
-TWO_BY_TWO = {"count": 2, "devices": 2}
+FOUR = {"num_devices": 4, "mesh": {"fsdp": 2}}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -26,8 +32,8 @@ def config(kind, **changes):
   return found
 
 
-def weights(folder):
-  return load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+def weights(pipeline):
+  return load_file(pipeline / "unet" / "diffusion_pytorch_model.safetensors")
 
 
 def furthest(one, other):
@@ -37,27 +43,76 @@ def furthest(one, other):
 
 
 @pytest.fixture(scope="module")
-def gradients(tmp_path_factory):
-  """Of each layout: the gradient of the first step, and its metrics."""
-  root = tmp_path_factory.mktemp("gradients")
-  layouts = {
-    "one": {"num_devices": 1},
-    "four": {"num_devices": 4, "mesh": {"fsdp": 2}},
-  }
-  for name, changes in layouts.items():
-    train(config("gradient", **changes), root / name, show_progress=False)
-  arguments = ["--config.mesh.fsdp=2"]
-  with Processes(
-    root / "processes", **TWO_BY_TWO, log=root, arguments=arguments, kind="gradient"
-  ) as run:
-    assert run.statuses() == [0, 0], run.output()
-  return {p.name: (weights(p / "pipeline"), read(p)[0]) for p in root.iterdir() if p.is_dir()}
+def root(tmp_path_factory):
+  return tmp_path_factory.mktemp("gradients")
 
 
-@pytest.mark.parametrize("layout", ["four", "processes"])
-def test_loss_and_gradients_are_those_of_one_device(gradients, layout):
-  (one, row), (other, other_row) = gradients["one"], gradients[layout]
-  print(layout, furthest(one, other), {k: abs(row[k] / other_row[k] - 1) for k in row if row[k]})
-  assert furthest(one, other) < 1e-5
+@pytest.fixture(scope="module")
+def one(root):
+  """The gradient of the first step on one device, and its metrics."""
+  train(config("gradient", num_devices=1), root / "one", show_progress=False)
+  return weights(root / "one" / "pipeline"), read(root / "one")[0]
+
+
+def compare(one, other):
+  (gradient, row), (other_gradient, other_row) = one, other
+  assert furthest(gradient, other_gradient) < 1e-5
   for name in ("loss", "gradient_norm", "policy_w"):
     np.testing.assert_allclose(other_row[name], row[name], rtol=1e-5)
+
+
+def test_loss_and_gradients_of_one_device_are_those_of_four(root, one):
+  train(config("gradient", **FOUR), root / "four", show_progress=False)
+  compare(one, (weights(root / "four" / "pipeline"), read(root / "four")[0]))
+
+
+def test_they_are_those_of_two_processes_which_a_loss_that_is_no_number_ends_alike(root, one):
+  workdir = root / "processes"
+  arguments = ["--config.mesh.fsdp=2", "--config.num_steps=3"]
+  start = {"count": 2, "devices": 2, "log": root / "log", "arguments": arguments}
+  with Processes(workdir, **start, kind="gradient") as run:
+    assert run.statuses() == [2, 2], run.output()
+  assert "step 2: the loss of 8 of 8 examples is not finite (examples with ids [" in run.output()
+  assert export(workdir, root / "exported") == 1  # what two processes saved, read by one
+  compare(one, (weights(root / "exported"), read(workdir)[0]))
+
+
+def test_a_run_goes_on_in_another_layout_and_after_sigterm(tmp_path, capsys):
+  moved, log = tmp_path / "moved", tmp_path / "log"
+  train(config("steps", num_steps=4, **FOUR), moved, show_progress=False)
+
+  # On two processes of two devices each, until one of them is told to stop.
+  arguments = ["--config.num_steps=100000", "--config.checkpoint.every=100000"]
+  with Processes(moved, count=2, devices=2, log=log, arguments=arguments) as run:
+    while len(read(moved)) < 6 and not run.ended():
+      time.sleep(0.05)
+    with pytest.raises(InputError, match="another process is training"):
+      train(config("steps"), moved, show_progress=False)
+    run.all[1].terminate()
+    assert run.statuses() == [75, 75], run.output()
+  stopped = read(moved)[-1]["step"]
+  assert f"after step {stopped} of 100000, which is saved" in run.output()
+  assert 6 <= stopped < 100_000
+
+  # On one device.
+  last = {"num_devices": 1, "num_steps": stopped + 4}
+  assert train(config("steps", **last), moved, show_progress=False).resumed_at == stopped
+  train(config("steps", **last), tmp_path / "whole", show_progress=False)
+  one, other = (weights(tmp_path / name / "pipeline") for name in ("whole", "moved"))
+  assert furthest(one, other) < 1e-4
+  rows, others = read(tmp_path / "whole"), read(moved)
+  assert [row["step"] for row in rows] == [row["step"] for row in others]
+  np.testing.assert_allclose([r["loss"] for r in others], [r["loss"] for r in rows], rtol=1e-4)
+
+  # What the processes saved can be looked at.
+  assert main(["inspect", str(moved / "checkpoints" / str(stopped))]) == 0
+  assert "conv_in" in capsys.readouterr().out
+
+
+def test_processes_that_are_given_different_runs_say_so_and_end(tmp_path):
+  arguments = [[], ["--config.seed=1"]]
+  with Processes(tmp_path / "run", count=2, devices=1, log=tmp_path, arguments=arguments) as run:
+    assert run.statuses() == [2, 2], run.output()
+  assert "process 1 has another run than process 0" in run.output()
+  assert "config.seed: 0 in process 0, 1 here" in run.output()
+  assert Checkpoints(tmp_path / "run" / "checkpoints", keep=1).latest() is None
