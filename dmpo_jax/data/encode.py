@@ -178,6 +178,7 @@ def _finish(job: Job, plan: dict) -> dict:
     "truncated": sum(shard["truncated"] for shard in shards),
     "errors": merge([shard["statistics"] for shard in shards]),
     "files": {name: file for shard in shards for name, file in shard["files"].items()},
+    "index": encoded.digest(job.out / index.name(job.options.split)),
   }
   manifest = json.loads(json.dumps(manifest))
   _write_json(

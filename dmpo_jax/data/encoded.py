@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from dmpo_jax.data import builder
+from dmpo_jax.data import builder, index
 from dmpo_jax.errors import InputError
 
 VERSION = "1.0.0"
@@ -139,8 +139,11 @@ def read_manifest(folder: pathlib.Path) -> dict:
     raise InputError(f"{path} has version {version!r}, this program reads {VERSION}; encode anew")
   if checked != seal(manifest):
     raise InputError(damaged)
-  files = manifest["files"]
+  files, split = manifest["files"], manifest["options"]["split"]
   builder.check_shards(folder, files, "encode anew")
+  path = folder / index.name(split)
+  if not path.is_file() or digest(path) != manifest["index"]:
+    raise InputError(f"{path} is missing or damaged; copy it again or encode anew")
   return manifest
 
 

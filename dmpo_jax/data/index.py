@@ -1,6 +1,7 @@
 """What of each pair a run must know before it reads any: 28 bytes a pair, in a file per split."""
 
 import pathlib
+import tokenize
 
 import numpy as np
 
@@ -52,8 +53,8 @@ def read(folder: pathlib.Path, split: str, count: int) -> np.ndarray:
   """
   path = pathlib.Path(folder) / name(split)
   try:
-    found = np.load(path, allow_pickle=False)
-  except (OSError, ValueError, EOFError) as error:
+    found = np.load(path, allow_pickle=False)  # which reads the header with Python's tokenizer
+  except (OSError, ValueError, EOFError, SyntaxError, tokenize.TokenError) as error:
     raise InputError(f"cannot read {path}: {error}; copy it again or convert anew") from error
   if found.dtype != DTYPE or found.shape != (count,):
     raise InputError(

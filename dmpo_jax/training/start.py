@@ -289,7 +289,7 @@ def stored(examples: Data | None) -> tuple[str, ...]:
 def _null_text(examples: data.EncodedPairs) -> prompts.Conditioning:
   found = examples.null()
   names = {"embeddings": "encoder_hidden_states", "pooled": "text_embeds"}
-  return {names[name]: jnp.asarray(x) for name, x in found.items()}
+  return {names[name]: x for name, x in found.items()}
 
 
 def split_params(

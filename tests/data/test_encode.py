@@ -7,6 +7,10 @@ import hashlib
 import json
 import pathlib
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -194,6 +198,25 @@ def test_an_interrupted_encoding_goes_on_and_ends_the_same_to_the_byte(pairs, fo
   assert contents(out) == contents(folder)
 
 
+def test_a_killed_encoding_goes_on_and_ends_the_same_to_the_byte(pairs, folder, tmp_path):
+  program = (
+    "import sys, time; sys.path.insert(0, sys.argv[3])\n"
+    "from tests.data.test_encode import *\n"
+    "slow = lambda images: (time.sleep(0.05), moments(images))[1]\n"
+    "encode.encode(sys.argv[1], sys.argv[2], encoders(moments=slow), VIEWS)"
+  )
+  out, root = tmp_path / "out", pathlib.Path(__file__).parents[2]
+  running = subprocess.Popen([sys.executable, "-c", program, pairs, str(out), str(root)])
+  while not list((out / encode.WORKING).glob("*-00001-of-*.tmp")):  # of the second shard
+    assert running.poll() is None
+    time.sleep(0.005)
+  running.send_signal(signal.SIGKILL)
+  running.wait()
+  assert encode.missing(out) == 2
+  encode.encode(pairs, out, encoders(), VIEWS)
+  assert contents(out) == contents(folder)
+
+
 def test_hosts_and_devices_share_the_work_and_change_no_byte(pairs, folder, tmp_path):
   out = tmp_path / "out"
   assert encode.encode(pairs, out, encoders(), VIEWS, host=1, hosts=2) is None
@@ -303,6 +326,18 @@ def test_a_damaged_record_stops_the_run_and_is_named(copy):
   path.write_bytes(content)
   with pytest.raises(InputError, match=rf"record 0 of split 'train' in {copy} is damaged"):
     [load(copy)[i] for i in range(8)]
+
+
+@pytest.mark.parametrize("damage", [None, 3, 200])
+def test_an_index_that_is_not_what_was_written_is_named(copy, damage):
+  path = copy / "index-train.npy"
+  content = bytearray(path.read_bytes())
+  path.unlink()
+  if damage:
+    content[damage] ^= 1
+    path.write_bytes(content)
+  with pytest.raises(InputError, match=r"index-train\.npy is missing or damaged.*encode anew"):
+    load(copy)
 
 
 @pytest.mark.parametrize(

@@ -309,13 +309,15 @@ def test_a_damaged_image_is_named_with_its_record(copy):
     next(load(str(copy)).iterate(0))
 
 
-@pytest.mark.parametrize("damage", [None, b"", b"no array", "short"])
+@pytest.mark.parametrize("damage", [None, b"", b"no array", "short", "header"])
 def test_an_index_that_is_not_there_whole_is_named(copy, damage):
   path = copy / "index-train.npy"
   data = path.read_bytes()
   path.unlink()
   if damage == "short":
     np.save(path, np.zeros(3, np.float32))
+  elif damage == "header":
+    path.write_bytes(data.replace(b"}", b"(", 1))
   elif damage is not None:
     path.write_bytes(damage or data[:-5])
   with pytest.raises(InputError, match=r"index-train\.npy.*convert anew"):
