@@ -11,6 +11,8 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "dmpo_jax/__init__.py").rea
 QUICKSTART = ["scikit-learn>=1.5,<2", "matplotlib>=3.9,<4"]
 DATA = ["pyarrow>=17,<27"]
 NOTEBOOKS = ["matplotlib>=3.9,<4", "nbclient>=0.10,<1", "nbformat>=5.10,<6", "ipykernel>=6.29,<8"]
+MONITOR = ["matplotlib>=3.9,<4"]
+WANDB = ["wandb>=0.19,<1"]
 TORCH = ["torch>=2.6,<3", "accelerate>=1,<2"]
 
 setup(
@@ -49,11 +51,15 @@ setup(
     "data": DATA,
     "notebooks": NOTEBOOKS,
     "torch": TORCH,
+    "monitor": MONITOR,
+    "wandb": WANDB,
     "test": [
       *QUICKSTART,
       *DATA,
       *NOTEBOOKS,
       *TORCH,
+      *MONITOR,
+      *WANDB,
       "peft>=0.17,<1",
       "pytest>=8,<10",
       "pytest-xdist>=3.6,<4",

@@ -12,7 +12,7 @@ from dmpo_jax.errors import InputError, unknown
 
 OPTIMIZERS = ("adamw", "adafactor")
 # Sections whose keys depend on their `name`: whoever consumes them checks them.
-OPEN_SECTIONS = ("data", "loss", "model", "timesteps", "timestep_weights")
+OPEN_SECTIONS = ("data", "health.data", "loss", "model", "timesteps", "timestep_weights")
 
 
 def default() -> ConfigDict:
@@ -100,6 +100,35 @@ def default() -> ConfigDict:
   config.checkpoint.keep = 2
   # Steps between rows of the metrics files.
   config.log_every = 1
+
+  # The health panel, see docs/monitoring.md: steps between looks at held-out pairs; 0: none.
+  config.health = ConfigDict()
+  config.health.every = 0
+  # A data section with them; without a name, the run's own data set with another split.
+  config.health.data = ConfigDict({"name": ""})
+  config.health.split = "validation"
+  # How many pairs, and in how many bins timesteps are shown.
+  config.health.pairs = 64
+  config.health.bins = 5
+
+  # Sample grids: steps between them; 0: none.
+  config.samples = ConfigDict()
+  config.samples.every = 0
+  # A row of images for each prompt, a column for each of the seeds 0, 1, ...
+  config.samples.prompts = ()
+  config.samples.seeds = 4
+  # Steps of the solver, and guidance; 0: the usual one of such pipelines.
+  config.samples.steps = 30
+  config.samples.guidance = 0.0
+
+  # jax's profiler: steps to trace, and those taken before; 0 steps: no trace.
+  config.profile = ConfigDict()
+  config.profile.start = 10
+  config.profile.steps = 0
+
+  # Project of Weights & Biases that gets the metrics too; empty: none.
+  config.wandb = ConfigDict()
+  config.wandb.project = ""
   return config
 
 
@@ -166,7 +195,26 @@ def check(config: ConfigDict) -> ConfigDict:
   require(optimizer.clip_norm > 0, "optimizer.clip_norm", "positive")
   require(0 <= optimizer.b1 < 1, "optimizer.b1", "in [0, 1)")
   require(0 <= optimizer.b2 < 1, "optimizer.b2", "in [0, 1)")
+  _check_watching(config, require)
   return config.lock()
+
+
+def _check_watching(config: ConfigDict, require: Callable[[bool, str, str], None]) -> None:
+  """The sections of what a run does beside its steps."""
+  require(config.health.every >= 0, "health.every", "at least 0 (0: none)")
+  require(config.health.pairs > 0, "health.pairs", "at least 1")
+  require(config.health.bins > 0, "health.bins", "at least 1")
+  samples = config.samples
+  require(samples.every >= 0, "samples.every", "at least 0 (0: none)")
+  prompts = samples.prompts
+  are_prompts = isinstance(prompts, tuple | list) and all(isinstance(p, str) for p in prompts)
+  require(are_prompts, "samples.prompts", "a tuple of texts")
+  if samples.every:
+    require(len(prompts) > 0, "samples.prompts", "at least one text where samples.every is set")
+  require(samples.seeds > 0, "samples.seeds", "at least 1")
+  require(samples.steps > 0, "samples.steps", "at least 1")
+  require(config.profile.start >= 0, "profile.start", "at least 0")
+  require(config.profile.steps >= 0, "profile.steps", "at least 0 (0: no trace)")
 
 
 def _get(config: ConfigDict, key: str) -> Any:
@@ -213,5 +261,5 @@ def _check_keys(known: ConfigDict, given: ConfigDict, prefix: str) -> None:
   for key, value in known.items():
     if key not in given:
       raise InputError(f"config.{prefix}{key} is missing; start from dmpo_jax's default config")
-    if isinstance(value, ConfigDict) and not (prefix == "" and key in OPEN_SECTIONS):
+    if isinstance(value, ConfigDict) and prefix + key not in OPEN_SECTIONS:
       _check_keys(value, given[key], f"{prefix}{key}.")

@@ -24,6 +24,7 @@ def sampler_of(
   karras: bool | None = None,
   negative: str | None = None,
   dtype: str | None = None,
+  place: models.Placement | None = None,
 ) -> sampling.Sampler:
   """A compiled sampler for pipelines of this one's configs, with their parameters as an argument.
 
@@ -60,7 +61,7 @@ def sampler_of(
   channels, decode = unet["in_channels"], None
   if "vae" in pipeline.configs:
     vae = pipeline.configs["vae"]
-    autoencoder = models.build_autoencoder(vae)
+    autoencoder = models.build_autoencoder(vae, place=place)
     factor, wanted = autoencoder.downscale, (vae.get("latent_channels", 4),)
     dtype_of_vae = jnp.float32 if vae.get("force_upcast", True) else dtype
 
@@ -82,8 +83,10 @@ def sampler_of(
       )
   return sampling.make_sampler(
     sampling.Networks(
-      unet=models.build(unet).apply,
-      text_encoders=tuple(models.build(pipeline.configs[name]).apply for name in encoders),
+      unet=models.build(unet, place=place).apply,
+      text_encoders=tuple(
+        models.build(pipeline.configs[name], place=place).apply for name in encoders
+      ),
       decode=decode,
     ),
     diffusion.make_solver(scheduler_config(pipeline), num_steps, name=solver, karras=karras),

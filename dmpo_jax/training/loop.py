@@ -21,7 +21,7 @@ from dmpo_jax.training.distributed import Peers
 from dmpo_jax.training.export import save_run
 from dmpo_jax.training.feed import Feed
 from dmpo_jax.training.gather import on_host
-from dmpo_jax.training.metrics import MetricsWriter
+from dmpo_jax.training.monitor import Monitor
 from dmpo_jax.training.objective import Params
 from dmpo_jax.training.step import (
   State,
@@ -36,7 +36,8 @@ from dmpo_jax.training.workdir import claim, flat, only_user_of, write_whole
 # What may change between two starts of the same run: it changes no number that is computed, or, as
 # the layout of the computation does, by rounding alone.
 LAYOUT_KEYS = ("num_devices", "mesh", "accumulation", "remat")
-FREE_KEYS = ("num_steps", "log_every", "checkpoint", *LAYOUT_KEYS)
+WATCHING_KEYS = ("health", "log_every", "profile", "samples", "wandb")
+FREE_KEYS = ("num_steps", "checkpoint", *WATCHING_KEYS, *LAYOUT_KEYS)
 
 
 class Result(NamedTuple):
@@ -94,14 +95,14 @@ def train(
   started = time.perf_counter()
   config, workdir, peers = configs.check(config), pathlib.Path(workdir), peers or Peers()
   with peers.heeding_sigterm(), only_user_of(workdir, peers):
-    run = _Run(config, workdir, peers)
+    run = _Run(config, workdir, peers, started)
     return run.finish(started, show_progress)
 
 
 class _Run:
   """A run with its files open."""
 
-  def __init__(self, config: ConfigDict, workdir: pathlib.Path, peers: Peers):
+  def __init__(self, config: ConfigDict, workdir: pathlib.Path, peers: Peers, started: float):
     self.config, self.workdir, self.peers = config, workdir, peers
     _check_outside(config.pipeline, workdir)
     self.mesh = sharding.make_mesh(config.num_devices, **config.mesh)
@@ -115,6 +116,7 @@ class _Run:
     )
     self.identity = self._identity(examples.fingerprint(), pipeline.params)
     peers.same("run", flat(self.identity))
+    peers.same("config", flat({key: config.to_dict()[key] for key in FREE_KEYS}))
     self._check_workdir()
     objective = start.make_objective(config, pipeline, examples, mesh=self.mesh)
     self.trained, *others = start.split_params(config, pipeline, examples)
@@ -126,6 +128,16 @@ class _Run:
       ema_decay=config.ema_decay,
       accumulation=config.accumulation,
       constrain=functools.partial(sharding.constrain, self.mesh),
+    )
+    self.monitor = Monitor(
+      config,
+      pipeline,
+      examples,
+      objective,
+      self.mesh,
+      workdir,
+      started=started,
+      first=peers.first,
     )
 
   def _identity(self, data: str, params: Params) -> dict:
@@ -166,7 +178,6 @@ class _Run:
           return Result(**{**found, "pipeline": self.workdir / "pipeline"})
       with jax.set_mesh(self.mesh):
         state = self._restore(checkpoints, begun) if begun else self._initial()
-        del self.trained  # where they are not the reference too, they are held for nothing now
         compiled = time.perf_counter()
         if begun < total:
           state, compiled = self._steps(state, begun, checkpoints, show_progress)
@@ -233,7 +244,8 @@ class _Run:
     # Shapes, fields and hyperparameters are checked while it is traced, before anything compiles
     # and before the work directory belongs to this run.
     jitted = compile_step(self.step, self.mesh, state, frozen, reference)
-    lowered = jitted.lower(state, frozen, reference, self.feed[0])
+    batch = self.feed[0]
+    lowered = jitted.lower(state, frozen, reference, batch)
     if self.peers.first:
       claim(self.workdir, self.identity)
     bar = tqdm(
@@ -244,8 +256,9 @@ class _Run:
     bar.set_postfix_str("compiling")
     step = lowered.compile()
     bar.unpause()
+    self.monitor.begin(begun, state, frozen, self.trained, batch)
+    del self.trained  # where they are not the reference too, they are held for nothing now
     compiled = time.perf_counter()
-    writer = MetricsWriter(self.workdir, step=begun) if self.peers.first else None
 
     def record(index: int, metrics: dict, losses: jax.Array, ids: jax.Array) -> None:
       """Checks and writes what a step found; waits for that step."""
@@ -253,34 +266,39 @@ class _Run:
       if not all(np.isfinite(row[k]) for k in ("loss", "gradient_norm", "parameter_norm")):
         raise self._not_finite(index, row, losses, ids)
       checkpoints.check()
-      done = index + 1
-      if done % self.config.log_every == 0 or done == total:
-        if writer:
-          writer.write(done, row)
-        shown = {k: f"{row[k]:.4g}" for k in ("loss", "accuracy") if k in row}
-        bar.set_postfix(shown, refresh=False)
+      self.monitor.record(index + 1, row)
+      shown = {k: f"{row[k]:.4g}" for k in ("loss", "accuracy") if k in row}
+      bar.set_postfix(shown, refresh=False)
       bar.update()
 
     def save() -> None:
       """Saves the state after the steps that are taken; nothing is saved before it is checked."""
-      record(*pending)
+      if pending:
+        record(*pending)
       checkpoints.save(taken, state, self._position(taken))
 
     with contextlib.ExitStack() as held:
       batches = held.enter_context(contextlib.closing(self.feed.iterate(begun)))
-      for shown in [bar, *([writer] if writer else [])]:
+      for shown in (bar, self.monitor):
         held.enter_context(contextlib.closing(shown))
-      taken, pending = begun, None  # pending: the last step, if it is neither recorded nor saved
+      batches = self.monitor.batches(batches)
+      taken, saved, pending = begun, begun, None  # pending: the last step, if it is not recorded
       while taken < total and not self.peers.stops_before(taken):
+        self.monitor.before_step(taken)
         batch = next(batches)
         state, *found = step(state, frozen, reference, batch)
+        self.monitor.after_step(found)
         if pending:  # looking one step back keeps the device busy
           record(*pending)
         taken, pending = taken + 1, (taken, *found, batch.example_id)
+        if self.monitor.due(taken):
+          record(*pending)
+          pending = None
+          self.monitor.look(taken, state, frozen)
         if taken % every == 0 or taken == total:
           save()
-          pending = None
-      if pending:  # told to stop
+          saved, pending = taken, None
+      if saved < taken:  # told to stop
         save()
       checkpoints.wait()
     if taken < total:

@@ -76,6 +76,10 @@ def test_a_missing_key_is_named():
     ("optimizer.clip_norm", -1.0),
     ("checkpoint.every", 0),
     ("dtype", "float16"),
+    ("health.every", -1),
+    ("health.bins", 0),
+    ("samples.seeds", 0),
+    ("profile.steps", -1),
   ],
 )
 def test_a_number_out_of_range_is_named(key, value):

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 
 from dmpo_jax.training.metrics import read
 from tests.training.processes import Processes
+from tests.training.rows import computed
 
 KILLS = int(os.environ.get("DMPO_JAX_KILLS", "2"))
 SEED = int(os.environ.get("DMPO_JAX_KILLS_SEED", "0"))
@@ -61,7 +62,7 @@ def test_killed_again_and_again_two_workers_end_as_if_they_had_not_been(tmp_path
   with Processes(killed, **start) as run:
     assert run.statuses() == [0, 0], run.output()
   assert kills == KILLS
-  assert read(killed) == read(whole)
+  assert computed(killed) == computed(whole)
   one, other = weights(whole), weights(killed)
   assert one.keys() == other.keys()
   assert all(np.array_equal(one[name], other[name]) for name in one)

@@ -18,7 +18,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from dmpo_jax import data, interop
 from dmpo_jax.training.export import export
 from dmpo_jax.training.loop import train
-from dmpo_jax.training.metrics import MetricsWriter, read
+from dmpo_jax.training.metrics import read
+from tests.training.rows import computed
 from tests.training.tiny import pairs_config
 
 WORKER = """
@@ -30,14 +31,6 @@ config = pairs_config({pipeline!r})
 config.num_steps, config.checkpoint.every = 24, 3
 train(config, pathlib.Path(sys.argv[1]), show_progress=False)
 """
-
-
-@pytest.fixture(scope="module")
-def finished(pipeline, tmp_path_factory):
-  """Work directory of a complete DMPO run of six steps."""
-  workdir = tmp_path_factory.mktemp("dmpo")
-  train(pairs_config(pipeline), workdir, show_progress=False)
-  return workdir
 
 
 def _weights(folder: pathlib.Path) -> dict:
@@ -179,7 +172,7 @@ def test_a_run_killed_again_and_again_ends_as_if_it_had_not_been(pipeline, tmp_p
   assert kills == 3
   worker = _start(killed, pipeline)
   assert worker.wait(timeout=300) == 0, worker.stderr.read()
-  assert read(killed) == read(whole)
+  assert computed(killed) == computed(whole)
   for average in (True, False):
     folders = [tmp_path / f"{name}-{average}" for name in ("whole", "killed")]
     for workdir, folder in zip((whole, killed), folders, strict=True):
@@ -200,12 +193,3 @@ def test_two_processes_cannot_train_in_one_directory(pipeline, tmp_path):
   finally:
     worker.kill()
     worker.wait()
-
-
-def test_rows_after_the_checkpoint_and_a_line_cut_short_are_dropped_on_resume(tmp_path):
-  lines = [json.dumps({"step": step, "loss": 0.5}) for step in (1, 2, 3)]
-  (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 4, "lo')
-  writer = MetricsWriter(tmp_path, step=2)
-  writer.write(3, {"loss": 0.25})
-  writer.close()
-  assert [(row["step"], row["loss"]) for row in read(tmp_path)] == [(1, 0.5), (2, 0.5), (3, 0.25)]

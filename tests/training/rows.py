@@ -1,0 +1,11 @@
+"""The rows of metrics that are the same in equal runs."""
+
+import pathlib
+
+from dmpo_jax.training.clock import TIMINGS
+from dmpo_jax.training.metrics import read
+
+
+def computed(workdir: pathlib.Path) -> list[dict]:
+  """The rows of a run without what tells its speed."""
+  return [{k: v for k, v in row.items() if k not in TIMINGS} for row in read(workdir)]
