@@ -13,7 +13,8 @@ a photograph's) and converted by `data convert`'s own code. Then
   tells for what share of the steps' time the loop waited for the loader. The loader has to share
   the cores with the network here, which it does not on a TPU;
 - `resume` writes a data set of a million tiny pairs and takes the time until its files are checked,
-  its fingerprint is known and the next batch in the middle of the epoch is there.
+  its fingerprint is known and the next batch in the middle of the epoch is there;
+- `encode` encodes some, and writes and reads encoded pairs; see benchmarks/encode.py.
 """
 
 import argparse
@@ -273,6 +274,20 @@ def tell_resume(found: dict, options: argparse.Namespace) -> list[str]:
   ]
 
 
+def measure_encode(work: pathlib.Path, options: argparse.Namespace) -> dict:
+  """What benchmarks/encode.py measures."""
+  import encode
+
+  return encode.measure(work, options)
+
+
+def tell_encode(found: dict, options: argparse.Namespace) -> list[str]:
+  """Encoding in words."""
+  import encode
+
+  return encode.tell(found, options)
+
+
 class Measurement(NamedTuple):
   """Something that is measured.
 
@@ -291,6 +306,7 @@ MEASUREMENTS = {
   "load": Measurement(measure_load, tell_load),
   "step": Measurement(measure_step, tell_step),
   "resume": Measurement(measure_resume, tell_resume),
+  "encode": Measurement(measure_encode, tell_encode),
 }
 
 
@@ -310,6 +326,8 @@ def main() -> None:
   parser.add_argument("--step-size", type=int, default=32, help="of their images, in pixels")
   parser.add_argument("--epoch", type=int, default=1_000_000, help="pairs of the epoch to resume")
   parser.add_argument("--repeats", type=int, default=5, help="of the resume")
+  parser.add_argument("--encode-pairs", type=int, default=2, help="pairs that networks encode")
+  parser.add_argument("--encode-batch", type=int, default=1, help="of them at a time")
   parser.add_argument("--json", type=pathlib.Path, help="file for all figures")
   options = parser.parse_args()
   settings = {k: v for k, v in vars(options).items() if k not in ("json", "skip")}

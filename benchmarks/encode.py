@@ -2,6 +2,8 @@
 
     python benchmarks/encode.py --json encode.json
 
+It is a part of benchmarks/data.py, which can be run by itself.
+
 - `encode` runs `data encode`'s own code with Stable Diffusion 1.5's autoencoder and text encoder
   (random weights) on made-up photographs, once to compile and once for the clock;
 - `sizes` writes encoded pairs as SD1.5 at 512 and SDXL at 1024 pixels would, with made-up numbers
@@ -100,17 +102,18 @@ def made_up(size: Size) -> Encoders:
   return Encoders(identity, tokenize, moments, text, pairs=4, captions=8, channels=3)
 
 
-def measure_encode(pairs: pathlib.Path, work: pathlib.Path, options: argparse.Namespace) -> dict:
+def measure_encode(work: pathlib.Path, options: argparse.Namespace) -> dict:
   """Pairs a second with real networks, compiled before."""
-  pipeline = make_pipeline()
-  networks = encoders.make(pipeline, embeddings=True, pairs=options.batch_size)
+  make_source(work / "few", options.encode_pairs, options.side)
+  time_convert(work / "few", work / "few_pairs", options.encode_pairs, 1)
+  networks = encoders.make(make_pipeline(), embeddings=True, pairs=options.encode_batch)
+  chosen = encode.Options(size=options.side, batch_size=options.encode_batch)
   for out in ("first", "second"):
-    chosen = encode.Options(size=options.side, batch_size=options.batch_size)
     started = time.perf_counter()
-    encode.encode(pairs, work / out, networks, chosen)
+    encode.encode(work / "few_pairs", work / out, networks, chosen)
     seconds = time.perf_counter() - started
   device = f"{len(jax.local_devices())} x {jax.local_devices()[0].device_kind}"
-  return {"pairs_per_second": options.pairs / seconds, "device": device}
+  return {"pairs_per_second": options.encode_pairs / seconds, "device": device}
 
 
 def measure_size(
@@ -123,13 +126,29 @@ def measure_size(
     kind: sum(f["bytes"] for n, f in manifest["files"].items() if n.startswith(kind))
     for kind in encoded.KINDS
   }
-  loader = datasets.encoded(folder=str(work)).loader(batch_size=options.read_batch, seed=0)
+  loader = datasets.encoded(folder=str(work)).loader(batch_size=options.batch_size, seed=0)
   return {
-    "bytes_per_pair": found["pairs"] / options.pairs,
+    "bytes_per_pair": found["pairs"] / manifest["source"]["pairs"],
     "bytes_per_caption": found["captions"] / (manifest["captions"] + 1),
     "errors": manifest["errors"],
-    "read": rate(loader.iterate(0), options.read_batch, options.seconds),
+    "read": rate(loader.iterate(0), options.batch_size, options.seconds),
   }
+
+
+def measure(work: pathlib.Path, options: argparse.Namespace) -> dict:
+  """All figures; of encoding itself where options.encode_pairs is not 0."""
+  result = {"sizes": {}}
+  if options.encode_pairs:
+    result["encode"] = measure_encode(work, options)
+  count = min(options.pairs, 64)
+  make_source(work / "small", count, 64)
+  time_convert(work / "small", work / "small_pairs", count, 1)
+  for name, size in SIZES.items():
+    for dtype in DTYPES:
+      out = work / f"{name} {dtype}".replace(" ", "_")
+      found = measure_size(work / "small_pairs", out, size, dtype, options)
+      result["sizes"][f"{name}, {dtype}"] = found
+  return result
 
 
 def tell(result: dict, options: argparse.Namespace) -> list[str]:
@@ -157,32 +176,18 @@ def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("--pairs", type=int, default=64, help="pairs that are read")
-  parser.add_argument("--encode-pairs", type=int, default=4, help="pairs that networks encode")
-  parser.add_argument("--side", type=int, default=512, help="of their images, in pixels")
-  parser.add_argument("--batch-size", type=int, default=2, help="pairs that are encoded at a time")
-  parser.add_argument("--read-batch", type=int, default=16, help="pairs in a batch that is read")
+  parser.add_argument("--pairs", type=int, default=64, help="pairs that are read, at most 64")
+  parser.add_argument("--batch-size", type=int, default=16, help="of reading")
   parser.add_argument("--seconds", type=float, default=5.0, help="of reading, for each figure")
-  parser.add_argument("--skip", nargs="*", default=(), choices=("encode",))
+  parser.add_argument("--encode-pairs", type=int, default=2, help="pairs that networks encode")
+  parser.add_argument("--encode-batch", type=int, default=1, help="of them at a time")
+  parser.add_argument("--side", type=int, default=512, help="of their images, in pixels")
   parser.add_argument("--json", type=pathlib.Path, help="file for all figures")
   options = parser.parse_args()
-  settings = {k: v for k, v in vars(options).items() if k not in ("json", "skip")}
+  settings = {k: v for k, v in vars(options).items() if k != "json"}
   result = {"options": settings, "cores": os.cpu_count(), "load_average": os.getloadavg()[0]}
-  with tempfile.TemporaryDirectory() as temporary:
-    work = pathlib.Path(temporary)
-    if "encode" not in options.skip:
-      few = argparse.Namespace(**{**vars(options), "pairs": options.encode_pairs})
-      make_source(work / "few", few.pairs, options.side)
-      time_convert(work / "few", work / "few_pairs", few.pairs, 1)
-      result["encode"] = measure_encode(work / "few_pairs", work, few)
-    make_source(work / "source", options.pairs, 64)
-    time_convert(work / "source", work / "pairs", options.pairs, 1)
-    result["sizes"] = {}
-    for name, size in SIZES.items():
-      for dtype in DTYPES:
-        out = work / f"{name} {dtype}".replace(" ", "_")
-        found = measure_size(work / "pairs", out, size, dtype, options)
-        result["sizes"][f"{name}, {dtype}"] = found
+  with tempfile.TemporaryDirectory() as work:
+    result |= measure(pathlib.Path(work), options)
   result["load_average_after"] = os.getloadavg()[0]
   print(
     f"{result['cores']} cores, load average {result['load_average']:.1f} to "

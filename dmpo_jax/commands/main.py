@@ -15,6 +15,8 @@ Align text-to-image diffusion models with preference pairs, in JAX.
       trains, aligns, samples and compares small models on real images, and writes a report
   dmpo-jax data convert pairs my/pairs.csv --out data/mine
       preference pairs, your own or a published set's, in the form that training reads
+  dmpo-jax data encode data/mine --pipeline PIPELINE --out data/mine_encoded
+      their latents and text embeddings, made once for all runs of a pipeline
   dmpo-jax train --config configs/digits_dmpo.py --workdir runs/dmpo
       one run as its config says; any key can be set: --config.loss.alpha=0.05
   dmpo-jax sample --pipeline runs/dmpo/pipeline --prompt "the digit seven" --out samples

@@ -9,7 +9,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "benchmarks
 import data
 import encode as benchmark
 
-OPTIONS = argparse.Namespace(pairs=4, read_batch=2, seconds=0.01, side=512)
+OPTIONS = argparse.Namespace(pairs=4, batch_size=2, seconds=0.01, side=512)
 
 
 def test_made_up_codes_are_written_read_and_told_in_words(tmp_path):
