@@ -3,6 +3,7 @@
 import os
 import pathlib
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -91,3 +92,46 @@ class Processes:
 
   def output(self) -> str:
     return "\n".join(file.read_text() for file in self.logs)
+
+
+class Local:
+  """A start of launch/local.sh with two processes of two devices each, which are not restarted.
+
+  Args:
+    workdir: Of the run.
+    log: File for the output.
+    arguments: For dmpo-jax train.
+  """
+
+  def __init__(self, workdir: pathlib.Path, *, log: pathlib.Path, arguments: list[str]):
+    self.log = log
+    own = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ["XLA_FLAGS"])
+    script = [ROOT / "launch" / "local.sh", "--processes", "2", "--devices", "2", "--restarts", "0"]
+    with log.open("w") as out:
+      self.script = subprocess.Popen(
+        [*script, "--config", f"{CONFIG}:steps", "--workdir", workdir, "--no-progress", *arguments],
+        env={**os.environ, "XLA_FLAGS": own, "PYTHONPATH": str(ROOT), "VENV": sys.prefix},
+        stdout=out,
+        stderr=out,
+      )
+
+  def worker(self, index: int) -> int:
+    """The number that the system has given a process of the run."""
+    for process in pathlib.Path("/proc").iterdir():
+      try:
+        command = (process / "cmdline").read_text().split("\0")
+        parent = int((process / "stat").read_text().rsplit(")", 1)[1].split()[1])
+      except (OSError, ValueError, IndexError):  # no process, or one that has just ended
+        continue
+      if parent == self.script.pid and command[-3:-1] == ["--process-id", str(index)]:
+        return int(process.name)
+    raise ProcessLookupError(f"no process {index} of the run")
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    if self.script.poll() is None:
+      for index in range(2):
+        os.kill(self.worker(index), signal.SIGKILL)
+    self.script.wait()

@@ -1,5 +1,7 @@
 """One run in several layouts: on devices of one process, and in real processes."""
 
+import os
+import signal
 import time
 
 import numpy as np
@@ -13,7 +15,7 @@ from dmpo_jax.training.export import export
 from dmpo_jax.training.loop import train
 from dmpo_jax.training.metrics import read
 from tests.training import processes_config
-from tests.training.processes import Processes
+from tests.training.processes import Local, Processes
 
 FOUR = {"num_devices": 4, "mesh": {"fsdp": 2}}
 
@@ -78,20 +80,20 @@ def test_they_are_those_of_two_processes_which_a_loss_that_is_no_number_ends_ali
 
 
 def test_a_run_goes_on_in_another_layout_and_after_sigterm(tmp_path, capsys):
-  moved, log = tmp_path / "moved", tmp_path / "log"
+  moved, log = tmp_path / "moved", tmp_path / "local.log"
   train(config("steps", num_steps=4, **FOUR), moved, show_progress=False)
 
   # On two processes of two devices each, until one of them is told to stop.
   arguments = ["--config.num_steps=100000", "--config.checkpoint.every=100000"]
-  with Processes(moved, count=2, devices=2, log=log, arguments=arguments) as run:
-    while len(read(moved)) < 6 and not run.ended():
+  with Local(moved, log=log, arguments=arguments) as run:
+    while len(read(moved)) < 6 and run.script.poll() is None:
       time.sleep(0.05)
     with pytest.raises(InputError, match="another process is training"):
       train(config("steps"), moved, show_progress=False)
-    run.all[1].terminate()
-    assert run.statuses() == [75, 75], run.output()
+    os.kill(run.worker(1), signal.SIGTERM)
+    assert run.script.wait(300) == 75, log.read_text()
   stopped = read(moved)[-1]["step"]
-  assert f"after step {stopped} of 100000, which is saved" in run.output()
+  assert f"after step {stopped} of 100000, which is saved" in log.read_text()
   assert 6 <= stopped < 100_000
 
   # On one device.
