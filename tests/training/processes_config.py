@@ -4,12 +4,22 @@ The argument after the colon chooses: "steps" learns as a run does. In "gradient
 ends with parameters of -1e17 times the gradient, to 1e-7 of them: an AdamW whose eps is far above
 the gradient is steepest descent, and in so long a step the parameters before are lost. The second
 step's loss is not finite.
+
+Where there are several processes, their devices stand in turns in the mesh, as those of a TPU slice
+do: no process holds rows of a batch that follow each other.
 """
+
+import functools
+
+import jax
 
 from dmpo_jax.training import sharding
 from tests.training.tiny import smallest_config
 
 sharding.SMALLEST = 64  # or arrays of this size would not be split
+if jax.process_count() > 1:
+  in_turns = sorted(jax.devices(), key=lambda device: device.id % 2)
+  sharding.make_mesh = functools.partial(sharding.make_mesh, devices=in_turns)
 
 
 def get_config(kind="steps"):

@@ -1,6 +1,7 @@
 """Checkpoints on disk: whole, checked, and of one run only."""
 
 import contextlib
+import resource
 
 import jax.numpy as jnp
 import numpy as np
@@ -99,3 +100,23 @@ def test_a_work_directory_stays_its_first_owners(tmp_path):
     ValueError, match=r"(?s)different run.*config\.loss\.alpha: 0\.01 there, 0\.02"
   ):
     claim(tmp_path / "run", {"config": {"loss": {"alpha": 0.02}}, "data": "a"})
+
+
+def test_a_save_that_fails_in_the_background_is_told_and_leaves_the_earlier_ones(tmp_path):
+  noise = np.random.default_rng(0).standard_normal((400, 1000)).astype(np.float32)
+  state = {**STATE, "noise": jnp.asarray(noise)}  # or it would be compressed to nothing
+  with contextlib.closing(Checkpoints(tmp_path, keep=5)) as checkpoints:
+    checkpoints.save(1, state, {})
+    checkpoints.wait()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # as a full disk, but for us
+    try:
+      checkpoints.save(2, state, {})
+      with pytest.raises(OSError, match=r"cannot save step 2 in .*File too large.*Earlier check"):
+        checkpoints.wait()
+    finally:
+      resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  with contextlib.closing(Checkpoints(tmp_path, keep=5)) as checkpoints:
+    assert checkpoints.latest() == 1
+    restored, _ = checkpoints.restore(1, state)
+  np.testing.assert_array_equal(restored["noise"], noise)

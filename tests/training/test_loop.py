@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dmpo_jax import data, interop
@@ -105,6 +105,47 @@ def test_a_batch_that_does_not_divide_over_the_devices_is_refused(pipeline, tmp_
   config = pairs_config(pipeline)
   config.batch_size, config.num_devices = 5, 4
   with pytest.raises(ValueError, match=r"batch_size 5 does not divide over 4 devices"):
+    train(config, tmp_path / "run", show_progress=False)
+
+
+def test_a_pipeline_that_the_run_would_overwrite_is_refused(finished):
+  config = pairs_config(finished / "pipeline")
+  with pytest.raises(ValueError, match=r"lies in the work directory .* what it had trained"):
+    train(config, finished, show_progress=False)
+
+
+def test_another_pipeline_in_the_place_of_the_first_is_refused_as_another_reference(
+  finished, pipeline, tmp_path
+):
+  workdir = shutil.copytree(finished, tmp_path / "run")
+  config = pairs_config(shutil.copytree(finished / "pipeline", tmp_path / "pipeline"))
+  config.num_steps = 8
+  with pytest.raises(ValueError, match=r"(?s)start: .* there.*would not be the initial policy"):
+    train(config, workdir, show_progress=False)
+
+
+def test_checkpoints_of_which_nobody_knows_the_start_are_refused(finished, pipeline, tmp_path):
+  workdir = shutil.copytree(finished, tmp_path / "run")
+  (workdir / "run.json").unlink()
+  config = pairs_config(pipeline)
+  config.num_steps = 8
+  with pytest.raises(ValueError, match=r"checkpoints without the run\.json"):
+    train(config, workdir, show_progress=False)
+
+
+def test_a_checkpoint_from_another_run_with_another_start_is_refused(finished, pipeline, tmp_path):
+  # As finished, but for what the pipeline holds.
+  other = shutil.copytree(pipeline, tmp_path / "pipeline")
+  file = other / "unet" / "diffusion_pytorch_model.safetensors"
+  tensors = load_file(file)
+  tensors["conv_in.bias"] = tensors["conv_in.bias"] + np.float32(1e-3)
+  save_file(tensors, file)
+  config = pairs_config(other)
+  config.num_steps = 2
+  train(config, tmp_path / "run", show_progress=False)
+  shutil.copytree(finished / "checkpoints" / "4", tmp_path / "run" / "checkpoints" / "4")
+  config.num_steps = 8
+  with pytest.raises(ValueError, match="belongs to a different run"):
     train(config, tmp_path / "run", show_progress=False)
 
 
