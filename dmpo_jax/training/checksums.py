@@ -1,6 +1,7 @@
 """A number for each array that changes with its bytes and not with how it lies on devices."""
 
 import concurrent.futures
+import hashlib
 import math
 from typing import Any
 
@@ -38,6 +39,11 @@ def checksums(tree: Any) -> dict[str, int]:
     everyones = multihost_utils.process_allgather(sums)  # [processes, leaves]
     sums = np.where(shared, everyones.sum(axis=0, dtype=np.uint32), sums)
   return dict(zip(names, sums.tolist(), strict=True))
+
+
+def digest(tree: Any) -> str:
+  """A short digest of a tree: of its paths and `checksums`, wherever its arrays lie."""
+  return hashlib.sha256(repr(sorted(checksums(tree).items())).encode()).hexdigest()[:16]
 
 
 def _is_shared(leaf: Any) -> bool:

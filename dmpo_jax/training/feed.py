@@ -5,13 +5,22 @@ from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
-from jax.sharding import Sharding
+from jax.sharding import Mesh, Sharding
 
 from dmpo_jax import data
 from dmpo_jax.errors import InputError
 from dmpo_jax.training.batch import Batch
 
 Loader = data.Loader | data.StoredLoader
+
+
+def check_devices(mesh: Mesh) -> None:
+  """Refuses a mesh that has no device of this process, which could not take part then."""
+  if not any(device.process_index == jax.process_index() for device in mesh.devices.flat):
+    raise InputError(
+      f"process {jax.process_index()} has none of the {mesh.size} devices that are used; set "
+      "config.num_devices to a number that has some of each process, or 0"
+    )
 
 
 class Feed:
@@ -27,20 +36,12 @@ class Feed:
 
   Attributes:
     truncated: Captions of the data set that are cut.
-
-  Raises:
-    InputError: None of the devices is this process's.
   """
 
   def __init__(self, make_loader: Callable[..., Loader], batch_size: int, sharding: Sharding):
     self._batch_size, self._sharding = batch_size, sharding
     indices = sharding.addressable_devices_indices_map((batch_size,))
     rows = sorted({_bounds(index, batch_size) for index in indices.values()})
-    if not rows:
-      raise InputError(
-        f"process {jax.process_index()} has none of the {len(sharding.device_set)} devices that are"
-        " used; set config.num_devices to a number that has some of each process, or 0"
-      )
     # A process's devices need not stand together in the mesh: what it reads is the fewest parts of
     # equal length that make up its rows.
     runs = [rows[0]]

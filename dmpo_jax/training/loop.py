@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import hashlib
 import json
 import pathlib
 import time
@@ -16,10 +15,10 @@ from dmpo_jax.errors import InputError, PreemptedError
 from dmpo_jax.training import config as configs
 from dmpo_jax.training import sharding, start
 from dmpo_jax.training.checkpoint import Checkpoints
-from dmpo_jax.training.checksums import checksums
+from dmpo_jax.training.checksums import digest
 from dmpo_jax.training.distributed import Peers
 from dmpo_jax.training.export import save_run
-from dmpo_jax.training.feed import Feed
+from dmpo_jax.training.feed import Feed, check_devices
 from dmpo_jax.training.gather import on_host
 from dmpo_jax.training.monitor import Monitor
 from dmpo_jax.training.objective import Params
@@ -31,7 +30,14 @@ from dmpo_jax.training.step import (
   make_step,
   placed_state,
 )
-from dmpo_jax.training.workdir import claim, flat, only_user_of, write_whole
+from dmpo_jax.training.workdir import (
+  check_outside,
+  check_owner,
+  claim,
+  flat,
+  only_user_of,
+  write_whole,
+)
 
 # What may change between two starts of the same run: it changes no number that is computed, or, as
 # the layout of the computation does, by rounding alone.
@@ -104,9 +110,10 @@ class _Run:
 
   def __init__(self, config: ConfigDict, workdir: pathlib.Path, peers: Peers, started: float):
     self.config, self.workdir, self.peers = config, workdir, peers
-    _check_outside(config.pipeline, workdir)
+    check_outside(config.pipeline, workdir)
     self.mesh = sharding.make_mesh(config.num_devices, **config.mesh)
     sharding.check_batch(self.mesh, config.batch_size, config.accumulation)
+    check_devices(self.mesh)
     examples = start.load_examples(config)
     self.captions = [] if config.pipeline else examples.captions
     held = functools.partial(sharding.shardings, self.mesh)
@@ -117,7 +124,8 @@ class _Run:
     self.identity = self._identity(examples.fingerprint(), pipeline.params)
     peers.same("run", flat(self.identity))
     peers.same("config", flat({key: config.to_dict()[key] for key in FREE_KEYS}))
-    self._check_workdir()
+    if peers.first:
+      check_owner(workdir, self.identity)
     objective = start.make_objective(config, pipeline, examples, mesh=self.mesh)
     self.trained, *others = start.split_params(config, pipeline, examples)
     self.frozen, self.reference = (jax.device_put(tree, held(tree)) for tree in others)
@@ -148,27 +156,15 @@ class _Run:
     return {
       "config": kept,
       "data": data,
-      "start": _digest(params),
+      "start": digest(params),
       "captions_truncated": self.feed.truncated,
     }
-
-  def _check_workdir(self) -> None:
-    """Refuses a directory of another run, and checkpoints of which nobody knows the start."""
-    if not self.peers.first:
-      return
-    if (self.workdir / "run.json").exists():
-      claim(self.workdir, self.identity)
-    elif any((self.workdir / "checkpoints").glob("[0-9]*")):
-      raise InputError(
-        f"{self.workdir} holds checkpoints without the run.json that says which pipeline their run "
-        "started from, which is its reference; put it back, or use another work directory"
-      )
 
   def finish(self, started: float, show_progress: bool) -> Result:
     """Takes the steps that are missing and writes the pipeline and the summary."""
     total, summary = self.config.num_steps, self.workdir / "summary.json"
     checkpoints = Checkpoints(self.workdir / "checkpoints", keep=self.config.checkpoint.keep)
-    with contextlib.closing(checkpoints):
+    with self.peers.closing(checkpoints):
       begun = self.peers.share(checkpoints.latest() or 0)
       if begun > total:
         raise InputError(f"{self.workdir} is at step {begun}, past config.num_steps {total}")
@@ -226,7 +222,7 @@ class _Run:
   def _start_again(self):
     """The pipeline that the run started from, read anew, on the host."""
     pipeline = start.load_pipeline(self.config, self.captions)
-    if _digest(pipeline.params) != self.identity["start"]:
+    if digest(pipeline.params) != self.identity["start"]:
       raise InputError(
         f"config.pipeline {self.config.pipeline!r} has changed since the run started; put it back "
         "and start again: the run is complete but for its pipeline folder"
@@ -304,8 +300,8 @@ class _Run:
     if taken < total:
       self.peers.wait()  # or a process that ends would end others before all is saved
       raise PreemptedError(
-        f"told to stop (SIGTERM) after step {taken} of {total}, which is saved; the same command "
-        "goes on from there"
+        f"told to stop (SIGTERM) after step {taken} of {total}"
+        + (", which is saved; the same command goes on from there" if taken else "")
       )
     return state, compiled
 
@@ -326,20 +322,5 @@ class _Run:
     )
 
 
-def _check_outside(pipeline: str, workdir: pathlib.Path) -> None:
-  """Refuses a starting pipeline that the run itself would overwrite."""
-  if pipeline and pathlib.Path(pipeline).resolve().is_relative_to(workdir.resolve()):
-    raise InputError(
-      f"config.pipeline {pipeline!r} lies in the work directory {workdir}, whose pipeline the run "
-      "replaces: started again, its reference would be what it had trained; use another work "
-      "directory, or copy the pipeline elsewhere"
-    )
-
-
 def _read_summary(path: pathlib.Path) -> dict | None:
   return json.loads(path.read_text()) if path.exists() else None
-
-
-def _digest(params: Params) -> str:
-  """A digest of parameters: of their names and checksums, wherever they lie."""
-  return hashlib.sha256(repr(sorted(checksums(params).items())).encode()).hexdigest()[:16]

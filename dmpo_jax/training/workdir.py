@@ -60,6 +60,43 @@ def _check_seen(path: pathlib.Path, token: str) -> None:
     time.sleep(0.2)
 
 
+def check_outside(pipeline: str, workdir: pathlib.Path) -> None:
+  """Refuses a starting pipeline that the run itself would replace.
+
+  Args:
+    pipeline: config.pipeline.
+    workdir: Of the run.
+
+  Raises:
+    InputError: The one lies in the other.
+  """
+  if pipeline and pathlib.Path(pipeline).resolve().is_relative_to(workdir.resolve()):
+    raise InputError(
+      f"config.pipeline {pipeline!r} lies in the work directory {workdir}, whose pipeline the run "
+      "replaces: started again, its reference would be what it had trained; use another work "
+      "directory, or copy the pipeline elsewhere"
+    )
+
+
+def check_owner(workdir: pathlib.Path, identity: dict) -> None:
+  """Refuses the directory of another run, and checkpoints of which nobody knows the start.
+
+  Args:
+    workdir: The run's directory.
+    identity: See `claim`, which writes it where there is none yet.
+
+  Raises:
+    InputError: The directory cannot be this run's.
+  """
+  if (workdir / "run.json").exists():
+    claim(workdir, identity)
+  elif any((workdir / "checkpoints").glob("[0-9]*")):
+    raise InputError(
+      f"{workdir} holds checkpoints without the run.json that says which pipeline their run "
+      "started from, which is its reference; put it back, or use another work directory"
+    )
+
+
 def claim(workdir: pathlib.Path, identity: dict) -> None:
   """Writes who a work directory belongs to, or checks that it belongs to this run.
 

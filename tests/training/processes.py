@@ -56,7 +56,7 @@ class Processes:
     for i, file in enumerate(self.logs):
       own = arguments[i] if arguments and isinstance(arguments[0], list) else arguments
       command = [sys.executable, "-m", "dmpo_jax.commands.main", "train", "--no-progress"]
-      command += ["--config", f"{CONFIG}:{kind}", "--workdir", str(workdir), "--heartbeat", "10"]
+      command += ["--config", f"{CONFIG}:{kind}", "--workdir", str(workdir), "--heartbeat", "15"]
       command += ["--coordinator", coordinator, "--num-processes", str(count)]
       command += ["--process-id", str(i), *own]
       with file.open("w") as out:

@@ -108,7 +108,7 @@ def test_a_run_goes_on_in_another_layout_and_after_sigterm(tmp_path, capsys):
 
   # What the processes saved can be looked at.
   assert main(["inspect", str(moved / "checkpoints" / str(stopped))]) == 0
-  assert "conv_in" in capsys.readouterr().out
+  assert "unet" in capsys.readouterr().out
 
 
 def test_processes_that_are_given_different_runs_say_so_and_end(tmp_path):
