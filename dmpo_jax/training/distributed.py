@@ -154,7 +154,7 @@ class Peers:
     """
     with contextlib.suppress(jax.errors.JaxRuntimeError):  # the service is gone, or others failed
       if status:
-        self._client.key_value_set(FAILED, json.dumps([self.index, status, message]))
+        self._client.key_value_set(f"{FAILED}first", json.dumps([self.index, status, message]))
     self._go(status)
 
   def wait_for_word(self, seconds: float) -> None:

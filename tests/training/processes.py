@@ -73,7 +73,7 @@ class Processes:
         process.kill()
       process.wait()
 
-  def statuses(self, timeout: float = 300) -> list[int]:
+  def statuses(self, timeout: float = 900) -> list[int]:
     """The exit statuses, once all have ended."""
     return [process.wait(timeout) for process in self.all]
 

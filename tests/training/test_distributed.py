@@ -74,6 +74,24 @@ def test_all_stop_before_one_step_though_no_step_ends_without_all_of_them(three,
   assert stopped[0] == max(begun) < 100_000
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_one_that_fails_ends_all_with_its_status_and_its_reason(three, monkeypatch, capsys):
+  statuses = []
+
+  def leave(status):
+    statuses.append(status)
+    raise SystemExit  # the thread's alone
+
+  monkeypatch.setattr(distributed.os, "_exit", leave)
+  with pytest.raises(SystemExit):
+    three[1].leave(2, "no such config")
+  until = time.monotonic() + 30
+  while len(statuses) < 3 and time.monotonic() < until:
+    time.sleep(0.01)
+  assert statuses == [2, 2, 2]
+  assert capsys.readouterr().err.count("process 1 of 3 stopped: no such config") == 2
+
+
 def test_a_process_by_itself_stops_before_the_next_step_after_sigterm():
   before = signal.getsignal(signal.SIGTERM)
   peers = Peers()

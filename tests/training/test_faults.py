@@ -29,7 +29,7 @@ def test_killed_again_and_again_two_workers_end_as_if_they_had_not_been(tmp_path
   chance, log = random.Random(SEED), tmp_path / "log"
   start = {"count": 2, "devices": 1, "log": log}
   whole, killed = tmp_path / "whole", tmp_path / "killed"
-  start["arguments"] = [f"--config.num_steps={24 * (KILLS + 1)}"]
+  start["arguments"] = [f"--config.num_steps={8 * (KILLS + 1)}"]
   with Processes(whole, **start) as run:
     assert run.statuses() == [0, 0], run.output()
 
@@ -43,7 +43,7 @@ def test_killed_again_and_again_two_workers_end_as_if_they_had_not_been(tmp_path
         run.wait_until_together()
         time.sleep(chance.random() * 5)
       else:
-        until = rows + chance.randrange(1, 20)
+        until = rows + chance.randrange(1, 7)
         while len(read(killed)) < until and not run.ended():
           time.sleep(0.005)
         time.sleep(chance.random() * 0.05)
