@@ -8,7 +8,8 @@ This project has not run it at full size: time, memory and scores are unknown. B
 warm-up and caption dropout are what the public scripts of Diffusion-DPO share (Pick-a-Pic v2
 without ties, 512 pixels); beta and alpha are those of DMPO's public re-implementation. There is no
 gradient accumulation: a batch that devices cannot hold has to be made smaller, and then the rate
-too. For a LoRA: --config.lora.rank=16 --config.lora.alpha=16.
+too. For a LoRA: --config.lora.rank=16 --config.lora.alpha=16. A quarter of a step's arithmetic is
+spared by `dmpo-jax data encode`, see docs/data.md.
 """
 
 from ml_collections import ConfigDict

@@ -103,6 +103,7 @@ def encode(
     OSError: A file cannot be written.
   """
   check(options)
+  augment.check(size=options.size, crop=options.crop, channels=encoders.channels)
   if not (hosts >= 1 and 0 <= host < hosts):
     raise InputError(f"host {host} of {hosts}: hosts count from 0")
   source, out = pathlib.Path(source), pathlib.Path(out)
@@ -125,15 +126,14 @@ def encode(
       advance(len(job.rows(number)))
     else:
       encode_shard(job, number, advance)
-  if missing(out, count):
-    return None
   try:
-    return _finish(job, plan)
+    if not missing(out, count):
+      return _finish(job, plan)
   except FileNotFoundError:
-    # Two hosts may see the last shard at once; what the other one has finished is gone from here.
-    if (out / encoded.MANIFEST).exists():
-      return encoded.read_manifest(out)
-    raise
+    if not (out / encoded.MANIFEST).exists():
+      raise
+  # Two hosts may see the last shard at once; what the other one has finished is gone from here.
+  return encoded.read_manifest(out) if (out / encoded.MANIFEST).exists() else None
 
 
 def missing(out: pathlib.Path, count: int | None = None) -> int:

@@ -91,6 +91,8 @@ def _hash(params: Mapping[str, Any]) -> str:
 def _tokenizer(tokenizer: Any) -> str:
   """SHA-256 of what a tokenizer's ids depend on."""
   merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
+  # Older versions of tokenizers write "a b" for ["a", "b"].
+  merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in merges]
   vocabulary = sorted(tokenizer.get_vocab().items())
   known = [vocabulary, merges, tokenizer.model_max_length, tokenizer.pad_token_id]
   return hashlib.sha256(json.dumps(known).encode()).hexdigest()

@@ -226,6 +226,21 @@ def test_hosts_and_devices_share_the_work_and_change_no_byte(pairs, folder, tmp_
   assert contents(out) == contents(folder)
 
 
+def test_a_host_that_another_one_overtakes_at_the_end_finds_the_set_finished(
+  pairs, folder, tmp_path, monkeypatch
+):
+  out, missing = tmp_path / "out", encode.missing
+
+  def overtaken(*arguments):  # when this host is done and before it looks who else is
+    monkeypatch.setattr(encode, "missing", missing)
+    encode.encode(pairs, out, encoders(), VIEWS)
+    return missing(*arguments)
+
+  monkeypatch.setattr(encode, "missing", overtaken)
+  manifest = encode.encode(pairs, out, encoders(), VIEWS)
+  assert manifest == encoded.read_manifest(folder)
+
+
 def test_a_finished_folder_is_left_as_it_is(pairs, folder, tmp_path):
   out = shutil.copytree(folder, tmp_path / "out")
   manifest = encode.encode(pairs, out, encoders(moments=None), VIEWS)
