@@ -163,9 +163,11 @@ def row(look: Look, loss: Loss, num_timesteps: int) -> dict[str, Any]:
 def rises(change: float, standard_error: float) -> bool:
   """Whether the winner's error lies above the reference's by more than noise.
 
-  mean(e_w - r_w) > 3 · std(e_w - r_w) / sqrt(pairs)
+      mean(e_w - r_w) > 3 · std(e_w - r_w) / sqrt(pairs)
+
+  What is no number counts as a rise.
   """
-  return change > RISE * standard_error
+  return not change <= RISE * standard_error
 
 
 def warning(step: int, found: dict[str, Any]) -> str:

@@ -54,7 +54,8 @@ class Result(NamedTuple):
     steps: Optimizer steps taken over the whole life of the run.
     resumed_at: Step at which the last start of the run took up; 0 where it was the first.
     seconds: Wall-clock seconds of that last start.
-    compile_seconds: Part of it until the train step was compiled.
+    compile_seconds: Part of it until the first step began: the train step was compiled and, where
+      the run is watched, looked at for the first time.
     examples_per_second: Examples (pairs or images) per second once compiled.
     captions_truncated: Captions that were longer than the text encoder's context and were cut.
   """
@@ -83,8 +84,9 @@ def train(
 
   Args:
     config: See `dmpo_jax.training.config.default`.
-    workdir: Directory of this run alone: run.json, checkpoints/, metrics.jsonl, tensorboard/, and
-      at the end pipeline/, with LoRA lora/ too, and summary.json. All processes see it.
+    workdir: Directory of this run alone: run.json, checkpoints/, metrics.jsonl, tensorboard/, what
+      docs/monitoring.md lists, and at the end pipeline/, with LoRA lora/ too, and summary.json. All
+      processes see it.
     show_progress: Whether to draw a progress bar.
     peers: The processes of the run, which all call this; None: this one by itself.
 

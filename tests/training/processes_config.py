@@ -3,7 +3,7 @@
 The argument after the colon chooses: "steps" learns as a run does. In "gradient" the first step
 ends with parameters of -1e17 times the gradient, to 1e-7 of them: an AdamW whose eps is far above
 the gradient is steepest descent, and in so long a step the parameters before are lost. The second
-step's loss is not finite.
+step's loss is not finite. That run is watched.
 
 Where there are several processes, their devices stand in turns in the mesh, as those of a TPU slice
 do: no process holds rows of a batch that follow each other.
@@ -30,6 +30,8 @@ def get_config(kind="steps"):
   config.optimizer.learning_rate = 1e-4
   if kind == "gradient":
     config.num_steps, config.checkpoint.every, config.ema_decay = 1, 1, 0.0
+    config.health.update({"every": 3, "split": "test", "pairs": 16, "bins": 2})
+    config.samples.update({"every": 3, "prompts": ("the digit one",), "seeds": 3, "steps": 1})
     config.optimizer.update(
       {"warmup_steps": 0, "eps": 1e3, "learning_rate": 1e20, "weight_decay": 0.0, "clip_norm": 1e9}
     )

@@ -132,3 +132,8 @@ def test_a_rise_is_told_with_its_size_and_where_it_is_largest():
   assert found["winner_rises"] == 1
   assert "by 0.01 (" in (said := health.warning(40, found))
   assert "timesteps 666 to 999" in said
+
+
+def test_an_error_that_is_no_number_has_risen():
+  assert health.rises(math.nan, math.nan)
+  assert health.rises(math.inf, math.nan)

@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import load_file
 
 from dmpo_jax.commands.main import main
@@ -66,6 +67,21 @@ def compare(one, other):
 def test_loss_and_gradients_of_one_device_are_those_of_four(root, one):
   train(config("gradient", **FOUR), root / "four", show_progress=False)
   compare(one, (weights(root / "four" / "pipeline"), read(root / "four")[0]))
+  compare_watched(root, "four")
+
+
+def watched(workdir):
+  """What the panel and the sample grid showed before the first step."""
+  picture = Image.open(workdir / "samples" / "step_000000.png")
+  return read(workdir, "health")[0], np.asarray(picture).astype(int)
+
+
+def compare_watched(root, layout):
+  (row, picture), (other_row, other_picture) = watched(root / "one"), watched(root / layout)
+  assert row["winner_change"] == other_row["winner_change"] == 0
+  for part, other in zip([row, *row["bins"]], [other_row, *other_row["bins"]], strict=True):
+    assert other["winner"] == pytest.approx(part["winner"], rel=1e-5)
+  assert np.abs(picture - other_picture).max() <= 1
 
 
 def test_they_are_those_of_two_processes_which_a_loss_that_is_no_number_ends_alike(root, one):
@@ -77,6 +93,7 @@ def test_they_are_those_of_two_processes_which_a_loss_that_is_no_number_ends_ali
   assert "step 2: the loss of 8 of 8 examples is not finite (examples with ids [" in run.output()
   assert export(workdir, root / "exported") == 1  # what two processes saved, read by one
   compare(one, (weights(root / "exported"), read(workdir)[0]))
+  compare_watched(root, "processes")
 
 
 def test_a_run_goes_on_in_another_layout_and_after_sigterm(tmp_path, capsys):
