@@ -11,15 +11,16 @@ folder (squared distance over pixels) is that of their caption.
 """
 
 import argparse
+import dataclasses
 import pathlib
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from dmpo_jax import evaluation, interop, sampling
-from dmpo_jax.commands.drawing import requests_for, sampler_of
 from dmpo_jax.data import captioned
 from dmpo_jax.data.picture_scores import SCORES
+from dmpo_jax.training.drawing import requests_for, sampler_of
 
 SCALE, GAP, BETWEEN, LABEL, TITLE, MARGIN = 4, 4, 20, 210, 26, 14  # pixels of the picture
 PARTS = {"train": "training captions", "test": "held-out captions"}
@@ -47,7 +48,7 @@ def right_drawing(images, captions, drawings):
   return np.array(drawings.captions)[distance.argmin(axis=1)] == np.array(captions)
 
 
-def main():
+def main(arguments=None):
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   add = parser.add_argument
   add("--folder", type=pathlib.Path, required=True, help="what dmpo-jax data emoji wrote")
@@ -55,10 +56,10 @@ def main():
   add("models", nargs="*", help="NAME=PIPELINE of the aligned models")
   add("--score", choices=sorted(SCORES), default="colourfulness")
   add("--seeds", type=int, default=4, help="samples of a caption (default: 4)")
-  add("--steps", type=int, default=20, help="of DDIM (default: 20)")
+  add("--steps", type=int, default=10, help="of DPM-Solver++ 2M (default: 10)")
   add("--guidance", type=float, default=2.0)
   add("--picture", type=pathlib.Path, help="where to write the picture")
-  options = parser.parse_args()
+  options = parser.parse_args(arguments)
   folders = {"reference": options.reference}
   folders |= {
     name: pathlib.Path(path) for name, _, path in (m.partition("=") for m in options.models)
@@ -77,7 +78,9 @@ def main():
   }
   captions = [parts[name].captions[i] for name, rows in chosen.items() for i in rows]
   prompts = np.repeat(captions, options.seeds).tolist()
-  sampler = sampler_of(reference, num_steps=options.steps, guidance=options.guidance)
+  sampler = sampler_of(
+    reference, num_steps=options.steps, guidance=options.guidance, solver="dpm_solver_pp_2m"
+  )
   requests, _ = requests_for(reference, prompts, np.arange(len(prompts)))
   images = {
     name: sampling.sample_in_batches(sampler, pipeline.params, requests, batch_size=64)
@@ -113,8 +116,6 @@ def main():
 
 def _joined(parts):
   """All drawings of the folder."""
-  import dataclasses
-
   found = list(parts.values())
   return dataclasses.replace(
     found[0],

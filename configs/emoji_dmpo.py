@@ -4,6 +4,10 @@
 
 docs/emoji.md has the commands that make the pairs. Any converted folder of pairs can stand in their
 place: --config.data.folder=data/mine
+
+131 s of processor time on two cores of an AMD EPYC. Colourfulness (95% intervals over captions)
+goes from 0.315 to 0.388 (change +0.073 [0.065, 0.082]) on training captions, and by +0.080
+[0.074, 0.087] on held-out ones.
 """
 
 from ml_collections import ConfigDict
@@ -20,9 +24,9 @@ def get_config() -> ConfigDict:
   config.timesteps.name = "stratified"
   config.caption_dropout = 0.1
   config.batch_size = 32
-  config.num_steps = 120
-  config.optimizer.learning_rate = 5e-5
+  config.num_steps = 100
+  config.optimizer.learning_rate = 1e-4
   config.optimizer.warmup_steps = 20
   config.ema_decay = 0.98
-  config.checkpoint.every = 40
+  config.checkpoint.every = 50
   return config

@@ -1,9 +1,12 @@
 """From a font to an aligned model: the commands of docs/emoji.md, with a tiny font and network."""
 
 import json
+import pathlib
+import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dmpo_jax.commands.config_file import load_config
 from dmpo_jax.commands.main import main
@@ -11,6 +14,11 @@ from dmpo_jax.data import emoji
 from dmpo_jax.training import metrics
 from dmpo_jax.training.loop import train
 from tests.data import emoji_font
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import emoji as benchmark  # noqa: E402
 
 SMALLEST = {
   "sample_size": 8,
@@ -26,7 +34,7 @@ SHORT = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1}
 
 def shrunk(name, **data):
   """The config of that name for two steps of two examples on one device."""
-  config = load_config(f"configs/emoji_{name}.py")
+  config = load_config(str(ROOT / f"configs/emoji_{name}.py"))
   config.data.update({"size": 8, **data})
   config.batch_size = config.num_steps = config.checkpoint.every = 2
   config.optimizer.warmup_steps, config.num_devices = 1, 1
@@ -39,7 +47,8 @@ def root(tmp_path_factory):
   root = tmp_path_factory.mktemp("way")
   font, names = emoji_font.write(root / "font")
   paths = ["--font", str(font), "--names", str(names)]
-  assert main(["data", "emoji", "--out", str(root / "emoji"), "--splits", "train=1", *paths]) == 0
+  splits = ["--splits", "train=0.7,test=0.3"]  # three captions and one
+  assert main(["data", "emoji", "--out", str(root / "emoji"), *splits, *paths]) == 0
   config = shrunk("reference", folder=str(root / "emoji"))
   config.model.unet.update(SMALLEST)
   config.model.text_encoder.update({**SHORT, "num_attention_heads": 2})
@@ -71,8 +80,20 @@ def test_its_samples_become_pairs_that_dmpo_aligns_it_on(root):
   assert rows[1]["loss"] > 0
 
 
+def test_the_benchmark_measures_both_parts_and_draws_the_picture(root, tmp_path, capsys):
+  pipeline, picture = str(root / "reference" / "pipeline"), tmp_path / "pictures" / "emoji.png"
+  few = ["--seeds", "2", "--steps", "1", "--picture", str(picture)]
+  benchmark.main(["--folder", str(root / "emoji"), "--reference", pipeline, f"x={pipeline}", *few])
+  shown = capsys.readouterr().out
+  assert shown.count("0.000 [0.000, 0.000] | 50.0% 50.0 50.0") == 2  # a model against itself
+  assert "1 held-out captions x 2 samples" in shown
+  assert Image.open(picture).width > 300
+
+
 def test_dpo_differs_from_dmpo_in_the_objective_alone():
-  dmpo, dpo = (load_config(f"configs/emoji_{name}.py").to_dict() for name in ("dmpo", "dpo"))
+  dmpo, dpo = (
+    load_config(str(ROOT / f"configs/emoji_{name}.py")).to_dict() for name in ("dmpo", "dpo")
+  )
   assert (dmpo.pop("loss")["name"], dpo.pop("loss")["name"]) == ("dmpo", "dpo")
   assert dmpo == dpo
 
