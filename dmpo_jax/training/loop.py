@@ -129,8 +129,9 @@ class _Run:
     if peers.first:
       check_owner(workdir, self.identity)
     objective = start.make_objective(config, pipeline, examples, mesh=self.mesh)
-    self.trained, *others = start.split_params(config, pipeline, examples)
-    self.frozen, self.reference = (jax.device_put(tree, held(tree)) for tree in others)
+    self.trained, self.frozen, self.reference = (
+      start.placed(tree, held(tree)) for tree in start.split_params(config, pipeline, examples)
+    )
     self.optimizer = make_optimizer(config.optimizer)
     self.step = make_step(
       objective,

@@ -112,14 +112,24 @@ def load_pipeline(
     for i, name in enumerate(("unet", "text_encoder"))
   }
   if shardings:
-    params = {name: _placed(tree, shardings(tree)) for name, tree in params.items()}
+    params = {name: placed(tree, shardings(tree)) for name, tree in params.items()}
   return interop.pixel_pipeline(model, params, tokenizer)
 
 
-def _placed(tree: Params, shardings: Params) -> Params:
-  """Arrays of the host, of which every process has all, on the devices of all processes."""
+def placed(tree: Any, shardings: Any) -> Any:
+  """Arrays on the devices of all processes.
 
-  def place(array: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
+  Args:
+    tree: Arrays on the host, of which every process has all, or on devices.
+    shardings: Where they are to lie.
+
+  Returns:
+    The tree of jax.Arrays; those that lie there already are the same.
+  """
+
+  def place(array: np.ndarray | jax.Array, sharding: jax.sharding.Sharding) -> jax.Array:
+    if isinstance(array, jax.Array):
+      return jax.device_put(array, sharding)
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
   return jax.tree.map(place, tree, shardings)
