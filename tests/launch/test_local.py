@@ -1,8 +1,13 @@
 """Several processes on one machine; tests/training/test_layouts.py trains with the script."""
 
+import os
+import subprocess
+import sys
+import time
+
 import pytest
 
-from tests.launch.room import Room
+from tests.launch.room import ROOT, Room
 
 
 @pytest.fixture
@@ -33,3 +38,64 @@ def test_a_number_that_is_none_is_bad_input(room, options):
   result = room.run("local.sh", *options)
   assert result.returncode == 2
   assert options[0] in result.stderr
+
+
+# In the place of dmpo-jax: its last argument is the process, and its environment has the statuses
+# of each start, a word for a start and a comma between processes; "term" waits for SIGTERM.
+STUB = """#!/usr/bin/env bash
+index="${!#}" folder="$(dirname "$0")/.."
+echo >> "$folder/starts.$index"
+start="$(wc -l < "$folder/starts.$index")"
+word="$(cut -d ' ' -f "$start" <<< "$STATUSES" | cut -d , -f "$((index + 1))")"
+case "$word" in
+  kill) kill -KILL $$ ;;
+  term) trap 'exit 75' TERM; touch "$folder/waits.$index"; while :; do sleep 0.05; done ;;
+  *) exit "$word" ;;
+esac
+"""
+
+
+@pytest.fixture
+def script(tmp_path):
+  """Starts local.sh over processes that end as they are told."""
+  (tmp_path / "bin").mkdir()
+  (tmp_path / "bin" / "python").symlink_to(sys.executable)
+  (tmp_path / "bin" / "dmpo-jax").write_text(STUB)
+  (tmp_path / "bin" / "dmpo-jax").chmod(0o755)
+
+  def start(statuses: str, *options: str) -> subprocess.Popen:
+    return subprocess.Popen(
+      [ROOT / "launch" / "local.sh", *options],
+      env={**os.environ, "VENV": str(tmp_path), "STATUSES": statuses},
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+
+  return start
+
+
+@pytest.mark.parametrize(
+  ("statuses", "status", "starts"),
+  [
+    ("0,0", 0, 1),
+    ("76,kill 75,75 0,0", 0, 3),
+    ("76,2 0,0", 2, 1),
+    ("75,76 75,76 75,76", 75, 3),
+  ],
+)
+def test_lost_and_pre_empted_runs_are_started_again_and_others_are_not(
+  script, tmp_path, statuses, status, starts
+):
+  run = script(statuses, "--restarts", "2")
+  assert run.wait(60) == status, run.stderr.read()
+  assert len((tmp_path / "starts.1").read_text().splitlines()) == starts
+
+
+def test_sigterm_goes_to_all_processes_and_nothing_is_started_again(script, tmp_path):
+  run = script("term,term")
+  until = time.monotonic() + 30
+  while len(list(tmp_path.glob("waits.*"))) < 2 and time.monotonic() < until:
+    time.sleep(0.02)
+  run.terminate()
+  assert run.wait(60) == 75, run.stderr.read()
+  assert len((tmp_path / "starts.0").read_text().splitlines()) == 1

@@ -1,0 +1,35 @@
+"""The options by which a run is one of several processes."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from dmpo_jax.commands.main import main
+
+RUN = ["train", "--config", "none.py", "--workdir", "none"]
+
+
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [
+    (["--num-processes", "2"], "are given together"),
+    (["--coordinator", "a:1", "--num-processes", "2", "--process-id", "2"], "0 to --num-processes"),
+    (["--coordinator", "a", "--num-processes", "2", "--process-id", "0"], "must be HOST:PORT"),
+    (["--distributed", "--process-id", "0"], "finds the processes by itself"),
+    (["--heartbeat", "0"], "at least 1 second"),
+  ],
+)
+def test_options_that_do_not_fit_together_are_bad_input(options, message, capsys):
+  assert main([*RUN, *options]) == 2
+  assert message in capsys.readouterr().err
+
+
+def test_where_jax_finds_no_other_processes_it_says_what_to_give():
+  command = [sys.executable, "-m", "dmpo_jax.commands.main", *RUN, "--distributed"]
+  cluster = ("SLURM", "OMPI", "KUBERNETES", "TPU", "JAX_COORDINATOR", "CLOUD_TPU", "MEGASCALE")
+  alone = {k: v for k, v in os.environ.items() if not k.startswith(cluster)}
+  result = subprocess.run(command, env=alone, capture_output=True, text=True, timeout=120)
+  assert result.returncode == 2
+  assert "elsewhere give --coordinator, --num-processes and --process-id" in result.stderr
