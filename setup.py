@@ -13,6 +13,8 @@ DATA = ["pyarrow>=17,<27"]
 NOTEBOOKS = ["matplotlib>=3.9,<4", "nbclient>=0.10,<1", "nbformat>=5.10,<6", "ipykernel>=6.29,<8"]
 MONITOR = ["matplotlib>=3.9,<4"]
 WANDB = ["wandb>=0.19,<1"]
+# Compiles for TPUs, also without one; jax pins the libtpu that fits it, 0.7 GB when installed.
+TPU = ["jax[tpu]>=0.10,<0.13"]
 TORCH = ["torch>=2.6,<3", "accelerate>=1,<2"]
 
 setup(
@@ -53,6 +55,7 @@ setup(
     "torch": TORCH,
     "monitor": MONITOR,
     "wandb": WANDB,
+    "tpu": TPU,
     "test": [
       *QUICKSTART,
       *DATA,
@@ -60,6 +63,7 @@ setup(
       *TORCH,
       *MONITOR,
       *WANDB,
+      *TPU,
       "peft>=0.17,<1",
       "pytest>=8,<10",
       "pytest-xdist>=3.6,<4",

@@ -17,6 +17,8 @@ Align text-to-image diffusion models with preference pairs, in JAX.
       preference pairs, your own or a published set's, in the form that training reads
   dmpo-jax data encode data/mine --pipeline PIPELINE --out data/mine_encoded
       their latents and text embeddings, made once for all runs of a pipeline
+  dmpo-jax plan --config configs/sd15_dmpo.py --topology v5e-16
+      what a run needs on a TPU slice, found by compiling it, without a TPU
   dmpo-jax train --config configs/digits_dmpo.py --workdir runs/dmpo
       one run as its config says; any key can be set: --config.loss.alpha=0.05
   dmpo-jax sample --pipeline runs/dmpo/pipeline --prompt "the digit seven" --out samples
@@ -33,18 +35,18 @@ Align text-to-image diffusion models with preference pairs, in JAX.
 def main(arguments: list[str] | None = None) -> int:
   """Runs a subcommand and returns the exit status.
 
-  0: done. 1: the system refused something (disk, permissions). 2: bad input. 75: pre-empted,
-  and saved; 76: another process of the run was lost; after these two the same command goes on.
-  130: interrupted.
+  0: done. 1: the system refused something (disk, permissions). 2: bad input. 3: what was planned
+  does not fit. 75: pre-empted, and saved; 76: another process of the run was lost; after these two
+  the same command goes on. 130: interrupted.
   """
-  from dmpo_jax.commands import data, export, inspect, objectives, quickstart, sample, train
+  from dmpo_jax.commands import data, export, inspect, objectives, plan, quickstart, sample, train
 
   parser = argparse.ArgumentParser(
     "dmpo-jax", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("--version", action="version", version=dmpo_jax.__version__)
   commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-  for module in (quickstart, data, train, sample, export, inspect, objectives):
+  for module in (quickstart, data, plan, train, sample, export, inspect, objectives):
     name = module.__name__.rsplit(".", 1)[1]
     summary = module.__doc__.splitlines()[0]
     command = commands.add_parser(

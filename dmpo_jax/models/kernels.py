@@ -85,9 +85,13 @@ def along_last(vector: jax.Array, ndim: int) -> jax.Array:
 
 def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
   """x kernel + bias over the last axis: x `[..., I]`, kernel `[I, O]`, bias `[O]` or None."""
+  kernel = kernel.astype(x.dtype)
+  if _implementation() != "cpu":  # a reshape would fix a layout, and TPUs copy between layouts
+    y = lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
+    return y if bias is None else y + along_last(bias.astype(x.dtype), y.ndim)
   # With two axes alone: XLA's CPU compiler takes three times as long to contract two at once, which
   # the kernel's gradient would otherwise do.
-  y = x.reshape(-1, x.shape[-1]) @ kernel.astype(x.dtype)
+  y = x.reshape(-1, x.shape[-1]) @ kernel
   if bias is not None:
     y = y + bias.astype(x.dtype)[None, :]
   return y.reshape(*x.shape[:-1], -1)

@@ -19,8 +19,7 @@ class Chip:
     hbm: Bytes of memory.
     bandwidth: Bytes/s between chip and memory.
     links: Bytes/s that leave a chip over all its links to other chips.
-    clock: Cycles/s of the tensor cores, by which the compiler's cycles become seconds: peak over
-      the FLOPs of a cycle, 2 * 128 * 128 (v6e: 2 * 256 * 256) for each matrix unit.
+    unit: Side of a matrix unit, to which a kernel's heads are padded.
     axes: Of the torus.
     cores: Tensor cores per chip, in which Google's names of v4 and v5p slices count.
     options: Arguments of `get_topology_desc` beside the name.
@@ -32,7 +31,7 @@ class Chip:
   hbm: float
   bandwidth: float
   links: float
-  clock: float
+  unit: int
   axes: int
   cores: int = 1
   options: tuple[tuple[str, Any], ...] = ()
@@ -41,10 +40,10 @@ class Chip:
 MEGACORE = (("chip_config_name", "megacore"),)  # else a device is half a chip
 
 CHIPS = {
-  "v4": Chip(275e12, 32 * GIB, 1228e9, 300e9, 1.05e9, 3, 2, MEGACORE),
-  "v5e": Chip(197e12, 16 * GIB, 819e9, 200e9, 1.5e9, 2),
-  "v5p": Chip(459e12, 95 * GIB, 2765e9, 600e9, 1.75e9, 3, 2, MEGACORE),
-  "v6e": Chip(918e12, 32 * GIB, 1640e9, 448e9, 1.75e9, 2),
+  "v4": Chip(275e12, 32 * GIB, 1228e9, 300e9, 128, 3, 2, MEGACORE),
+  "v5e": Chip(197e12, 16 * GIB, 819e9, 200e9, 128, 2),
+  "v5p": Chip(459e12, 95 * GIB, 2765e9, 600e9, 128, 3, 2, MEGACORE),
+  "v6e": Chip(918e12, 32 * GIB, 1640e9, 448e9, 256, 2),
 }
 PATTERN = re.compile(r"(v\d+[a-z]*)(?::(\d+(?:x\d+)*)|-(\d+))")
 
@@ -124,11 +123,11 @@ def parse(name: str) -> Slice:
 
 
 def _near_cube(chips: int, axes: int) -> tuple[int, ...]:
-  """A power of two as sides that differ by a factor of two at most, the longest last."""
+  """A power of two as sides that differ by a factor of two at most, the longest last, then ones."""
   sides = [1] * axes
   while math.prod(sides) < chips:
     sides[sides.index(min(sides))] *= 2
-  return tuple(sorted(sides))
+  return tuple(sorted(sides, key=lambda side: (side == 1, side)))
 
 
 def devices(of: Slice) -> list[Any]:

@@ -351,6 +351,10 @@ def _rounded(tree: Params, dtype: str) -> Params:
   """
 
   def cast(path: tuple, x: Any) -> Any:
-    return x.astype(jnp.dtype(dtype)) if path[-1].key == "kernel" and x.dtype != dtype else x
+    if path[-1].key != "kernel" or x.dtype == dtype:
+      return x
+    if isinstance(x, jax.ShapeDtypeStruct):  # a run that is planned has no numbers
+      return jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype))
+    return x.astype(jnp.dtype(dtype))
 
   return jax.tree_util.tree_map_with_path(cast, tree)

@@ -1,48 +1,25 @@
-"""The config.json files of published pipelines, field for field where it matters to a reader.
+"""The config.json files of published pipelines that the tests read: the shipped ones and more.
 
-Odd fields are theirs: old versions of the libraries wrote them. Paths and library versions that say
-nothing about the network are left out.
+Odd fields are theirs: old versions of the libraries wrote them.
 """
 
-CROSS_DOWN, PLAIN_DOWN = "CrossAttnDownBlock2D", "DownBlock2D"
-CROSS_UP, PLAIN_UP = "CrossAttnUpBlock2D", "UpBlock2D"
+from dmpo_jax.interop.published import (
+  CROSS_DOWN,
+  CROSS_UP,
+  PLAIN_DOWN,
+  PLAIN_UP,
+  SD15_TEXT,
+  SD15_UNET,
+  SD21_TEXT,
+  SD21_UNET,
+  SD_VAE,
+  SDXL_TEXT,
+  SDXL_TEXT_2,
+  SDXL_UNET,
+  SDXL_VAE,
+)
 
-# stable-diffusion-v1-5
-SD15_UNET = {
-  "_class_name": "UNet2DConditionModel",
-  "_diffusers_version": "0.6.0",
-  "act_fn": "silu",
-  "attention_head_dim": 8,
-  "block_out_channels": [320, 640, 1280, 1280],
-  "center_input_sample": False,
-  "cross_attention_dim": 768,
-  "down_block_types": [CROSS_DOWN, CROSS_DOWN, CROSS_DOWN, PLAIN_DOWN],
-  "downsample_padding": 1,
-  "flip_sin_to_cos": True,
-  "freq_shift": 0,
-  "in_channels": 4,
-  "layers_per_block": 2,
-  "mid_block_scale_factor": 1,
-  "norm_eps": 1e-05,
-  "norm_num_groups": 32,
-  "out_channels": 4,
-  "sample_size": 64,
-  "up_block_types": [PLAIN_UP, CROSS_UP, CROSS_UP, CROSS_UP],
-}
-
-# stable-diffusion-2-1, whose scheduler has prediction_type "v_prediction"
-SD21_UNET = {
-  **SD15_UNET,
-  "_diffusers_version": "0.10.0.dev0",
-  "attention_head_dim": [5, 10, 20, 20],
-  "cross_attention_dim": 1024,
-  "dual_cross_attention": False,
-  "num_class_embeds": None,
-  "only_cross_attention": False,
-  "sample_size": 96,
-  "upcast_attention": True,
-  "use_linear_projection": True,
-}
+__all__ = ["CROSS_DOWN", "CROSS_UP", "PLAIN_DOWN", "PLAIN_UP"]  # read from here by other tests
 
 # instruct-pix2pix: the noisy latents, and those of the image to edit
 IP2P_UNET = {
@@ -57,57 +34,6 @@ IP2P_UNET = {
   "resnet_time_scale_shift": "default",
   "upcast_attention": False,
   "use_linear_projection": False,
-}
-
-# stable-diffusion-xl-base-1.0
-SDXL_UNET = {
-  "_class_name": "UNet2DConditionModel",
-  "_diffusers_version": "0.19.0.dev0",
-  "act_fn": "silu",
-  "addition_embed_type": "text_time",
-  "addition_embed_type_num_heads": 64,
-  "addition_time_embed_dim": 256,
-  "attention_head_dim": [5, 10, 20],
-  "block_out_channels": [320, 640, 1280],
-  "center_input_sample": False,
-  "class_embed_type": None,
-  "class_embeddings_concat": False,
-  "conv_in_kernel": 3,
-  "conv_out_kernel": 3,
-  "cross_attention_dim": 2048,
-  "cross_attention_norm": None,
-  "down_block_types": [PLAIN_DOWN, CROSS_DOWN, CROSS_DOWN],
-  "downsample_padding": 1,
-  "dual_cross_attention": False,
-  "encoder_hid_dim": None,
-  "encoder_hid_dim_type": None,
-  "flip_sin_to_cos": True,
-  "freq_shift": 0,
-  "in_channels": 4,
-  "layers_per_block": 2,
-  "mid_block_only_cross_attention": None,
-  "mid_block_scale_factor": 1,
-  "mid_block_type": "UNetMidBlock2DCrossAttn",
-  "norm_eps": 1e-05,
-  "norm_num_groups": 32,
-  "num_attention_heads": None,
-  "num_class_embeds": None,
-  "only_cross_attention": False,
-  "out_channels": 4,
-  "projection_class_embeddings_input_dim": 2816,
-  "resnet_out_scale_factor": 1.0,
-  "resnet_skip_time_act": False,
-  "resnet_time_scale_shift": "default",
-  "sample_size": 128,
-  "time_cond_proj_dim": None,
-  "time_embedding_act_fn": None,
-  "time_embedding_dim": None,
-  "time_embedding_type": "positional",
-  "timestep_post_act": None,
-  "transformer_layers_per_block": [1, 2, 10],
-  "up_block_types": [CROSS_UP, CROSS_UP, PLAIN_UP],
-  "upcast_attention": None,
-  "use_linear_projection": True,
 }
 
 # stable-diffusion-xl-1.0-inpainting-0.1 was saved by diffusers' EMAModel, which adds its own state.
@@ -133,90 +59,11 @@ UNETS = {
   "sdxl_inpainting": SDXL_INPAINTING_UNET,
 }
 
-# CLIP-L, stable-diffusion-v1-5
-SD15_TEXT = {
-  "_name_or_path": "openai/clip-vit-large-patch14",
-  "architectures": ["CLIPTextModel"],
-  "attention_dropout": 0.0,
-  "bos_token_id": 0,
-  "dropout": 0.0,
-  "eos_token_id": 2,
-  "hidden_act": "quick_gelu",
-  "hidden_size": 768,
-  "initializer_factor": 1.0,
-  "initializer_range": 0.02,
-  "intermediate_size": 3072,
-  "layer_norm_eps": 1e-05,
-  "max_position_embeddings": 77,
-  "model_type": "clip_text_model",
-  "num_attention_heads": 12,
-  "num_hidden_layers": 12,
-  "pad_token_id": 1,
-  "projection_dim": 768,
-  "torch_dtype": "float32",
-  "transformers_version": "4.22.0.dev0",
-  "vocab_size": 49408,
-}
-
-# OpenCLIP-H without its last layer, stable-diffusion-2-1
-SD21_TEXT = {
-  **SD15_TEXT,
-  "hidden_act": "gelu",
-  "hidden_size": 1024,
-  "intermediate_size": 4096,
-  "num_attention_heads": 16,
-  "num_hidden_layers": 23,
-  "projection_dim": 512,
-  "transformers_version": "4.25.0.dev0",
-}
-
-# CLIP-L, stable-diffusion-xl-base-1.0
-SDXL_TEXT = {**SD15_TEXT, "torch_dtype": "float16", "transformers_version": "4.32.0.dev0"}
-
-# OpenCLIP-bigG, the second text encoder of stable-diffusion-xl-base-1.0
-SDXL_TEXT_2 = {
-  **SD15_TEXT,
-  "architectures": ["CLIPTextModelWithProjection"],
-  "hidden_act": "gelu",
-  "hidden_size": 1280,
-  "intermediate_size": 5120,
-  "num_attention_heads": 20,
-  "num_hidden_layers": 32,
-  "projection_dim": 1280,
-  "torch_dtype": "float16",
-  "transformers_version": "4.32.0.dev0",
-}
-
 TEXT_ENCODERS = {
   "sd15": SD15_TEXT,
   "sd21": SD21_TEXT,
   "sdxl": SDXL_TEXT,
   "sdxl_2": SDXL_TEXT_2,
-}
-
-# stable-diffusion-v1-5; SD2.1's differs in sample_size alone
-SD_VAE = {
-  "_class_name": "AutoencoderKL",
-  "_diffusers_version": "0.6.0",
-  "act_fn": "silu",
-  "block_out_channels": [128, 256, 512, 512],
-  "down_block_types": ["DownEncoderBlock2D"] * 4,
-  "in_channels": 3,
-  "latent_channels": 4,
-  "layers_per_block": 2,
-  "norm_num_groups": 32,
-  "out_channels": 3,
-  "sample_size": 512,
-  "up_block_types": ["UpDecoderBlock2D"] * 4,
-}
-
-# stable-diffusion-xl-base-1.0: its activations exceed float16
-SDXL_VAE = {
-  **SD_VAE,
-  "_diffusers_version": "0.20.0.dev0",
-  "force_upcast": True,
-  "sample_size": 1024,
-  "scaling_factor": 0.13025,
 }
 
 # sdxl-vae-fp16-fix: SDXL's with weights scaled down, so that float16 holds them

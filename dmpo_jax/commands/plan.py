@@ -1,0 +1,192 @@
+"""Compile a config's train step for a TPU slice, without a TPU, and say what it needs there.
+
+    dmpo-jax plan --config configs/sd15_dmpo.py --model sd15 --topology v5e-16 \\
+      --inputs encoded --pairs-per-chip 8 --config.mesh.fsdp=16 --config.remat=convolutions
+
+Any key of the config can be set. Of the pipeline the configs alone are read; --model takes those of
+a published one, for a machine without the hub. It needs libtpu (pip install 'dmpo-jax[tpu]'),
+minutes, and up to 10 GB of memory for the largest networks. Exit code: 0 the step fits the chip's
+memory, 3 it does not, 2 bad input, 1 the compiler failed. docs/plan.md says how to read the result.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+
+from dmpo_jax.errors import InputError
+
+TAKES_CONFIG = True
+DOES_NOT_FIT = 3
+
+# libtpu looks for a machine with TPUs unless it is told what to compile for.
+ENVIRONMENT = {
+  "JAX_PLATFORMS": "cpu",
+  "TPU_SKIP_MDS_QUERY": "1",
+  "TPU_ACCELERATOR_TYPE": "v5litepod-16",
+  "TPU_WORKER_HOSTNAMES": "localhost",
+  "TPU_WORKER_ID": "0",
+  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Declares the command's options."""
+  parser.add_argument("--config", required=True, help="a Python file with get_config()")
+  parser.add_argument(
+    "--topology", required=True, help="v5e:4x4, v5p:2x2x4 (chips), v5e-16, v5p-32 (as Google names)"
+  )
+  parser.add_argument("--model", default="", help="sd15, sd21 or sdxl instead of config.pipeline")
+  parser.add_argument(
+    "--inputs", default="", help="images, latents or encoded; default: what config.data is"
+  )
+  parser.add_argument("--size", type=int, default=0, help="of the images in pixels")
+  parser.add_argument(
+    "--pairs-per-chip",
+    type=int,
+    default=0,
+    help="sets config.batch_size to as many times the chips, for each accumulated part",
+  )
+  parser.add_argument(
+    "--search", action="store_true", help="find the most pairs per chip that fit, by compiling"
+  )
+  parser.add_argument("--json", type=pathlib.Path, help="file to write the plan to")
+  parser.add_argument(
+    "--thorough",
+    action="store_true",
+    help="compile at XLA's default level: much longer, nearly the same memory",
+  )
+  parser.add_argument("--child", type=pathlib.Path, help=argparse.SUPPRESS)
+
+
+def run(options: argparse.Namespace) -> int:
+  """Plans, prints, and says by its status whether the step fits."""
+  if options.child:
+    options.child.write_text(json.dumps(_plan(options)))
+    return 0
+  from dmpo_jax.commands import plan_text
+
+  if options.search:
+    plan, tried = search(lambda pairs: _in_child(options, pairs), options.pairs_per_chip or 1)
+    plan["search"] = tried
+  else:
+    plan = _in_child(options, options.pairs_per_chip)
+  if options.json:
+    options.json.write_text(json.dumps(plan, indent=2) + "\n")
+  print(plan_text.describe(plan))
+  return 0 if plan["fits"] else DOES_NOT_FIT
+
+
+def search(plan: Callable[[int], dict], first: int) -> tuple[dict, dict[int, float]]:
+  """The plan with the most examples per chip that fit.
+
+  Memory grows nearly in a line with the examples, so that each guess comes from two that were
+  compiled.
+
+  Args:
+    plan: Examples per chip -> plan.
+    first: Where to begin, at least 1.
+
+  Returns:
+    That plan (the one for 1 if not even that fits), and bytes per chip of each that was tried.
+  """
+  found: dict[int, dict] = {}
+  fits, fails, guess = 0, None, first
+  while guess:
+    found[guess] = plan(guess)
+    total = found[guess]["total"]
+    print(
+      f"{guess} per chip: {'fits' if found[guess]['fits'] else 'does not fit'}, "
+      f"{total / 2**30:.2f} GiB",
+      file=sys.stderr,
+      flush=True,
+    )
+    if found[guess]["fits"]:
+      fits = max(fits, guess)
+    else:
+      fails = guess if fails is None else min(fails, guess)
+    guess = next_guess({n: p["total"] for n, p in found.items()}, fits, fails, found[guess])
+  tried = {n: found[n]["total"] for n in sorted(found)}
+  return found[fits or 1], tried
+
+
+def next_guess(totals: dict[int, float], fits: int, fails: int | None, last: dict) -> int:
+  """What to try next, or 0 when the answer is known.
+
+  Args:
+    totals: Bytes per chip by examples per chip, of all that were tried.
+    fits: The most that fit; 0: none yet.
+    fails: The fewest that did not; None: none yet.
+    last: The last plan, for the memory there is.
+
+  Returns:
+    Examples per chip between the two.
+  """
+  if fails is not None and fails == fits + 1:
+    return 0
+  lowest = fits + 1
+  highest = fails - 1 if fails is not None else max(2 * fits, 1) * 4
+  if len(totals) < 2:
+    return min(2 * fits, highest) if fits else max(1, (fails or 2) // 2)
+  (a, low), (b, high) = sorted(totals.items())[-2:]
+  slope = (high - low) / (b - a)
+  line = int(a + (last["available"] - low) / slope) if slope > 0 else highest
+  return min(max(line, lowest), highest)
+
+
+def _in_child(options: argparse.Namespace, pairs: int) -> dict:
+  """A plan, compiled in a process of its own, which a compiler may take down with it."""
+  with tempfile.TemporaryDirectory() as folder:
+    result = pathlib.Path(folder) / "plan.json"
+    given = {"config": options.config, "topology": options.topology, "model": options.model}
+    given |= {"inputs": options.inputs, "size": options.size, "pairs-per-chip": pairs}
+    arguments = [f"--{name}={value}" for name, value in given.items() if value]
+    command = [sys.executable, "-m", "dmpo_jax.commands.main", "plan", *arguments, *options.rest]
+    environment = {**os.environ, **ENVIRONMENT}
+    environment.pop("XLA_FLAGS", None)  # those of a CPU are unknown to libtpu's compiler
+    if not options.thorough:
+      environment["JAX_OPTIMIZATION_LEVEL"] = "O0"
+    done = subprocess.run(
+      [*command, f"--child={result}"], env=environment, stderr=subprocess.PIPE, text=True
+    )
+    words = done.stderr.strip().splitlines()
+    if result.exists():
+      return json.loads(result.read_text())
+  if done.returncode == 2:
+    raise InputError(words[-1].removeprefix("dmpo-jax: ") if words else "the plan failed")
+  if done.returncode < 0:
+    raise OSError(
+      f"the compiler was killed by signal {-done.returncode}: most likely this machine has too "
+      "little memory for it (SDXL needs about 8 GB); use a machine with more"
+    )
+  raise OSError("the compiler failed; its last words were:\n" + "\n".join(words[-15:]))
+
+
+def _plan(options: argparse.Namespace) -> dict:
+  """The plan itself, in the child."""
+  from dmpo_jax import interop
+  from dmpo_jax.commands.config_file import load_config
+  from dmpo_jax.interop import published
+  from dmpo_jax.training import config as configs
+  from dmpo_jax.training import plan, slices, start
+
+  config = load_config(options.config, options.rest)
+  of = slices.parse(options.topology)
+  if options.pairs_per_chip:
+    count = config.num_devices or of.chips
+    config.batch_size = options.pairs_per_chip * count * config.accumulation
+  config = configs.check(config)
+  if options.model:
+    pipeline = published.pipeline(options.model)
+  elif config.pipeline:
+    pipeline = interop.load_pipeline(config.pipeline, components=())
+  else:
+    pipeline = start.load_pipeline(config, start.load_examples(config).captions)
+  inputs = plan.inputs_of(
+    config, pipeline.configs["unet"], pipeline.configs.get("vae"), options.inputs, options.size
+  )
+  return plan.make(config, pipeline, of, inputs)

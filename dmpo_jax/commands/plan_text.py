@@ -1,0 +1,76 @@
+"""A plan in words and figures."""
+
+GIB = 2**30
+NAMES = {
+  "parameters": "parameters",
+  "optimizer": "optimizer state",
+  "average": "moving average",
+  "reference": "reference",
+  "frozen": "frozen networks",
+  "batch": "batch",
+}
+
+
+def describe(plan: dict) -> str:
+  """The plan as lines of text.
+
+  Args:
+    plan: From `training.plan.make`.
+
+  Returns:
+    Text without a newline at its end.
+  """
+  mesh = " x ".join(f"{axis} {size}" for axis, size in plan["mesh"].items())
+  inputs = plan["inputs"]
+  images = "pairs" if inputs["images"] == 2 else "images"
+  lines = [
+    f"{plan['slice']} ({plan['topology']}, {plan['chips']} chips), mesh {mesh}, jax "
+    f"{plan['versions']['jax']}, libtpu {plan['versions']['libtpu']}",
+    f"{plan['examples_per_chip']:g} {images} per chip and step in {plan['accumulation']} part(s), "
+    f"{inputs['size']} px, inputs: {inputs['kind']}, remat {plan['remat']}",
+    "",
+    "bytes per chip, GiB",
+  ]
+  lines += [f"  {NAMES[name]:24}{size / GIB:9.3f}" for name, size in plan["bytes"].items()]
+  if "temporaries" in plan:
+    lines.append(f"  {'activations and others':24}{plan['temporaries'] / GIB:9.3f}")
+  lines.append(f"  {'in all':24}{plan['total'] / GIB:9.3f}  of {plan['available'] / GIB:.2f}")
+  lines.append("  it fits" if plan["fits"] else "  it does NOT fit")
+  if plan["fits"]:
+    lines += ["", *_costs(plan)]
+  if "search" in plan:
+    tried = ", ".join(f"{n}: {size / GIB:.2f}" for n, size in plan["search"].items())
+    most = f"{plan['examples_per_chip']:g}" if plan["fits"] else "none"
+    lines += ["", f"most per chip that fit: {most} (tried, GiB: {tried})"]
+  return "\n".join(lines)
+
+
+def _costs(plan: dict) -> list[str]:
+  seconds, share = plan["seconds"], plan["utilisation"]
+  lines = [
+    f"model FLOPs per chip and step      {plan['model_flops'] / 1e12:9.2f} T",
+    f"  in the compiled program          {plan['program_flops'] / 1e12:9.2f} T, with what is "
+    "computed again and heads padded",
+    "collectives, GB sent by a chip",
+  ]
+  for kind, found in plan["collectives"].items():
+    lines.append(f"  {kind:24}{found['bytes'] / 1e9:9.3f}  in {found['count']}")
+  lines += [
+    "seconds per step, estimated from the compiled program",
+    f"  matrix products         {seconds['matrix']:9.4f}",
+    f"  attention kernels       {seconds['attention']:9.4f}",
+    f"  memory traffic          {seconds['memory']:9.4f}",
+    f"  collectives             {seconds['collectives']:9.4f}",
+    f"  step, collectives hidden{seconds['step']:9.4f}  utilisation {share['step']:.1%}",
+    f"  step, none hidden       {seconds['step_exposed']:9.4f}  utilisation "
+    f"{share['step_exposed']:.1%}",
+  ]
+  if share["compiler"] is None:
+    lines.append("  the compiler's own estimate is no positive number")
+  else:
+    doubt = ": impossible, see docs/plan.md" if share["compiler"] > 1 else ""
+    lines.append(
+      f"  compiler's own estimate {seconds['compiler']:9.4f}  utilisation "
+      f"{share['compiler']:.1%}{doubt} (kernels not counted, loops once)"
+    )
+  return lines

@@ -1,0 +1,53 @@
+"""`dmpo-jax plan`: its exit codes and its messages."""
+
+import json
+
+import pytest
+
+from dmpo_jax.commands import plan
+from dmpo_jax.commands.main import main
+
+CONFIG = ["plan", "--config=configs/sd15_dmpo.py", "--topology=v5e-16"]
+PLAN = {
+  "slice": "v5e-16",
+  "topology": "v5e:4x4",
+  "chips": 16,
+  "mesh": {"data": 1, "fsdp": 16},
+  "examples_per_chip": 8.0,
+  "accumulation": 1,
+  "remat": "full",
+  "inputs": {"kind": "encoded", "size": 512, "images": 2},
+  "versions": {"jax": "0.10.2", "libtpu": "0.0.42.1"},
+  "bytes": {"parameters": 2**30, "batch": 2**30},
+  "available": 15.75 * 2**30,
+  "total": 20 * 2**30,
+  "fits": False,
+}
+
+
+def test_a_step_that_does_not_fit_ends_with_status_3(monkeypatch, capsys, tmp_path):
+  monkeypatch.setattr(plan, "_in_child", lambda options, pairs: PLAN)
+  assert main([*CONFIG, f"--json={tmp_path / 'plan.json'}"]) == 3
+  assert "it does NOT fit" in capsys.readouterr().out
+  assert json.loads((tmp_path / "plan.json").read_text()) == PLAN
+
+
+def test_bad_input_in_the_child_is_bad_input(capsys):
+  assert main([*CONFIG, "--model=sd14"]) == 2
+  assert "unknown published pipeline 'sd14'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  ("status", "words", "wanted"),
+  [
+    ("kill -9 $$", "", "killed by signal 9: most likely this machine has too little memory"),
+    ("exit 134", "F0000 check failed", "the compiler failed; its last words were:\nF0000 check"),
+  ],
+)
+def test_a_compiler_that_dies_is_a_message(monkeypatch, capsys, tmp_path, status, words, wanted):
+  python = tmp_path / "python"
+  python.write_text(f"#!/bin/sh\necho '{words}' >&2\n{status}\n")
+  python.chmod(0o755)
+  monkeypatch.setattr(plan.sys, "executable", str(python))
+  assert main(CONFIG) == 1
+  assert wanted in capsys.readouterr().err
