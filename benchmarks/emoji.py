@@ -32,7 +32,8 @@ def cell(interval):
 
 
 def share(interval):
-  return " ".join(f"{100 * x:.1f}%" if i == 0 else f"{100 * x:.1f}" for i, x in enumerate(interval))
+  value, low, high = (100 * x for x in interval)
+  return f"{value:.1f}% [{low:.1f}, {high:.1f}]"
 
 
 def by_caption(values, seeds):
@@ -101,7 +102,7 @@ def main(arguments=None):
       mean, was, hits = (by_caption(v, options.seeds) for v in (level, before, right))
       won = by_caption(evaluation.scores.wins(level, before), options.seeds)
       groups = np.repeat(np.arange(count), options.seeds)
-      against = "| |" if model == "reference" else (
+      against = "| | |" if model == "reference" else (
         f"| {cell(evaluation.scores.paired_difference(mean, was))} | "
         f"{share(evaluation.scores.bootstrap(won))} |"
       )  # fmt: skip

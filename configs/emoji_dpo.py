@@ -1,6 +1,9 @@
 """The emoji model aligned with Diffusion-DPO on the pairs of emoji_dmpo, at the same budget.
 
-dmpo-jax train --config configs/emoji_dpo.py --workdir runs/emoji/dpo
+    dmpo-jax train --config configs/emoji_dpo.py --workdir runs/emoji/dpo
+
+Colourfulness changes by +0.031 [0.027, 0.036] on training captions, +0.031 [0.027, 0.034] on
+held-out ones (docs/emoji.md).
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,9 @@
 """A small text-to-image model of emoji, 16x16 pixels: the reference of the other emoji configs.
 
-dmpo-jax train --config configs/emoji_reference.py --workdir runs/emoji/reference
+    dmpo-jax train --config configs/emoji_reference.py --workdir runs/emoji/reference
+
+docs/emoji.md has the command that draws the emoji. 575 s of processor time on two cores of an AMD
+EPYC; the nearest of 451 drawings is the right one for 53% of the samples of training captions.
 """
 
 from ml_collections import ConfigDict

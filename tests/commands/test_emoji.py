@@ -85,8 +85,10 @@ def test_the_benchmark_measures_both_parts_and_draws_the_picture(root, tmp_path,
   few = ["--seeds", "2", "--steps", "1", "--picture", str(picture)]
   benchmark.main(["--folder", str(root / "emoji"), "--reference", pipeline, f"x={pipeline}", *few])
   shown = capsys.readouterr().out
-  assert shown.count("0.000 [0.000, 0.000] | 50.0% 50.0 50.0") == 2  # a model against itself
+  assert shown.count("0.000 [0.000, 0.000] | 50.0% [50.0, 50.0] |") == 2  # a model against itself
   assert "1 held-out captions x 2 samples" in shown
+  rows = [line for line in shown.splitlines() if line.startswith("|")]
+  assert {row.count("|") for row in rows} == {7}
   assert Image.open(picture).width > 300
 
 
