@@ -262,6 +262,9 @@ class PairSource:
     prefix = f"{NAME}-{split}."
     files = {n: f for n, f in report["files"].items() if n.startswith(prefix)}
     self.records = open_shards(folder, files)
+    # TFDS is imported here: two threads that are the first to import it can wait for each other for
+    # ever, since it imports its parts lazily, each under a lock.
+    _undecoded()
 
   def __len__(self) -> int:
     return len(self.records)

@@ -81,6 +81,18 @@ def test_neither_building_nor_reading_imports_tensorflow(folder):
   assert done.stdout.strip() == "10", done.stderr
 
 
+def test_a_folder_that_is_open_leaves_no_import_of_tfds_to_threads(folder):
+  program = (
+    "import sys; from dmpo_jax.data import builder\n"
+    "source = builder.PairSource(sys.argv[1], 'train')\n"
+    "before = set(sys.modules); source[0]; print(sorted(set(sys.modules) - before))"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", program, str(folder)], capture_output=True, text=True, check=True
+  )
+  assert done.stdout == "[]\n"
+
+
 @pytest.mark.parametrize("keep", [0, 100, 0.5, 0.999])
 def test_a_truncated_shard_is_named(folder, keep):
   path = sorted(folder.glob("*array_record-*"))[1]
