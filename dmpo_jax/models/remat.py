@@ -14,7 +14,17 @@ ATTENTION = "attention"
 CONVOLUTION = "convolution"
 PROJECTION = "projection"
 
-_names = jax.checkpoint_policies.save_only_these_names
+# What a policy keeps inside a block, by name.
+KEPT: dict[str, tuple[str, ...]] = {
+  # Results of matrix products, convolutions and attention: norms and activations again.
+  "dots": (ATTENTION, CONVOLUTION, PROJECTION),
+  # Results of attention and convolutions: matrix products too again.
+  "convolutions": (ATTENTION, CONVOLUTION),
+  # Results of attention alone.
+  "attention": (ATTENTION,),
+  # Nothing: one more forward pass for the least memory.
+  "full": (),
+}
 
 # From everything kept to nothing kept but what passes from block to block. A block is a residual
 # layer, a transformer layer, or a resampling.
@@ -23,14 +33,7 @@ POLICIES: dict[str, Callable | None] = {
   "none": None,
   # All but gathered weights, so that sharded parameters stay sharded between uses.
   "weights": jax.checkpoint_policies.save_anything_except_these_names(placement.WEIGHT),
-  # Results of matrix products, convolutions and attention: norms and activations again.
-  "dots": _names(ATTENTION, CONVOLUTION, PROJECTION),
-  # Results of attention and convolutions: matrix products too again.
-  "convolutions": _names(ATTENTION, CONVOLUTION),
-  # Results of attention alone.
-  "attention": _names(ATTENTION),
-  # Nothing: one more forward pass for the least memory.
-  "full": jax.checkpoint_policies.nothing_saveable,
+  **{name: jax.checkpoint_policies.save_only_these_names(*kept) for name, kept in KEPT.items()},
 }
 
 _chosen: contextvars.ContextVar[str] = contextvars.ContextVar("remat", default="none")
@@ -74,5 +77,12 @@ def block(function: Callable[..., jax.Array], *inputs: jax.Array) -> jax.Array:
 
 
 def keep(x: jax.Array, name: str) -> jax.Array:
-  """An array under a name that policies know."""
+  """An array under a name that policies know.
+
+  Where the policy in use keeps it, the compiler must not compute through it: a network that is
+  differentiated and one that is not are then cut at the same places into the same programs, and
+  round alike.
+  """
+  if name in KEPT.get(_chosen.get(), ()):
+    x = jax.lax.optimization_barrier(x)
   return jax.ad_checkpoint.checkpoint_name(x, name)

@@ -29,8 +29,9 @@ def default() -> ConfigDict:
   # Components that are trained; the others stay frozen.
   config.trained = ("unet",)
   # In which UNet and text encoders compute: float32 or bfloat16. Parameters, their average, the
-  # optimizer, errors and noise are float32 either way. In bfloat16 beside a reference, forwards are
-  # computed again for the gradient, so that policy and reference are rounded alike.
+  # optimizer, errors and noise are float32 either way. In bfloat16 beside a reference, remat "none"
+  # and "weights" compute each forward again for the gradient, so that policy and reference are
+  # rounded alike; with the other policies they are without that.
   config.dtype = "float32"
   # LoRA instead of whole components: W + (alpha / rank) down up; rank 0: none.
   config.lora = ConfigDict()

@@ -17,7 +17,14 @@ from jax.sharding import Mesh
 from dmpo_jax import losses
 from dmpo_jax.training import sharding
 from dmpo_jax.training.batch import Batch, Draws
-from dmpo_jax.training.objective import Loss, Objective, Params, encode_images, image_errors
+from dmpo_jax.training.objective import (
+  ROUNDING,
+  Loss,
+  Objective,
+  Params,
+  encode_images,
+  image_errors,
+)
 
 # The draws derive from it and from the examples' ids: the same ones in all runs, whatever their
 # seed.
@@ -91,7 +98,8 @@ def make_errors(
 
     return jax.lax.map(in_bin, jnp.arange(bins))
 
-  return jax.jit(errors, out_shardings=sharding.replicated(mesh))
+  everywhere = sharding.replicated(mesh)
+  return jax.jit(errors, out_shardings=everywhere, compiler_options=ROUNDING)
 
 
 def measure(

@@ -282,7 +282,10 @@ def make_objective(
     seed=config.seed,
     null_ids=None if len(null_ids) == 2 and zeros else null_ids,
     combine=functools.partial(adapt, alpha=config.lora.alpha) if config.lora.rank else replace,
-    recompute=config.reference and config.dtype != "float32" and config.remat == "none",
+    # Policies that name what they keep see to equal rounding themselves, see `objective.ROUNDING`.
+    recompute=config.reference
+    and config.dtype != "float32"
+    and config.remat not in models.remat.KEPT,
     weights=diffusion.weights.make(config.timestep_weights.to_dict(), schedule),
     label_noise=config.label_noise,
     null_text=_null_text(examples) if "embeddings" in stored(examples) else None,

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from dmpo_jax.models import trees
 from dmpo_jax.training import gradient, sharding
 from dmpo_jax.training.batch import Batch
-from dmpo_jax.training.objective import Objective, Params
+from dmpo_jax.training.objective import ROUNDING, Objective, Params
 
 
 class State(NamedTuple):
@@ -184,4 +184,5 @@ def compile_step(
     in_shardings=(*held, split),
     out_shardings=(held[0], everywhere, split),
     donate_argnums=0,
+    compiler_options=ROUNDING,
   )
