@@ -49,9 +49,11 @@ def _scan(file) -> list[dict]:
 
   data, place, rows = file.read_bytes(), 7, []
   assert data[:4] == b":W&B"
-  while place < len(data):
+  while place + 7 <= len(data):
     _, length, kind = struct.unpack("<IHB", data[place : place + 7])
     assert kind == 1, "a whole record"
+    if place + 7 + length > len(data):
+      break  # still being written
     record = wandb_internal_pb2.Record()
     record.ParseFromString(data[place + 7 : place + 7 + length])
     place += 7 + length
@@ -74,7 +76,9 @@ def test_wandb_gets_rows_health_and_pictures_with_their_step_and_keeps_its_run(
   writer.close()
   identity = (tmp_path / "wandb_id").read_text().strip()
   (file,) = (tmp_path / "wandb").glob(f"offline-run-*/run-{identity}.wandb")
-  rows = _scan(file)
+  until = time.monotonic() + 60  # its own process writes the file, on a busy machine somewhat later
+  while len(rows := _scan(file)) < 3 and time.monotonic() < until:
+    time.sleep(0.1)
   assert [row["step"] for row in rows] == [1, 1, 1]
   assert rows[0]["loss"] == 0.5
   assert rows[1]["health/winner_change"] == rows[1]["health_t0-999/winner_change"] == 0.125
