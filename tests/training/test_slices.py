@@ -5,6 +5,7 @@ import sys
 import pytest
 from jax.experimental import topologies
 
+from dmpo_jax.commands.plan import ENVIRONMENT
 from dmpo_jax.errors import InputError
 from dmpo_jax.training import slices
 
@@ -47,6 +48,23 @@ def test_v5p_is_named_in_tensor_cores():
 def test_a_name_that_is_none_is_refused_with_what_is_expected(name, message):
   with pytest.raises(InputError, match=message):
     slices.parse(name)
+
+
+@pytest.mark.parametrize("name", ["v5e-1", "v5e-8", "v5e-256", "v5p-32", "v4-8", "v6e-16"])
+def test_libtpu_has_a_device_for_each_chip(name, monkeypatch):
+  pytest.importorskip("libtpu", reason="pip install 'dmpo-jax[tpu]' to compile for TPUs")
+  for key, value in ENVIRONMENT.items():
+    monkeypatch.setenv(key, value)
+  found = slices.parse(name)
+  assert len(slices.devices(found)) == found.chips
+
+
+def test_a_slice_that_libtpu_does_not_know_is_refused(monkeypatch):
+  pytest.importorskip("libtpu", reason="pip install 'dmpo-jax[tpu]' to compile for TPUs")
+  for key, value in ENVIRONMENT.items():
+    monkeypatch.setenv(key, value)
+  with pytest.raises(InputError, match=r"libtpu knows no slice v5e:3x5: .*not divisible"):
+    slices.devices(slices.parse("v5e:3x5"))
 
 
 def test_without_libtpu_the_message_says_what_to_install(monkeypatch):
