@@ -24,7 +24,9 @@ from dmpo_jax.errors import InputError
 # for others to have heard why a run ends; and how long one waits for what surely comes, or else jax
 # ends this process.
 POLL, LINGER, WAIT = 0.5, 15.0, 24 * 3600
-STOP, FAILED, AT, GONE = (f"dmpo_jax/{name}/" for name in ("stop", "failed", "at", "gone"))
+# Folders of the store; in the first one, what all look for.
+TOLD, AT, GONE = (f"dmpo_jax/{name}/" for name in ("told", "at", "gone"))
+STOP, FAILED = f"{TOLD}stop", f"{TOLD}failed"
 
 
 class Peers:
@@ -154,7 +156,7 @@ class Peers:
     """
     with contextlib.suppress(jax.errors.JaxRuntimeError):  # the service is gone, or others failed
       if status:
-        self._client.key_value_set(f"{FAILED}first", json.dumps([self.index, status, message]))
+        self._client.key_value_set(FAILED, json.dumps([self.index, status, message]))
     self._go(status)
 
   def wait_for_word(self, seconds: float) -> None:
@@ -182,21 +184,22 @@ class Peers:
     with contextlib.suppress(jax.errors.JaxRuntimeError):
       while True:
         time.sleep(POLL)
-        for _, told in self._client.key_value_dir_get(FAILED):
-          index, status, message = json.loads(told)
+        told = dict(self._client.key_value_dir_get(TOLD))
+        if FAILED in told:
+          index, status, message = json.loads(told[FAILED])
           if index != self.index:
             print(f"dmpo-jax: process {index} of {self.count} stopped: {message}", file=sys.stderr)
             self._go(status)
         if self._stop_at is None:
-          self._decide()
+          self._decide(STOP in told)
 
-  def _decide(self) -> None:
+  def _decide(self, told: bool) -> None:
     """A part of what `stops_before` describes, each time it is called."""
     if not self._published:
-      if not self._asked and not self._client.key_value_dir_get(STOP):
+      if not self._asked and not told:
         return
       self._deciding.acquire()  # no step is begun until all have said theirs
-      self._client.key_value_set(f"{STOP}asked", "", allow_overwrite=True)
+      self._client.key_value_set(STOP, "", allow_overwrite=True)
       self._client.key_value_set(f"{AT}{self.index}", str(self._next))
       self._published = True
     said = [int(step) for _, step in self._client.key_value_dir_get(AT)]
