@@ -1,6 +1,6 @@
 """Workers killed at random moments, many times over: nothing is lost and nothing repeated.
 
-DMPO_JAX_KILLS says how many times (here 2; docs/survival.md has the count of a long run), and
+DMPO_JAX_KILLS says how many times (here once; docs/survival.md has the count of a long run), and
 DMPO_JAX_KILLS_SEED when and which.
 """
 
@@ -16,7 +16,7 @@ from dmpo_jax.training.metrics import read
 from tests.training.processes import Processes
 from tests.training.rows import computed
 
-KILLS = int(os.environ.get("DMPO_JAX_KILLS", "2"))
+KILLS = int(os.environ.get("DMPO_JAX_KILLS", "1"))
 SEED = int(os.environ.get("DMPO_JAX_KILLS_SEED", "0"))
 
 
