@@ -27,8 +27,8 @@ SDXL = "--config configs/sdxl_dmpo_lora.py --model sdxl"
 SETTINGS = {
   "SD1.5 full": f"{SD15} {FULL} {COMMON} --config.remat=convolutions --pairs-per-chip 8",
   "SD1.5 LoRA": f"{SD15} {LORA} {COMMON} --config.remat=convolutions --pairs-per-chip 8",
-  "SDXL full": f"{SDXL} {FULL} {COMMON} --config.remat=attention --pairs-per-chip 2",
-  "SDXL LoRA": f"{SDXL} {LORA} {COMMON} --config.remat=attention --pairs-per-chip 2",
+  "SDXL full": f"{SDXL} {FULL} {COMMON} --config.remat=full --pairs-per-chip 2",
+  "SDXL LoRA": f"{SDXL} {LORA} {COMMON} --config.remat=full --pairs-per-chip 2",
 }
 
 
