@@ -37,8 +37,7 @@ class OurSide:
       interop.load_pipeline(folder / name).params["unet"] for name in ("policy", "reference")
     )
     pipeline = interop.load_pipeline(folder / "reference")
-    mesh = sharding.make_mesh(data * fsdp, fsdp=fsdp)
-    jax.set_mesh(mesh)
+    self.mesh = mesh = sharding.make_mesh(data * fsdp, fsdp=fsdp)
     optimizer = make_optimizer(settings.optimizer)
     step = make_step(
       start.make_objective(settings, pipeline, mesh=mesh),
@@ -62,7 +61,9 @@ class OurSide:
     """Compiles the step; returns the seconds that took, tracing included."""
     started = time.perf_counter()
     batch = jax.device_put(self.batch, self.split)
-    self.compiled = self.jitted.lower(self.state, self.frozen, self.reference, batch).compile()
+    with jax.set_mesh(self.mesh):
+      lowered = self.jitted.lower(self.state, self.frozen, self.reference, batch)
+    self.compiled = lowered.compile()
     return time.perf_counter() - started
 
   def step(self) -> None:

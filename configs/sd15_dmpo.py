@@ -4,25 +4,34 @@
     dmpo-jax train --config configs/sd15_dmpo.py --workdir runs/sd15 \\
       --config.data.folder=data/pairs
 
-This project has not run it at full size: time, memory and scores are unknown. Batch, steps, rate,
-warm-up and caption dropout are what the public scripts of Diffusion-DPO share (Pick-a-Pic v2
-without ties, 512 pixels); beta and alpha are those of DMPO's public re-implementation. There is no
-gradient accumulation: a batch that devices cannot hold has to be made smaller, and then the rate
-too. For a LoRA: --config.lora.rank=16 --config.lora.alpha=16. A quarter of a step's arithmetic is
-spared by `dmpo-jax data encode`, see docs/data.md.
+This project has not run it at full size: time and scores are unknown; what memory it needs on a TPU
+slice `dmpo-jax plan` says (docs/plan.md). Batch, steps, rate, warm-up and caption dropout are what
+the public scripts of Diffusion-DPO share (Pick-a-Pic v2 without ties, 512 pixels); beta and alpha
+are those of DMPO's public re-implementation. 16 chips that hold 8 pairs each, and share parameters
+and optimizer state, go through a batch in 16 parts:
+
+    --config.mesh.fsdp=16 --config.accumulation=16
+
+On pairs that `dmpo-jax data encode` has encoded: --config configs/sd15_dmpo.py:encoded
+--config.data.folder=data/codes. For a LoRA: --config.lora.rank=16 --config.lora.alpha=16.
 """
 
 from ml_collections import ConfigDict
 
+from dmpo_jax.errors import unknown
 from dmpo_jax.training.config import default
 
 
-def get_config() -> ConfigDict:
-  """Full fine-tuning of the UNet; VAE, text encoder and reference stay frozen."""
+def get_config(data: str = "pairs") -> ConfigDict:
+  """Full fine-tuning of the UNet; VAE, text encoder and reference stay frozen.
+
+  Args:
+    data: "pairs": images of a converted folder; "encoded": what `data encode` made of them.
+  """
   config = default()
   config.pipeline = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-  config.data = ConfigDict(
-    {
+  sections = {
+    "pairs": {
       "name": "pairs",
       "folder": "data/pairs",
       "split": "train",
@@ -30,10 +39,15 @@ def get_config() -> ConfigDict:
       "crop": "center",
       "flip": True,
       "ties": "drop",
-    }
-  )
+    },
+    "encoded": {"name": "encoded", "folder": "data/codes", "ties": "drop"},
+  }
+  if data not in sections:
+    raise unknown("argument of the config file", data, sections)
+  config.data = ConfigDict(sections[data])
   config.loss = ConfigDict({"name": "dmpo", "beta": 2000.0, "alpha": 0.01})
-  config.dtype = "bfloat16"
+  config.dtype = config.reference_dtype = "bfloat16"
+  config.remat = "convolutions"
   config.caption_dropout = 0.2
   config.batch_size = 2048
   config.num_steps = 2000

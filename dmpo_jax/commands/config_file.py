@@ -28,8 +28,10 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
     raise InputError(f"no config file {file}; configs/ holds those of the project")
   try:
     config = _parse([f"--config={path}"])
-  except (AttributeError, KeyError, TypeError) as error:
-    reason = error.args[0] if error.args else error
+  except (AttributeError, KeyError, TypeError, flags.Error) as error:
+    # ml_collections puts a whole traceback into its message; the last line says what was wrong.
+    reason = str(error.args[0] if error.args else error).strip().splitlines()[-1]
+    reason = reason.removeprefix(f"{InputError.__module__}.{InputError.__name__}: ")
     raise InputError(f"config file {file} fails: {reason}") from error
   for argument in overrides:
     _check_key(config, argument)

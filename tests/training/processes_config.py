@@ -16,8 +16,8 @@ import jax
 from dmpo_jax.training import sharding
 from tests.training.tiny import smallest_config
 
-sharding.SMALLEST = 64  # or arrays of this size would not be split
-if jax.process_count() > 1:
+if jax.process_count() > 1:  # else whoever reads this file decides for itself
+  sharding.SMALLEST = 64  # or arrays of this size would not be split
   in_turns = sorted(jax.devices(), key=lambda device: device.id % 2)
   sharding.make_mesh = functools.partial(sharding.make_mesh, devices=in_turns)
 
@@ -26,7 +26,7 @@ def get_config(kind="steps"):
   config = smallest_config()
   config.num_devices, config.batch_size = 0, 8
   config.trained, config.ema_decay = ("unet",), 0.9
-  config.num_steps, config.checkpoint.every = 60, 4
+  config.num_steps, config.checkpoint.every, config.checkpoint.keep = 60, 4, 1000
   config.optimizer.learning_rate = 1e-4
   if kind == "gradient":
     config.num_steps, config.checkpoint.every, config.ema_decay = 1, 1, 0.0

@@ -2,17 +2,28 @@
 
 import pytest
 
-from dmpo_jax import losses
+from dmpo_jax import data, losses
 from dmpo_jax.commands.config_file import load_config
-from dmpo_jax.configs import digits_dmpo, digits_reference, sd15_dmpo, sdxl_dmpo_lora
+from dmpo_jax.configs import digits_dmpo, digits_reference, sd15_dmpo, sdxl_dmpo, sdxl_dmpo_lora
 from dmpo_jax.training.config import check, select
 
 DMPO = digits_dmpo.__file__
 
 
-@pytest.mark.parametrize("module", [digits_dmpo, digits_reference, sd15_dmpo, sdxl_dmpo_lora])
+@pytest.mark.parametrize(
+  "module", [digits_dmpo, digits_reference, sd15_dmpo, sdxl_dmpo, sdxl_dmpo_lora]
+)
 def test_the_projects_configs_pass_the_check(module):
   check(module.get_config())
+
+
+@pytest.mark.parametrize("module", [sd15_dmpo, sdxl_dmpo, sdxl_dmpo_lora])
+def test_the_configs_of_stable_diffusion_take_encoded_pairs(module):
+  config = load_config(f"{module.__file__}:encoded", ["--config.data.folder=data/codes"])
+  assert check(config).data.name == "encoded"
+  select("data set", config.data, data.DATASETS)
+  with pytest.raises(ValueError, match="did you mean 'encoded'"):
+    load_config(f"{module.__file__}:encode")
 
 
 def test_a_key_is_set_from_the_command_line():

@@ -1,0 +1,29 @@
+"""Stable Diffusion XL aligned with DMPO on pairs from disk at 1024 pixels.
+
+    dmpo-jax train --config configs/sdxl_dmpo.py --workdir runs/sdxl \\
+      --config.data.folder=data/pairs --config.mesh.fsdp=16 --config.accumulation=64
+
+This project has not run it at full size: time and scores are unknown; what memory it needs on a TPU
+slice `dmpo-jax plan` says (docs/plan.md). beta and alpha are those of DMPO's public
+re-implementation for SDXL; batch, steps, warm-up and the rate, 1e-9 times the batch, are what the
+public scripts of Diffusion-DPO share, and so is Adafactor in the place of AdamW, whose moments are
+twice the parameters. Encoded pairs are taken with configs/sdxl_dmpo.py:encoded.
+"""
+
+from ml_collections import ConfigDict
+
+from dmpo_jax.configs import sd15_dmpo
+
+
+def get_config(data: str = "pairs") -> ConfigDict:
+  """Full fine-tuning of the UNet; VAE, text encoders and reference stay frozen."""
+  config = sd15_dmpo.get_config(data)
+  config.pipeline = "stabilityai/stable-diffusion-xl-base-1.0"
+  if data == "pairs":
+    config.data.size = 1024
+  config.data.time_ids = True
+  config.loss.beta = 6000.0
+  config.remat = "attention"
+  config.optimizer.name = "adafactor"
+  config.optimizer.learning_rate = 2.048e-6
+  return config
