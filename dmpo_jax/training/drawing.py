@@ -9,6 +9,7 @@ import numpy as np
 
 from dmpo_jax import diffusion, interop, models, sampling
 from dmpo_jax.errors import InputError
+from dmpo_jax.training import start
 
 Size = tuple[int, int]
 
@@ -124,25 +125,16 @@ def requests_for(
   Raises:
     InputError: The pipeline has no tokenizer for one of its text encoders.
   """
-  ids, null_ids, truncated = [], [], 0
-  for name in ("", "_2"):
-    if f"text_encoder{name}" not in pipeline.configs:
-      continue
-    tokenizer = getattr(pipeline, f"tokenizer{name}")
-    if tokenizer is None:
-      raise InputError(f"the pipeline has a text_encoder{name} and no tokenizer{name}")
-    tokens = interop.tokenize(tokenizer, prompts)
-    null = interop.tokenize(tokenizer, [negative or ""]).ids
-    ids.append(tokens.ids)
-    null_ids.append(np.repeat(null, len(prompts), axis=0))
-    truncated = max(truncated, tokens.truncated)
+  ids, truncated = start.tokenize(pipeline, prompts)
+  nulls, _ = start.tokenize(pipeline, [negative or ""])
+  null_ids = tuple(np.repeat(row, len(prompts), axis=0) for row in nulls.values())
   time_ids = None
   if "text_encoder_2" in pipeline.configs:
     size = size or default_size(pipeline)
     row = sampling.size_ids(size, original=original, crop=crop, target=target)
     time_ids = np.repeat(row[None], len(prompts), axis=0)  # [N, 6]
   requests = sampling.Requests(
-    np.asarray(seeds), tuple(ids), tuple(null_ids), time_ids, null_time_ids=time_ids
+    np.asarray(seeds), tuple(ids.values()), null_ids, time_ids, null_time_ids=time_ids
   )
   return requests, truncated
 
