@@ -9,7 +9,7 @@ source launch/environment.sh
 USAGE="Usage: launch/local.sh [OPTIONS] --config FILE --workdir DIR [ARGUMENTS OF dmpo-jax train]
 
   launch/local.sh --processes 2 --devices 2 --config configs/digits_dmpo.py --workdir runs/dmpo
-  launch/local.sh --processes 8 --gpus --config configs/sd15_lora.py --workdir runs/sd15
+  launch/local.sh --processes 8 --gpus --config configs/sd15_dmpo.py --workdir runs/sd15
 
   --processes N   how many (default 2)
   --devices M     simulated CPU devices of each (default 1)
