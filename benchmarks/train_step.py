@@ -49,11 +49,18 @@ TOLERANCE = {"float32": 1e-3, "bfloat16": 1e-1}
 LOSS_TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}
 
 
+# What is compared: numbers of which nothing has cancelled. Logits and rewards are differences of
+# them.
+CHECKED = ("loss", "policy_w", "policy_l", "reference_w", "reference_l", "gradient_norm")
+CHECKED_AT_THE_END = ("moved", "average_moved")
+
+
 def disagreement(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> dict[str, float]:
-  """The largest relative difference over the checked steps of each number both sides state."""
+  """The largest relative difference over the checked steps of each number that is compared."""
   return {
     name: max(abs(a[name] / b[name] - 1) for a, b in zip(ours, theirs, strict=True) if name in b)
-    for name in theirs[-1]
+    for name in (*CHECKED, *CHECKED_AT_THE_END)
+    if name in theirs[-1]
   }
 
 
