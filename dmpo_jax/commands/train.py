@@ -28,7 +28,7 @@ TAKES_CONFIG = True
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Declares the command's options."""
   parser.add_argument("--config", required=True, help="a Python file with get_config()")
-  parser.add_argument("--workdir", required=True, type=pathlib.Path, help="directory of this run")
+  parser.add_argument("--workdir", required=True, type=_folder, help="directory of this run")
   parser.add_argument("--no-progress", action="store_true", help="no progress bar")
   parser.add_argument(
     "--distributed", action="store_true", help="one of several processes, which jax finds"
@@ -45,6 +45,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     metavar="SECONDS",
     help="without a sign of life for so long, a process is lost (default: 30)",
   )
+
+
+def _folder(text: str) -> pathlib.Path:
+  if "://" in text:  # a path would take gs://bucket for the folder "gs:"
+    raise argparse.ArgumentTypeError(
+      f"{text!r} is a URL; a run needs a folder that can be locked, local or on a shared disk"
+    )
+  return pathlib.Path(text)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -34,6 +34,13 @@ def test_bad_input_is_one_message_on_stderr_and_status_two(tmp_path, capsys):
   assert "Traceback" not in error
 
 
+def test_a_url_is_no_work_directory(capsys):
+  with pytest.raises(SystemExit) as stop:
+    main(["train", "--config", digits_dmpo.__file__, "--workdir", "gs://bucket/run"])
+  assert stop.value.code == 2
+  assert "'gs://bucket/run' is a URL" in capsys.readouterr().err
+
+
 def test_a_pipeline_that_is_not_there_is_named(tmp_path, capsys):
   arguments = ["train", "--config", digits_dmpo.__file__, "--workdir", str(tmp_path / "run")]
   assert main([*arguments, f"--config.pipeline={tmp_path}/absent"]) == 2
