@@ -12,7 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dmpo_jax.errors import InputError, unknown
+from dmpo_jax.diffusion import named
+from dmpo_jax.errors import InputError
 
 
 def uniform(keys: jax.Array, num_timesteps: int) -> jax.Array:
@@ -121,16 +122,7 @@ def make(
     InputError: The name or a field is unknown, a field is missing, or a timestep lies outside of
       [0, T).
   """
-  config = dict(config)
-  name = config.pop("name", None)
-  if name not in _FIELDS:
-    raise unknown("timestep sampler", name, _FIELDS)
-  for field in config:
-    if field not in _FIELDS[name]:
-      raise unknown(f"field of timestep sampler {name!r}", field, _FIELDS[name])
-  for field in _FIELDS[name]:
-    if field not in config:
-      raise InputError(f"timestep sampler {name!r} needs the field {field!r}")
+  name, config = named.choose("timestep sampler", config, _FIELDS)
 
   if name == "uniform":
     return lambda step_key, keys: uniform(keys, num_timesteps)

@@ -8,8 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from dmpo_jax.diffusion import named
 from dmpo_jax.diffusion.schedule import Schedule, lookup
-from dmpo_jax.errors import InputError, unknown
+from dmpo_jax.errors import InputError
 
 FIELDS = {"none": (), "min_snr": ("gamma",), "table": ("values",)}
 
@@ -60,16 +61,7 @@ def make(config: Mapping[str, Any], schedule: Schedule) -> Callable[[jax.Array],
     InputError: The name or a field is unknown, a field is missing, or a weight is not a finite
       number >= 0.
   """
-  config = dict(config)
-  name = config.pop("name", None)
-  if name not in FIELDS:
-    raise unknown("timestep weight", name, FIELDS)
-  for field in config:
-    if field not in FIELDS[name]:
-      raise unknown(f"field of timestep weight {name!r}", field, FIELDS[name])
-  for field in FIELDS[name]:
-    if field not in config:
-      raise InputError(f"timestep weight {name!r} needs the field {field!r}")
+  name, config = named.choose("timestep weight", config, FIELDS)
   if name == "none":
     return None
   count = len(schedule.alphas_cumprod)
