@@ -23,7 +23,6 @@ def get_config(data: str = "pairs") -> ConfigDict:
     config.data.size = 1024
   config.data.time_ids = True
   config.loss.beta = 6000.0
-  config.remat = "attention"
   config.optimizer.name = "adafactor"
   config.optimizer.learning_rate = 2.048e-6
   return config

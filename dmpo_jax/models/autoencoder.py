@@ -92,16 +92,22 @@ def build_autoencoder(
 
   def encode(params, images, *, dtype=jnp.float32):
     _check("images", images, read.in_channels, downscale)
-    with tracing(implementation, place, remat):
-      moments = restore(params).encode(placement.activations(images.astype(computed_in(dtype))))
-    return Moments(*(m.astype(dtype) for m in moments))
+
+    def run(params, images):
+      with tracing(implementation, place, remat):
+        moments = restore(params).encode(images.astype(computed_in(dtype)))
+      return Moments(*(m.astype(dtype) for m in moments))
+
+    return placement.spread(place, run)(params, images)
 
   def decode(params, z, *, dtype=jnp.float32):
     _check("z", z, read.latent_channels, 1)
-    with tracing(implementation, place, remat):
-      return (
-        restore(params).decode(placement.activations(z.astype(computed_in(dtype)))).astype(dtype)
-      )
+
+    def run(params, z):
+      with tracing(implementation, place, remat):
+        return restore(params).decode(z.astype(computed_in(dtype))).astype(dtype)
+
+    return placement.spread(place, run)(params, z)
 
   return Autoencoder(
     encode=encode,

@@ -59,7 +59,8 @@ def build(
     implementation: How attention and GroupNorm are computed: "cpu", "plain", "cudnn" or "splash"
       as `kernels.using` says; None takes what was made for jax's default backend. To compile for
       another machine, name it. The results differ by rounding.
-    place: Where weights and activations lie on a mesh; None leaves it to the compiler.
+    place: How parameters and examples are spread over devices, such as `training.sharding` says;
+      None: parameters are whole, and the compiler spreads the rest.
     remat: What is kept for a gradient and what is computed again, by its name in
       `remat.POLICIES`. Neither changes a result but for rounding.
 
@@ -89,13 +90,21 @@ def build(
   ):
     inputs = (sample, timesteps, encoder_hidden_states, text_embeds, time_ids)
     unet.check_inputs(module.config, *inputs)
-    with tracing(implementation, place, remat):
-      return restore(params)(*inputs, dtype)
+
+    def run(params, inputs):
+      with tracing(implementation, place, remat):
+        return restore(params)(*inputs, dtype)
+
+    return placement.spread(place, run)(params, inputs)
 
   def apply_text(params, input_ids, *, dtype=jnp.float32):
     clip_text.check_inputs(module.config, input_ids)
-    with tracing(implementation, place, remat):
-      return restore(params)(input_ids, dtype)
+
+    def run(params, input_ids):
+      with tracing(implementation, place, remat):
+        return restore(params)(input_ids, dtype)
+
+    return placement.spread(place, run)(params, input_ids)
 
   def init(key: jax.Array) -> trees.Tree:
     return initial.fill(shapes, key)

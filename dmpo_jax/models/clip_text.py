@@ -10,7 +10,6 @@ from dmpo_jax.errors import InputError
 from dmpo_jax.models import kernels, remat
 from dmpo_jax.models.clip_config import CLIPTextConfig
 from dmpo_jax.models.layers import Embedding, LayerNorm, Linear
-from dmpo_jax.models.placement import activations
 
 ACTIVATIONS = {
   "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
@@ -118,7 +117,7 @@ class TextTransformer(nnx.Module):
     self.final_layer_norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
 
   def __call__(self, ids: jax.Array, dtype: jnp.dtype) -> TextOutput:
-    x, penultimate = self.encoder(activations(self.embeddings(ids).astype(dtype)))
+    x, penultimate = self.encoder(self.embeddings(ids).astype(dtype))
     x = self.final_layer_norm(x)
     # Configs written before transformers 4.31 carry a wrong end token, 2: there, and only there,
     # the end of the text is the token with the largest number.

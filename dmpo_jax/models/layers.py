@@ -4,13 +4,18 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dmpo_jax.models import kernels
-from dmpo_jax.models.placement import weight
+from dmpo_jax.models import kernels, placement
 
 
 def parameter(*shape: int) -> nnx.Param:
-  """A float32 parameter that has a shape and no value yet."""
-  return nnx.Param(jax.ShapeDtypeStruct(shape, jnp.float32))
+  """A float32 parameter that has a shape and no value yet; `whole` is the shape."""
+  return nnx.Param(jax.ShapeDtypeStruct(shape, jnp.float32), whole=shape)
+
+
+def weight(param: nnx.Param, dtype: jax.typing.DTypeLike | None = None) -> jax.Array:
+  """A parameter as a layer computes with it, in a dtype or its own; see `placement.weight`."""
+  value = param[...]
+  return placement.weight(value, dtype or value.dtype, param.whole)
 
 
 class Linear(nnx.Module):
@@ -21,8 +26,8 @@ class Linear(nnx.Module):
     self.bias = parameter(outputs) if bias else None
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    bias = None if self.bias is None else weight(self.bias[...], x.dtype)
-    return kernels.dense(x, weight(self.kernel[...], x.dtype), bias)
+    bias = None if self.bias is None else weight(self.bias, x.dtype)
+    return kernels.dense(x, weight(self.kernel, x.dtype), bias)
 
 
 class Conv(nnx.Module):
@@ -42,7 +47,7 @@ class Conv(nnx.Module):
     self.padding = padding
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    kernel, bias = (weight(p[...], x.dtype) for p in (self.kernel, self.bias))
+    kernel, bias = (weight(p, x.dtype) for p in (self.kernel, self.bias))
     return kernels.convolution(x, kernel, bias, self.stride, self.padding)
 
 
@@ -56,7 +61,7 @@ class GroupNorm(nnx.Module):
     self.eps = eps
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    scale, bias = (weight(p[...], p[...].dtype) for p in (self.scale, self.bias))
+    scale, bias = (weight(p) for p in (self.scale, self.bias))
     return kernels.group_norm(x, scale, bias, self.groups, self.eps)
 
 
@@ -69,7 +74,7 @@ class LayerNorm(nnx.Module):
     self.eps = eps
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    scale, bias = (weight(p[...], p[...].dtype) for p in (self.scale, self.bias))
+    scale, bias = (weight(p) for p in (self.scale, self.bias))
     return kernels.layer_norm(x, scale, bias, self.eps)
 
 
@@ -81,7 +86,7 @@ class Embedding(nnx.Module):
 
   def table(self) -> jax.Array:
     """All vectors, `[entries, C]`."""
-    return weight(self.embedding[...], self.embedding[...].dtype)
+    return weight(self.embedding)
 
   def __call__(self, indices: jax.Array) -> jax.Array:
     return jnp.take(self.table(), indices, axis=0)

@@ -1,27 +1,30 @@
-"""Where weights and activations lie on a mesh, said inside the networks and decided outside."""
+"""How a network is spread over devices, said inside the networks and decided outside."""
 
 import contextlib
 import contextvars
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
-WEIGHT = "weight"  # the name of a placed weight to rematerialisation policies
+WEIGHT = "weight"  # the name of a gathered weight to rematerialisation policies
 
 
 class Placement(NamedTuple):
-  """Constraints on the layout of a network's arrays; neither changes a number.
+  """The two places where a network's work is spread; neither changes a number but by rounding.
 
   Attributes:
-    weights: Parameter, already in the dtype of the computation -> the same where a layer uses it.
-      Parameters that are sharded are gathered here, once per use and in the narrow dtype; inside a
-      rematerialised block the gather is done again for the gradient and nothing of it is kept.
-    activations: `[B, ...]` -> the same; applied to inputs and to what each block returns.
+    spread: `(params, inputs) -> outputs` of one device -> the same function of arrays that lie on
+      all devices. On each, the function is given the parts of parameters that it holds and its
+      examples: the first axis of inputs and outputs.
+    weights: The part of a parameter that a device holds, already in the dtype of the computation,
+      and the shape of the whole -> the whole, where a layer uses it. It is gathered once per use
+      and in the narrow dtype; inside a rematerialised block the gather is done again for the
+      gradient and nothing of it is kept.
   """
 
-  weights: Callable[[jax.Array], jax.Array]
-  activations: Callable[[jax.Array], jax.Array]
+  spread: Callable[[Callable], Callable]
+  weights: Callable[[jax.Array, tuple[int, ...]], jax.Array]
 
 
 _place: contextvars.ContextVar[Placement | None] = contextvars.ContextVar("place", default=None)
@@ -29,7 +32,7 @@ _place: contextvars.ContextVar[Placement | None] = contextvars.ContextVar("place
 
 @contextlib.contextmanager
 def using(place: Placement | None) -> Iterator[None]:
-  """Applies a placement to what is traced inside; None: arrays lie where the compiler puts them."""
+  """Applies a placement's `weights` to what is traced inside; None: parameters are whole."""
   token = _place.set(place)
   try:
     yield
@@ -37,15 +40,23 @@ def using(place: Placement | None) -> Iterator[None]:
     _place.reset(token)
 
 
-def weight(parameter: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
-  """A parameter as a layer computes with it: cast first, so that a gather moves fewer bytes."""
+def spread(place: Placement | None, function: Callable[[Any, Any], Any]) -> Callable:
+  """`function(params, inputs)` over the devices of a placement; itself without one."""
+  return function if place is None else place.spread(function)
+
+
+def weight(parameter: jax.Array, dtype: jax.typing.DTypeLike, whole: tuple[int, ...]) -> jax.Array:
+  """A parameter as a layer computes with it: cast first, so that a gather moves fewer bytes.
+
+  Args:
+    parameter: What this device holds of it.
+    dtype: Of the computation.
+    whole: Shape of the whole.
+
+  Returns:
+    The whole in that dtype.
+  """
   place, cast = _place.get(), parameter.astype(dtype)
   if place is None:
     return cast
-  return jax.ad_checkpoint.checkpoint_name(place.weights(cast), WEIGHT)
-
-
-def activations(x: jax.Array) -> jax.Array:
-  """`[B, ...]`, placed."""
-  place = _place.get()
-  return x if place is None else place.activations(x)
+  return jax.ad_checkpoint.checkpoint_name(place.weights(cast, whole), WEIGHT)

@@ -61,7 +61,7 @@ def using(name: str) -> Iterator[None]:
 
 
 def block(function: Callable[..., jax.Array], *inputs: jax.Array) -> jax.Array:
-  """A block's result, placed; its gradient computes again what the policy in use does not keep.
+  """A block's result; its gradient computes again what the policy in use does not keep.
 
   Args:
     function: `(*inputs) -> [B, ...]`; parameters that it closes over are inputs as well.
@@ -73,7 +73,7 @@ def block(function: Callable[..., jax.Array], *inputs: jax.Array) -> jax.Array:
   name = _chosen.get()
   if name != "none":
     function = jax.checkpoint(function, policy=POLICIES[name])
-  return placement.activations(function(*inputs))
+  return function(*inputs)
 
 
 def keep(x: jax.Array, name: str) -> jax.Array:

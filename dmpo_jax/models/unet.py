@@ -13,7 +13,6 @@ from dmpo_jax.models import remat
 from dmpo_jax.models.attention import TransformerOptions
 from dmpo_jax.models.blocks import BlockOptions, DownBlock, MidBlock, UpBlock
 from dmpo_jax.models.layers import Conv, GroupNorm, Linear
-from dmpo_jax.models.placement import activations
 from dmpo_jax.models.unet_config import TIME_IDS, Level, UNetConfig
 
 
@@ -143,11 +142,11 @@ class UNet2DConditionModel(nnx.Module):
     Returns:
       `[B, H, W, C_out]`.
     """
-    sample, context = (activations(x.astype(dtype)) for x in (sample, context))
+    sample, context = (x.astype(dtype) for x in (sample, context))
     if self.config.center_input_sample:
       sample = 2 * sample - 1
     # Every residual layer reads the activated embedding: activate it once.
-    time = activations(jax.nn.silu(self.embed(timesteps, text_embeds, time_ids, dtype)))
+    time = jax.nn.silu(self.embed(timesteps, text_embeds, time_ids, dtype))
 
     x = remat.block(self.conv_in, sample)
     skips = [x]

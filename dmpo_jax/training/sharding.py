@@ -7,6 +7,7 @@ trade: with fsdp = all devices memory is least, but arrays that are not divisibl
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -117,20 +118,40 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def placement(mesh: Mesh) -> models.Placement:
-  """Where networks gather weights and keep activations: weights whole, images split by example.
+  """Where networks are spread: each device computes its examples with weights it gathers.
 
-  What has a first axis that does not divide over the devices lies where the compiler puts it.
+  This is written out by `jax.shard_map`, not left to the compiler, which would sum the whole of a
+  gradient on every device and keep it for a while. The gradient of a gathered weight is summed by a
+  reduce-scatter, in the dtype of the computation, so that a device keeps its part alone; the parts
+  are summed over "data" in the parameters' dtype.
+
+  Examples that do not divide over all devices are split over the mesh's first axes as far as they
+  do, and repeated over the others.
   """
 
-  def activations(x: jax.Array) -> jax.Array:
-    if x.shape[0] % mesh.size:
-      return x
-    return jax.lax.with_sharding_constraint(x, batch(mesh))
+  def spread(function: Callable) -> Callable:
+    def everywhere(params: Any, inputs: Any) -> Any:
+      held = jax.tree.map(lambda x: spec(tuple(x.shape), mesh.shape["fsdp"]), params)
+      split = PartitionSpec(dividing_axes(mesh, len(jax.tree.leaves(inputs)[0])))
+      # Gathered weights are equal on all devices, which check_vma asks to be proven.
+      run = jax.shard_map(
+        function, mesh=mesh, in_specs=(held, split), out_specs=split, check_vma=False
+      )
+      return run(params, inputs)
 
-  return models.Placement(
-    weights=lambda x: jax.lax.with_sharding_constraint(x, replicated(mesh)),
-    activations=activations,
-  )
+    return everywhere
+
+  def weights(x: jax.Array, whole: tuple[int, ...]) -> jax.Array:
+    held = spec(whole, mesh.shape["fsdp"])
+    return jax.lax.all_gather(x, "fsdp", axis=len(held) - 1, tiled=True) if held else x
+
+  return models.Placement(spread, weights)
+
+
+def dividing_axes(mesh: Mesh, count: int) -> tuple[str, ...]:
+  """The mesh's axes, from the first on, as long as their sizes together divide a count."""
+  sizes = [math.prod(mesh.shape[a] for a in AXES[:n]) for n in range(len(AXES) + 1)]
+  return AXES[: max(n for n, size in enumerate(sizes) if count % size == 0)]
 
 
 def constrain(mesh: Mesh, tree: Any) -> Any:

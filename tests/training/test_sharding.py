@@ -1,10 +1,12 @@
 """Where arrays lie: the rule by shape, the mesh, and what does not divide."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+from dmpo_jax import models
 from dmpo_jax.training import sharding
 
 
@@ -60,3 +62,74 @@ def test_a_batch_that_does_not_divide_is_refused_with_what_would():
   sharding.check_batch(mesh, 24, 3)
   with pytest.raises(ValueError, match=r"batch_size 20 does not divide over 4 devices x 3.*of 12"):
     sharding.check_batch(mesh, 20, 3)
+
+
+UNET = {
+  "_class_name": "UNet2DConditionModel",
+  "block_out_channels": (64,),
+  "down_block_types": ("CrossAttnDownBlock2D",),
+  "up_block_types": ("CrossAttnUpBlock2D",),
+  "layers_per_block": 1,
+  "norm_num_groups": 4,
+  "cross_attention_dim": 64,
+}
+
+
+def loss_of(place, dtype=jnp.float32):
+  model = models.build(UNET, place=place, remat="full")
+
+  def loss(params, sample, context):
+    steps = jnp.arange(len(sample)) * 100
+    return jnp.square(model.apply(params, sample, steps, context, dtype=dtype)).mean()
+
+  return loss
+
+
+def inputs(examples):
+  r = np.random.default_rng(0)
+  shapes = ((examples, 4, 4, 4), (examples, 5, 64))
+  return [r.standard_normal(shape, np.float32) for shape in shapes]
+
+
+def sums(jaxpr):
+  """(primitive, dtype, elements, axes) of every sum over devices, at any depth."""
+  for equation in jaxpr.eqns:
+    if equation.primitive.name in ("psum", "psum_invariant", "reduce_scatter"):
+      axes = equation.params.get("axes") or equation.params["axis_name"]
+      for each in equation.invars:
+        yield equation.primitive.name, str(each.aval.dtype), each.aval.size, set(axes)
+    for value in equation.params.values():
+      inner = getattr(value, "jaxpr", value)
+      yield from sums(inner) if hasattr(inner, "eqns") else ()
+
+
+def test_no_device_is_asked_for_the_whole_gradient_of_a_weight_that_is_spread():
+  mesh = sharding.make_mesh(4, fsdp=2)
+  params = models.abstract(UNET)
+  gradient = jax.grad(loss_of(sharding.placement(mesh), jnp.bfloat16))
+  found = list(sums(jax.make_jaxpr(gradient)(params, *inputs(4)).jaxpr))
+  spread = [x.size for x in jax.tree.leaves(params) if sharding.spec(x.shape, 2)]
+  scattered = [(size, dtype, axes) for name, dtype, size, axes in found if name == "reduce_scatter"]
+  assert sorted(size for size, _, _ in scattered) == sorted(spread)
+  assert {(dtype, *axes) for _, dtype, axes in scattered} == {("bfloat16", "fsdp")}
+  parts = [x.size // 2 for x in jax.tree.leaves(params) if sharding.spec(x.shape, 2)]
+  over_data = [
+    size for name, _, size, axes in found if name != "reduce_scatter" and axes == {"data"}
+  ]
+  assert sorted(over_data) == sorted(parts)
+
+
+@pytest.mark.parametrize("examples", [3, 6, 8])
+def test_any_number_of_examples_has_the_gradient_of_one_device(examples):
+  mesh = sharding.make_mesh(4, fsdp=2)
+  params = models.build(UNET).init(jax.random.key(0))
+  placed = jax.device_put(params, sharding.shardings(mesh, params))
+  found = jax.jit(jax.grad(loss_of(sharding.placement(mesh))))(placed, *inputs(examples))
+  wanted = jax.jit(jax.grad(loss_of(None)))(params, *inputs(examples))
+  for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+    np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * np.abs(b).max())
+
+
+@pytest.mark.parametrize(("count", "axes"), [(3, ()), (6, ("data",)), (8, ("data", "fsdp"))])
+def test_examples_are_split_over_as_many_axes_as_divide_them(count, axes):
+  assert sharding.dividing_axes(sharding.make_mesh(4, fsdp=2), count) == axes
