@@ -4,7 +4,7 @@
     python benchmarks/plan.py --out benchmarks/plans --only v5e-16
 
 Each row is compiled once and kept as a file in --out: started again, the rest is done. The table is
-printed as markdown from what is there. It needs libtpu (pip install 'dmpo-jax[tpu]') and 10 GB.
+printed as markdown from what is there. It needs libtpu (pip install 'dmpo-jax[tpu]') and 18 GB.
 """
 
 import argparse

@@ -5,7 +5,7 @@
 
 Any key of the config can be set. Of the pipeline the configs alone are read; --model takes those of
 a published one, for a machine without the hub. It needs libtpu (pip install 'dmpo-jax[tpu]'),
-minutes, and up to 10 GB of memory for the largest networks. Exit code: 0 the step fits the chip's
+minutes, and up to 18 GB of memory for the largest networks. Exit code: 0 the step fits the chip's
 memory, 3 it does not, 2 bad input, 1 the compiler failed. docs/plan.md says how to read the result.
 """
 
@@ -161,7 +161,7 @@ def _in_child(options: argparse.Namespace, pairs: int) -> dict:
   if done.returncode < 0:
     raise OSError(
       f"the compiler was killed by signal {-done.returncode}: most likely this machine has too "
-      "little memory for it (SDXL needs about 8 GB); use a machine with more"
+      "little memory for it (SDXL needs about 18 GB); use a machine with more"
     )
   raise OSError("the compiler failed; its last words were:\n" + "\n".join(words[-15:]))
 
