@@ -76,24 +76,32 @@ stop_running() {
 }
 
 attempt() {
-  local id="$1" folder="$HOME/dmpo_attempts" old="" pid="" lines=20 follower
+  local id="$1" folder="$HOME/dmpo_attempts" old="" pid="" lines=20 follower tenth
   shift
   mkdir -p "$folder"
   if [ -f "$folder/current" ]; then read -r old pid < "$folder/current"; fi
   if [ "$old" != "$id" ]; then
     if [ -n "$pid" ]; then stop_running "$pid" "$folder/$old.status"; fi
-    # The shell around the command outlives the signals that it gets with it, to note its status.
+    : > "$folder/$id.log" # there before anyone looks for it
+    # The shell around the command notes who runs before it begins, so that a later attempt finds it,
+    # and outlives the signals that it gets with it, to note its status.
     # shellcheck disable=SC2016
-    setsid bash -c 'trap : TERM HUP; file=$1; shift; "$@"; echo $? > "$file.new"
-      mv "$file.new" "$file"' - "$folder/$id.status" "$@" > "$folder/$id.log" 2>&1 < /dev/null &
+    setsid bash -c 'trap : TERM HUP; folder=$1 id=$2; shift 2
+      note() { echo "$2" > "$folder/$1.new"; mv "$folder/$1.new" "$folder/$1"; }
+      note current "$id $$"; "$@"; note "$id.status" $?' \
+      - "$folder" "$id" "$@" >> "$folder/$id.log" 2>&1 < /dev/null &
     pid=$!
-    echo "$id $pid" > "$folder/current"
     lines=+1
   fi
-  tail --lines="$lines" --follow --sleep-interval=0.2 "$folder/$id.log" &
+  # It ends by itself once the process has and all is shown, however slow the machine is; only where
+  # another process has got the number of one that is long gone must it be told.
+  tail --lines="$lines" --follow --sleep-interval=0.2 --pid="$pid" "$folder/$id.log" &
   follower=$!
   while running "$pid" "$folder/$id.status"; do sleep 0.2; done
-  sleep 0.5 # what was printed last is shown, too
+  for ((tenth = 0; tenth < 100; tenth++)); do
+    kill -0 "$follower" 2> /dev/null || break
+    sleep 0.1
+  done
   kill "$follower" 2> /dev/null || true
   if [ ! -f "$folder/$id.status" ]; then
     echo "worker.sh: attempt $id is gone without a word (killed, or the machine started anew)" >&2
