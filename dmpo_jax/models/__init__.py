@@ -4,7 +4,7 @@ from dmpo_jax.models import lora, remat, trees
 from dmpo_jax.models.autoencoder import Autoencoder, Moments, build_autoencoder, draw_latents
 from dmpo_jax.models.build import Model, abstract, build
 from dmpo_jax.models.clip_text import TextOutput
-from dmpo_jax.models.placement import Placement
+from dmpo_jax.models.placement import Placement, dividing_axes
 
 __all__ = [
   "Autoencoder",
@@ -15,6 +15,7 @@ __all__ = [
   "abstract",
   "build",
   "build_autoencoder",
+  "dividing_axes",
   "draw_latents",
   "lora",
   "remat",

@@ -5,7 +5,6 @@ compiler can neither fuse nor partition.
 """
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ import numpy as np
 from jax.experimental.pallas.ops.tpu import splash_attention
 from jax.sharding import PartitionSpec
 
-from dmpo_jax.models import remat
+from dmpo_jax.models import placement, remat
 
 # Positions per tile: the largest of these that divides the length. Larger ones do not fit a core's
 # memory on every TPU, nor does the largest of these with the widest heads in float32.
@@ -85,7 +84,7 @@ def attention(
 
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.auto_axes:
-    split = PartitionSpec(_dividing_axes(mesh, batch))
+    split = PartitionSpec(placement.dividing_axes(mesh.shape, mesh.auto_axes, batch))
     attend = jax.shard_map(
       attend,
       in_specs=split,
@@ -94,14 +93,6 @@ def attention(
       check_vma=False,  # a custom call does not say over which axes its result varies
     )
   return attend(q * channels**-0.5, k, v)
-
-
-def _dividing_axes(mesh: jax.sharding.AbstractMesh, batch: int) -> tuple[str, ...]:
-  """The mesh's axes, from the first on, as long as their sizes together divide the batch."""
-  axes = mesh.auto_axes
-  counts = range(len(axes), -1, -1)
-  most = next(n for n in counts if batch % math.prod(mesh.shape[a] for a in axes[:n]) == 0)
-  return axes[:most]
 
 
 def _tile(tiles: tuple[int, ...], length: int) -> int:

@@ -2,7 +2,8 @@
 
 import contextlib
 import contextvars
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -60,3 +61,18 @@ def weight(parameter: jax.Array, dtype: jax.typing.DTypeLike, whole: tuple[int, 
   if place is None:
     return cast
   return jax.ad_checkpoint.checkpoint_name(place.weights(cast, whole), WEIGHT)
+
+
+def dividing_axes(shape: Mapping[str, int], axes: Sequence[str], count: int) -> tuple[str, ...]:
+  """Over which axes of a mesh examples are split.
+
+  Args:
+    shape: Size of each axis.
+    axes: Those that may be taken, in order.
+    count: How many examples there are.
+
+  Returns:
+    The axes, from the first on, as long as their sizes together divide the count.
+  """
+  sizes = [math.prod(shape[axis] for axis in axes[:n]) for n in range(len(axes) + 1)]
+  return tuple(axes[: max(n for n, size in enumerate(sizes) if count % size == 0)])

@@ -132,7 +132,8 @@ def placement(mesh: Mesh) -> models.Placement:
   def spread(function: Callable) -> Callable:
     def everywhere(params: Any, inputs: Any) -> Any:
       held = jax.tree.map(lambda x: spec(tuple(x.shape), mesh.shape["fsdp"]), params)
-      split = PartitionSpec(dividing_axes(mesh, len(jax.tree.leaves(inputs)[0])))
+      count = len(jax.tree.leaves(inputs)[0])
+      split = PartitionSpec(models.dividing_axes(mesh.shape, AXES, count))
       # Gathered weights are equal on all devices, which check_vma asks to be proven.
       run = jax.shard_map(
         function, mesh=mesh, in_specs=(held, split), out_specs=split, check_vma=False
@@ -146,12 +147,6 @@ def placement(mesh: Mesh) -> models.Placement:
     return jax.lax.all_gather(x, "fsdp", axis=len(held) - 1, tiled=True) if held else x
 
   return models.Placement(spread, weights)
-
-
-def dividing_axes(mesh: Mesh, count: int) -> tuple[str, ...]:
-  """The mesh's axes, from the first on, as long as their sizes together divide a count."""
-  sizes = [math.prod(mesh.shape[a] for a in AXES[:n]) for n in range(len(AXES) + 1)]
-  return AXES[: max(n for n, size in enumerate(sizes) if count % size == 0)]
 
 
 def constrain(mesh: Mesh, tree: Any) -> Any:

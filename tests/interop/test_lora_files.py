@@ -1,6 +1,5 @@
-"""LoRA files: ours in torch diffusers, torch's here, and files that do not fit."""
+"""LoRA files: ours in torch diffusers, and torch's here."""
 
-import copy
 import json
 import types
 
@@ -11,7 +10,6 @@ import pytest
 import safetensors
 import torch
 from diffusers import (
-  DDIMScheduler,
   StableDiffusionPipeline,
   StableDiffusionXLPipeline,
 )
@@ -22,26 +20,11 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict
 from safetensors.numpy import load_file, save_file
-from transformers import CLIPTextModelWithProjection
 
 from dmpo_jax import interop, models
-from dmpo_jax.errors import InputError
 from dmpo_jax.interop import lora_names
 from dmpo_jax.models import lora, trees
-from tests.interop import tiny
-
-# Every kind of layer: attention, linear and 1x1 projections, residual blocks, samplers, the rest.
-UNET_TARGETS = (
-  *lora.ATTENTION,
-  "*.proj_in",
-  "*.ff.net.*",
-  "*.conv1",
-  "*.conv_shortcut",
-  "*.time_emb_proj",
-  "*samplers.0.conv",
-  "conv_in",
-  "time_embedding.*",
-)
+from tests.interop.lora_case import WRITERS, Case, filled, prefixed
 
 
 def fused(network):
@@ -62,88 +45,9 @@ def same_weights(state, params):
     np.testing.assert_allclose(state[key], array, rtol=1e-5, atol=1e-6, err_msg=key)
 
 
-def prefixed(state):
-  """transformers' names with the prefix that published text encoders, and our trees, have."""
-  return {k if k.startswith("text_") else f"text_model.{k}": v for k, v in state.items()}
-
-
 @jax.jit
 def merge(base, tree, alpha):
   return lora.merge(base, tree, alpha=alpha)
-
-
-def filled(tree, seed):
-  generator = np.random.default_rng(seed)
-  return jax.tree.map(lambda x: generator.normal(0, 0.2, x.shape).astype(np.float32), tree)
-
-
-class Case:
-  """A torch pipeline, its parameters here, and a LoRA for all of its networks."""
-
-  def __init__(self, xl):
-    self.xl = xl
-    tokenizer = tiny.make_tokenizer()
-    self.networks = {
-      "unet": tiny.make_sdxl_unet() if xl else tiny.make_unet(**tiny.LATENTS),
-      "text_encoder": tiny.make_text_encoder(tokenizer),
-    }
-    if xl:
-      self.networks["text_encoder_2"] = tiny.make_text_encoder(
-        tokenizer, seed=3, kind=CLIPTextModelWithProjection, hidden_size=16, projection_dim=10
-      )
-    self.config = {**self.networks["unet"].config, "_class_name": "UNet2DConditionModel"}
-    self.base, params = {}, {}
-    for name, network in self.networks.items():
-      state = {k: v.detach().numpy() for k, v in network.state_dict().items()}
-      if name == "unet":
-        shapes = models.abstract(self.config)
-        targets = (*UNET_TARGETS, "add_embedding.*") if xl else UNET_TARGETS
-      else:
-        state = prefixed(state)
-        kind = {"architectures": [type(network).__name__]}
-        shapes = models.abstract({**network.config.to_dict(), **kind})
-        targets = (*lora.TEXT_ATTENTION, "*.fc1")
-      self.base[name] = interop.from_torch_state(state, shapes)
-      fresh = lora.init(jax.random.key(0), self.base[name], targets=targets, rank=3)
-      params[name] = filled(fresh, seed=len(params))
-    self.lora = interop.Lora(params, dict.fromkeys(params, 6.0))
-
-  def pipeline(self):
-    """A torch pipeline with copies of the networks."""
-    copies = copy.deepcopy(self.networks)
-    scheduler = DDIMScheduler(steps_offset=1, clip_sample=False)
-    none = {"vae": None, "tokenizer": None, "feature_extractor": None, "scheduler": scheduler}
-    if self.xl:
-      return StableDiffusionXLPipeline(**copies, **none, tokenizer_2=None)
-    return StableDiffusionPipeline(
-      **copies, **none, safety_checker=None, requires_safety_checker=False
-    )
-
-  def inputs(self):
-    generator = np.random.default_rng(5)
-    width = self.config["cross_attention_dim"]
-    given = {
-      "sample": generator.normal(size=(2, 8, 8, 4)).astype(np.float32),
-      "timesteps": np.int32([3, 700]),
-      "encoder_hidden_states": generator.normal(size=(2, 5, width)).astype(np.float32),
-    }
-    if self.xl:
-      given["text_embeds"] = generator.normal(size=(2, 10)).astype(np.float32)
-      given["time_ids"] = np.float32([[64, 64, 0, 0, 64, 64], [32, 48, 0, 4, 64, 48]])
-    return given
-
-  def output(self, unet):
-    """What a torch UNet makes of the inputs, in our layout."""
-    given = {name: torch.from_numpy(x) for name, x in self.inputs().items()}
-    extra = {k: given[k] for k in ("text_embeds", "time_ids") if k in given}
-    with torch.no_grad():
-      out = unet(
-        given["sample"].permute(0, 3, 1, 2),
-        given["timesteps"],
-        given["encoder_hidden_states"],
-        added_cond_kwargs=extra or None,
-      ).sample
-    return out.permute(0, 2, 3, 1).numpy()
 
 
 @pytest.fixture(scope="module", params=["sd", "sdxl"])
@@ -171,9 +75,6 @@ def sd():
 @pytest.fixture(scope="module")
 def sdxl():
   return Case(True)
-
-
-WRITERS = {"peft": interop.save_lora, "kohya": interop.save_kohya_lora}
 
 
 @pytest.fixture(scope="module", params=list(WRITERS))
@@ -365,147 +266,3 @@ def test_kohyas_file_with_diffusers_block_names_is_read_for_sdxl(sdxl, tmp_path)
   found = interop.load_lora(tmp_path / "b.safetensors", case.base)
   assert found.alphas["unet"] == dict.fromkeys(layers, 1.5)
   jax.tree.map(np.testing.assert_array_equal, found.params["unet"], case.lora.params["unet"])
-
-
-def rewritten(sd, tmp_path, change, metadata=None):
-  """Our file with its entries changed."""
-  interop.save_lora(tmp_path / "a.safetensors", sd.lora, sd.base)
-  state = load_file(tmp_path / "a.safetensors")
-  change(state)
-  save_file(state, tmp_path / "a.safetensors", metadata=metadata)
-  return tmp_path / "a.safetensors"
-
-
-Q = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
-
-
-def test_everything_that_does_not_fit_is_listed(sd, tmp_path):
-  def change(state):
-    state["unet.elsewhere.to_q.lora_A.weight"] = np.ones((3, 8), np.float32)
-    state[f"{Q}.dora_scale"] = np.ones(8, np.float32)
-    del state["unet.conv_in.lora_B.weight"]
-    k = Q.replace("to_q", "to_k")
-    state[f"{k}.lora_B.weight"] = np.ones((9, 3), np.float32)
-
-  with pytest.raises(InputError) as error:
-    interop.load_lora(rewritten(sd, tmp_path, change), sd.base)
-  message = str(error.value)
-  assert "unet.elsewhere.to_q.lora_A.weight: the base has no such" in message
-  assert f"{Q}.dora_scale: no entry of a plain LoRA" in message
-  assert "unet.conv_in: needs both factors" in message
-  assert "to_k: made for [8, 9], the base's is [8, 8]" in message
-  assert len(message.splitlines()) == 5
-
-
-@pytest.mark.parametrize(
-  ("shape", "problem"),
-  [((3, 8, 1, 1), "expected"), ((4, 8), "expected"), ((3, 9), r"made for \[9, 8\]")],
-)
-def test_factors_that_do_not_belong_together_are_refused(sd, tmp_path, shape, problem):
-  def change(state):
-    state[f"{Q}.lora_A.weight"] = np.ones(shape, np.float32)
-
-  with pytest.raises(InputError, match=problem):
-    interop.load_lora(rewritten(sd, tmp_path, change), sd.base)
-
-
-def test_a_factor_under_two_spellings_is_refused(sd, tmp_path):
-  def change(state):
-    state[f"{Q}.lora.down.weight"] = state[f"{Q}.lora_A.weight"]
-
-  with pytest.raises(InputError, match="twice"):
-    interop.load_lora(rewritten(sd, tmp_path, change), sd.base)
-
-
-@pytest.mark.parametrize(
-  ("fields", "problem"),
-  [
-    ({"lora_alpha": 4, "r": 3, "use_dora": True}, "use_dora"),
-    ({"lora_alpha": 4, "r": 3, "use_rslora": True}, "use_rslora"),
-    ({"lora_alpha": 4, "r": 5}, "the header says rank 5, the factors have 3"),
-  ],
-)
-def test_a_header_of_another_method_or_rank_is_refused(sd, tmp_path, fields, problem):
-  header = json.dumps({f"unet.{name}": value for name, value in fields.items()})
-  file = rewritten(sd, tmp_path, lambda state: None, {"lora_adapter_metadata": header})
-  with pytest.raises(InputError, match=problem):
-    interop.load_lora(file, sd.base)
-
-
-@pytest.mark.parametrize("header", ["{", "[1]"])
-def test_a_header_that_is_no_object_is_refused(sd, tmp_path, header):
-  file = rewritten(sd, tmp_path, lambda state: None, {"lora_adapter_metadata": header})
-  with pytest.raises(InputError, match=r"no (valid JSON|JSON object)"):
-    interop.load_lora(file, sd.base)
-
-
-def test_alpha_in_the_header_and_as_an_entry_is_refused(sd, tmp_path):
-  header = json.dumps({"unet.lora_alpha": 4})
-
-  def change(state):
-    state[f"{Q}.alpha"] = np.asarray(4, np.float32)
-
-  file = rewritten(sd, tmp_path, change, {"lora_adapter_metadata": header})
-  with pytest.raises(InputError, match="twice"):
-    interop.load_lora(file, sd.base)
-
-
-def test_a_lora_for_sdxl_is_refused_by_sd(sd, sdxl, tmp_path):
-  case = sdxl
-  interop.save_lora(tmp_path / "a.safetensors", case.lora, case.base)
-  with pytest.raises(InputError, match=r"text_encoder_2\.text_model"):
-    interop.load_lora(tmp_path / "a.safetensors", sd.base)
-
-
-def test_a_file_cut_short_is_refused(sd, tmp_path):
-  file = rewritten(sd, tmp_path, lambda state: None)
-  file.write_bytes(file.read_bytes()[:-100])
-  with pytest.raises(InputError, match="damaged"):
-    interop.load_lora(file, sd.base)
-
-
-@pytest.mark.parametrize(
-  ("name", "problem"), [("gone.safetensors", "no file"), ("a.bin", "pickled")]
-)
-def test_a_missing_or_pickled_file_is_refused(sd, tmp_path, name, problem):
-  (tmp_path / "a.bin").write_bytes(b"")
-  with pytest.raises(InputError, match=problem):
-    interop.load_lora(tmp_path / name, sd.base)
-
-
-@pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
-@pytest.mark.parametrize(
-  ("change", "problem"),
-  [
-    (lambda x: x._replace(params={"vae": x.params["unet"]}), "'vae'"),
-    (lambda x: x._replace(alphas={}), "alphas does not have"),
-    (lambda x: x._replace(params={}), "names no component"),
-    (lambda x: x._replace(alphas={**x.alphas, "unet": {"conv_in": 1}}), "these differ"),
-    (lambda x: x._replace(params={"unet": x.params["text_encoder"]}), "another network"),
-    (lambda x: x._replace(params=jax.tree.map(np.float64, x.params)), "float64"),
-  ],
-)
-def test_a_lora_that_does_not_fit_is_not_written(sd, tmp_path, write, change, problem):
-  with pytest.raises(InputError, match=problem):
-    write(tmp_path / "a.safetensors", change(sd.lora), sd.base)
-  assert not list(tmp_path.iterdir())
-
-
-def test_a_name_that_readers_do_not_know_is_refused(sd, tmp_path):
-  with pytest.raises(InputError, match=r"\*.safetensors"):
-    interop.save_lora(tmp_path / "lora.bin", sd.lora, sd.base)
-
-
-def test_a_file_is_replaced_whole_or_not_at_all(sd, tmp_path, monkeypatch):
-  file = tmp_path / "a.safetensors"
-  interop.save_lora(file, sd.lora, sd.base)
-  before = file.read_bytes()
-
-  def refuse(*_):
-    raise OSError("no space left on device")
-
-  monkeypatch.setattr("pathlib.Path.replace", refuse)
-  with pytest.raises(InputError, match="no space left"):
-    interop.save_lora(file, sd.lora._replace(alphas=dict.fromkeys(sd.base, 1)), sd.base)
-  assert file.read_bytes() == before
-  assert list(tmp_path.iterdir()) == [file]

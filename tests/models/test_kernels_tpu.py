@@ -85,7 +85,7 @@ def test_under_a_mesh_each_device_computes_its_images():
 @pytest.mark.parametrize(("batch", "wanted"), [(1, ()), (6, ("data",)), (12, ("data", "fsdp"))])
 def test_the_batch_is_split_over_the_axes_that_divide_it(batch, wanted):
   mesh = jax.sharding.AbstractMesh((2, 2), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
-  assert kernels_tpu._dividing_axes(mesh, batch) == wanted
+  assert models.dividing_axes(mesh.shape, mesh.auto_axes, batch) == wanted
 
 
 @pytest.mark.parametrize(

@@ -128,8 +128,3 @@ def test_any_number_of_examples_has_the_gradient_of_one_device(examples):
   wanted = jax.jit(jax.grad(loss_of(None)))(params, *inputs(examples))
   for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
     np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * np.abs(b).max())
-
-
-@pytest.mark.parametrize(("count", "axes"), [(3, ()), (6, ("data",)), (8, ("data", "fsdp"))])
-def test_examples_are_split_over_as_many_axes_as_divide_them(count, axes):
-  assert sharding.dividing_axes(sharding.make_mesh(4, fsdp=2), count) == axes

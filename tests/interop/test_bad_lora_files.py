@@ -1,0 +1,161 @@
+"""LoRA files that do not fit, and LoRAs that cannot be written."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from dmpo_jax import interop
+from dmpo_jax.errors import InputError
+from tests.interop.lora_case import WRITERS, Case
+
+
+@pytest.fixture(scope="module")
+def sd():
+  return Case(False)
+
+
+def rewritten(sd, tmp_path, change, metadata=None):
+  """Our file with its entries changed."""
+  interop.save_lora(tmp_path / "a.safetensors", sd.lora, sd.base)
+  state = load_file(tmp_path / "a.safetensors")
+  change(state)
+  save_file(state, tmp_path / "a.safetensors", metadata=metadata)
+  return tmp_path / "a.safetensors"
+
+
+Q = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+
+
+def test_everything_that_does_not_fit_is_listed(sd, tmp_path):
+  def change(state):
+    state["unet.elsewhere.to_q.lora_A.weight"] = np.ones((3, 8), np.float32)
+    state[f"{Q}.dora_scale"] = np.ones(8, np.float32)
+    del state["unet.conv_in.lora_B.weight"]
+    k = Q.replace("to_q", "to_k")
+    state[f"{k}.lora_B.weight"] = np.ones((9, 3), np.float32)
+
+  with pytest.raises(InputError) as error:
+    interop.load_lora(rewritten(sd, tmp_path, change), sd.base)
+  message = str(error.value)
+  assert "unet.elsewhere.to_q.lora_A.weight: the base has no such" in message
+  assert f"{Q}.dora_scale: no entry of a plain LoRA" in message
+  assert "unet.conv_in: needs both factors" in message
+  assert "to_k: made for [8, 9], the base's is [8, 8]" in message
+  assert len(message.splitlines()) == 5
+
+
+@pytest.mark.parametrize(
+  ("shape", "problem"),
+  [((3, 8, 1, 1), "expected"), ((4, 8), "expected"), ((3, 9), r"made for \[9, 8\]")],
+)
+def test_factors_that_do_not_belong_together_are_refused(sd, tmp_path, shape, problem):
+  def change(state):
+    state[f"{Q}.lora_A.weight"] = np.ones(shape, np.float32)
+
+  with pytest.raises(InputError, match=problem):
+    interop.load_lora(rewritten(sd, tmp_path, change), sd.base)
+
+
+def test_a_factor_under_two_spellings_is_refused(sd, tmp_path):
+  def change(state):
+    state[f"{Q}.lora.down.weight"] = state[f"{Q}.lora_A.weight"]
+
+  with pytest.raises(InputError, match="twice"):
+    interop.load_lora(rewritten(sd, tmp_path, change), sd.base)
+
+
+@pytest.mark.parametrize(
+  ("fields", "problem"),
+  [
+    ({"lora_alpha": 4, "r": 3, "use_dora": True}, "use_dora"),
+    ({"lora_alpha": 4, "r": 3, "use_rslora": True}, "use_rslora"),
+    ({"lora_alpha": 4, "r": 5}, "the header says rank 5, the factors have 3"),
+  ],
+)
+def test_a_header_of_another_method_or_rank_is_refused(sd, tmp_path, fields, problem):
+  header = json.dumps({f"unet.{name}": value for name, value in fields.items()})
+  file = rewritten(sd, tmp_path, lambda state: None, {"lora_adapter_metadata": header})
+  with pytest.raises(InputError, match=problem):
+    interop.load_lora(file, sd.base)
+
+
+@pytest.mark.parametrize("header", ["{", "[1]"])
+def test_a_header_that_is_no_object_is_refused(sd, tmp_path, header):
+  file = rewritten(sd, tmp_path, lambda state: None, {"lora_adapter_metadata": header})
+  with pytest.raises(InputError, match=r"no (valid JSON|JSON object)"):
+    interop.load_lora(file, sd.base)
+
+
+def test_alpha_in_the_header_and_as_an_entry_is_refused(sd, tmp_path):
+  header = json.dumps({"unet.lora_alpha": 4})
+
+  def change(state):
+    state[f"{Q}.alpha"] = np.asarray(4, np.float32)
+
+  file = rewritten(sd, tmp_path, change, {"lora_adapter_metadata": header})
+  with pytest.raises(InputError, match="twice"):
+    interop.load_lora(file, sd.base)
+
+
+def test_a_lora_for_sdxl_is_refused_by_sd(sd, tmp_path):
+  case = Case(True)
+  interop.save_lora(tmp_path / "a.safetensors", case.lora, case.base)
+  with pytest.raises(InputError, match=r"text_encoder_2\.text_model"):
+    interop.load_lora(tmp_path / "a.safetensors", sd.base)
+
+
+def test_a_file_cut_short_is_refused(sd, tmp_path):
+  file = rewritten(sd, tmp_path, lambda state: None)
+  file.write_bytes(file.read_bytes()[:-100])
+  with pytest.raises(InputError, match="damaged"):
+    interop.load_lora(file, sd.base)
+
+
+@pytest.mark.parametrize(
+  ("name", "problem"), [("gone.safetensors", "no file"), ("a.bin", "pickled")]
+)
+def test_a_missing_or_pickled_file_is_refused(sd, tmp_path, name, problem):
+  (tmp_path / "a.bin").write_bytes(b"")
+  with pytest.raises(InputError, match=problem):
+    interop.load_lora(tmp_path / name, sd.base)
+
+
+@pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
+@pytest.mark.parametrize(
+  ("change", "problem"),
+  [
+    (lambda x: x._replace(params={"vae": x.params["unet"]}), "'vae'"),
+    (lambda x: x._replace(alphas={}), "alphas does not have"),
+    (lambda x: x._replace(params={}), "names no component"),
+    (lambda x: x._replace(alphas={**x.alphas, "unet": {"conv_in": 1}}), "these differ"),
+    (lambda x: x._replace(params={"unet": x.params["text_encoder"]}), "another network"),
+    (lambda x: x._replace(params=jax.tree.map(np.float64, x.params)), "float64"),
+  ],
+)
+def test_a_lora_that_does_not_fit_is_not_written(sd, tmp_path, write, change, problem):
+  with pytest.raises(InputError, match=problem):
+    write(tmp_path / "a.safetensors", change(sd.lora), sd.base)
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_name_that_readers_do_not_know_is_refused(sd, tmp_path):
+  with pytest.raises(InputError, match=r"\*.safetensors"):
+    interop.save_lora(tmp_path / "lora.bin", sd.lora, sd.base)
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(sd, tmp_path, monkeypatch):
+  file = tmp_path / "a.safetensors"
+  interop.save_lora(file, sd.lora, sd.base)
+  before = file.read_bytes()
+
+  def refuse(*_):
+    raise OSError("no space left on device")
+
+  monkeypatch.setattr("pathlib.Path.replace", refuse)
+  with pytest.raises(InputError, match="no space left"):
+    interop.save_lora(file, sd.lora._replace(alphas=dict.fromkeys(sd.base, 1)), sd.base)
+  assert file.read_bytes() == before
+  assert list(tmp_path.iterdir()) == [file]
