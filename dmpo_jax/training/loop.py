@@ -263,7 +263,9 @@ class _Run:
       """Checks and writes what a step found; waits for that step."""
       row = {name: float(value) for name, value in metrics.items()}
       if not all(np.isfinite(row[k]) for k in ("loss", "gradient_norm", "parameter_norm")):
-        raise self._not_finite(index, row, losses, ids)
+        # All processes come here, so the save that may still go on can be waited for.
+        checkpoints.wait()
+        raise self._not_finite(index, row, losses, ids, checkpoints.latest())
       checkpoints.check()
       self.monitor.record(index + 1, row)
       shown = {k: f"{row[k]:.4g}" for k in ("loss", "accuracy") if k in row}
@@ -309,7 +311,12 @@ class _Run:
     return state, compiled
 
   def _not_finite(
-    self, index: int, row: dict[str, float], losses: jax.Array, ids: jax.Array
+    self,
+    index: int,
+    row: dict[str, float],
+    losses: jax.Array,
+    ids: jax.Array,
+    saved: int | None,
   ) -> InputError:
     """The error for a step after which something is no number; its state is never saved."""
     losses, ids = on_host((losses, ids))
@@ -318,9 +325,10 @@ class _Run:
       what, ids = f"the loss of {bad.sum()} of {bad.size} examples", ids[bad]
     else:
       what = next(name for name, value in row.items() if not np.isfinite(value))
+    good = "no checkpoint was due before it" if saved is None else f"that of step {saved} is good"
     return InputError(
       f"step {index + 1}: {what} is not finite (examples with ids {ids[:20].tolist()}). Nothing of "
-      f"this step was saved; the last checkpoint in {self.workdir / 'checkpoints'} is good. Lower "
+      f"this step was saved; of the checkpoints in {self.workdir / 'checkpoints'}, {good}. Lower "
       "the learning rate or beta, or look at those examples"
     )
 

@@ -91,6 +91,7 @@ def test_they_are_those_of_two_processes_which_a_loss_that_is_no_number_ends_ali
   with Processes(workdir, **start, kind="gradient") as run:
     assert run.statuses() == [2, 2], run.output()
   assert "step 2: the loss of 8 of 8 examples is not finite (examples with ids [" in run.output()
+  assert "that of step 1 is good" in run.output()
   assert export(workdir, root / "exported") == 1  # what two processes saved, read by one
   compare(one, (weights(root / "exported"), read(workdir)[0]))
   compare_watched(root, "processes")
