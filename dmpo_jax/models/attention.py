@@ -33,11 +33,13 @@ class Attention(nnx.Module):
 
   def __call__(self, x: jax.Array, context: jax.Array | None = None) -> jax.Array:
     context = x if context is None else context
+    scale = (x.shape[-1] // self.heads) ** -0.5
     q, k, v = (
-      y.reshape(*y.shape[:2], self.heads, -1)  # [B, L or M, N, C/N]
-      for y in (_kept(self.to_q(x)), _kept(self.to_k(context)), _kept(self.to_v(context)))
+      _kept(y).reshape(*y.shape[:2], self.heads, -1)  # [B, L or M, N, C/N]
+      for y in (self.to_q(x, scale), self.to_k(context), self.to_v(context))
     )
-    return _kept(self.to_out[0](kernels.attention(q, k, v).reshape(x.shape)))
+    out = kernels.attention(q, k, v, scale=1.0)
+    return _kept(self.to_out[0](out.reshape(x.shape)))
 
 
 def _kept(x: jax.Array) -> jax.Array:

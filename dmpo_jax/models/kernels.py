@@ -163,26 +163,30 @@ def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> j
   return (y * along_last(scale, x.ndim) + along_last(bias, x.ndim)).astype(x.dtype)
 
 
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool = False) -> jax.Array:
-  """softmax(q kᵀ / sqrt(D)) v per head, the softmax in float32.
+def attention(
+  q: jax.Array, k: jax.Array, v: jax.Array, causal: bool = False, scale: float | None = None
+) -> jax.Array:
+  """softmax(scale q kᵀ) v per head, the softmax in float32.
 
   Args:
     q: `[B, L, N, D]`.
     k: `[B, M, N, D]`.
     v: `[B, M, N, D]`.
     causal: Whether position i sees positions up to i only.
+    scale: Factor of the scores; None: 1 / sqrt(D).
 
   Returns:
     `[B, L, N, D]` in the dtype of q.
   """
   implementation = _implementation()
+  scale = q.shape[-1] ** -0.5 if scale is None else scale
   if implementation == "cpu":
-    return kernels_cpu.attention(q, k, v, causal)
+    return kernels_cpu.attention(q, k, v, causal, scale)
   if implementation == "cudnn" and kernels_gpu.fits(q, k):
-    return kernels_gpu.attention(q, k, v, causal)
+    return kernels_gpu.attention(q, k, v, causal, scale)
   if implementation == "splash" and kernels_tpu.fits(q, k, causal):
-    return kernels_tpu.attention(q, k, v, causal)
-  out = jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation="xla")
+    return kernels_tpu.attention(q, k, v, causal, scale)
+  out = jax.nn.dot_product_attention(q, k, v, is_causal=causal, scale=scale, implementation="xla")
   return remat.keep(out, remat.ATTENTION)
 
 

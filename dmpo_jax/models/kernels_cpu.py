@@ -72,22 +72,21 @@ def _group_norm_backward(groups, eps, saved, g):
 group_norm.defvjp(_group_norm_forward, _group_norm_backward)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool = False) -> jax.Array:
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool, scale: float) -> jax.Array:
   """As `kernels.attention`; the gradient computes the scores anew instead of storing them."""
-  return _attention_forward(q, k, v, causal)[0]
+  return _attention_forward(q, k, v, causal, scale)[0]
 
 
-def _attention_forward(q, k, v, causal):
-  heads = _split(q * q.shape[-1] ** -0.5), _split(k), _split(v)
+def _attention_forward(q, k, v, causal, scale):
+  heads = _split(q * scale), _split(k), _split(v)
   found = _over_heads(partial(_attend, causal=causal), *heads)
   out, normaliser = (remat.keep(x, remat.ATTENTION) for x in found)
   return _join(out, q), (q, k, v, out, normaliser)
 
 
-def _attention_backward(causal, saved, g):
+def _attention_backward(causal, scale, saved, g):
   q, k, v, out, normaliser = saved
-  scale = q.shape[-1] ** -0.5
   heads = _split(q * scale), _split(k), _split(v)
   dq, dk, dv = _over_heads(
     partial(_attend_backward, causal=causal), *heads, out, normaliser, _split(g)

@@ -27,6 +27,8 @@ def fits(q: jax.Array, k: jax.Array) -> bool:
   return narrow and even and channels % 8 == 0 and channels <= LARGEST_HEAD
 
 
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool = False) -> jax.Array:
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool, scale: float) -> jax.Array:
   """As `kernels.attention`, for arrays that fit; jax partitions it over a mesh by itself."""
-  return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation="cudnn")
+  return jax.nn.dot_product_attention(
+    q, k, v, is_causal=causal, scale=scale, implementation="cudnn"
+  )

@@ -14,6 +14,10 @@ from jax.sharding import PartitionSpec
 
 from dmpo_jax.models import placement, remat
 
+# Queries, keys and values lie as the projections leave them on a TPU, positions next to each other,
+# where 40 or 64 channels of a head need no padding to 128.
+LAYOUT = dict.fromkeys(("q_layout", "k_layout", "v_layout"), splash_attention.QKVLayout.SEQ_MINOR)
+
 # Positions per tile: the largest of these that divides the length. Larger ones do not fit a core's
 # memory on every TPU, nor does the largest of these with the widest heads in float32.
 TILES = (512, 256, 128)
@@ -47,7 +51,13 @@ def fits(q: jax.Array, k: jax.Array, causal: bool = False) -> bool:
 
 
 def attention(
-  q: jax.Array, k: jax.Array, v: jax.Array, causal: bool = False, *, interpret: bool = False
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  causal: bool,
+  scale: float,
+  *,
+  interpret: bool = False,
 ) -> jax.Array:
   """As `kernels.attention`, for shapes that fit; scores and softmax in float32.
 
@@ -59,6 +69,7 @@ def attention(
     k: `[B, M, N, D]`.
     v: `[B, M, N, D]`.
     causal: Whether position i sees positions up to i only.
+    scale: Factor of the scores; any but 1 costs passes over the queries.
     interpret: Whether to run the kernel step by step in XLA, on any machine.
 
   Returns:
@@ -92,7 +103,7 @@ def attention(
       axis_names=set(mesh.auto_axes),
       check_vma=False,  # a custom call does not say over which axes its result varies
     )
-  return attend(q * channels**-0.5, k, v)
+  return attend(q * scale, k, v)
 
 
 def _tile(tiles: tuple[int, ...], length: int) -> int:
@@ -122,7 +133,9 @@ def _kernel(
     backward |= {"use_fused_bwd_kernel": True}
   else:
     backward = {"block_kv_dkv": columns, "block_q_dq": rows, "block_kv_dq": columns}
-  sizes = splash_attention.BlockSizes(block_q=rows, block_kv=columns, block_q_dkv=rows, **backward)
+  sizes = splash_attention.BlockSizes(
+    block_q=rows, block_kv=columns, block_q_dkv=rows, **backward, **LAYOUT
+  )
   with jax.ensure_compile_time_eval():
     kernel = splash_attention.make_splash_mha_single_device(
       splash_attention.MultiHeadMask([mask] * heads),

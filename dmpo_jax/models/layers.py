@@ -12,22 +12,27 @@ def parameter(*shape: int) -> nnx.Param:
   return nnx.Param(jax.ShapeDtypeStruct(shape, jnp.float32), whole=shape)
 
 
-def weight(param: nnx.Param, dtype: jax.typing.DTypeLike | None = None) -> jax.Array:
+def weight(
+  param: nnx.Param, dtype: jax.typing.DTypeLike | None = None, factor: float = 1.0
+) -> jax.Array:
   """A parameter as a layer computes with it, in a dtype or its own; see `placement.weight`."""
   value = param[...]
-  return placement.weight(value, dtype or value.dtype, param.whole)
+  return placement.weight(value, dtype or value.dtype, param.whole, factor)
 
 
 class Linear(nnx.Module):
-  """y = x kernel + bias, computed in the dtype of x: `[..., I]` to `[..., O]`."""
+  """y = factor (x kernel + bias), computed in the dtype of x: `[..., I]` to `[..., O]`.
+
+  The factor is taken to the parameters, where it costs no pass over y.
+  """
 
   def __init__(self, inputs: int, outputs: int, bias: bool = True):
     self.kernel = parameter(inputs, outputs)
     self.bias = parameter(outputs) if bias else None
 
-  def __call__(self, x: jax.Array) -> jax.Array:
-    bias = None if self.bias is None else weight(self.bias, x.dtype)
-    return kernels.dense(x, weight(self.kernel, x.dtype), bias)
+  def __call__(self, x: jax.Array, factor: float = 1.0) -> jax.Array:
+    bias = None if self.bias is None else weight(self.bias, x.dtype, factor)
+    return kernels.dense(x, weight(self.kernel, x.dtype, factor), bias)
 
 
 class Conv(nnx.Module):

@@ -46,18 +46,27 @@ def spread(place: Placement | None, function: Callable[[Any, Any], Any]) -> Call
   return function if place is None else place.spread(function)
 
 
-def weight(parameter: jax.Array, dtype: jax.typing.DTypeLike, whole: tuple[int, ...]) -> jax.Array:
+def weight(
+  parameter: jax.Array,
+  dtype: jax.typing.DTypeLike,
+  whole: tuple[int, ...],
+  factor: float = 1.0,
+) -> jax.Array:
   """A parameter as a layer computes with it: cast first, so that a gather moves fewer bytes.
 
   Args:
     parameter: What this device holds of it.
     dtype: Of the computation.
     whole: Shape of the whole.
+    factor: Of the parameter, after the cast: one that is stored in that dtype is computed with as
+      one that is cast to it.
 
   Returns:
-    The whole in that dtype.
+    factor times the whole, in that dtype.
   """
   place, cast = _place.get(), parameter.astype(dtype)
+  if factor != 1:
+    cast = cast * factor
   if place is None:
     return cast
   return jax.ad_checkpoint.checkpoint_name(place.weights(cast, whole), WEIGHT)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2}
 BYTES |= {"f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8, "u64": 8, "c64": 8}
 BYTES |= {"f8e4m3fn": 1, "f8e5m2": 1}
+FLOATS = ("bf16", "f16", "f32")
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 # What moves nothing by itself.
 FREE = frozenset({"parameter", "constant", "tuple", "get-tuple-element", "bitcast"})
@@ -237,8 +238,9 @@ def attention_flops(kernel: Instruction, read: list[Array], unit: int) -> float:
       2 products of [L, D] with [D, M] forward; 5 for all gradients, or 3 and 4 apart
 
   Args:
-    kernel: The custom call.
-    read: Its operands; queries and keys `[..., N, L, D]` are the first two of the largest rank.
+    kernel: The custom call; the first result of its operands' rank is `[..., N, L or M, D]`.
+    read: Its operands; queries and keys are the first two of the largest rank, with their last two
+      axes in either order.
     unit: Side of a matrix unit.
 
   Returns:
@@ -246,15 +248,17 @@ def attention_flops(kernel: Instruction, read: list[Array], unit: int) -> float:
   """
   products = {"splash_mha_fwd": 2, "splash_mha_dkv": 4, "splash_mha_dq": 3}
   count = next((n for stem, n in products.items() if kernel.name.startswith(stem)), 0)
-  rank = max((len(a.shape) for a in read if a.dtype in ("bf16", "f32", "f16")), default=0)
+  rank = max((len(a.shape) for a in read if a.dtype in FLOATS), default=0)
   if count == 4 and any(len(a.shape) > rank for a in kernel.results):
     count = 5  # it also returns a part of the queries' gradient for each group of keys
-  heads = [a.shape for a in read if len(a.shape) == rank and a.dtype in ("bf16", "f32", "f16")]
-  if not count or rank < 3 or len(heads) < 2:
+  inputs = [a.shape for a in read if len(a.shape) == rank and a.dtype in FLOATS]
+  results = [a.shape for a in kernel.results if len(a.shape) == rank]
+  if not count or rank < 3 or len(inputs) < 2 or not results:
     return 0.0
-  q, k = heads[:2]
-  padded = -(-q[-1] // unit) * unit
-  return count * 2.0 * math.prod(q[:-1]) * k[-2] * padded
+  *leading, _, channels = results[0]
+  heads = math.prod(leading)
+  queries, keys = (math.prod(shape) / (heads * channels) for shape in inputs[:2])
+  return count * 2.0 * heads * queries * keys * (-(-channels // unit) * unit)
 
 
 def _flops(program: Program, instruction: Instruction, here: dict[str, Instruction]) -> float:

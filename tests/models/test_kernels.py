@@ -73,6 +73,8 @@ def test_attention_agrees_with_the_formula(lengths, causal):
   )
   found = kernels.attention(q, k, v, causal)
   np.testing.assert_allclose(found, attention_formula(q, k, v, causal), atol=1e-5)
+  found = kernels.attention(q / 3, k, v, causal, scale=1.5)  # 3 of the formula's 1 / sqrt(4)
+  np.testing.assert_allclose(found, attention_formula(q, k, v, causal), atol=1e-5)
 
 
 @pytest.mark.usefixtures("implementation")
@@ -135,7 +137,7 @@ def test_attention_in_a_loop_over_heads_equals_attention_at_once(per_step, monke
   q, k, v, g = normal(3, 7, 2, 4), normal(3, 9, 2, 4), normal(3, 9, 2, 4), normal(3, 7, 2, 4)
 
   def run():
-    out, back = jax.vjp(lambda *a: kernels_cpu.attention(*a), q, k, v)
+    out, back = jax.vjp(lambda *a: kernels_cpu.attention(*a, False, 0.5), q, k, v)
     return out, *back(g)
 
   at_once = run()

@@ -74,7 +74,7 @@ def test_attention_that_does_not_fit_is_left_to_xla(queries, keys, channels, dty
 )
 def test_the_rule_refuses_what_jax_refuses(queries, keys, channels, dtype):
   def loss(q, k, v):
-    return kernels_gpu.attention(q, k, v).astype(jnp.float32).sum()
+    return kernels_gpu.attention(q, k, v, False, 1.0).astype(jnp.float32).sum()
 
   # jax's own error for shapes that cuDNN has no kernel for: nothing here raises it.
   with pytest.raises(NotImplementedError):

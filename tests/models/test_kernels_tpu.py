@@ -22,13 +22,13 @@ def draw(batch, queries, keys, channels, dtype=np.float32):
   return [jnp.asarray(R.standard_normal((batch, n, 2, channels)), dtype) for n in lengths]
 
 
-def interpreted(q, k, v, causal=False):
-  return kernels_tpu.attention(q, k, v, causal, interpret=True)
+def interpreted(q, k, v, causal=False, scale=0.25):
+  return kernels_tpu.attention(q, k, v, causal, scale, interpret=True)
 
 
-def plain(q, k, v, causal=False):
+def plain(q, k, v, causal=False, scale=0.25):
   with kernels.using("plain"):
-    return kernels.attention(q, k, v, causal)
+    return kernels.attention(q, k, v, causal, scale)
 
 
 def with_gradients(function, causal, q, k, v, g):

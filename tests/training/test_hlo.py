@@ -67,7 +67,12 @@ ENTRY %main (a: f32[8,16]) -> f32[8,16] {
   %near = f32[8,16]{1,0:T(8,128)S(1)} copy(%a)
   %q = bf16[2,8,4096,40]{3,2,1,0:T(8,128)(2,1)} constant({...})
   %k = bf16[2,8,128,40]{3,2,1,0:T(8,128)(2,1)} constant({...})
-  %splash_mha_fwd_residuals.1 = bf16[2,8,4096,40]{3,2,1,0} KERNEL
+  %qt = bf16[2,8,40,4096]{3,2,1,0:T(8,128)(2,1)} constant({...})
+  %kt = bf16[2,8,40,128]{3,2,1,0:T(8,128)(2,1)} constant({...})
+  %splash_mha_fwd_residuals.1 = (bf16[2,8,4096,40], f32[2,8,4096,128]) KERNEL
+"xprof_metadata":"{}"
+}}
+  %splash_mha_fwd_no_residuals.3 = bf16[2,8,4096,40] TURNED
 "xprof_metadata":"{}"
 }}
   %splash_mha_dkv.2 = (bf16[2,1,8,4096,40], bf16[2,8,128,40], bf16[2,8,128,40]) KERNEL
@@ -83,7 +88,8 @@ ENTRY %main (a: f32[8,16]) -> f32[8,16] {
 
 @pytest.fixture(scope="module")
 def program():
-  return hlo.parse(MODULE.replace("KERNEL", KERNEL))
+  text = MODULE.replace("KERNEL", KERNEL).replace("TURNED", KERNEL.replace("%q, %k", "%qt, %kt"))
+  return hlo.parse(text)
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +109,9 @@ def test_what_lies_on_the_chip_is_no_traffic(operations):
 def test_a_kernel_s_heads_are_padded_to_the_matrix_unit(operations):
   each = 2 * 2 * 8 * 4096 * 128 * 128
   assert operations["splash_mha_fwd_residuals.1"].flops == 2 * each
+  assert (
+    operations["splash_mha_fwd_no_residuals.3"].flops == 2 * each
+  )  # positions next to each other
 
 
 def test_one_kernel_for_all_gradients_makes_five_products(operations):
