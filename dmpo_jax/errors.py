@@ -1,6 +1,8 @@
 """What ends a run before its work is done, and the exit status of each."""
 
+import contextlib
 import difflib
+import sys
 from collections.abc import Iterable
 
 # sysexits.h: a temporary failure, try again. The one after it is free there.
@@ -38,6 +40,12 @@ def outcome(error: BaseException) -> tuple[int, str] | None:
   if isinstance(error, KeyboardInterrupt):
     return 130, "interrupted; the same command goes on where it was"
   return None
+
+
+def say(message: str) -> None:
+  """Prints on stderr, where it can: a full disk that the log lies on must not hide the status."""
+  with contextlib.suppress(OSError):
+    print(f"dmpo-jax: {message}", file=sys.stderr, flush=True)
 
 
 def unknown(kind: str, name: object, options: Iterable[str]) -> InputError:

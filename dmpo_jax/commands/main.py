@@ -6,7 +6,7 @@ import os
 import sys
 
 import dmpo_jax
-from dmpo_jax.errors import outcome
+from dmpo_jax.errors import outcome, say
 
 DESCRIPTION = """\
 Align text-to-image diffusion models with preference pairs, in JAX.
@@ -62,7 +62,8 @@ def main(arguments: list[str] | None = None) -> int:
   if rest and not options.takes_config:
     parser.error(f"unrecognized arguments: {' '.join(rest)}")
   options.rest = rest
-  logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns of its own settings
+  # orbax warns of its own settings, and logs tracebacks of the errors that it also raises.
+  logging.getLogger("absl").setLevel(logging.CRITICAL)
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # else: that there is no PyTorch
   try:
@@ -72,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
     if known is None:
       raise
     status, message = known
-    print(f"dmpo-jax: {message}", file=sys.stderr)
+    say(message)
     return status
 
 

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from typing import NoReturn
 
-from dmpo_jax.errors import PEER_LOST, PREEMPTED
+from dmpo_jax.errors import PEER_LOST, PREEMPTED, say
 
 
 def supervise(work: Callable[[], NoReturn]) -> int:
@@ -56,13 +56,12 @@ def supervise(work: Callable[[], NoReturn]) -> int:
   if signal.SIGTERM in told and by in (signal.SIGTERM, signal.SIGABRT):
     return PREEMPTED
   if by == signal.SIGABRT:
-    print(
-      "dmpo-jax: jax ended this process, most likely because another process of the run was lost "
-      "(its message is above); the same command goes on from the last checkpoint",
-      file=sys.stderr,
+    say(
+      "jax ended this process, most likely because another process of the run was lost (its "
+      "message is above); the same command goes on from the last checkpoint"
     )
     return PEER_LOST
-  print(f"dmpo-jax: killed by {signal.Signals(by).name}", file=sys.stderr)
+  say(f"killed by {signal.Signals(by).name}")
   return 128 + by
 
 

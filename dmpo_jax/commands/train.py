@@ -12,15 +12,17 @@ start again; 76 another process of the run was lost: start again; 130 interrupte
 """
 
 import argparse
+import contextlib
 import functools
 import os
 import pathlib
 import sys
 import traceback
+from collections.abc import Iterator
 from typing import NoReturn
 
 from dmpo_jax.commands.supervise import supervise
-from dmpo_jax.errors import PEER_LOST, InputError, outcome
+from dmpo_jax.errors import PEER_LOST, InputError, outcome, say
 
 TAKES_CONFIG = True
 
@@ -75,11 +77,32 @@ def _train(options: argparse.Namespace, peers) -> None:
 
   config = load_config(options.config, options.rest)
   show_progress = not options.no_progress and peers.first
-  result = train(config, options.workdir, show_progress=show_progress, peers=peers)
+  with _without_late_writes():
+    result = train(config, options.workdir, show_progress=show_progress, peers=peers)
   if peers.first and result.captions_truncated:
     print(f"{result.captions_truncated} captions were longer than the context and were cut")
   if peers.first:
     print(f"{result.steps} steps done; pipeline in {result.pipeline}")
+
+
+@contextlib.contextmanager
+def _without_late_writes() -> Iterator[None]:
+  """Drops what arrays say that are still being written when the save of another has failed.
+
+  Each prints that the event loop is closed which orbax no longer runs: hundreds of tracebacks over
+  the reason for which the run ends.
+  """
+  before = sys.unraisablehook
+
+  def hook(found) -> None:
+    if str(found.exc_value) != "Event loop is closed":
+      before(found)
+
+  sys.unraisablehook = hook
+  try:
+    yield
+  finally:
+    sys.unraisablehook = before
 
 
 def _is_one_of_several(options: argparse.Namespace) -> bool:
@@ -124,15 +147,15 @@ def _run_as_one_of_several(options: argparse.Namespace) -> NoReturn:
   except BaseException as error:
     known = outcome(error)
     if known is None:
-      traceback.print_exc()
+      with contextlib.suppress(OSError):
+        traceback.print_exc()
       if isinstance(error, jax.errors.JaxRuntimeError) and peers is not None:
         # A collective can fail because another process is gone; jax notices by its heartbeat.
         peers.wait_for_word(1.5 * options.heartbeat + 5)
     status, message = known or (1, f"{type(error).__name__}: {error}")
     if peers is None and isinstance(error, jax.errors.JaxRuntimeError):
       status, message = PEER_LOST, f"not all processes of the run came together: {error}"
-    print(f"dmpo-jax: {message}", file=sys.stderr)
+    say(message)
   if peers is None:
-    sys.stderr.flush()
     os._exit(status)
   peers.leave(status, message)

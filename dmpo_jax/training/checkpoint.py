@@ -2,6 +2,8 @@
 
 import contextlib
 import pathlib
+import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +12,8 @@ import orbax.checkpoint as ocp
 
 from dmpo_jax.errors import InputError
 from dmpo_jax.training.checksums import checksums
+
+POLL = 0.01  # seconds between looks at a save that is waited for
 
 
 class Checkpoints:
@@ -33,9 +37,10 @@ class Checkpoints:
       cleanup_tmp_directories=not read_only,
       create=not read_only,
       read_only=read_only,
+      async_options=ocp.AsyncOptions(barrier_sync_fn=self._meet),
     )
     handlers = {"state": ocp.StandardCheckpointHandler(), "data": ocp.JsonCheckpointHandler()}
-    self._saving = None
+    self._saving, self._failure = None, None
     self._manager = ocp.CheckpointManager(self._directory, options=options, item_handlers=handlers)
 
   def latest(self) -> int | None:
@@ -105,18 +110,37 @@ class Checkpoints:
     Raises:
       OSError: It does not.
     """
+    while self._manager.is_saving_in_progress():
+      self.check()
+      time.sleep(POLL)
     with self._explained():
       self._manager.wait_until_finished()
-      self._manager.check_for_errors()
+    self.check()
 
   def check(self) -> None:
     """Raises the OSError of a save that has failed in the background; costs next to nothing."""
     with self._explained():
+      if self._failure is not None:
+        raise self._failure
       self._manager.check_for_errors()
 
   def close(self) -> None:
-    """Lets go of the directory, once nothing is written any more."""
-    self._manager.close()
+    """Lets go of the directory, once nothing is written any more.
+
+    Raises:
+      OSError: The last save could not be written.
+    """
+    with self._explained():
+      self._manager.close()
+
+  def _meet(self, *, key: str, timeout_ms: int) -> None:
+    """Waits for the same thread of all processes, as orbax's own threads do while they save.
+
+    One whose part has failed comes here too before it tells, on its way out of the error, and waits
+    for others that wait for its part. So the error is taken from it here.
+    """
+    self._failure = self._failure or sys.exception()
+    ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
 
   @contextlib.contextmanager
   def _explained(self) -> Iterator[None]:

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 from jax._src import distributed as jax_distributed  # its key-value store has no public name
 
-from dmpo_jax.errors import InputError
+from dmpo_jax.errors import InputError, say
 
 # Seconds between looks at what others have said; how long process 0, which hosts the service, waits
 # for others to have heard why a run ends; and how long one waits for what surely comes, or else jax
@@ -171,8 +171,9 @@ class Peers:
         if len(self._client.key_value_dir_get(GONE)) == self.count:
           break
         time.sleep(0.05)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+      with contextlib.suppress(OSError):
+        stream.flush()
     os._exit(status)
 
   def _key(self) -> str:
@@ -188,7 +189,7 @@ class Peers:
         if FAILED in told:
           index, status, message = json.loads(told[FAILED])
           if index != self.index:
-            print(f"dmpo-jax: process {index} of {self.count} stopped: {message}", file=sys.stderr)
+            say(f"process {index} of {self.count} stopped: {message}")
             self._go(status)
         if self._stop_at is None:
           self._decide(STOP in told)

@@ -11,6 +11,7 @@ import numpy as np
 
 from dmpo_jax.data import extras
 from dmpo_jax.errors import InputError
+from dmpo_jax.training.events import Events
 from dmpo_jax.training.workdir import write_whole
 
 
@@ -24,11 +25,12 @@ class MetricsWriter:
     workdir: The run's directory.
     step: The step the run takes up at; rows of later steps are dropped.
     wandb: A run of W&B that gets the same, or None.
+
+  Raises:
+    OSError: A file cannot be written; so do all methods.
   """
 
   def __init__(self, workdir: pathlib.Path, *, step: int, wandb: "Wandb | None" = None):
-    from tensorboardX import SummaryWriter  # slow to import: it looks for torch
-
     self._lines = {}
     for name in ("metrics", "health"):
       path = workdir / f"{name}.jsonl"
@@ -36,7 +38,7 @@ class MetricsWriter:
         rows = [row for row in read(workdir, name) if row["step"] <= step]
         write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
     self._workdir = workdir
-    self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+    self._events = Events(workdir / "tensorboard", step=step + 1)
     self._wandb = wandb
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -55,7 +57,7 @@ class MetricsWriter:
 
   def write_image(self, step: int, name: str, picture: np.ndarray) -> None:
     """Shows a picture, uint8 `[H, W, C]`."""
-    self._events.add_image(name, picture, step, dataformats="HWC")
+    self._events.image(step, name, picture)
     if self._wandb is not None:
       self._wandb.run.log({"step": step, name: self._wandb.module.Image(picture)})
 
@@ -73,8 +75,7 @@ class MetricsWriter:
     self._lines[name].write(json.dumps(row) + "\n")
 
   def _show(self, step: int, values: Mapping[str, float]) -> None:
-    for name, value in values.items():
-      self._events.add_scalar(name, value, step)
+    self._events.scalars(step, values)
     if self._wandb is not None:
       self._wandb.run.log({"step": step, **values})
 

@@ -81,6 +81,11 @@ class Processes:
     """Whether one of them has ended."""
     return any(process.poll() is not None for process in self.all)
 
+  def worker(self, index: int) -> int:
+    """The number of the process that computes, of which the one that was started is the parent."""
+    parent = self.all[index].pid
+    return int(pathlib.Path(f"/proc/{parent}/task/{parent}/children").read_text())
+
   def wait_until_together(self) -> None:
     """Returns once they have found each other: the first then writes a word into the lock."""
     while not self.ended() and self._token() == self.token:
