@@ -76,7 +76,7 @@ setup(
       "tensorboard>=2.18,<3",
     ],
   },
-  entry_points={"console_scripts": ["dmpo-jax=dmpo_jax.commands.main:main"]},
+  entry_points={"console_scripts": ["dmpo-jax=dmpo_jax.commands.main:entry"]},
   classifiers=[
     "Programming Language :: Python :: 3",
     "Topic :: Scientific/Engineering :: Artificial Intelligence",

@@ -48,6 +48,13 @@ def say(message: str) -> None:
     print(f"dmpo-jax: {message}", file=sys.stderr, flush=True)
 
 
+def flush() -> None:
+  """Writes what has been printed, where it can; for a process that ends by os._exit."""
+  for stream in (sys.stdout, sys.stderr):
+    with contextlib.suppress(OSError):
+      stream.flush()
+
+
 def unknown(kind: str, name: object, options: Iterable[str]) -> InputError:
   """The error for a name that is not among `options`, with the nearest of them as a suggestion.
 

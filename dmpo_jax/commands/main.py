@@ -4,9 +4,10 @@ import argparse
 import logging
 import os
 import sys
+from typing import NoReturn
 
 import dmpo_jax
-from dmpo_jax.errors import outcome, say
+from dmpo_jax.errors import flush, outcome, say
 
 DESCRIPTION = """\
 Align text-to-image diffusion models with preference pairs, in JAX.
@@ -77,5 +78,26 @@ def main(arguments: list[str] | None = None) -> int:
     return status
 
 
+def entry() -> NoReturn:
+  """Runs a subcommand in this process and ends it; does not return.
+
+  Where the save of an array has failed, others are still being written, and each prints that the
+  event loop is closed which orbax no longer runs: hundreds of tracebacks over the reason for which
+  a run ends. They are dropped, and after an error nothing is waited for.
+  """
+  before = sys.unraisablehook
+
+  def hook(found) -> None:
+    if str(found.exc_value) != "Event loop is closed":
+      before(found)
+
+  sys.unraisablehook = hook
+  status = main()
+  if status:
+    flush()
+    os._exit(status)
+  sys.exit(0)
+
+
 if __name__ == "__main__":
-  sys.exit(main())
+  entry()

@@ -16,9 +16,7 @@ import contextlib
 import functools
 import os
 import pathlib
-import sys
 import traceback
-from collections.abc import Iterator
 from typing import NoReturn
 
 from dmpo_jax.commands.supervise import supervise
@@ -77,32 +75,11 @@ def _train(options: argparse.Namespace, peers) -> None:
 
   config = load_config(options.config, options.rest)
   show_progress = not options.no_progress and peers.first
-  with _without_late_writes():
-    result = train(config, options.workdir, show_progress=show_progress, peers=peers)
+  result = train(config, options.workdir, show_progress=show_progress, peers=peers)
   if peers.first and result.captions_truncated:
     print(f"{result.captions_truncated} captions were longer than the context and were cut")
   if peers.first:
     print(f"{result.steps} steps done; pipeline in {result.pipeline}")
-
-
-@contextlib.contextmanager
-def _without_late_writes() -> Iterator[None]:
-  """Drops what arrays say that are still being written when the save of another has failed.
-
-  Each prints that the event loop is closed which orbax no longer runs: hundreds of tracebacks over
-  the reason for which the run ends.
-  """
-  before = sys.unraisablehook
-
-  def hook(found) -> None:
-    if str(found.exc_value) != "Event loop is closed":
-      before(found)
-
-  sys.unraisablehook = hook
-  try:
-    yield
-  finally:
-    sys.unraisablehook = before
 
 
 def _is_one_of_several(options: argparse.Namespace) -> bool:

@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from typing import Any
 import jax
 from jax._src import distributed as jax_distributed  # its key-value store has no public name
 
-from dmpo_jax.errors import InputError, say
+from dmpo_jax.errors import InputError, flush, say
 
 # Seconds between looks at what others have said; how long process 0, which hosts the service, waits
 # for others to have heard why a run ends; and how long one waits for what surely comes, or else jax
@@ -171,9 +170,7 @@ class Peers:
         if len(self._client.key_value_dir_get(GONE)) == self.count:
           break
         time.sleep(0.05)
-    for stream in (sys.stdout, sys.stderr):
-      with contextlib.suppress(OSError):
-        stream.flush()
+    flush()
     os._exit(status)
 
   def _key(self) -> str:
