@@ -33,7 +33,7 @@ class Attention(nnx.Module):
 
   def __call__(self, x: jax.Array, context: jax.Array | None = None) -> jax.Array:
     context = x if context is None else context
-    scale = (x.shape[-1] // self.heads) ** -0.5
+    scale = (x.shape[-1] // self.heads) ** -0.5  # of the scores, taken to the weights
     q, k, v = (
       _kept(y).reshape(*y.shape[:2], self.heads, -1)  # [B, L or M, N, C/N]
       for y in (self.to_q(x, scale), self.to_k(context), self.to_v(context))
