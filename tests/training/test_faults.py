@@ -78,6 +78,7 @@ def saved(workdir):
   return {0} | {int(path.name) for path in (workdir / "checkpoints").glob("*") if path.suffix == ""}
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_under_one_worker_ends_both_with_the_reason(tmp_path):
   workdir, log, last = tmp_path / "run", tmp_path / "log", 0
   endless = ["--config.num_steps=100000", "--config.checkpoint.keep=1"]
