@@ -36,11 +36,12 @@ from PIL import Image
 
 from dmpo_jax import interop
 from dmpo_jax.configs import emoji_reference
-from dmpo_jax.data import augment, builder, convert, datasets, folders, index, sources
+from dmpo_jax.data import crops, datasets, mixture, pair_index, tfds_folder
 from dmpo_jax.data import pairs as records
-from dmpo_jax.data.convert_options import Options
-from dmpo_jax.data.convert_piece import RecordWriter
-from dmpo_jax.training.loop import train
+from dmpo_jax.data.convert import convert, sources
+from dmpo_jax.data.convert.options import Options
+from dmpo_jax.data.convert.shard import RecordWriter
+from dmpo_jax.training.run import train
 
 CHIP = 12.0  # pairs a second that one v5e chip takes, Stable Diffusion 1.5 at 512 pixels
 GOAL = 10 * CHIP
@@ -135,9 +136,9 @@ def time_step(
 ) -> dict:
   """Trains `steps` steps and tells for how long the loop waited for batches, the first excepted."""
   waits, ends = [], []
-  iterate = folders.StoredLoader.iterate
+  iterate = mixture.StoredLoader.iterate
 
-  def timed(loader: folders.StoredLoader, start: int) -> Iterator:
+  def timed(loader: mixture.StoredLoader, start: int) -> Iterator:
     batches = iterate(loader, start)
     while True:
       began = time.perf_counter()
@@ -146,7 +147,7 @@ def time_step(
       waits.append(ends[-1] - began)
       yield batch
 
-  with mock.patch.object(folders.StoredLoader, "iterate", timed):
+  with mock.patch.object(mixture.StoredLoader, "iterate", timed):
     train(make_config(folder, **settings), work, show_progress=False)
   seconds = (ends[-1] - ends[0]) / (len(ends) - 1)
   waited = sum(waits[1:]) / (len(waits) - 1)
@@ -160,22 +161,26 @@ def make_epoch(folder: pathlib.Path, pairs: int) -> None:
   folder.mkdir()
   image, key = jpeg(rng, 16), records.prompt_key("a thing")
   pair = records.Pair("0", "a thing", image, image, 1.0, 1.0, key, "made up", (16, 16), (16, 16))
-  record, files, sizes = builder.serialize(pair), {}, []
+  record, files, sizes = tfds_folder.serialize(pair), {}, []
   for shard in range(shards):
-    path = folder / builder.file_name("train", shard, shards)
+    path = folder / tfds_folder.file_name("train", shard, shards)
     writer = RecordWriter(path, folder)
     for _ in range(each):
       writer.write(record)
     writer.finish()
     sizes.append((each, path.stat().st_size))
     files[path.name] = {"records": each, "bytes": path.stat().st_size}
-  found = np.zeros(shards * each, index.DTYPE)
+  found = np.zeros(shards * each, pair_index.DTYPE)
   found["p0"] = found["weight"] = 1
   found["content"] = rng.integers(2**63, size=(len(found), 2))
-  np.save(folder / index.name("train"), found)
-  report = {"record": builder.VERSION, "files": files, "splits": {"train": {"pairs": len(found)}}}
-  (folder / builder.REPORT).write_text(json.dumps(report))
-  builder.write_metadata(folder, {"train": sizes})
+  np.save(folder / pair_index.name("train"), found)
+  report = {
+    "record": tfds_folder.VERSION,
+    "files": files,
+    "splits": {"train": {"pairs": len(found)}},
+  }
+  (folder / tfds_folder.REPORT).write_text(json.dumps(report))
+  tfds_folder.write_metadata(folder, {"train": sizes})
 
 
 def time_resume(folder: pathlib.Path, batch_size: int, repeats: int) -> dict:
@@ -318,7 +323,7 @@ def main() -> None:
   parser.add_argument("--pairs", type=int, default=192, help="pairs that are converted")
   parser.add_argument("--side", type=int, default=512, help="of the images, in pixels")
   parser.add_argument("--size", type=int, default=0, help="that they are read at (0: as they are)")
-  parser.add_argument("--decoding", default="exact", choices=augment.DECODING)
+  parser.add_argument("--decoding", default="exact", choices=crops.DECODING)
   parser.add_argument("--batch-size", type=int, default=16)
   parser.add_argument("--workers", type=int, default=2, help="processes that convert")
   parser.add_argument("--seconds", type=float, default=5.0, help="of reading, for each figure")

@@ -13,12 +13,15 @@ import pathlib
 
 import numpy as np
 
-from dmpo_jax import configs, evaluation, interop, losses, sampling
-from dmpo_jax.commands.config_file import load_config
-from dmpo_jax.data import datasets, digits
-from dmpo_jax.training import metrics
-from dmpo_jax.training.drawing import requests_for, sampler_of
-from dmpo_jax.training.loop import train
+from dmpo_jax import configs, interop, losses, pipelines
+from dmpo_jax.data import datasets
+from dmpo_jax.data.toy import digits
+from dmpo_jax.demos.digits import classifier
+from dmpo_jax.demos.digits.measurement import measure
+from dmpo_jax.pipelines.generate import requests_for, sampler_of
+from dmpo_jax.training.config_file import load_config
+from dmpo_jax.training.monitor import metrics
+from dmpo_jax.training.run import train
 
 SOLVER_STEPS, GUIDANCE, IMAGES_AT_A_TIME = 20, 2.0, 100
 
@@ -58,13 +61,13 @@ def main():
   parts = digits.split(
     digits.load(), test_fraction=datasets.TEST_FRACTION, seed=datasets.SPLIT_SEED
   )
-  judge = evaluation.digit_classifier.fit(*parts)
+  judge = classifier.fit(*parts)
   reference = interop.load_pipeline(options.reference)
   sampler = sampler_of(reference, num_steps=SOLVER_STEPS, guidance=GUIDANCE)
   requests = requests_for(reference, captions, seeds)[0]
 
   def draw(pipeline):
-    return sampling.sample_in_batches(
+    return pipelines.sample_in_batches(
       sampler, pipeline.params, requests, batch_size=IMAGES_AT_A_TIME
     )
 
@@ -80,12 +83,12 @@ def main():
   print("| objective | mean ink | win rate | digit right | Vendi | e_w - r_w | e_l - r_l | s |")
   print("|---|---|---|---|---|---|---|---|")
   baseline = draw(reference)
-  measured = evaluation.measure(baseline, labels, predict=judge.predict, baseline=None)
+  measured = measure(baseline, labels, predict=judge.predict, baseline=None)
   report("reference", measured, None, "")
   for name in options.names or sorted(losses.OBJECTIVES):
     result, change = run(name, options)
     images = draw(interop.load_pipeline(result.pipeline))
-    measured = evaluation.measure(images, labels, predict=judge.predict, baseline=baseline)
+    measured = measure(images, labels, predict=judge.predict, baseline=baseline)
     report(name, measured, change, f"{result.seconds:.0f}")
 
 

@@ -10,7 +10,8 @@ import jax
 import numpy as np
 
 from dmpo_jax import interop
-from dmpo_jax.training import sharding, start
+from dmpo_jax.parallel import sharding
+from dmpo_jax.training import setup
 from dmpo_jax.training.batch import Batch
 from dmpo_jax.training.step import compile_step, make_optimizer, make_step, placed_state
 
@@ -40,7 +41,7 @@ class OurSide:
     self.mesh = mesh = sharding.make_mesh(data * fsdp, fsdp=fsdp)
     optimizer = make_optimizer(settings.optimizer)
     step = make_step(
-      start.make_objective(settings, pipeline, mesh=mesh),
+      setup.make_objective(settings, pipeline, mesh=mesh),
       optimizer,
       ema_decay=settings.ema_decay,
       accumulation=parts,

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from dmpo_jax import interop
 from dmpo_jax.configs import digits_reference
-from dmpo_jax.training import start
+from dmpo_jax.training import setup
 from dmpo_jax.training.batch import Batch, draw
 from dmpo_jax.training.config import default
 
@@ -114,7 +114,7 @@ def write(size: Size, folder: pathlib.Path) -> None:
     folder: An existing folder.
   """
   settings = config(size)
-  pipeline = start.load_pipeline(settings, CAPTIONS)
+  pipeline = setup.load_pipeline(settings, CAPTIONS)
   rng = np.random.default_rng(0)
   reference = {name: _shifted(params, 0.1, rng) for name, params in pipeline.params.items()}
   policy = {**reference, "unet": _shifted(reference["unet"], 0.01, rng)}
@@ -130,7 +130,7 @@ def write(size: Size, folder: pathlib.Path) -> None:
     input_ids=interop.tokenize(pipeline.tokenizer, captions).ids,
     example_id=np.arange(size.pairs, dtype=np.uint32),
   )
-  ours = start.make_objective(settings, pipeline)
+  ours = setup.make_objective(settings, pipeline)
   draws = [
     draw(ours.seed, step, ours.prepare(batch, step), ours.caption_dropout)
     for step in range(CHECKED_STEPS)

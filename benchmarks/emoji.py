@@ -18,9 +18,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from dmpo_jax import evaluation, interop, sampling
-from dmpo_jax.data import captioned
-from dmpo_jax.data.picture_scores import SCORES
-from dmpo_jax.training.drawing import requests_for, sampler_of
+from dmpo_jax.data.toy import captioned
+from dmpo_jax.evaluation.scorers.pixels import SCORES
+from dmpo_jax.pipelines.generate import requests_for, sampler_of
 
 SCALE, GAP, BETWEEN, LABEL, TITLE, MARGIN = 4, 4, 20, 210, 26, 14  # pixels of the picture
 PARTS = {"train": "training captions", "test": "held-out captions"}
@@ -84,7 +84,7 @@ def main(arguments=None):
   )
   requests, _ = requests_for(reference, prompts, np.arange(len(prompts)))
   images = {
-    name: sampling.sample_in_batches(sampler, pipeline.params, requests, batch_size=64)
+    name: pipelines.sample_in_batches(sampler, pipeline.params, requests, batch_size=64)
     for name, pipeline in pipelines.items()
   }
   score, half = SCORES[options.score], count * options.seeds
@@ -92,7 +92,7 @@ def main(arguments=None):
     mine = slice(place * half, (place + 1) * half)
     real = score(parts[name].images[chosen[name], 0])
     print(f"\n{count} {PARTS[name]} x {options.seeds} samples; {options.score} of the drawings: "
-          f"{cell(evaluation.scores.bootstrap(real))}\n")  # fmt: skip
+          f"{cell(evaluation.statistics.bootstrap(real))}\n")  # fmt: skip
     print(f"| model | {options.score} | change | win rate | right drawing | Vendi |")
     print("|---|---|---|---|---|---|")
     before = score(images["reference"][mine])
@@ -100,16 +100,16 @@ def main(arguments=None):
       level = score(drawn[mine])
       right = right_drawing(drawn[mine], prompts[mine], everything)
       mean, was, hits = (by_caption(v, options.seeds) for v in (level, before, right))
-      won = by_caption(evaluation.scores.wins(level, before), options.seeds)
+      won = by_caption(evaluation.statistics.wins(level, before), options.seeds)
       groups = np.repeat(np.arange(count), options.seeds)
       against = "| | |" if model == "reference" else (
-        f"| {cell(evaluation.scores.paired_difference(mean, was))} | "
-        f"{share(evaluation.scores.bootstrap(won))} |"
+        f"| {cell(evaluation.statistics.paired_difference(mean, was))} | "
+        f"{share(evaluation.statistics.bootstrap(won))} |"
       )  # fmt: skip
       print(
-        f"| {model} | {cell(evaluation.scores.bootstrap(mean))} {against} "
-        f"{share(evaluation.scores.bootstrap(hits))} | "
-        f"{evaluation.scores.vendi(drawn[mine], groups):.3f} |"
+        f"| {model} | {cell(evaluation.statistics.bootstrap(mean))} {against} "
+        f"{share(evaluation.statistics.bootstrap(hits))} | "
+        f"{evaluation.statistics.vendi(drawn[mine], groups):.3f} |"
       )
   if options.picture:
     draw(options, parts, chosen, images, captions)

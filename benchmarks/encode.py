@@ -26,8 +26,10 @@ import numpy as np
 from data import GOAL, make_source, rate, time_convert
 
 from dmpo_jax import interop, models
-from dmpo_jax.data import Encoders, datasets, encode, encoded
-from dmpo_jax.training import encoders
+from dmpo_jax.data import Encoders, datasets
+from dmpo_jax.data.latents import encode
+from dmpo_jax.data.latents import records as encoded
+from dmpo_jax.pipelines import encoders
 
 VAE = {
   "_class_name": "AutoencoderKL",

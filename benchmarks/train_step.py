@@ -164,7 +164,7 @@ HEADER = (
 
 def rows(result: dict, flops: float) -> list[str]:
   """The lines of a size; memory is the device's, or that of the steps beyond the imports."""
-  from dmpo_jax.training.flops import peak
+  from dmpo_jax.models.flops import peak
 
   lines = []
   for name, found in result["ratio"].items():
@@ -220,7 +220,7 @@ def layout(text: str) -> dict[str, int]:
 
 def flops_of(size: Any) -> float:
   """Model FLOPs of a pair at a size."""
-  from dmpo_jax.training import flops
+  from dmpo_jax.models import flops
 
   unet, text = size.model["unet"], size.model["text_encoder"]
   return sum(

@@ -22,7 +22,7 @@ def configured(names: Iterable[str] = ()) -> dict[str, Callable]:
   """
   from dmpo_jax import losses
   from dmpo_jax.errors import unknown
-  from dmpo_jax.training.start import make_loss
+  from dmpo_jax.training.setup import make_loss
 
   chosen = list(dict.fromkeys(names)) or sorted(losses.OBJECTIVES)
   for name in chosen:

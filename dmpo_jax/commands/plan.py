@@ -169,13 +169,14 @@ def _in_child(options: argparse.Namespace, pairs: int) -> dict:
 def _plan(options: argparse.Namespace) -> dict:
   """The plan itself, in the child."""
   from dmpo_jax import interop
-  from dmpo_jax.commands.config_file import load_config
   from dmpo_jax.interop import published
+  from dmpo_jax.planning import plan, tpu_slices
   from dmpo_jax.training import config as configs
-  from dmpo_jax.training import plan, slices, start
+  from dmpo_jax.training import setup
+  from dmpo_jax.training.config_file import load_config
 
   config = load_config(options.config, options.rest)
-  of = slices.parse(options.topology)
+  of = tpu_slices.parse(options.topology)
   if options.pairs_per_chip:
     count = config.num_devices or of.chips
     config.batch_size = options.pairs_per_chip * count * config.accumulation
@@ -185,7 +186,7 @@ def _plan(options: argparse.Namespace) -> dict:
   elif config.pipeline:
     pipeline = interop.load_pipeline(config.pipeline, components=())
   else:
-    pipeline = start.load_pipeline(config, start.load_examples(config).captions)
+    pipeline = setup.load_pipeline(config, setup.load_examples(config).captions)
   inputs = plan.inputs_of(
     config, pipeline.configs["unet"], pipeline.configs.get("vae"), options.inputs, options.size
   )

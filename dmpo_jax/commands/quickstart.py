@@ -12,6 +12,11 @@ import json
 import pathlib
 import time
 
+from dmpo_jax import pipelines
+from dmpo_jax.demos.digits import classifier
+from dmpo_jax.demos.digits.measurement import measure
+from dmpo_jax.demos.digits.report import render
+
 ALIGNED = {"dmpo": "DMPO", "dpo": "DPO", "cdpo": "cDPO"}
 SOLVER_STEPS, GUIDANCE, IMAGES_AT_A_TIME = 20, 2.0, 100
 SHOWN_PER_CAPTION = 8
@@ -35,9 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
   """Runs the phases that are not done yet and writes the report."""
-  from dmpo_jax import evaluation
   from dmpo_jax.errors import InputError
-  from dmpo_jax.training.workdir import write_whole
+  from dmpo_jax.training.run_directory import write_whole
 
   if options.images_per_caption < SHOWN_PER_CAPTION:
     raise InputError(
@@ -59,7 +63,7 @@ def run(options: argparse.Namespace) -> None:
   }
   _draw(workdir, results, images, labels)
   write_whole(workdir / "results.json", json.dumps(results, indent=2, default=_plain) + "\n")
-  write_whole(workdir / "report.html", evaluation.render(results))
+  write_whole(workdir / "report.html", render(results))
   _print_table(results)
   print(f"\nreport: {workdir / 'report.html'}\npicture: {workdir / 'comparison.png'}")
 
@@ -69,8 +73,8 @@ def _train_all(options: argparse.Namespace) -> tuple[dict, dict]:
   import jax
 
   from dmpo_jax import configs as folder
-  from dmpo_jax.commands.config_file import load_config
-  from dmpo_jax.training.loop import train
+  from dmpo_jax.training.config_file import load_config
+  from dmpo_jax.training.run import train
 
   # A run that is taken up again need not compile again.
   jax.config.update("jax_compilation_cache_dir", str((options.workdir / "compiled").absolute()))
@@ -99,7 +103,7 @@ def _prompts(images_per_caption: int):
   for the intervals take them as independent, while all models share the seeds."""
   import numpy as np
 
-  from dmpo_jax.data import digits
+  from dmpo_jax.data.toy import digits
 
   labels = np.repeat(np.arange(10), images_per_caption)
   return digits.captions(labels), labels, np.arange(len(labels))
@@ -110,8 +114,8 @@ def _sample_all(runs, prompts, seeds, options) -> dict:
   import numpy as np
   from tqdm import tqdm
 
-  from dmpo_jax import interop, sampling
-  from dmpo_jax.training.drawing import requests_for, sampler_of
+  from dmpo_jax import interop
+  from dmpo_jax.pipelines.generate import requests_for, sampler_of
 
   found, sampler = {}, None
   for name, result in runs.items():
@@ -126,7 +130,7 @@ def _sample_all(runs, prompts, seeds, options) -> dict:
     bar = functools.partial(
       tqdm, desc=f"sampling {name}", unit="batch", disable=options.no_progress
     )
-    found[name] = sampling.sample_in_batches(
+    found[name] = pipelines.sample_in_batches(
       sampler,
       pipeline.params,
       requests_for(pipeline, prompts, seeds)[0],
@@ -147,23 +151,24 @@ def _measure(configs, runs, images, labels, options) -> dict:
   import numpy as np
 
   from dmpo_jax import evaluation
-  from dmpo_jax.data import datasets, digits
-  from dmpo_jax.training import metrics
+  from dmpo_jax.data import datasets
+  from dmpo_jax.data.toy import digits
+  from dmpo_jax.training.monitor import metrics
 
   train, test = digits.split(
     digits.load(), test_fraction=datasets.TEST_FRACTION, seed=datasets.SPLIT_SEED
   )
   rule = {k: v for k, v in configs["dmpo"].data.items() if k != "name"}
   pairs = digits.preference_pairs(train, **rule)
-  judge = evaluation.digit_classifier.fit(train, test)
-  real_ink = evaluation.scores.ink(test.images)
+  judge = classifier.fit(train, test)
+  real_ink = evaluation.statistics.ink(test.images)
   # As many images a digit as were drawn: the Vendi score grows with their number.
   few = np.concatenate(
     [np.flatnonzero(test.labels == digit)[: options.images_per_caption] for digit in range(10)]
   )
   real_diversity = {
-    "pairwise": evaluation.scores.pairwise_distance(test.images[few], test.labels[few]),
-    "vendi": evaluation.scores.vendi(test.images[few], test.labels[few]),
+    "pairwise": evaluation.statistics.pairwise_distance(test.images[few], test.labels[few]),
+    "vendi": evaluation.statistics.vendi(test.images[few], test.labels[few]),
   }
   models = []
   for name, result in runs.items():
@@ -181,7 +186,7 @@ def _measure(configs, runs, images, labels, options) -> dict:
           "learning rate": optimizer.learning_rate,
           "EMA decay": config.ema_decay,
         },
-        **evaluation.measure(
+        **measure(
           images[name],
           labels,
           predict=judge.predict,
@@ -209,7 +214,7 @@ def _measure(configs, runs, images, labels, options) -> dict:
       "classifier_accuracy": judge.accuracy,
       "classifier_heavier_accuracy": judge.heavier_accuracy,
       "classifier_test_images": judge.test_images,
-      "real_ink": evaluation.scores.bootstrap(real_ink),
+      "real_ink": evaluation.statistics.bootstrap(real_ink),
       "real_ink_values": real_ink.tolist(),
       "real_diversity": real_diversity,
       "pairs_png": evaluation.plots.pairs(pairs.images[:12], pairs.flipped[:12]),
@@ -239,7 +244,7 @@ def _check_export(folder, prompts, seeds, images) -> dict:
   import numpy as np
 
   from dmpo_jax import sampling
-  from dmpo_jax.evaluation.load_back import compare_with_diffusers
+  from dmpo_jax.evaluation.diffusers_parity import compare_with_diffusers
 
   few = np.linspace(0, len(seeds) - 1, 20).astype(int)
   check = compare_with_diffusers(
@@ -256,7 +261,7 @@ def _check_export(folder, prompts, seeds, images) -> dict:
 
 def _draw(workdir, results, images, labels) -> None:
   """Writes the PNG grids and puts them into the results."""
-  from dmpo_jax.data.digits import WORDS
+  from dmpo_jax.data.toy.digits import WORDS
   from dmpo_jax.evaluation import plots
 
   panels = []

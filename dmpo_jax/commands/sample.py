@@ -9,6 +9,8 @@ import argparse
 import math
 import pathlib
 
+from dmpo_jax import pipelines
+
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -64,14 +66,14 @@ def run(options: argparse.Namespace) -> None:
   from tqdm import tqdm
 
   from dmpo_jax import interop, models, sampling
-  from dmpo_jax.commands import gallery
-  from dmpo_jax.training import drawing
+  from dmpo_jax.pipelines import generate
+  from dmpo_jax.sampling import image_folder
 
   pipeline = interop.load_pipeline(
     options.pipeline, revision=options.revision, variant=options.variant, dtype=None
   )
   settings = _settings(options, pipeline, prompts)
-  sampler = drawing.sampler_of(
+  sampler = generate.sampler_of(
     pipeline,
     num_steps=settings["steps"],
     guidance=settings["guidance"],
@@ -84,7 +86,7 @@ def run(options: argparse.Namespace) -> None:
   )
   rows = [(row, prompt, seed) for row, prompt in enumerate(prompts) for seed in settings["seeds"]]
   names = [f"{row:05d}_{seed:010d}.png" for row, _, seed in rows]
-  requests, truncated = drawing.requests_for(
+  requests, truncated = generate.requests_for(
     pipeline,
     [prompt for _, prompt, _ in rows],
     np.array([seed for _, _, seed in rows], np.uint32),
@@ -101,12 +103,12 @@ def run(options: argparse.Namespace) -> None:
       for name, tree in lora.params.items()
     }
     pipeline = dataclasses.replace(pipeline, params={**pipeline.params, **merged})
-  missing = np.flatnonzero(~np.array(gallery.open_folder(options.out, settings, names)))
+  missing = np.flatnonzero(~np.array(image_folder.open_folder(options.out, settings, names)))
   batch_size = options.batch_size or (4 if "vae" in pipeline.configs else 64)
   if missing.size:
-    batches = sampling.sample_batches(
+    batches = pipelines.sample_batches(
       sampler,
-      drawing.cast(pipeline.params, settings["dtype"]),
+      generate.cast(pipeline.params, settings["dtype"]),
       jax.tree.map(lambda x: x[missing], requests),
       batch_size=batch_size,
       progress=lambda batches: tqdm(batches, desc="sample", unit="batch"),
@@ -114,8 +116,8 @@ def run(options: argparse.Namespace) -> None:
     drawn = iter(missing)
     for batch in batches:
       for picture in np.asarray(sampling.to_uint8(batch)):
-        gallery.write_picture(options.out / names[next(drawn)], picture)
-  shown = gallery.write_grid(options.out, names, len(settings["seeds"]))
+        image_folder.write_picture(options.out / names[next(drawn)], picture)
+  shown = image_folder.write_grid(options.out, names, len(settings["seeds"]))
   facts = {
     "batch_size": batch_size,
     "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
@@ -126,7 +128,7 @@ def run(options: argparse.Namespace) -> None:
       for file, (_, prompt, seed) in zip(names, rows, strict=True)
     ],
   }
-  gallery.close_folder(options.out, settings, facts)
+  image_folder.close_folder(options.out, settings, facts)
   if truncated:
     print(
       f"{facts['prompts_truncated']} prompts were longer than the text encoder's context and were "
@@ -142,14 +144,14 @@ def _settings(options: argparse.Namespace, pipeline, prompts: list[str]) -> dict
 
   import dmpo_jax
   from dmpo_jax import diffusion
-  from dmpo_jax.training import drawing
+  from dmpo_jax.pipelines import generate
 
   height, width = options.height, options.width
   if height is None or width is None:
-    size = drawing.default_size(pipeline)
+    size = generate.default_size(pipeline)
     height, width = height or size[0], width or size[1]
   guidance = options.guidance
-  scheduler = drawing.scheduler_config(pipeline)
+  scheduler = generate.scheduler_config(pipeline)
   solver = options.solver or diffusion.solver_name(scheduler)
   karras = options.karras
   if karras is None and solver in ("euler", "dpm_solver_pp_2m"):
@@ -165,14 +167,14 @@ def _settings(options: argparse.Namespace, pipeline, prompts: list[str]) -> dict
     "solver": solver,
     "karras": bool(karras),
     "steps": options.steps,
-    "guidance": drawing.default_guidance(pipeline) if guidance is None else guidance,
+    "guidance": generate.default_guidance(pipeline) if guidance is None else guidance,
     "guidance_rescale": options.guidance_rescale,
     "height": height,
     "width": width,
     "original_size": options.original_size,
     "crop": options.crop,
     "target_size": options.target_size,
-    "dtype": options.dtype or drawing.default_dtype(),
+    "dtype": options.dtype or generate.default_dtype(),
     "negative": options.negative,
     "prompts": prompts,
     "seeds": list(range(options.first_seed, options.first_seed + options.seeds)),

@@ -63,15 +63,15 @@ def run(options: argparse.Namespace) -> int:
   """
   if _is_one_of_several(options):
     return supervise(functools.partial(_run_as_one_of_several, options))
-  from dmpo_jax.training.distributed import Peers
+  from dmpo_jax.parallel.processes import Peers
 
   _train(options, Peers())
   return 0
 
 
 def _train(options: argparse.Namespace, peers) -> None:
-  from dmpo_jax.commands.config_file import load_config
-  from dmpo_jax.training.loop import train
+  from dmpo_jax.training.config_file import load_config
+  from dmpo_jax.training.run import train
 
   config = load_config(options.config, options.rest)
   show_progress = not options.no_progress and peers.first
@@ -109,11 +109,11 @@ def _run_as_one_of_several(options: argparse.Namespace) -> NoReturn:
   """Trains and ends the process; what ends one ends all, with one status."""
   import jax
 
-  from dmpo_jax.training import distributed
+  from dmpo_jax.parallel import processes
 
   peers = None
   try:
-    peers = distributed.connect(
+    peers = processes.connect(
       options.coordinator,
       options.num_processes,
       options.process_id,

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dmpo_jax.data import captioned as captioned_images
-from dmpo_jax.data import digits
-from dmpo_jax.data.encoded_pairs import EncodedPairs
-from dmpo_jax.data.records import Examples
-from dmpo_jax.data.stored import StoredPairs
+from dmpo_jax.data.folder_pairs import StoredPairs
+from dmpo_jax.data.in_memory import Examples
+from dmpo_jax.data.latents.dataset import EncodedPairs
+from dmpo_jax.data.toy import captioned as captioned_images
+from dmpo_jax.data.toy import digits
 from dmpo_jax.errors import unknown
 
 # So many digits are kept from every training run: the classifier that judges samples is tested on

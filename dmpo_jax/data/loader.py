@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 import grain
 import numpy as np
 
-from dmpo_jax.data.order import Order, share
+from dmpo_jax.data.shuffle import Order, share
 from dmpo_jax.errors import InputError
 
 

@@ -1,8 +1,7 @@
 """Noise schedules, targets, timestep samplers and solver steps: pure array maths."""
 
 from dmpo_jax.diffusion import ddim, dpm_solver, euler, solver, timesteps, weights
-from dmpo_jax.diffusion.guidance import guide, rescale
-from dmpo_jax.diffusion.schedule import (
+from dmpo_jax.diffusion.ddpm import (
   Schedule,
   add_noise,
   from_config,
@@ -12,8 +11,9 @@ from dmpo_jax.diffusion.schedule import (
   to_x0,
   velocity,
 )
+from dmpo_jax.diffusion.guidance import guide, rescale
+from dmpo_jax.diffusion.scheduler_config import CLASSES, make_solver, solver_name
 from dmpo_jax.diffusion.solver import Solver
-from dmpo_jax.diffusion.solver_config import CLASSES, make_solver, solver_name
 
 __all__ = [
   "CLASSES",

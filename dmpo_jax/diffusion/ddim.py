@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from dmpo_jax.diffusion.schedule import Schedule
+from dmpo_jax.diffusion.ddpm import Schedule
 from dmpo_jax.diffusion.solver import Solver, Steps, clean_weights
 from dmpo_jax.errors import InputError
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from dmpo_jax.diffusion import ddim, sigmas
-from dmpo_jax.diffusion.schedule import Schedule
+from dmpo_jax.diffusion.ddpm import Schedule
 from dmpo_jax.diffusion.solver import Solver, Steps, clean_weights
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from dmpo_jax.diffusion.schedule import Schedule
+from dmpo_jax.diffusion.ddpm import Schedule
 from dmpo_jax.errors import InputError
 
 # What stands in the place of a zero abar, where sigma would be infinite (diffusers' choice).

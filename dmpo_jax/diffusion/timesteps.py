@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dmpo_jax.diffusion import named
+from dmpo_jax.common import choose
 from dmpo_jax.errors import InputError
 
 
@@ -122,7 +122,7 @@ def make(
     InputError: The name or a field is unknown, a field is missing, or a timestep lies outside of
       [0, T).
   """
-  name, config = named.choose("timestep sampler", config, _FIELDS)
+  name, config = choose.choose("timestep sampler", config, _FIELDS)
 
   if name == "uniform":
     return lambda step_key, keys: uniform(keys, num_timesteps)

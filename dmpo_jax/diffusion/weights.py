@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from dmpo_jax.diffusion import named
-from dmpo_jax.diffusion.schedule import Schedule, lookup
+from dmpo_jax.common import choose
+from dmpo_jax.diffusion.ddpm import Schedule, lookup
 from dmpo_jax.errors import InputError
 
 FIELDS = {"none": (), "min_snr": ("gamma",), "table": ("values",)}
@@ -61,7 +61,7 @@ def make(config: Mapping[str, Any], schedule: Schedule) -> Callable[[jax.Array],
     InputError: The name or a field is unknown, a field is missing, or a weight is not a finite
       number >= 0.
   """
-  name, config = named.choose("timestep weight", config, FIELDS)
+  name, config = choose.choose("timestep weight", config, FIELDS)
   if name == "none":
     return None
   count = len(schedule.alphas_cumprod)

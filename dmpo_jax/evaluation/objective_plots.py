@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dmpo_jax import losses
-from dmpo_jax.data.extras import require
+from dmpo_jax.common.optional import require
 from dmpo_jax.errors import InputError
 from dmpo_jax.evaluation.plots import LIGHT, Theme
 

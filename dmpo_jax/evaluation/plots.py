@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from dmpo_jax.data.extras import require
+from dmpo_jax.common.optional import require
 from dmpo_jax.errors import InputError
-from dmpo_jax.evaluation.scores import Interval, ink
+from dmpo_jax.evaluation.statistics import Interval, ink
 
 # Samples are shown as ink on paper, in light and dark surroundings alike: -1 is paper, 1 is ink.
 PAPER, INK, SHEET, TEXT, FAINT = "#ffffff", "#14161c", "#e4e7ec", "#20232b", "#5c6370"

@@ -7,12 +7,12 @@ from dmpo_jax.losses.dpo import dpo
 from dmpo_jax.losses.dspo import dspo
 from dmpo_jax.losses.dynamic_alpha_dpo import dynamic_alpha_dpo
 from dmpo_jax.losses.f_dpo import f_dpo
-from dmpo_jax.losses.facts import Facts, facts
 from dmpo_jax.losses.hinge import hinge
 from dmpo_jax.losses.ipo import ipo
 from dmpo_jax.losses.kto import kto
 from dmpo_jax.losses.labels import expected, swap
 from dmpo_jax.losses.mapo import mapo
+from dmpo_jax.losses.requirements import Facts, facts
 from dmpo_jax.losses.residuals import Residuals
 from dmpo_jax.losses.sdpo import sdpo
 from dmpo_jax.losses.sft import sft

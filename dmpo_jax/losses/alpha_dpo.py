@@ -8,7 +8,7 @@ import numpy as np
 from jax.nn import log_sigmoid
 
 from dmpo_jax.losses.base import Diagnostics, PairErrors, check_errors, check_number, diagnose
-from dmpo_jax.losses.facts import Facts
+from dmpo_jax.losses.requirements import Facts
 
 # Gauss-Legendre nodes and weights on [0, 1]; eight of them integrate what stands below to float32's
 # last digit for lengths up to 3.

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from dmpo_jax.errors import InputError
-from dmpo_jax.losses.facts import Facts
+from dmpo_jax.losses.requirements import Facts
 
 
 class PairErrors(NamedTuple):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from dmpo_jax.losses.alpha_dpo import alpha_divergence
 from dmpo_jax.losses.base import Diagnostics, PairErrors, check_errors, check_number, diagnose
-from dmpo_jax.losses.facts import Facts
+from dmpo_jax.losses.requirements import Facts
 
 
 def dynamic_alpha_dpo(

@@ -5,7 +5,7 @@ import math
 import jax
 
 from dmpo_jax.losses.base import Diagnostics, PairErrors, check_errors, check_number, diagnose
-from dmpo_jax.losses.facts import Facts
+from dmpo_jax.losses.requirements import Facts
 
 
 def hinge(errors: PairErrors, *, beta: float) -> tuple[jax.Array, Diagnostics]:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from dmpo_jax.errors import InputError
 from dmpo_jax.losses.base import Diagnostics, PairErrors
-from dmpo_jax.losses.facts import facts
+from dmpo_jax.losses.requirements import facts
 from dmpo_jax.losses.residuals import Residuals
 
 

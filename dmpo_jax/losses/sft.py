@@ -3,7 +3,7 @@
 import jax
 
 from dmpo_jax.losses.base import Diagnostics, PairErrors, check_errors, diagnose
-from dmpo_jax.losses.facts import Facts
+from dmpo_jax.losses.requirements import Facts
 
 
 def sft(errors: PairErrors) -> tuple[jax.Array, Diagnostics]:

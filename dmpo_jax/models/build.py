@@ -9,19 +9,15 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dmpo_jax.errors import InputError
-from dmpo_jax.models import (
-  clip_config,
-  clip_text,
-  initial,
-  kernels,
-  placement,
-  trees,
-  unet,
-  unet_config,
-  vae,
-  vae_config,
-)
+from dmpo_jax.models import fsdp, kernels, trees
 from dmpo_jax.models import remat as remat_policies
+from dmpo_jax.models.clip import config as clip_config
+from dmpo_jax.models.clip import text as clip_text
+from dmpo_jax.models.init import init_params
+from dmpo_jax.models.unet import config as unet_config
+from dmpo_jax.models.unet import model as unet
+from dmpo_jax.models.vae import config as vae_config
+from dmpo_jax.models.vae import model as vae
 
 
 class Model(NamedTuple):
@@ -48,7 +44,7 @@ def build(
   config: Mapping[str, Any],
   *,
   implementation: str | None = None,
-  place: placement.Placement | None = None,
+  place: fsdp.Placement | None = None,
   remat: str = "none",
 ) -> Model:
   """Builds the network that a config.json of diffusers or transformers describes.
@@ -95,7 +91,7 @@ def build(
       with tracing(implementation, place, remat):
         return restore(params)(*inputs, dtype)
 
-    return placement.spread(place, run)(params, inputs)
+    return fsdp.spread(place, run)(params, inputs)
 
   def apply_text(params, input_ids, *, dtype=jnp.float32):
     clip_text.check_inputs(module.config, input_ids)
@@ -104,21 +100,19 @@ def build(
       with tracing(implementation, place, remat):
         return restore(params)(input_ids, dtype)
 
-    return placement.spread(place, run)(params, input_ids)
+    return fsdp.spread(place, run)(params, input_ids)
 
   def init(key: jax.Array) -> trees.Tree:
-    return initial.fill(shapes, key)
+    return init_params(shapes, key)
 
   is_unet = isinstance(module, unet.UNet2DConditionModel)
   return Model(apply_unet if is_unet else apply_text, init)
 
 
 @contextlib.contextmanager
-def tracing(
-  implementation: str | None, place: placement.Placement | None, remat: str
-) -> Iterator[None]:
+def tracing(implementation: str | None, place: fsdp.Placement | None, remat: str) -> Iterator[None]:
   """Traces networks inside as the arguments of `build` say."""
-  with kernels.using(implementation), placement.using(place), remat_policies.using(remat):
+  with kernels.using(implementation), fsdp.using(place), remat_policies.using(remat):
     yield
 
 

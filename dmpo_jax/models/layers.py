@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dmpo_jax.models import kernels, placement
+from dmpo_jax.models import fsdp, kernels
 
 
 def parameter(*shape: int) -> nnx.Param:
@@ -17,7 +17,7 @@ def weight(
 ) -> jax.Array:
   """A parameter as a layer computes with it, in a dtype or its own; see `placement.weight`."""
   value = param[...]
-  return placement.weight(value, dtype or value.dtype, param.whole, factor)
+  return fsdp.weight(value, dtype or value.dtype, param.whole, factor)
 
 
 class Linear(nnx.Module):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import jax
 
 from dmpo_jax.errors import unknown
-from dmpo_jax.models import placement
+from dmpo_jax.models import fsdp
 
 # What layers call the arrays that a policy may keep.
 ATTENTION = "attention"
@@ -32,7 +32,7 @@ POLICIES: dict[str, Callable | None] = {
   # No rematerialisation; gathered weights are kept too.
   "none": None,
   # All but gathered weights, so that sharded parameters stay sharded between uses.
-  "weights": jax.checkpoint_policies.save_anything_except_these_names(placement.WEIGHT),
+  "weights": jax.checkpoint_policies.save_anything_except_these_names(fsdp.WEIGHT),
   **{name: jax.checkpoint_policies.save_only_these_names(*kept) for name, kept in KEPT.items()},
 }
 

@@ -11,7 +11,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from dmpo_jax.errors import InputError
-from dmpo_jax.training.checksums import checksums
+from dmpo_jax.parallel.array_checksums import checksums
 
 POLL = 0.01  # seconds between looks at a save that is waited for
 

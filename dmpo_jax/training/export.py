@@ -11,11 +11,11 @@ from ml_collections import ConfigDict
 
 from dmpo_jax import interop
 from dmpo_jax.errors import InputError
-from dmpo_jax.training import start
+from dmpo_jax.parallel.processes import Peers
+from dmpo_jax.parallel.to_host import on_host
+from dmpo_jax.training import setup
 from dmpo_jax.training.checkpoint import Checkpoints
 from dmpo_jax.training.config import default
-from dmpo_jax.training.distributed import Peers
-from dmpo_jax.training.gather import on_host
 from dmpo_jax.training.objective import Params, adapt
 from dmpo_jax.training.step import State, initial_state, make_optimizer
 
@@ -154,9 +154,9 @@ def _read(
   workdir: pathlib.Path, config: ConfigDict, average: bool
 ) -> tuple[int, interop.Pipeline, State]:
   """The last checkpoint's step, the pipeline that the run started from, and the state."""
-  captions = [] if config.pipeline else start.load_examples(config).captions
-  pipeline = start.load_pipeline(config, captions)
-  trained, *_ = start.split_params(config, pipeline)
+  captions = [] if config.pipeline else setup.load_examples(config).captions
+  pipeline = setup.load_pipeline(config, captions)
+  trained, *_ = setup.split_params(config, pipeline)
   optimizer = make_optimizer(config.optimizer)
   checkpoints = Checkpoints(workdir / "checkpoints", keep=None, read_only=True)
   with contextlib.closing(checkpoints):

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from dmpo_jax import diffusion, losses, models
-from dmpo_jax.sampling.prompts import Conditioning, size_ids
+from dmpo_jax.pipelines.stable_diffusion import Conditioning, Networks, size_ids
+from dmpo_jax.sampling import to_floats
 from dmpo_jax.training.batch import (
   Batch,
   Draws,
@@ -15,7 +16,6 @@ from dmpo_jax.training.batch import (
   draw_encodings,
   draw_timesteps,
   misjudged,
-  to_floats,
 )
 
 Params = Mapping[str, Any]
@@ -29,25 +29,6 @@ ROUNDING = {"xla_allow_excess_precision": False}
 
 # (errors) or (errors, residuals), as its facts say -> (loss [examples], diagnostics)
 Loss = Callable[..., tuple[jax.Array, losses.Diagnostics]]
-
-
-class Networks(NamedTuple):
-  """The forward functions of a pipeline; `params` of the last two holds all components.
-
-  Attributes:
-    unet: `(unet's params, noisy [B, H, W, C], timesteps [B], context [B, L, D]) -> [B, H, W, C]`.
-      A UNet that is told sizes also takes `text_embeds` `[B, P]` and `time_ids` `[B, 6]`.
-    text: `(params, input_ids [B, L] for each text encoder)` -> "encoder_hidden_states" `[B, L, D]`
-      and, of two encoders, "text_embeds" `[B, P]`.
-    moments: `(params, images [B, H, W, C])` -> mean and log variance `[B, h, w, Z]` of their
-      latents; None where the UNet denoises the images themselves.
-    scale: Those latents -> the ones that the UNet sees.
-  """
-
-  unet: Callable[..., jax.Array]
-  text: Callable[[Params, tuple[jax.Array, ...]], Conditioning]
-  moments: Callable[[Params, jax.Array], models.Moments] | None = None
-  scale: Callable[[jax.Array], jax.Array] | None = None
 
 
 def encode_images(

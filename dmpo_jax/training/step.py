@@ -10,7 +10,8 @@ import optax
 from jax.sharding import Mesh
 
 from dmpo_jax.models import trees
-from dmpo_jax.training import gradient, sharding
+from dmpo_jax.parallel import sharding
+from dmpo_jax.training import gradient
 from dmpo_jax.training.batch import Batch
 from dmpo_jax.training.objective import ROUNDING, Objective, Params
 

@@ -14,8 +14,8 @@ from dmpo_jax import interop
 from dmpo_jax.commands.main import main
 from dmpo_jax.training import config as configs
 from dmpo_jax.training.checkpoint import Checkpoints
+from dmpo_jax.training.run_directory import write_whole
 from dmpo_jax.training.step import State, make_optimizer
-from dmpo_jax.training.workdir import write_whole
 from tests.interop import tiny
 
 

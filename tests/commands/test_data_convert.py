@@ -13,9 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dmpo_jax.commands import data_convert
+from dmpo_jax.commands.data import convert as data_convert
 from dmpo_jax.commands.main import main
-from dmpo_jax.data import builder, convert_options, images, sources
+from dmpo_jax.data import images, tfds_folder
+from dmpo_jax.data.convert import options as convert_options
+from dmpo_jax.data.convert import sources
 from tests.data import sets
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
@@ -46,7 +48,7 @@ def test_ones_own_pairs_are_one_command(tmp_path, capsys):
   table = sets.own(tmp_path / "my", lines)
   assert main(["data", "convert", "pairs", str(table), "--out", str(tmp_path / "out")]) == 0
   assert "kept 2 pairs: 2 in train (2 prompts)" in capsys.readouterr().out
-  source = builder.PairSource(tmp_path / "out", "train")
+  source = tfds_folder.PairSource(tmp_path / "out", "train")
   assert [source[i].p0 for i in range(2)] == [1, 0.25]
 
 
@@ -181,13 +183,13 @@ def test_emoji_revisions_come_through_whole(tmp_path):
   arguments = ["pickapic", str(REVISIONS), f"--out={out}", "--splits=train=0.9,test=0.1"]
   assert main(["data", "convert", *arguments, "--workers=1"]) == 0
   rows = pq.read_table(REVISIONS).to_pylist()
-  report = builder.read_report(out)
+  report = tfds_folder.read_report(out)
   assert report["kept"] == len(rows) == 2979
   assert report["found"]["ties"] == sum(r["label_0"] == 0.5 for r in rows)
   by_id = {f"{r['ranking_id']}:{r['image_0_uid']}:{r['image_1_uid']}": r for r in rows}
   prompts = {}
   for split in report["splits"]:
-    source = builder.PairSource(out, split)
+    source = tfds_folder.PairSource(out, split)
     for i in range(len(source)):
       pair = source[i]
       row = by_id.pop(pair.id)

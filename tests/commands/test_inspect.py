@@ -13,7 +13,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.numpy import load_file, save_file
 
 from dmpo_jax import interop
-from dmpo_jax.commands import inspect_checkpoint, inspect_compare
+from dmpo_jax.commands.inspect import checkpoint as inspect_checkpoint
+from dmpo_jax.commands.inspect import compare as inspect_compare
 from dmpo_jax.commands.main import main
 from dmpo_jax.models import lora, trees
 from tests.interop import tiny

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 import dmpo_jax
-from dmpo_jax import interop, models, sampling
+from dmpo_jax import interop, models, pipelines, sampling
 from dmpo_jax.commands.main import main
-from dmpo_jax.training import drawing
+from dmpo_jax.pipelines import generate
 from tests.interop import tiny
 
 PROMPTS = "the digit seven\n\n  one \n"
@@ -76,9 +76,9 @@ def test_the_manifest_says_what_is_needed_to_draw_the_same_again(drawn, pipeline
 
 def test_a_picture_is_the_samplers_image(drawn, pipeline):
   loaded = interop.load_pipeline(pipeline)
-  sampler = drawing.sampler_of(loaded, num_steps=2, guidance=2.0, negative="the")
-  requests, _ = drawing.requests_for(loaded, ["one"], np.array([4]), negative="the")
-  image = sampling.sample_in_batches(sampler, loaded.params, requests, batch_size=1)[0]
+  sampler = generate.sampler_of(loaded, num_steps=2, guidance=2.0, negative="the")
+  requests, _ = generate.requests_for(loaded, ["one"], np.array([4]), negative="the")
+  image = pipelines.sample_in_batches(sampler, loaded.params, requests, batch_size=1)[0]
   found = np.asarray(Image.open(drawn / "00001_0000000004.png")).astype(int)
   assert np.abs(found - np.asarray(sampling.to_uint8(image))[..., 0]).max() <= 1
 

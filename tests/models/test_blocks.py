@@ -9,7 +9,9 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.unets import unet_2d_blocks
 from flax import nnx
 
-from dmpo_jax.models import attention, blocks, kernels, trees, unet
+from dmpo_jax.models import kernels, trees
+from dmpo_jax.models.unet import attention, blocks
+from dmpo_jax.models.unet import model as unet
 from tests.models import torch_map
 
 WIDTH, TIME, CONTEXT, GROUPS, HEADS = 16, 12, 10, 4, 2

@@ -12,7 +12,8 @@ from jax.test_util import check_grads
 
 from dmpo_jax import models
 from dmpo_jax.errors import InputError
-from dmpo_jax.models import kernels, kernels_cpu
+from dmpo_jax.models import kernels
+from dmpo_jax.models.kernels import cpu as kernels_cpu
 from tests.models import torch_map
 
 R = np.random.default_rng(0)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from jax._src.cudnn import fused_attention_stablehlo
 
-from dmpo_jax.models import kernels, kernels_gpu
+from dmpo_jax.models import kernels
+from dmpo_jax.models.kernels import gpu as kernels_gpu
 
 
 def shapes(queries, keys, channels, dtype):

@@ -7,7 +7,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from dmpo_jax import models
-from dmpo_jax.models import kernels, kernels_tpu
+from dmpo_jax.models import kernels
+from dmpo_jax.models.kernels import tpu as kernels_tpu
 from tests.models import torch_map
 
 R = np.random.default_rng(0)

@@ -12,7 +12,8 @@ from flax import nnx
 
 from dmpo_jax import models
 from dmpo_jax.errors import InputError
-from dmpo_jax.models import trees, vae
+from dmpo_jax.models import trees
+from dmpo_jax.models.vae import model as vae
 from tests.models import published, torch_map
 
 # For each option at least one variant that differs from the first.

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dmpo_jax.training.loop import train
+from dmpo_jax.training.run import train
 from tests.training.tiny import pairs_config, reference_config
 
 

@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from dmpo_jax import data, interop
-from dmpo_jax.training import start
+from dmpo_jax.pipelines import stable_diffusion
+from dmpo_jax.training import setup
 from dmpo_jax.training.batch import Batch
 from dmpo_jax.training.config import default
 from dmpo_jax.training.objective import Objective
@@ -79,16 +80,18 @@ def setting(kind: str, folder) -> Setting:
   """Everything that the objective is given."""
   write(kind, folder)
   rng = np.random.default_rng(1)
-  pipeline = start.load_pipeline(config(folder), [])
-  reference, frozen, _ = start.split_params(config(folder), pipeline)
+  pipeline = setup.load_pipeline(config(folder), [])
+  reference, frozen, _ = setup.split_params(config(folder), pipeline)
   trained = jax.tree.map(
     lambda x: x + 0.01 * rng.normal(size=x.shape).astype(np.float32), reference
   )
   pairs = examples()
-  batch = Batch(pairs.images, example_id=pairs.ids, **start.tokenize(pipeline, CAPTIONS)[0])
+  batch = Batch(
+    pairs.images, example_id=pairs.ids, **stable_diffusion.tokenize(pipeline, CAPTIONS)[0]
+  )
   if kind == "sdxl":
     batch = batch._replace(time_ids=rng.integers(0, 2000, (6, 6)).astype(np.float32))
-  objective = start.make_objective(config(folder), pipeline)
+  objective = setup.make_objective(config(folder), pipeline)
   return Setting(folder, pipeline, objective, trained, frozen, reference, batch)
 
 

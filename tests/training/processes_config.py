@@ -15,7 +15,7 @@ import time
 import jax
 import orbax.checkpoint as ocp
 
-from dmpo_jax.training import sharding
+from dmpo_jax.parallel import sharding
 from tests.training.tiny import smallest_config
 
 if jax.process_count() > 1:  # else whoever reads this file decides for itself

@@ -2,8 +2,8 @@
 
 import pathlib
 
-from dmpo_jax.training.clock import TIMINGS
-from dmpo_jax.training.metrics import read
+from dmpo_jax.training.monitor.metrics import read
+from dmpo_jax.training.monitor.throughput import TIMINGS
 
 
 def computed(workdir: pathlib.Path) -> list[dict]:

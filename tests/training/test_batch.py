@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from dmpo_jax.training.batch import to_floats
+from dmpo_jax.sampling import to_floats
 
 
 def test_bytes_become_floats_with_black_at_minus_one_and_white_at_one():

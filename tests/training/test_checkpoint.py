@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dmpo_jax.parallel.array_checksums import checksums
 from dmpo_jax.training.checkpoint import Checkpoints
-from dmpo_jax.training.checksums import checksums
-from dmpo_jax.training.workdir import claim
+from dmpo_jax.training.run_directory import claim
 
 STATE = {
   "unet": {"kernel": jnp.arange(4000, dtype=jnp.float32).reshape(40, 100)},

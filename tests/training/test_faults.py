@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from dmpo_jax.training.metrics import read
+from dmpo_jax.training.monitor.metrics import read
 from tests.training.processes import CONFIG, ROOT, Processes, environment
 from tests.training.rows import computed
 

@@ -12,7 +12,7 @@ from transformers.optimization import Adafactor
 
 from dmpo_jax import data, interop, losses
 from dmpo_jax.configs import digits_dpo
-from dmpo_jax.training import gradient, start
+from dmpo_jax.training import gradient, setup
 from dmpo_jax.training.batch import Batch, misjudged
 from dmpo_jax.training.step import make_optimizer
 from tests.training.tiny import smallest_config
@@ -36,8 +36,8 @@ def network(params, noisy, timesteps, context):
 @pytest.fixture(scope="module")
 def setting():
   """An objective over that network, policy, frozen, reference, and eight pairs."""
-  pipeline = start.load_pipeline(smallest_config(), ["the digit seven"])
-  objective = start.make_objective(digits_dpo.get_config(), pipeline)
+  pipeline = setup.load_pipeline(smallest_config(), ["the digit seven"])
+  objective = setup.make_objective(digits_dpo.get_config(), pipeline)
   objective = objective._replace(networks=objective.networks._replace(unet=network))
   rng = np.random.default_rng(0)
   policy = {"unet": {k: rng.normal(size=(8, 8, 1)).astype("f") for k in ("scale", "slope")}}

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dmpo_jax.training import start
+from dmpo_jax.pipelines import stable_diffusion
+from dmpo_jax.training import setup
 from dmpo_jax.training.batch import Batch, draw, draw_encodings
 from dmpo_jax.training.objective import ROUNDING
 from dmpo_jax.training.step import initial_state, make_optimizer, make_step
@@ -90,7 +91,7 @@ def test_dropped_captions_of_sdxl_are_zeros_unless_its_index_says_otherwise(
   if forced is None:
     del index["force_zeros_for_empty_prompt"]
   pipeline = dataclasses.replace(s.pipeline, model_index=index)
-  objective = start.make_objective(latents.config(s.folder), pipeline)
+  objective = setup.make_objective(latents.config(s.folder), pipeline)
   assert (objective.null_ids is None) == zeros
 
 
@@ -120,7 +121,7 @@ def test_a_vae_that_is_to_be_trained_is_refused(settings):
   config = latents.config(settings["sd"].folder)
   config.trained = ("unet", "vae")
   with pytest.raises(ValueError, match=r"trained names 'vae'.*leave it out"):
-    start.split_params(config, settings["sd"].pipeline)
+    setup.split_params(config, settings["sd"].pipeline)
 
 
 def test_images_that_are_no_whole_number_of_latents_are_refused(settings):
@@ -133,17 +134,17 @@ def test_images_that_are_no_whole_number_of_latents_are_refused(settings):
 @pytest.fixture(scope="module")
 def halves():
   """What an objective is given, and in each dtype what it finds beside a gradient at a step."""
-  pipeline = start.load_pipeline(smallest_config(), latents.CAPTIONS)
+  pipeline = setup.load_pipeline(smallest_config(), latents.CAPTIONS)
   config = latents.config("")
   config.trained = ("unet",)
-  reference, frozen, _ = start.split_params(config, pipeline)
+  reference, frozen, _ = setup.split_params(config, pipeline)
   images = np.random.default_rng(0).uniform(-1, 1, (6, 2, 8, 8, 1)).astype(np.float32)
-  tokens, _ = start.tokenize(pipeline, latents.CAPTIONS)
+  tokens, _ = stable_diffusion.tokenize(pipeline, latents.CAPTIONS)
   batch = Batch(images, example_id=np.arange(6, dtype=np.uint32), **tokens)
 
   def compiled(dtype, remat="none"):
     config.dtype, config.remat = dtype, remat
-    objective = start.make_objective(config, pipeline)
+    objective = setup.make_objective(config, pipeline)
 
     def total(trained, frozen, reference, batch, step):
       loss, found = objective(trained, frozen, reference, batch, step)

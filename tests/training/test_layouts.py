@@ -13,8 +13,8 @@ from dmpo_jax.commands.main import main
 from dmpo_jax.errors import InputError
 from dmpo_jax.training.checkpoint import Checkpoints
 from dmpo_jax.training.export import export
-from dmpo_jax.training.loop import train
-from dmpo_jax.training.metrics import read
+from dmpo_jax.training.monitor.metrics import read
+from dmpo_jax.training.run import train
 from tests.training import processes_config
 from tests.training.processes import Local, Processes
 

@@ -10,12 +10,13 @@ import pytest
 from dmpo_jax import interop
 from dmpo_jax.commands.main import main
 from dmpo_jax.models import trees
-from dmpo_jax.training import start
+from dmpo_jax.parallel.sharding import make_mesh
+from dmpo_jax.pipelines import stable_diffusion
+from dmpo_jax.training import setup
 from dmpo_jax.training.batch import Batch
 from dmpo_jax.training.config import check
-from dmpo_jax.training.loop import train
-from dmpo_jax.training.metrics import read
-from dmpo_jax.training.sharding import make_mesh
+from dmpo_jax.training.monitor.metrics import read
+from dmpo_jax.training.run import train
 from dmpo_jax.training.step import compile_step, initial_state, make_optimizer, make_step
 from tests.training.rows import computed
 from tests.training.tiny import pairs_config, smallest_config
@@ -27,7 +28,7 @@ COMPONENTS = ("unet", "text_encoder")
 def base(tmp_path_factory):
   """Folder of a random pipeline that denoises pixels."""
   folder = tmp_path_factory.mktemp("base") / "pipeline"
-  interop.save_pipeline(folder, start.load_pipeline(smallest_config(), ["the digit seven"]))
+  interop.save_pipeline(folder, setup.load_pipeline(smallest_config(), ["the digit seven"]))
   return folder
 
 
@@ -87,13 +88,13 @@ def test_a_run_taken_up_again_ends_with_the_same_lora_bit_for_bit(base, run, tmp
 
 def test_the_step_is_given_the_base_once(base):
   config = check(_config(base))
-  pipeline = start.load_pipeline(config, [])
-  trained, frozen, reference = start.split_params(config, pipeline)
+  pipeline = setup.load_pipeline(config, [])
+  trained, frozen, reference = setup.split_params(config, pipeline)
   optimizer = make_optimizer(config.optimizer)
-  step = make_step(start.make_objective(config, pipeline), optimizer, ema_decay=0.9)
+  step = make_step(setup.make_objective(config, pipeline), optimizer, ema_decay=0.9)
   state = initial_state(trained, optimizer, ema=True)
-  examples = start.load_examples(config)
-  tokens, _ = start.tokenize(pipeline, examples.captions[:4])
+  examples = setup.load_examples(config)
+  tokens, _ = stable_diffusion.tokenize(pipeline, examples.captions[:4])
   batch = Batch(examples.images[:4], example_id=examples.ids[:4], **tokens)
   held = (state, frozen, reference)
   lowered = compile_step(step, make_mesh(1), *held).lower(*held, batch)

@@ -13,12 +13,13 @@ import pytest
 
 from dmpo_jax import configs as folder
 from dmpo_jax import data, interop, losses
+from dmpo_jax.parallel.sharding import batch as split_over
+from dmpo_jax.parallel.sharding import make_mesh
 from dmpo_jax.training import config as checks
-from dmpo_jax.training import metrics, start
+from dmpo_jax.training import setup
 from dmpo_jax.training.batch import Batch
-from dmpo_jax.training.loop import train
-from dmpo_jax.training.sharding import batch as split_over
-from dmpo_jax.training.sharding import make_mesh
+from dmpo_jax.training.monitor import metrics
+from dmpo_jax.training.run import train
 from dmpo_jax.training.step import initial_state, make_optimizer, make_step
 from tests.training.tiny import smallest_config
 
@@ -27,7 +28,7 @@ CONFIGS = {
   file.stem: importlib.import_module(f"dmpo_jax.configs.{file.stem}").get_config() for file in FILES
 }
 PAIRED = sorted(set(CONFIGS) - {"digits_reference"})
-LOSSES = [start.make_loss(CONFIGS[name].loss) for name in PAIRED]
+LOSSES = [setup.make_loss(CONFIGS[name].loss) for name in PAIRED]
 LABELS = np.array([1, 0.5, 0, 0.25, 1, 0.75, 0.5, 0.9], np.float32)
 WEIGHTS = np.array([1, 2, 0.5, 0, 1, 3, 1, 0.25], np.float32)
 # Compiled in half the time; it runs only a few steps.
@@ -53,7 +54,7 @@ def chosen(index):
 
 @pytest.fixture(scope="module")
 def pipeline():
-  return start.load_pipeline(smallest_config(), ["the digit seven"])
+  return setup.load_pipeline(smallest_config(), ["the digit seven"])
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ def minimise(pipeline):
   """An objective whose loss is chosen by `frozen["index"]`; `unet` replaces the network."""
 
   def make(**networks):
-    base = start.make_objective(CONFIGS["digits_dpo"], pipeline)
+    base = setup.make_objective(CONFIGS["digits_dpo"], pipeline)
     base = base._replace(networks=base.networks._replace(**networks))
 
     def objective(trained, frozen, reference, batch, step):
@@ -145,7 +146,7 @@ def take_two_steps(minimise, params, batch):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_config_passes_the_check_and_says_what_its_objective_needs(name):
   config = checks.check(CONFIGS[name])
-  assert losses.facts(start.make_loss(config.loss)).reference == config.reference
+  assert losses.facts(setup.make_loss(config.loss)).reference == config.reference
 
 
 def test_every_objective_has_a_config():
@@ -189,7 +190,7 @@ def test_four_devices_give_the_losses_and_the_gradient_of_one(name, evaluate):
 
 
 def test_a_loss_with_labels_is_the_expectation_over_the_two_orders(pipeline, params, batch):
-  objective = start.make_objective(CONFIGS["digits_dmpo"], pipeline)
+  objective = setup.make_objective(CONFIGS["digits_dmpo"], pipeline)
   objective = objective._replace(networks=objective.networks._replace(unet=linear))
   trained, reference = LINEAR
   labelled = batch._replace(label=LABELS)
@@ -207,7 +208,7 @@ def test_a_loss_with_labels_is_the_expectation_over_the_two_orders(pipeline, par
 def test_an_objective_without_reference_runs_the_network_once(name, times, pipeline, params, batch):
   trained, frozen, reference = params
   config, calls = CONFIGS[name], []
-  objective = start.make_objective(config, pipeline)
+  objective = setup.make_objective(config, pipeline)
   networks = objective.networks
 
   def counted(*arguments):
@@ -225,7 +226,7 @@ def test_residuals_are_kept_only_for_objectives_that_take_them(pipeline, params,
   trained, frozen, reference = params
   seen = {}
   for name in ("digits_dpo", "digits_sdpo"):
-    objective = start.make_objective(CONFIGS[name], pipeline)
+    objective = setup.make_objective(CONFIGS[name], pipeline)
 
     def spy(*inputs, loss=objective.loss, name=name):
       seen[name] = [type(x).__name__ for x in inputs]
@@ -244,23 +245,23 @@ def test_a_reference_that_is_missing_or_not_needed_is_refused_at_the_start(name,
   config = CONFIGS[name].copy_and_resolve_references()
   config.reference = not config.reference
   with pytest.raises(ValueError, match=message):
-    start.make_objective(config, pipeline)
+    setup.make_objective(config, pipeline)
 
 
 def test_a_misspelt_key_of_a_wrapped_objective_is_refused():
   with pytest.raises(ValueError, match=r"'dpo'.*'betta'; did you mean 'beta'"):
-    start.make_loss({"name": "sdpo", "mu": 0.9, "base": {"name": "dpo", "betta": 1.0}})
+    setup.make_loss({"name": "sdpo", "mu": 0.9, "base": {"name": "dpo", "betta": 1.0}})
 
 
 def test_a_wrapped_objective_that_is_no_section_is_refused():
   with pytest.raises(ValueError, match=r"section with a name.*'dpo'"):
-    start.make_loss({"name": "sdpo", "mu": 0.9, "base": "dpo"})
+    setup.make_loss({"name": "sdpo", "mu": 0.9, "base": "dpo"})
 
 
 def test_labels_are_refused_by_an_objective_that_cannot_use_them(pipeline, params, batch):
   trained, frozen, reference = params
   config = CONFIGS["digits_dynamic_alpha_dpo"]
-  objective = start.make_objective(config, pipeline)
+  objective = setup.make_objective(config, pipeline)
   with pytest.raises(ValueError, match="takes no soft labels"):
     jax.eval_shape(objective, trained, frozen, reference, batch._replace(label=LABELS), np.int32(0))
 

@@ -9,7 +9,8 @@ import optax
 import pytest
 
 from dmpo_jax import interop, losses
-from dmpo_jax.training import sharding, start
+from dmpo_jax.parallel import sharding
+from dmpo_jax.training import setup
 from dmpo_jax.training.batch import Batch, draw, draw_timesteps
 from dmpo_jax.training.objective import pair_up
 from dmpo_jax.training.step import (
@@ -29,9 +30,9 @@ def setting(pipeline):
   """Objective, parameters and a batch of eight pairs, at beta 5000."""
   config = pairs_config(pipeline)
   config.loss.beta = 5000.0
-  loaded = start.load_pipeline(config, [])
-  objective = start.make_objective(config, loaded)
-  examples = start.load_examples(config)
+  loaded = setup.load_pipeline(config, [])
+  objective = setup.make_objective(config, loaded)
+  examples = setup.load_examples(config)
   tokens = interop.tokenize(loaded.tokenizer, examples.captions)
   batch = Batch(examples.images[:8], tokens.ids[:8], examples.ids[:8])
   trained = {"unet": loaded.params["unet"]}
@@ -210,7 +211,7 @@ def on_mesh(setting, pipeline):
   def run(data, fsdp, accumulation):
     mesh = sharding.make_mesh(data * fsdp, fsdp=fsdp)
     config = pairs_config(pipeline)
-    objective = start.make_objective(config, start.load_pipeline(config, []), mesh=mesh)
+    objective = setup.make_objective(config, setup.load_pipeline(config, []), mesh=mesh)
     step = make_step(
       objective._replace(loss=loss),
       optimizer,

@@ -1,0 +1,48 @@
+"""Make preference pairs of a model's own samples, labelled by a declared score.
+
+  dmpo-jax sample --pipeline runs/reference/pipeline --prompts prompts.txt --seeds 4 --out samples
+  dmpo-jax data judge samples --score colourfulness --temperature 0.02
+  dmpo-jax data convert pairs samples/pairs.csv --out data/mine
+
+Every two images of a prompt become a pair, and one of them is preferred with the probability
+sigmoid((score_0 - score_1) / temperature): an image with a higher score more often, but not always.
+The table also holds both scores; edit its label_0, or write your own, to state other preferences.
+"""
+
+import argparse
+import pathlib
+
+TABLE = "pairs.csv"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Declares the command's options."""
+  parser.add_argument("samples", type=pathlib.Path, help="folder that dmpo-jax sample wrote")
+  parser.add_argument(
+    "--score", required=True, help="brightness, colourfulness (Hasler and Süsstrunk) or warmth"
+  )
+  parser.add_argument(
+    "--temperature",
+    required=True,
+    type=float,
+    help="difference of scores at which the odds are e : 1; the spread of the scores within a "
+    "prompt, which is printed, is a start",
+  )
+  parser.add_argument("--seed", type=int, default=0, help="of the labels (default: 0)")
+
+
+def run(options: argparse.Namespace) -> None:
+  """Writes the table and says how noisy its labels are."""
+  from dmpo_jax.evaluation.scorers import label_pairs
+
+  found = label_pairs.judge(
+    options.samples, score=options.score, temperature=options.temperature, seed=options.seed
+  )
+  table = options.samples / TABLE
+  label_pairs.write_table(table, found.rows)
+  print(
+    f"{found.images} images scored; within a prompt {options.score} spreads by {found.within:.4g} "
+    "(standard deviation)"
+  )
+  print(f"{len(found.rows)} pairs; the lower score is preferred in {found.noise:.1%} of them")
+  print(f"table in {table}")

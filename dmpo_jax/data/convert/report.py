@@ -1,0 +1,178 @@
+"""What a conversion counted, as numbers and as lines of text; the page is `conversion_page`."""
+
+import pathlib
+from collections import Counter
+
+import numpy as np
+
+from dmpo_jax.data import captions, tfds_folder
+from dmpo_jax.data.convert import options as convert_options
+from dmpo_jax.data.convert.options import Options
+from dmpo_jax.data.convert.shard import CHANGED, LONG, MISMATCH, TIE
+from dmpo_jax.data.pairs import Pair
+
+MAX_SIZES = 4096  # different sizes that are counted one by one
+SHOWN_SIZES = 15
+EXAMPLES = 12
+TOKEN_EDGES = (0, 10, 20, 30, 40, 50, 60, 70, captions.CONTEXT + 1, 2**32)
+
+# Why pairs were left out, and the option that says so.
+DROPPED = {
+  "unlabelled": "unlabelled (--unlabelled=drop)",
+  "dropped_ties": "ties (--ties=drop)",
+  "dropped_long_captions": "captions over 77 tokens (--long-captions=drop)",
+  "dropped_size_mismatch": "images of different sizes (--size-mismatch=drop)",
+  "dropped_duplicates": "duplicates (--duplicates=drop)",
+  "dropped_repeated_ids": "ids that occurred before (--on-bad-row=skip)",
+}
+
+
+class Statistics:
+  """Histograms of the pairs that stay, fed with pieces of the index.
+
+  Args:
+    names: Of the splits, in the index's order.
+  """
+
+  def __init__(self, names: list[str]):
+    self.names = names
+    self.kept = Counter(dict.fromkeys(names, 0))
+    self.flags, self.sizes = Counter(), Counter()
+    self.labels = np.zeros(11, np.int64)
+    self.tokens = np.zeros(len(TOKEN_EDGES) - 1, np.int64)
+    self.examples = []  # (hash, split, number in the split): the smallest hashes
+
+  def add(self, entries: np.ndarray) -> None:
+    """Counts pairs in the order in which they lie in their splits.
+
+    Args:
+      entries: Of `convert_piece.INDEX`.
+    """
+    self.labels += np.bincount(np.round(entries["p0"] * 10).astype(int), minlength=11)
+    self.tokens += np.histogram(entries["tokens"], TOKEN_EDGES)[0]
+    for name, flag in (
+      ("ties", TIE),
+      ("long_captions", LONG),
+      ("size_mismatch", MISMATCH),
+      ("stored_anew", CHANGED),
+    ):
+      self.flags[name] += int(np.count_nonzero(entries["flags"] & flag))
+    for sides in (entries["size"][:, :2], entries["size"][:, 2:]):
+      for (height, width), count in zip(*np.unique(sides, axis=0, return_counts=True), strict=True):
+        size = f"{height}x{width}"
+        if size not in self.sizes and len(self.sizes) >= MAX_SIZES:
+          size = "others"
+        self.sizes[size] += int(count)
+    for i, name in enumerate(self.names):
+      mine = entries[entries["split"] == i]
+      for place in np.argsort(mine["id"][:, 0], kind="stable")[:EXAMPLES].tolist():
+        self.examples.append((int(mine["id"][place, 0]), name, self.kept[name] + place))
+      self.kept[name] += len(mine)
+    self.examples = sorted(self.examples)[:EXAMPLES]
+
+
+def summary(
+  *,
+  kind: str,
+  counts: Counter,
+  statistics: Statistics,
+  prompts: dict[str, int],
+  options: Options,
+  files: dict,
+) -> dict:
+  """The report as numbers; what report.json holds.
+
+  Args:
+    kind: Of the source.
+    counts: Sums over all pieces.
+    statistics: Of what stays.
+    prompts: Different prompts by split.
+    options: Of the conversion.
+    files: {name: {"records", "bytes"}} of the shards.
+
+  Returns:
+    A dict that JSON can hold. Counts of "found" are made before anything is dropped.
+  """
+  kept = sum(statistics.kept.values())
+  top = dict(sorted(statistics.sizes.items(), key=lambda item: (-item[1], item[0]))[:SHOWN_SIZES])
+  anew = {k.split("/")[1]: n for k, n in sorted(counts.items()) if k.startswith("stored_anew/")}
+  return {
+    "source": kind,
+    "record": tfds_folder.VERSION,
+    "options": convert_options.lasting(options),
+    "read": {"rows": counts["rows"], "pairs": counts["pairs"]},
+    "found": {
+      "ties": counts["ties"],
+      "unlabelled": counts["unlabelled"],
+      "undecodable": counts["undecodable"],
+      "bad_rows": counts["bad"],
+      "size_mismatch": counts["size_mismatch"],
+      "duplicates": counts["duplicates"],
+      "repeated_ids": counts["dropped_repeated_ids"],
+      "long_captions": counts["long_captions"],
+    },
+    "dropped": {name: counts[name] for name in DROPPED},
+    "kept": kept,
+    "splits": {
+      name: {"pairs": count, "prompts": prompts[name]}
+      for name, count in statistics.kept.items()
+      if count
+    },
+    "kept_with": dict(statistics.flags),
+    "images_stored_anew": anew,
+    "labels": {f"{i / 10:.1f}": n for i, n in enumerate(statistics.labels.tolist())},
+    "caption_tokens": {
+      f"{low}-{high - 1}" if high < 2**32 else f"{low}+": n
+      for low, high, n in zip(
+        TOKEN_EDGES, TOKEN_EDGES[1:], statistics.tokens.tolist(), strict=False
+      )
+    },
+    "sizes": top
+    | ({"others": 2 * kept - sum(top.values())} if 2 * kept > sum(top.values()) else {}),
+    "files": files,
+  }
+
+
+def lines(report: dict) -> str:
+  """The report in a few lines for a terminal.
+
+  Args:
+    report: From `summary`.
+
+  Returns:
+    Text.
+  """
+  read, found = report["read"], report["found"]
+  out = [f"read {read['rows']} rows, {read['pairs']} pairs of rows that could be used"]
+  out.append("found " + ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in found.items()))
+  out += [f"dropped {n} {DROPPED[name]}" for name, n in report["dropped"].items() if n]
+  if report["images_stored_anew"]:
+    anew = report["images_stored_anew"].items()
+    out.append("stored anew as RGB: " + ", ".join(f"{n} {name}" for name, n in anew))
+  out.append(
+    f"kept {report['kept']} pairs: "
+    + ", ".join(
+      f"{s['pairs']} in {n} ({s['prompts']} prompts)" for n, s in report["splits"].items()
+    )
+  )
+  return "\n".join(out)
+
+
+def examples(out: pathlib.Path, files: dict, statistics: Statistics) -> list[tuple[str, Pair]]:
+  """A dozen pairs, those with the smallest hashes of their ids, read back from the shards.
+
+  Args:
+    out: Folder of the data set.
+    files: Names of its shards.
+    statistics: Knows where they lie.
+
+  Returns:
+    [(split, pair)].
+  """
+  import grain
+
+  sources = {}
+  for split in {split for _, split, _ in statistics.examples}:
+    names = sorted(name for name in files if name.startswith(f"{tfds_folder.NAME}-{split}."))
+    sources[split] = grain.sources.ArrayRecordDataSource([str(out / name) for name in names])
+  return [(s, tfds_folder.deserialize(sources[s][i])) for _, s, i in statistics.examples]

@@ -1,0 +1,76 @@
+"""Pick-a-Pic v1 and v2: parquet files with both images of a row inside."""
+
+import pathlib
+
+from dmpo_jax.data.convert import row_values
+from dmpo_jax.data.convert.sources.raw_pair import Draft
+from dmpo_jax.data.pairs import check_probability
+from dmpo_jax.errors import InputError
+
+COLUMNS = (
+  *("caption", "jpg_0", "jpg_1", "label_0", "label_1", "has_label", "ranking_id"),
+  *("image_0_uid", "image_1_uid", "num_example_per_prompt"),
+)
+OPTIONAL = ("model_0", "model_1", "user_id")
+VOTES = False
+PARTS = "train", "validation", "validation_unique", "test", "test_unique"
+
+
+def files(root: pathlib.Path, part: str) -> list[str]:
+  """Names of the part's tables: `PART-*.parquet`, in `root` or in its folder `data`."""
+  folder = "data/" if (root / "data").is_dir() else ""
+  return sorted(folder + p.name for p in (root / folder).glob(f"{part}-*.parquet"))
+
+
+def drafts(row: row_values.Row, where: str, labels: str) -> list[Draft]:
+  """The pair of a row.
+
+  The weight is 1/num_example_per_prompt, so that a prompt that was judged often does not count more
+  than one that was judged once; the id joins `ranking_id` and both images' uids.
+
+  Args:
+    row: Values by column.
+    where: Not used: rows have ids of their own.
+    labels: Not used: a row is one person's choice.
+
+  Returns:
+    One draft; its p0 is None where `has_label` is false.
+
+  Raises:
+    InputError: A value is missing, of the wrong type or out of range.
+  """
+  first, second = (row_values.label(row, f"image_{i}_uid") for i in (0, 1))
+  ranking = row_values.label(row, "ranking_id")
+  if not (ranking and first and second):
+    raise InputError("ranking_id, image_0_uid and image_1_uid must not be empty: they make the id")
+  has_label = row_values.get(row, "has_label")
+  if not isinstance(has_label, bool):
+    raise InputError(f"has_label must be true or false, got {str(has_label)[:60]!r}")
+  p0 = None
+  if has_label:
+    p0, p1 = (check_probability(f"label_{i}", row_values.number(row, f"label_{i}")) for i in (0, 1))
+    if abs(p0 + p1 - 1) > 1e-6:
+      raise InputError(f"label_0 + label_1 must be 1, got {p0} and {p1}")
+  count = row_values.number(row, "num_example_per_prompt")
+  if count < 1:
+    raise InputError(f"num_example_per_prompt must be at least 1, got {count}")
+  return [
+    Draft(
+      id=f"{ranking}:{first}:{second}",
+      prompt=row_values.text(row, "caption"),
+      image_0=_encoded(row, "jpg_0"),
+      image_1=_encoded(row, "jpg_1"),
+      p0=p0,
+      weight=1 / count,
+      model_0=row_values.label(row, "model_0"),
+      model_1=row_values.label(row, "model_1"),
+      user_id=row_values.label(row, "user_id"),
+    )
+  ]
+
+
+def _encoded(row: row_values.Row, name: str) -> bytes:
+  value = row_values.get(row, name)
+  if not isinstance(value, bytes):
+    raise InputError(f"{name} must hold an image's bytes, got {type(value).__name__}")
+  return value

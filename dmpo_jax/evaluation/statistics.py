@@ -1,0 +1,264 @@
+"""Scores of images and their 95% intervals: numpy in, numbers out."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from dmpo_jax.data.toy.digits import ink
+from dmpo_jax.errors import InputError
+
+__all__ = [
+  "Interval",
+  "bootstrap",
+  "ink",
+  "paired_difference",
+  "pairwise_distance",
+  "vendi",
+  "win_rate",
+  "wins",
+]
+
+RESAMPLES = 10_000
+CHUNK = 2_000_000  # numbers that a bootstrap holds at a time
+
+
+class Interval(NamedTuple):
+  """An estimate with the ends of its confidence interval.
+
+  Attributes:
+    value: The statistic of the sample.
+    low: Lower end.
+    high: Upper end.
+  """
+
+  value: float
+  low: float
+  high: float
+
+
+def bootstrap(
+  values: np.ndarray,
+  *,
+  statistic: Callable[..., np.ndarray] = np.mean,
+  level: float = 0.95,
+  resamples: int = RESAMPLES,
+  seed: int = 0,
+) -> Interval:
+  """Percentile bootstrap interval of a statistic of independent units.
+
+      low, high = the (1 -+ level)/2 quantiles of statistic(values[i]),  i drawn with replacement
+
+  Units must be independent of each other: for generated images a unit is one (caption, seed), and
+  each unit starts from noise of its own. If all values are equal the interval has no width,
+  although the true rate may still differ by about 3/N (the rule of three).
+
+  Args:
+    values: One number per unit, `[N]`.
+    statistic: f(`[R, N]`, axis=1) -> `[R]`, as numpy's reductions are called.
+    level: Coverage, in (0, 1).
+    resamples: How many resamples, at least 2000.
+    seed: Decides the resamples.
+
+  Returns:
+    `Interval` of float.
+
+  Raises:
+    InputError: No value, a value that is not finite, or a number out of range.
+
+  Source: B. Efron, "Bootstrap methods: another look at the jackknife" (1979); percentile method.
+  """
+  x = _vector("values", values)
+  _check_bootstrap(level, resamples)
+  rng = np.random.default_rng(seed)
+  drawn = [
+    statistic(x[rng.integers(len(x), size=(count, len(x)))], axis=1)
+    for count in _chunks(resamples, len(x))
+  ]
+  return _interval(float(statistic(x[None, :], axis=1)[0]), np.concatenate(drawn), level)
+
+
+def wins(candidate: np.ndarray, baseline: np.ndarray) -> np.ndarray:
+  """Whether the candidate scores higher than the baseline in each unit.
+
+  Args:
+    candidate: Scores, one per (caption, seed), `[N]`.
+    baseline: Scores of the same captions and seeds in the same order, `[N]`.
+
+  Returns:
+    float64 `[N]`: 1 where it is higher, 0 where it is lower, 1/2 on a tie.
+
+  Raises:
+    InputError: Lengths differ, there is no value, or one is not finite.
+  """
+  a, b = _paired(candidate, baseline)
+  return np.where(a > b, 1.0, np.where(a < b, 0.0, 0.5))
+
+
+def win_rate(candidate: np.ndarray, baseline: np.ndarray, **settings) -> Interval:
+  """Share of units in which the candidate scores higher, a tie counting one half.
+
+  Args:
+    candidate: Scores, one per (caption, seed), `[N]`.
+    baseline: Scores of the same captions and seeds in the same order, `[N]`.
+    **settings: `level`, `resamples` and `seed` of `bootstrap`, which resamples the units.
+
+  Returns:
+    `Interval` in [0, 1]; 1/2 means no difference.
+
+  Raises:
+    InputError: As `wins` and `bootstrap`.
+  """
+  return bootstrap(wins(candidate, baseline), **settings)
+
+
+def paired_difference(candidate: np.ndarray, baseline: np.ndarray, **settings) -> Interval:
+  """Mean of candidate - baseline, unit by unit.
+
+  What the two share (caption, seed) cancels, so the interval is narrower than that of two means.
+
+  Args:
+    candidate: Scores, one per (caption, seed), `[N]`.
+    baseline: Scores of the same captions and seeds in the same order, `[N]`.
+    **settings: `level`, `resamples` and `seed` of `bootstrap`, which resamples the units.
+
+  Returns:
+    `Interval`; 0 means no difference.
+
+  Raises:
+    InputError: Lengths differ, or as `bootstrap`.
+  """
+  a, b = _paired(candidate, baseline)
+  return bootstrap(a - b, **settings)
+
+
+def pairwise_distance(
+  images: np.ndarray,
+  groups: np.ndarray,
+  *,
+  level: float = 0.95,
+  resamples: int = RESAMPLES,
+  seed: int = 0,
+) -> Interval:
+  """How far apart two images of one caption are, averaged over pairs, then over captions.
+
+      D = mean over groups of mean over i < j of sqrt(mean over pixels of (x_i - x_j)²)
+
+  with x the grey level in [0, 1] as shown: 0 if each caption gives one image only. The interval
+  resamples the images of each group; in a resample an image is never paired with its own copy,
+  which would pull the distance down. With fewer than about eight images a group it is too narrow.
+
+  Args:
+    images: `[N, H, W, C]` in [-1, 1].
+    groups: The caption or label of each image, `[N]`.
+    level: Coverage, in (0, 1).
+    resamples: How many resamples, at least 2000.
+    seed: Decides the resamples.
+
+  Returns:
+    `Interval` in [0, 1].
+
+  Raises:
+    InputError: A group of fewer than two images, shapes that do not fit, a pixel that is not
+      finite, or a number out of range.
+  """
+  x, members = _grouped(images, groups)
+  _check_bootstrap(level, resamples)
+  rng = np.random.default_rng(seed)
+  values, drawn = [], np.zeros(resamples)
+  for rows in members:
+    n = len(rows)
+    squared = np.square(x[rows][:, None] - x[rows][None, :]).mean(axis=2)  # [n, n, d] -> [n, n]
+    distance = np.sqrt(squared)
+    values.append(distance.sum() / (n * (n - 1)))
+    weights = rng.multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float64)
+    while (one := weights.max(axis=1) == n).any():  # n copies of one image have no distance
+      weights[one] = rng.multinomial(n, np.full(n, 1 / n), size=one.sum())
+    total = np.einsum("ri,ri->r", weights @ distance, weights)
+    drawn += total / (n**2 - np.square(weights).sum(axis=1))
+  return _interval(float(np.mean(values)), drawn / len(members), level)
+
+
+def vendi(images: np.ndarray, groups: np.ndarray) -> float:
+  """Vendi score: the effective number of different images a caption gives, averaged over captions.
+
+      V = exp(-Σ λ log λ),  λ the eigenvalues of K/n,  K_ij = cosine of images i and j
+
+  with the cosine between grey levels in [0, 1] as shown. It runs from 1, where all images are
+  alike up to their brightness, to n, where no two share a pixel, and grows with n: compare only
+  equal n. Blank images are like each other and like nothing else.
+
+  Args:
+    images: `[N, H, W, C]` in [-1, 1].
+    groups: The caption or label of each image, `[N]`.
+
+  Returns:
+    The mean score of the groups.
+
+  Raises:
+    InputError: As `pairwise_distance`.
+
+  Source: arXiv 2210.02410, Definition 1, with a pixel kernel.
+  """
+  x, members = _grouped(images, groups)
+  norm = np.linalg.norm(x, axis=1)
+  unit = x / np.where(norm > 0, norm, 1)[:, None]
+  unit = np.concatenate([unit, (norm == 0)[:, None]], axis=1)  # an axis of their own for blanks
+  scores = []
+  for rows in members:
+    values = np.linalg.eigvalsh(unit[rows] @ unit[rows].T / len(rows))
+    values = values[values > 0]  # x log x -> 0; rounding leaves some below
+    scores.append(np.exp(-(values * np.log(values)).sum()))
+  return float(np.mean(scores))
+
+
+def _grouped(images: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+  """Grey levels `[N, H*W*C]` and the rows of each group."""
+  x, groups = np.asarray(images, np.float64), np.asarray(groups)
+  if x.ndim != 4 or groups.shape != x.shape[:1] or not len(x):
+    raise InputError(f"images {x.shape} and groups {groups.shape} must be [N, H, W, C] and [N]")
+  if not np.isfinite(x).all():
+    raise InputError(f"{np.count_nonzero(~np.isfinite(x))} of {x.size} pixels are NaN or infinite")
+  members = [np.flatnonzero(groups == g) for g in np.unique(groups)]
+  for rows in members:
+    if len(rows) < 2:
+      raise InputError(
+        f"group {groups[rows[0]]!r} has one image; diversity needs two or more: sample more seeds"
+      )
+  return np.clip((x + 1) / 2, 0, 1).reshape(len(x), -1), members
+
+
+def _vector(name: str, values: np.ndarray) -> np.ndarray:
+  x = np.asarray(values, np.float64)
+  if x.ndim != 1 or not len(x):
+    raise InputError(f"{name} must be a vector of at least one number, got shape {x.shape}")
+  if not np.isfinite(x).all():
+    at = np.flatnonzero(~np.isfinite(x))
+    raise InputError(f"{len(at)} of {len(x)} {name} are NaN or infinite, the first at {at[0]}")
+  return x
+
+
+def _paired(candidate: np.ndarray, baseline: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  a, b = _vector("candidate scores", candidate), _vector("baseline scores", baseline)
+  if len(a) != len(b):
+    raise InputError(
+      f"{len(a)} candidate scores and {len(b)} baseline scores: a pair shares caption and seed"
+    )
+  return a, b
+
+
+def _check_bootstrap(level: float, resamples: int) -> None:
+  if not 0 < level < 1:
+    raise InputError(f"level must lie between 0 and 1, got {level!r}")
+  if resamples < 2000:
+    raise InputError(f"resamples must be at least 2000 for steady 95% ends, got {resamples!r}")
+
+
+def _chunks(resamples: int, width: int) -> list[int]:
+  step = max(1, CHUNK // width)
+  return [min(step, resamples - done) for done in range(0, resamples, step)]
+
+
+def _interval(value: float, drawn: np.ndarray, level: float) -> Interval:
+  low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+  return Interval(value, float(low), float(high))

@@ -1,0 +1,118 @@
+"""The config of CLIP's text encoders: transformers' fields and defaults."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from dmpo_jax.models import config_fields
+
+NAME = "CLIPTextModel"
+WITH_PROJECTION = "CLIPTextModelWithProjection"
+
+DEFAULTS = {
+  "vocab_size": 49408,
+  "hidden_size": 512,
+  "intermediate_size": 2048,
+  "num_hidden_layers": 12,
+  "num_attention_heads": 8,
+  "max_position_embeddings": 77,
+  "hidden_act": "quick_gelu",
+  "layer_norm_eps": 1e-5,
+  "eos_token_id": 49407,
+  "projection_dim": 512,
+}
+
+FIXED = {
+  "attention_dropout": 0.0,
+  "dropout": 0.0,
+  "add_cross_attention": False,
+  "is_decoder": False,
+  "is_encoder_decoder": False,
+  "chunk_size_feed_forward": 0,
+  "cross_attention_hidden_size": None,
+  "pruned_heads": {},
+  "tie_encoder_decoder": False,
+}
+
+# Identity, initialisation, generation, and what the Python object returns: not the arithmetic.
+IDLE = frozenset(
+  {
+    "architectures",
+    "attn_implementation",
+    "bos_token_id",
+    "dtype",
+    "finetuning_task",
+    "id2label",
+    "initializer_factor",
+    "initializer_range",
+    "label2id",
+    "model_type",
+    "name_or_path",
+    "output_attentions",
+    "output_hidden_states",
+    "pad_token_id",
+    "problem_type",
+    "return_dict",
+    "sep_token_id",
+    "task_specific_params",
+    "tie_word_embeddings",
+    "tokenizer_class",
+    "torch_dtype",
+    "torchscript",
+    "transformers_version",
+    "use_cache",
+  }
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class CLIPTextConfig:
+  """The fields that shape the network; `projection_dim` is None for one without a projection."""
+
+  vocab_size: int
+  hidden_size: int
+  intermediate_size: int
+  num_hidden_layers: int
+  num_attention_heads: int
+  max_position_embeddings: int
+  hidden_act: str
+  layer_norm_eps: float
+  eos_token_id: int
+  projection_dim: int | None
+
+
+def read(config: Mapping[str, Any]) -> CLIPTextConfig:
+  """Reads transformers' config.json of a CLIPTextModel or CLIPTextModelWithProjection.
+
+  Args:
+    config: Its fields; an absent one has transformers' default. `architectures` says which of the
+      two it is; the former's config may have a `projection_dim`, which it does not use.
+
+  Returns:
+    A `CLIPTextConfig`.
+
+  Raises:
+    InputError: A field is unknown, or has a value that is not supported.
+
+  Source: transformers' CLIPTextConfig, CLIPTextModel and CLIPTextModelWithProjection (5.23), which
+    were read.
+  """
+  name = WITH_PROJECTION if WITH_PROJECTION in (config.get("architectures") or ()) else NAME
+  values = config_fields.read(name, config, defaults=DEFAULTS, fixed=FIXED, idle=IDLE)
+  if name == NAME:
+    values["projection_dim"] = None
+  for field, value in values.items():
+    if field == "hidden_act":
+      config_fields.check_choice(name, field, value, ("quick_gelu", "gelu"))
+    elif field == "layer_norm_eps":
+      config_fields.check_number(name, field, value)
+    elif field == "eos_token_id":
+      if isinstance(value, bool) or not isinstance(value, int):
+        raise config_fields.unsupported(name, field, value, "an integer")
+    elif (field, name) != ("projection_dim", NAME):
+      config_fields.check_count(name, field, value)
+  heads, width = values["num_attention_heads"], values["hidden_size"]
+  if width % heads:
+    expected = f"a divisor of hidden_size = {width}"
+    raise config_fields.unsupported(name, "num_attention_heads", heads, expected)
+  return CLIPTextConfig(**values)

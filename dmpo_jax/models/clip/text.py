@@ -1,0 +1,155 @@
+"""CLIP's text encoders, with and without projection, with transformers' names and arithmetic."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from dmpo_jax.errors import InputError
+from dmpo_jax.models import kernels, remat
+from dmpo_jax.models.clip.config import CLIPTextConfig
+from dmpo_jax.models.layers import Embedding, LayerNorm, Linear
+
+ACTIVATIONS = {
+  "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+  "gelu": kernels.gelu,
+}
+
+
+class TextOutput(NamedTuple):
+  """What the text encoder returns.
+
+  Attributes:
+    last_hidden_state: `[B, L, D]`, behind the final LayerNorm.
+    penultimate: `[B, L, D]`, what the last layer reads, without a norm: transformers'
+      `hidden_states[-2]`, SDXL's text embedding.
+    pooled: `[B, D]`, the row of last_hidden_state at the end-of-text token; the first row where
+      there is none.
+    text_embeds: `[B, P]`, the projection of pooled; None for a CLIPTextModel.
+  """
+
+  last_hidden_state: jax.Array
+  penultimate: jax.Array
+  pooled: jax.Array
+  text_embeds: jax.Array | None = None
+
+
+class Embeddings(nnx.Module):
+  """Token plus position: int `[B, L]` to `[B, L, D]`."""
+
+  def __init__(self, config: CLIPTextConfig):
+    self.token_embedding = Embedding(config.vocab_size, config.hidden_size)
+    self.position_embedding = Embedding(config.max_position_embeddings, config.hidden_size)
+
+  def __call__(self, ids: jax.Array) -> jax.Array:
+    positions = self.position_embedding.table()[: ids.shape[1]]  # [L, D]
+    return self.token_embedding(ids) + positions[None]
+
+
+class SelfAttention(nnx.Module):
+  """Causal multi-head self-attention: `[B, L, D]` to `[B, L, D]`."""
+
+  def __init__(self, config: CLIPTextConfig):
+    width = config.hidden_size
+    self.heads = config.num_attention_heads
+    self.k_proj = Linear(width, width)
+    self.v_proj = Linear(width, width)
+    self.q_proj = Linear(width, width)
+    self.out_proj = Linear(width, width)
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    q, k, v = (
+      remat.keep(project(x), remat.PROJECTION).reshape(
+        *x.shape[:2], self.heads, -1
+      )  # [B, L, N, D/N]
+      for project in (self.q_proj, self.k_proj, self.v_proj)
+    )
+    return self.out_proj(kernels.attention(q, k, v, causal=True).reshape(x.shape))
+
+
+class MLP(nnx.Module):
+  """Two layers with the config's activation: `[B, L, D]` to `[B, L, D]`."""
+
+  def __init__(self, config: CLIPTextConfig):
+    self.activation = config.hidden_act
+    self.fc1 = Linear(config.hidden_size, config.intermediate_size)
+    self.fc2 = Linear(config.intermediate_size, config.hidden_size)
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    x = remat.keep(self.fc1(x), remat.PROJECTION)
+    return self.fc2(ACTIVATIONS[self.activation](x))
+
+
+class EncoderLayer(nnx.Module):
+  """Self-attention and MLP, each behind a LayerNorm and added to its input."""
+
+  def __init__(self, config: CLIPTextConfig):
+    self.self_attn = SelfAttention(config)
+    self.layer_norm1 = LayerNorm(config.hidden_size, config.layer_norm_eps)
+    self.mlp = MLP(config)
+    self.layer_norm2 = LayerNorm(config.hidden_size, config.layer_norm_eps)
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    x = x + self.self_attn(self.layer_norm1(x))
+    return x + self.mlp(self.layer_norm2(x))
+
+
+class Encoder(nnx.Module):
+  """The layers, one after the other; returns what the last one gives, and what it is given."""
+
+  def __init__(self, config: CLIPTextConfig):
+    self.layers = nnx.List([EncoderLayer(config) for _ in range(config.num_hidden_layers)])
+
+  def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    for layer in self.layers:
+      before, x = x, remat.block(layer, x)
+    return x, before
+
+
+class TextTransformer(nnx.Module):
+  """Embeddings, encoder, final LayerNorm and pooling."""
+
+  def __init__(self, config: CLIPTextConfig):
+    self.end = config.eos_token_id
+    self.embeddings = Embeddings(config)
+    self.encoder = Encoder(config)
+    self.final_layer_norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
+
+  def __call__(self, ids: jax.Array, dtype: jnp.dtype) -> TextOutput:
+    x, penultimate = self.encoder(self.embeddings(ids).astype(dtype))
+    x = self.final_layer_norm(x)
+    # Configs written before transformers 4.31 carry a wrong end token, 2: there, and only there,
+    # the end of the text is the token with the largest number.
+    end = jnp.argmax(ids if self.end == 2 else ids == self.end, axis=-1)  # [B]
+    return TextOutput(x, penultimate, x[jnp.arange(x.shape[0]), end])
+
+
+class CLIPTextModel(nnx.Module):
+  """The encoder below the prefix `text_model` that published checkpoints carry, and its projection.
+
+  CLIPTextModelWithProjection where the config has a `projection_dim`.
+  """
+
+  def __init__(self, config: CLIPTextConfig):
+    self.config = config
+    self.text_model = TextTransformer(config)
+    width = config.projection_dim
+    self.text_projection = None if width is None else Linear(config.hidden_size, width, bias=False)
+
+  def __call__(self, ids: jax.Array, dtype: jnp.dtype) -> TextOutput:
+    """Encodes token ids `[B, L]`, L at most `max_position_embeddings`, in the given dtype."""
+    output = self.text_model(ids, dtype)
+    if self.text_projection is None:
+      return output
+    return output._replace(text_embeds=self.text_projection(output.pooled))
+
+
+def check_inputs(config: CLIPTextConfig, ids: jax.Array) -> None:
+  """Raises InputError unless ids are integers `[B, L]` that the position table covers."""
+  longest = config.max_position_embeddings
+  if ids.ndim != 2 or not jnp.issubdtype(ids.dtype, jnp.integer) or ids.shape[1] > longest:
+    raise InputError(
+      f"input_ids must be integers [B, L] with L <= {longest} (max_position_embeddings), "
+      f"got {ids.dtype} {list(ids.shape)}; truncate the captions"
+    )

@@ -1,0 +1,36 @@
+"""Initial parameters, drawn with numpy: compiling such a draw would take longer than training."""
+
+import zlib
+
+import jax
+import numpy as np
+
+from dmpo_jax.models import trees
+
+
+def init_params(shapes: trees.Tree, key: jax.Array) -> trees.Tree:
+  """Draws a tree of parameters: scales 1, biases 0, embeddings and kernels normal.
+
+  Each array has its own generator, seeded by the key and the array's name, so that a layer starts
+  the same whatever other layers a network has.
+
+  Args:
+    shapes: The tree with a `jax.ShapeDtypeStruct` for each array.
+    key: A typed key.
+
+  Returns:
+    The tree with float32 numpy arrays.
+  """
+  words = np.asarray(jax.random.key_data(key)).ravel().tolist()
+
+  def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    kind = name.rsplit(".", 1)[-1]
+    if kind in ("scale", "bias"):
+      return np.full(shape, float(kind == "scale"), np.float32)
+    normal = np.random.default_rng([*words, zlib.crc32(name.encode())]).standard_normal
+    # Kernels keep the variance of their input; the fan-in is all axes but the last.
+    std = 0.02 if kind == "embedding" else 1 / np.sqrt(np.prod(shape[:-1]))
+    return normal(shape, np.float32) * np.float32(std)
+
+  flat = trees.flatten(shapes)
+  return trees.unflatten({name: draw(name, leaf.shape) for name, leaf in flat.items()})

@@ -1,0 +1,154 @@
+"""Residual layers, resampling, and the down, middle and up blocks made of them."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from dmpo_jax.models import kernels, remat
+from dmpo_jax.models.layers import Conv, GroupNorm, Linear
+from dmpo_jax.models.unet.attention import Transformer2DModel, TransformerOptions
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockOptions:
+  """What the layers of a block share.
+
+  Attributes:
+    outputs: Channels that leave the block.
+    time: Channels of the time embedding.
+    groups: Groups of its GroupNorms.
+    eps: Added to the variance in the residual layers' norms.
+    resample: Whether the block ends in a down- or up-sampling convolution.
+    attention: A transformer after each residual layer, with these options each; empty for none.
+  """
+
+  outputs: int
+  time: int
+  groups: int
+  eps: float
+  resample: bool
+  attention: Sequence[TransformerOptions] = ()
+
+
+class ResnetBlock2D(nnx.Module):
+  """x + f(x, time): two convolutions behind GroupNorm and SiLU, the time added in between.
+
+  Call with x `[B, H, W, I]` and the activated time embedding `[B, T]`; returns `[B, H, W, O]`.
+  """
+
+  def __init__(self, inputs: int, options: BlockOptions):
+    outputs = options.outputs
+    self.norm1 = GroupNorm(inputs, options.groups, options.eps)
+    self.conv1 = Conv(inputs, outputs)
+    self.time_emb_proj = Linear(options.time, outputs)
+    self.norm2 = GroupNorm(outputs, options.groups, options.eps)
+    self.conv2 = Conv(outputs, outputs)
+    self.conv_shortcut = Conv(inputs, outputs, 1) if inputs != outputs else None
+
+  def __call__(self, x: jax.Array, time: jax.Array) -> jax.Array:
+    y = self.conv1(jax.nn.silu(self.norm1(x)))
+    y = remat.keep(y + self.time_emb_proj(time)[:, None, None, :], remat.CONVOLUTION)
+    y = self.conv2(jax.nn.silu(self.norm2(y)))
+    return y + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+
+
+class Downsample2D(nnx.Module):
+  """Halves height and width, rounding up: `[B, H, W, C]` to `[B, H/2, W/2, C]`."""
+
+  def __init__(self, channels: int):
+    self.conv = Conv(channels, channels, stride=2)
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    return self.conv(x)
+
+
+class Upsample2D(nnx.Module):
+  """Doubles an image by repetition, crops it to size (height, width), and convolves it."""
+
+  def __init__(self, channels: int):
+    self.conv = Conv(channels, channels)
+
+  def __call__(self, x: jax.Array, size: tuple[int, int]) -> jax.Array:
+    return self.conv(kernels.upsample_nearest(x, *size))
+
+
+def transformers(options: BlockOptions) -> nnx.List | None:
+  """The transformers of a block, or None where it has no attention (and no such attribute)."""
+  models = [Transformer2DModel(options.outputs, each) for each in options.attention]
+  return nnx.List(models) if models else None
+
+
+class DownBlock(nnx.Module):
+  """DownBlock2D and CrossAttnDownBlock2D: layers at one resolution, then halving."""
+
+  def __init__(self, inputs: int, layers: int, options: BlockOptions):
+    widths = [inputs] + [options.outputs] * (layers - 1)
+    self.resnets = nnx.List([ResnetBlock2D(width, options) for width in widths])
+    self.attentions = transformers(options)
+    self.downsamplers = nnx.List([Downsample2D(options.outputs)]) if options.resample else None
+
+  def __call__(
+    self, x: jax.Array, time: jax.Array, context: jax.Array
+  ) -> tuple[jax.Array, list[jax.Array]]:
+    """Returns the image `[B, H', W', O]` and the outputs of all layers, for the up blocks."""
+    skips = []
+    for i, resnet in enumerate(self.resnets):
+      x = remat.block(resnet, x, time)
+      if self.attentions is not None:
+        x = self.attentions[i](x, context)
+      skips.append(x)
+    if self.downsamplers is not None:
+      x = remat.block(self.downsamplers[0], x)
+      skips.append(x)
+    return x, skips
+
+
+class MidBlock(nnx.Module):
+  """UNetMidBlock2DCrossAttn: a residual layer, a transformer, a residual layer."""
+
+  def __init__(self, options: BlockOptions):
+    layers = 1 + len(options.attention)
+    self.resnets = nnx.List([ResnetBlock2D(options.outputs, options) for _ in range(layers)])
+    self.attentions = transformers(options)
+
+  def __call__(self, x: jax.Array, time: jax.Array, context: jax.Array) -> jax.Array:
+    x = remat.block(self.resnets[0], x, time)
+    for resnet, attention in zip(list(self.resnets)[1:], self.attentions, strict=True):
+      x = remat.block(resnet, attention(x, context), time)
+    return x
+
+
+class UpBlock(nnx.Module):
+  """UpBlock2D and CrossAttnUpBlock2D: layers that read the way down's outputs, then doubling."""
+
+  def __init__(self, inputs: int, skips: Sequence[int], options: BlockOptions):
+    widths = [inputs] + [options.outputs] * (len(skips) - 1)
+    self.resnets = nnx.List(
+      [ResnetBlock2D(width + skip, options) for width, skip in zip(widths, skips, strict=True)]
+    )
+    self.attentions = transformers(options)
+    self.upsamplers = nnx.List([Upsample2D(options.outputs)]) if options.resample else None
+
+  def __call__(
+    self,
+    x: jax.Array,
+    skips: Sequence[jax.Array],
+    time: jax.Array,
+    context: jax.Array,
+    size: tuple[int, int],
+  ) -> jax.Array:
+    """Returns `[B, height, width, O]` with (height, width) = size, given a skip per layer."""
+    for i, (resnet, skip) in enumerate(zip(self.resnets, skips, strict=True)):
+
+      def join(x, skip, time, resnet=resnet):
+        return resnet(jnp.concatenate([x, skip], axis=-1), time)
+
+      x = remat.block(join, x, skip, time)
+      if self.attentions is not None:
+        x = self.attentions[i](x, context)
+    if self.upsamplers is not None:
+      x = remat.block(lambda x: self.upsamplers[0](x, size), x)
+    return x

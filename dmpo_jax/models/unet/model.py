@@ -1,0 +1,206 @@
+"""The text-conditional UNet, UNet2DConditionModel, with diffusers' names and arithmetic."""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from dmpo_jax.errors import InputError
+from dmpo_jax.models import remat
+from dmpo_jax.models.layers import Conv, GroupNorm, Linear
+from dmpo_jax.models.unet.attention import TransformerOptions
+from dmpo_jax.models.unet.blocks import BlockOptions, DownBlock, MidBlock, UpBlock
+from dmpo_jax.models.unet.config import TIME_IDS, Level, UNetConfig
+
+
+def sinusoids(timesteps: jax.Array, channels: int, *, flip: bool, shift: float) -> jax.Array:
+  """Sines and cosines of t at geometrically spaced frequencies.
+
+      f_k = 10000^(-k / (channels/2 - shift)),   [sin(t f), cos(t f)],  or cosines first if flip
+
+  Args:
+    timesteps: `[B]`, integers or floats.
+    channels: Width of the result; an odd one ends in a zero.
+    flip: Cosines first.
+    shift: `freq_shift` of the config.
+
+  Returns:
+    float32 `[B, channels]`.
+
+  Source: arXiv 1706.03762, section 3.5, in the variants that diffusers' config offers.
+  """
+  half = channels // 2
+  frequencies = jnp.exp(jnp.arange(half, dtype=jnp.float32) * (-math.log(10000) / (half - shift)))
+  angles = timesteps.astype(jnp.float32)[:, None] * frequencies[None, :]  # [B, channels/2]
+  waves = (jnp.cos(angles), jnp.sin(angles)) if flip else (jnp.sin(angles), jnp.cos(angles))
+  return jnp.pad(jnp.concatenate(waves, axis=-1), ((0, 0), (0, channels % 2)))
+
+
+class TimestepEmbedding(nnx.Module):
+  """Two linear layers with SiLU in between: `[B, I]` to `[B, O]`."""
+
+  def __init__(self, inputs: int, outputs: int):
+    self.linear_1 = Linear(inputs, outputs)
+    self.linear_2 = Linear(outputs, outputs)
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    return self.linear_2(jax.nn.silu(self.linear_1(x)))
+
+
+class UNet2DConditionModel(nnx.Module):
+  """Predicts noise, velocity or image from a noisy image, its timestep and a text embedding."""
+
+  def __init__(self, config: UNetConfig):
+    self.config = config
+    finest, coarsest = config.levels[0], config.levels[-1]
+    time = config.time_embedding_dim
+
+    def options(level: Level, depths: Sequence[int], resample: bool) -> BlockOptions:
+      def transformer(depth: int) -> TransformerOptions:
+        return TransformerOptions(
+          heads=level.heads,
+          layers=depth,
+          context=config.cross_attention_dim,
+          groups=config.norm_num_groups,
+          linear_projection=config.use_linear_projection,
+        )
+
+      return BlockOptions(
+        outputs=level.width,
+        time=time,
+        groups=config.norm_num_groups,
+        eps=config.norm_eps,
+        resample=resample,
+        attention=tuple(map(transformer, depths)),
+      )
+
+    self.conv_in = Conv(config.in_channels, finest.width, config.conv_in_kernel)
+    self.time_embedding = TimestepEmbedding(finest.width, time)
+    added = config.text_time
+    self.add_embedding = (
+      None if added is None else TimestepEmbedding(added.text + TIME_IDS * added.sinusoids, time)
+    )
+
+    down, skips, width = [], [finest.width], finest.width
+    for level in config.levels:
+      halves = level is not coarsest
+      down.append(DownBlock(width, level.layers, options(level, level.down, halves)))
+      width = level.width
+      skips += [width] * (level.layers + halves)
+    self.down_blocks = nnx.List(down)
+
+    self.mid_block = MidBlock(options(coarsest, (config.middle,), False))
+
+    up = []
+    for level in reversed(config.levels):
+      read = [skips.pop() for _ in range(level.layers + 1)]
+      up.append(UpBlock(width, read, options(level, level.up, level is not finest)))
+      width = level.width
+    self.up_blocks = nnx.List(up)
+
+    self.conv_norm_out = GroupNorm(finest.width, config.norm_num_groups, config.norm_eps)
+    self.conv_out = Conv(finest.width, config.out_channels, config.conv_out_kernel)
+
+  def embed(
+    self,
+    timesteps: jax.Array,
+    text_embeds: jax.Array | None,
+    time_ids: jax.Array | None,
+    dtype: jnp.dtype,
+  ) -> jax.Array:
+    """The embedding `[B, T]` of everything but image and caption that the residual layers read."""
+    waves = partial(sinusoids, flip=self.config.flip_sin_to_cos, shift=self.config.freq_shift)
+    embedding = self.time_embedding(waves(timesteps, self.config.levels[0].width).astype(dtype))
+    if self.add_embedding is None:
+      return embedding
+    numbers = waves(time_ids.reshape(-1), self.config.text_time.sinusoids)  # [B * 6, S]
+    added = [text_embeds.astype(dtype), numbers.reshape(len(time_ids), -1).astype(dtype)]
+    return embedding + self.add_embedding(jnp.concatenate(added, axis=-1))
+
+  def __call__(
+    self,
+    sample: jax.Array,
+    timesteps: jax.Array,
+    context: jax.Array,
+    text_embeds: jax.Array | None = None,
+    time_ids: jax.Array | None = None,
+    dtype: jnp.dtype = jnp.float32,
+  ) -> jax.Array:
+    """Predicts for each noisy image.
+
+    Args:
+      sample: `[B, H, W, C_in]`.
+      timesteps: `[B]`, integers or float32.
+      context: `[B, L, D]`, the text embedding.
+      text_embeds: `[B, P]`, the pooled text embedding, where the config has text_time.
+      time_ids: `[B, 6]`, integers or float32, there too.
+      dtype: Of the computation and of the result.
+
+    Returns:
+      `[B, H, W, C_out]`.
+    """
+    sample, context = (x.astype(dtype) for x in (sample, context))
+    if self.config.center_input_sample:
+      sample = 2 * sample - 1
+    # Every residual layer reads the activated embedding: activate it once.
+    time = jax.nn.silu(self.embed(timesteps, text_embeds, time_ids, dtype))
+
+    x = remat.block(self.conv_in, sample)
+    skips = [x]
+    for block in self.down_blocks:
+      x, outputs = block(x, time, context)
+      skips += outputs
+    x = self.mid_block(x, time, context)
+    for block in self.up_blocks:
+      layers = len(block.resnets)
+      skips, used = skips[:-layers], skips[-layers:]
+      size = skips[-1].shape[1:3] if skips else x.shape[1:3]
+      x = block(x, used[::-1], time, context, size)
+    return remat.block(lambda x: self.conv_out(jax.nn.silu(self.conv_norm_out(x))), x)
+
+
+def check_inputs(
+  config: UNetConfig,
+  sample: jax.Array,
+  timesteps: jax.Array,
+  context: jax.Array,
+  text_embeds: jax.Array | None,
+  time_ids: jax.Array | None,
+) -> None:
+  """Raises InputError unless the shapes fit the network and each other."""
+  if sample.ndim != 4 or sample.shape[-1] != config.in_channels:
+    raise InputError(
+      f"sample must be [B, H, W, {config.in_channels}] (channels last), got {list(sample.shape)}"
+    )
+  batch = sample.shape[0]
+  if timesteps.shape != (batch,):
+    raise InputError(f"timesteps must be [{batch}], one per image, got {list(timesteps.shape)}")
+  width = config.cross_attention_dim
+  if context.ndim != 3 or context.shape[0] != batch or context.shape[2] != width:
+    raise InputError(
+      f"encoder_hidden_states must be [{batch}, L, {width}], got {list(context.shape)}"
+    )
+  added = config.text_time
+  for name, array, columns in (
+    ("text_embeds", text_embeds, added and added.text),
+    ("time_ids", time_ids, added and TIME_IDS),
+  ):
+    found = None if array is None else list(array.shape)
+    if found is not None and added is None:
+      raise InputError(
+        f"{name} {found} cannot be used: the network has addition_embed_type = null; leave it out"
+      )
+    if added is not None and found != [batch, columns]:
+      raise InputError(
+        f"{name} must be [{batch}, {columns}] for a network with addition_embed_type = "
+        f"'text_time', got {found}"
+      )
+  for name, array in (("timesteps", timesteps), ("time_ids", time_ids)):
+    if array is not None and array.dtype in (jnp.bfloat16, jnp.float16):
+      raise InputError(
+        f"{name} must be integers or float32, got {array.dtype}, which rounds numbers of their "
+        "size; dtype= says in what the network computes"
+      )

@@ -1,0 +1,72 @@
+"""`dmpo-jax data encode` as a user meets it."""
+
+import argparse
+
+import pytest
+
+from dmpo_jax.commands.data import cache_latents as data_encode
+from dmpo_jax.commands.main import main
+from dmpo_jax.data import datasets
+from dmpo_jax.data.convert import convert, sources
+from dmpo_jax.data.convert.options import Options
+from dmpo_jax.data.latents import encode
+from tests.data import sets
+from tests.interop import tiny
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+  """Five converted pairs."""
+  root = tmp_path_factory.mktemp("own")
+  lines = ["prompt,image_0,image_1,label_0", *(f"the one,{i}.png,{i + 1}.png,1" for i in range(5))]
+  table = sets.own(root / "source", lines, images=6)
+  convert.convert(sources.find("pairs", table), root / "out", Options())
+  return root / "out"
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+  return tiny.write_tiny_sd(tmp_path_factory.mktemp("pipeline") / "sd")
+
+
+def test_a_folder_is_encoded_by_one_command_on_any_number_of_hosts(
+  pairs, pipeline, tmp_path, capsys
+):
+  out = tmp_path / "out"
+  line = ["data", "encode", str(pairs), "--pipeline", str(pipeline), "--out", str(out)]
+  line += ["--size=16", "--batch-size=1", "--pairs-per-shard=2", "--hosts=2"]
+  assert main([*line, "--host=1"]) == 0
+  assert "this host is done; 2 shards of other hosts are missing" in capsys.readouterr().out
+  assert main([*line, "--host=0"]) == 0
+  shown = capsys.readouterr().out
+  assert "encoded 5 pairs of split 'train', 1 augmentations each, 3 captions (0 cut)" in shown
+  assert "bytes a pair" in shown
+  assert "mean: rms " in shown
+  assert len(datasets.encoded(folder=str(out))) == 5
+
+
+def test_the_commands_defaults_are_those_of_an_encoding():
+  parser = argparse.ArgumentParser()
+  data_encode.add_arguments(parser)
+  found = vars(parser.parse_args(["x", "--pipeline=y", "--out=z"]))
+  found["embeddings"] = found["text"] == "embeddings"
+  default = encode.Options()._asdict()
+  assert {name: found[name] for name in default} == default
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    (["--pipeline=absent"], "absent"),
+    (["--size=0"], "size must be a whole number"),
+    (["--host=2", "--hosts=2"], "host 2 of 2"),
+    (["--distributed", "--hosts=2"], "leave --host, --hosts away"),
+    (["--split=test"], "unknown split"),
+  ],
+)
+def test_what_cannot_be_encoded_is_one_message_and_status_two(
+  pairs, pipeline, tmp_path, capsys, arguments, message
+):
+  line = ["data", "encode", str(pairs), f"--pipeline={pipeline}", f"--out={tmp_path / 'out'}"]
+  assert main([*line, "--text=tokens", *arguments]) == 2
+  assert message in capsys.readouterr().err

@@ -1,0 +1,435 @@
+"""A conversion: what it keeps, counts and refuses, in one process, many, or several hosts."""
+
+import json
+import pathlib
+import re
+
+import numpy as np
+import pytest
+
+from dmpo_jax.data import images, pairs, tfds_folder
+from dmpo_jax.data.convert import convert, finalize, sources, tables
+from dmpo_jax.data.convert import shard as convert_piece
+from dmpo_jax.data.convert.options import Options
+from dmpo_jax.errors import InputError
+from tests.data import sets
+
+
+def files(folder: pathlib.Path) -> dict[str, bytes]:
+  """Everything in a folder."""
+  found = sorted(p for p in folder.rglob("*") if p.is_file())
+  return {str(p.relative_to(folder)): p.read_bytes() for p in found}
+
+
+def pickapic(root: pathlib.Path, rows: list[dict]) -> sources.Source:
+  sets.pickapic(root / "source/train-0.parquet", rows)
+  return sources.find("pickapic", root / "source")
+
+
+def all_pairs(folder: pathlib.Path, split: str = "train") -> list[pairs.Pair]:
+  source = tfds_folder.PairSource(folder, split)
+  return [source[i] for i in range(len(source))]
+
+
+def run(root: pathlib.Path, rows: list[dict], name: str = "out", **choices) -> dict:
+  options = Options(rows_per_shard=4, **choices)
+  return convert.convert(pickapic(root, rows), root / name, options)
+
+
+def bad_rows(folder: pathlib.Path) -> list[dict]:
+  return [json.loads(line) for line in (folder / "bad_rows.jsonl").read_text().splitlines()]
+
+
+SPLITS = {"train": 0.6, "test": 0.4}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  """A source of 16 rows and its uninterrupted conversion in four pieces."""
+  root = tmp_path_factory.mktemp("whole")
+  source = pickapic(root, [sets.pickapic_row(i) for i in range(16)])
+  options = Options(rows_per_shard=4, splits=SPLITS)
+  report = convert.convert(source, root / "out", options)
+  return source, options, root / "out", report
+
+
+def test_records_are_the_rows(tmp_path):
+  rows = [sets.pickapic_row(i) for i in range(5)]
+  run(tmp_path, rows)
+  for row, pair in zip(rows, all_pairs(tmp_path / "out"), strict=True):
+    assert pairs.validate(pair) is pair
+    assert (pair.image_0, pair.image_1, pair.prompt) == (row["jpg_0"], row["jpg_1"], row["caption"])
+    assert (pair.p0, pair.weight, pair.source) == (row["label_0"], 0.5, "pickapic")
+    assert (pair.size_0, pair.user_id, pair.model_1) == ((12, 16), "7", "right")
+
+
+def test_a_prompt_is_in_one_split_alone(whole):
+  _, _, out, report = whole
+  prompts = [{p.prompt for p in all_pairs(out, s)} for s in report["splits"]]
+  assert len(prompts) == 2
+  assert not prompts[0] & prompts[1]
+  assert [s["prompts"] for s in report["splits"].values()] == [len(p) for p in prompts]
+
+
+def test_several_processes_write_the_same_folder(whole, tmp_path):
+  source, options, out, report = whole
+  assert convert.convert(source, tmp_path / "out", options, workers=2) == report
+  assert files(tmp_path / "out") == files(out)
+
+
+def test_a_bad_row_in_another_process_stops_the_conversion(tmp_path):
+  rows = [sets.pickapic_row(i) for i in range(12)]
+  rows[5]["jpg_0"] = b"broken"
+  source, options = pickapic(tmp_path, rows), Options(rows_per_shard=4)
+  with pytest.raises(InputError, match=r"train-0.parquet, row 5: not an image"):
+    convert.convert(source, tmp_path / "out", options, workers=2)
+  assert not list((tmp_path / "out").rglob("*.tmp"))
+
+
+def test_several_hosts_share_the_work_and_the_last_one_finishes(whole, tmp_path):
+  source, options, out, report = whole
+  again = tmp_path / "out"
+  assert convert.convert(source, again, options, host=1, hosts=2) is None
+  assert convert.missing(again) == 2
+  assert convert.convert(source, again, options, host=0, hosts=2) == report
+  assert files(again) == files(out)
+
+
+def test_finished_pieces_are_not_done_again(whole, tmp_path):
+  source, options, _, _ = whole
+  again = tmp_path / "out"
+  convert.convert(source, again, options, host=0, hosts=2)
+  before = {p: p.stat().st_mtime_ns for p in (again / "conversion").rglob("*") if p.is_file()}
+  convert.convert(source, again, options, host=0, hosts=2)
+  assert {p: p.stat().st_mtime_ns for p in before} == before
+
+
+@pytest.mark.parametrize("stop_at", range(6))
+def test_an_end_that_is_interrupted_anywhere_can_be_done_again(
+  whole, tmp_path, monkeypatch, stop_at
+):
+  source, options, out, report = whole
+  again, done = tmp_path / "out", iter(range(100))
+
+  def stopping(*arguments, call):
+    if next(done) == stop_at:
+      raise KeyboardInterrupt
+    return call(*arguments)
+
+  with monkeypatch.context() as patch:
+    for name in ("_move", "_write_bad_rows", "_write_metadata"):
+      call = getattr(finalize, name)
+      patch.setattr(finalize, name, lambda *a, call=call: stopping(*a, call=call))
+    with pytest.raises(KeyboardInterrupt):
+      convert.convert(source, again, options)
+  assert convert.convert(source, again, options) == report
+  assert files(again) == files(out)
+
+
+def test_a_finished_conversion_given_again_only_reports(whole):
+  source, options, out, report = whole
+  before = files(out)
+  assert convert.convert(source, out, options) == report
+  assert files(out) == before
+
+
+def test_another_option_needs_another_folder(whole):
+  source, options, out, _ = whole
+  with pytest.raises(InputError, match="ties = 'soft', not 'drop'"):
+    convert.convert(source, out, options._replace(ties="drop"))
+
+
+def test_files_that_changed_since_the_beginning_are_refused(tmp_path):
+  rows = [sets.pickapic_row(i) for i in range(8)]
+  convert.convert(pickapic(tmp_path, rows), tmp_path / "out", Options(rows_per_shard=4), hosts=2)
+  with pytest.raises(InputError, match="files that have changed"):
+    run(tmp_path, rows[:6])
+
+
+def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path):
+  (tmp_path / "out").mkdir()
+  (tmp_path / "out/thesis.tex").write_text("x")
+  with pytest.raises(InputError, match="holds no conversion"):
+    run(tmp_path, [sets.pickapic_row(0)])
+  assert files(tmp_path / "out") == {"thesis.tex": b"x"}
+
+
+TIE = {"label_0": 0.5, "label_1": 0.5}
+
+
+def test_ties_are_kept_as_one_half_or_dropped(tmp_path):
+  rows = [sets.pickapic_row(0), sets.pickapic_row(1, **TIE)]
+  report = run(tmp_path, rows)
+  assert [p.p0 for p in all_pairs(tmp_path / "out")] == [1, 0.5]
+  assert (report["found"]["ties"], report["kept"]) == (1, 2)
+  report = run(tmp_path, rows, "dropped", ties="drop")
+  assert (report["found"]["ties"], report["dropped"]["dropped_ties"], report["kept"]) == (1, 1, 1)
+
+
+def test_unlabelled_rows_stop_or_are_dropped_and_the_command_goes_on(tmp_path):
+  rows = [sets.pickapic_row(0), sets.pickapic_row(1, has_label=False)]
+  with pytest.raises(InputError, match=r"train-0.parquet, row 1: .*--unlabelled=drop"):
+    run(tmp_path, rows)
+  report = run(tmp_path, rows, unlabelled="drop")
+  assert (report["found"]["unlabelled"], report["kept"]) == (1, 1)
+
+
+@pytest.mark.parametrize(("choice", "kept"), [("keep", 2), ("drop", 1)])
+def test_long_captions_are_counted_and_kept_or_dropped(tmp_path, choice, kept):
+  rows = [sets.pickapic_row(0), sets.pickapic_row(1, caption="word " * 76)]
+  report = run(tmp_path, rows, long_captions=choice)
+  assert (report["found"]["long_captions"], report["kept"]) == (1, kept)
+
+
+@pytest.mark.parametrize(("choice", "kept"), [("keep", 2), ("drop", 1)])
+def test_pairs_of_two_sizes_are_counted_and_kept_or_dropped(tmp_path, choice, kept):
+  rows = [sets.pickapic_row(0), sets.pickapic_row(1, jpg_1=sets.encoded(size=(20, 30)))]
+  report = run(tmp_path, rows, size_mismatch=choice)
+  assert (report["found"]["size_mismatch"], report["kept"]) == (1, kept)
+  assert report["sizes"].get("30x20", 0) == kept - 1
+
+
+@pytest.mark.parametrize(("choice", "kept"), [("keep", 6), ("drop", 5)])
+def test_the_same_judgement_under_another_id_is_a_duplicate(tmp_path, choice, kept):
+  rows = [sets.pickapic_row(i) for i in range(6)]
+  rows[5] = rows[0] | {"ranking_id": 99}
+  report = run(tmp_path, rows, duplicates=choice)
+  assert (report["found"]["duplicates"], report["kept"]) == (1, kept)
+  assert len(all_pairs(tmp_path / "out")) == kept
+
+
+def test_another_persons_same_judgement_is_no_duplicate(tmp_path):
+  rows = [sets.pickapic_row(0), sets.pickapic_row(0, ranking_id=9, user_id=8)]
+  assert run(tmp_path, rows, duplicates="drop")["kept"] == 2
+
+
+def test_a_repeated_id_stops_at_both_rows_names(tmp_path):
+  rows = [sets.pickapic_row(i) for i in range(6)]
+  rows[5] |= {"ranking_id": 1, "image_0_uid": "1a", "image_1_uid": "1b"}
+  with pytest.raises(InputError, match=r"row 5: its id occurred before, in train-0.parquet, row 1"):
+    run(tmp_path, rows)
+  report = run(tmp_path, rows, on_bad_row="skip")
+  assert (report["found"]["repeated_ids"], report["kept"]) == (1, 5)
+  assert [p.id for p in all_pairs(tmp_path / "out")] == [f"{i}:{i}a:{i}b" for i in range(5)]
+  bad = json.loads((tmp_path / "out/bad_rows.jsonl").read_text())
+  assert bad == {"file": "train-0.parquet", "row": 5, "reason": "its id occurred before"}
+
+
+def test_duplicates_are_found_slice_by_slice_as_at_once(tmp_path, monkeypatch):
+  rows = [sets.pickapic_row(i % 5, ranking_id=i) for i in range(12)]
+  report = run(tmp_path, rows, duplicates="drop")
+  monkeypatch.setattr(finalize, "PAIRS_AT_A_TIME", 2)
+  assert run(tmp_path, rows, "sliced", duplicates="drop") == report
+  assert report["found"]["duplicates"] == 7
+  assert files(tmp_path / "out") == files(tmp_path / "sliced")
+
+
+BAD = {
+  "a truncated JPEG": ({"jpg_0": sets.encoded(size=(64, 64), kind="JPEG")[:900]}, "decoded"),
+  "a decompression bomb": ({"jpg_1": sets.png(60_000, 60_000)}, "60000x60000|too large"),
+  "no bytes": ({"jpg_0": None}, "must hold an image's bytes, got NoneType"),
+  "one pixel": ({"jpg_1": sets.encoded(size=(1, 1))}, "1x1 pixels"),
+  "no image": ({"jpg_1": b"not an image"}, "not an image"),
+  "NaN": ({"label_0": float("nan")}, "finite"),
+  "out of range": ({"label_0": -0.5}, "must lie in"),
+  "empty caption": ({"caption": " "}, "caption is empty"),
+  "huge caption": ({"caption": "x" * 20_001}, "20001 characters"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_row_stops_with_file_row_and_reason(tmp_path, name):
+  changes, message = BAD[name]
+  rows = [sets.pickapic_row(0), sets.pickapic_row(1, **changes)]
+  with pytest.raises(InputError, match=f"train-0.parquet, row 1: .*{message}"):
+    run(tmp_path, rows)
+  assert not list((tmp_path / "out").rglob("*.tmp"))
+
+
+def test_bad_rows_are_skipped_counted_and_listed_when_asked(tmp_path):
+  rows = [sets.pickapic_row(0)]
+  rows += [sets.pickapic_row(i, **BAD[name][0]) for i, name in enumerate(BAD, start=1)]
+  report = run(tmp_path, rows, on_bad_row="skip")
+  assert report["kept"] == 1
+  assert (report["found"]["undecodable"], report["found"]["bad_rows"]) == (4, 5)
+  listed = bad_rows(tmp_path / "out")
+  assert [b["row"] for b in listed] == list(range(1, 10))
+  for b, (_, message) in zip(listed, BAD.values(), strict=True):
+    assert re.search(message, b["reason"])
+
+
+def test_bad_rows_of_ones_own_table_are_skipped_and_listed(tmp_path):
+  sets.save(tmp_path / "secret.png")
+  path = sets.own(tmp_path / "source", ["id,prompt,image_0,image_1,label_0"])
+  lines = ["a,x,0.png,1.png,1", "b,x,0.png,../secret.png,1", "c,für,0.png,1.png,1"]
+  lines += ["a,x,2.png,3.png,0", "d,x,0.png,absent.png,1", "e,x,0.png,1.png,7", "f,,0.png,1.png,1"]
+  path.write_bytes(path.read_bytes() + "\n".join(lines).encode("latin-1") + b"\n")
+  source = sources.find("pairs", path)
+  report = convert.convert(source, tmp_path / "out", Options(on_bad_row="skip"))
+  assert (report["kept"], report["found"]["repeated_ids"]) == (1, 1)
+  assert [p.id for p in all_pairs(tmp_path / "out")] == ["a"]
+  found = {b["row"]: b["reason"] for b in bad_rows(tmp_path / "out")}
+  reasons = ["leaves the folder", "not valid UTF-8", "id occurred before", "no file 'absent.png'"]
+  reasons += ["must lie in", "caption is empty"]
+  assert sorted(found) == list(range(1, 7))
+  for row, reason in enumerate(reasons, start=1):
+    assert reason in found[row]
+
+
+def test_what_was_written_before_a_bad_row_stays_and_is_valid(tmp_path):
+  rows = [sets.pickapic_row(i) for i in range(8)]
+  rows[6]["jpg_0"] = b"broken"
+  with pytest.raises(InputError, match="row 6"):
+    run(tmp_path, rows)
+  shard = tmp_path / "out/conversion/shards/000000-train.array_record"
+  assert tfds_folder.count_records(shard) == 4
+  assert run(tmp_path, rows, on_bad_row="skip")["kept"] == 7
+
+
+def test_every_pair_that_was_read_is_kept_or_dropped_for_a_reason(tmp_path):
+  rows = [sets.pickapic_row(i) for i in range(12)]
+  rows[1] |= TIE
+  rows[2]["has_label"] = False
+  rows[3]["caption"] = "word " * 90
+  rows[4]["jpg_0"] = b"broken"
+  rows[5]["jpg_0"] = sets.encoded(size=(9, 9))
+  rows[11] = rows[0] | {"ranking_id": 77}
+  rows[10] |= {"ranking_id": 6, "image_0_uid": "6a", "image_1_uid": "6b"}
+  choices = dict.fromkeys(
+    ("ties", "unlabelled", "long_captions", "size_mismatch", "duplicates"), "drop"
+  )
+  report = run(tmp_path, rows, on_bad_row="skip", **choices)
+  assert list(report["dropped"].values()) == [1] * 6
+  assert report["read"] == {"rows": 12, "pairs": 11}
+  assert report["kept"] == report["read"]["pairs"] - sum(report["dropped"].values())
+  assert report["kept"] == len(all_pairs(tmp_path / "out")) == 5
+
+
+def test_histograms_are_of_the_pairs_that_stay(whole):
+  _, _, out, report = whole
+  kept = [p for s in report["splits"] for p in all_pairs(out, s)]
+  assert report["labels"]["1.0"] == sum(p.p0 == 1 for p in kept)
+  assert sum(report["labels"].values()) == sum(report["caption_tokens"].values()) == len(kept)
+  assert report["sizes"] == {"12x16": 2 * len(kept)}
+
+
+def test_the_page_shows_examples_and_needs_nothing_else(whole):
+  page = (whole[2] / "report.html").read_text()
+  assert page.count("<figure>") == 12
+  assert page.count("data:image/png;base64,") == 24
+  assert "http" not in page
+
+
+def test_captions_are_text_on_the_page_and_not_html(tmp_path):
+  run(tmp_path, [sets.pickapic_row(0, caption="<script>alert(1)</script>")])
+  page = (tmp_path / "out/report.html").read_text()
+  assert "<script" not in page
+  assert "&lt;script&gt;" in page
+
+
+def test_nothing_left_is_an_error(tmp_path):
+  with pytest.raises(InputError, match="no pair is left of 1 rows"):
+    run(tmp_path, [sets.pickapic_row(0, **TIE)], ties="drop")
+
+
+def test_a_ranking_with_one_bad_image_is_a_bad_row_as_a_whole(tmp_path):
+  sets.imagereward(tmp_path / "source")
+  (tmp_path / "source/2.webp").write_bytes(b"broken")
+  source = sources.find("imagerewarddb", tmp_path / "source", part="test")
+  with pytest.raises(InputError, match=r"test.json, row 0: '2.webp': not an image"):
+    convert.convert(source, tmp_path / "out", Options())
+
+
+def test_a_path_that_escapes_is_a_bad_row(tmp_path):
+  sets.save(tmp_path / "secret.png")
+  lines = ["prompt,image_0,image_1,label_0", "a,0.png,../secret.png,1"]
+  source = sources.find("pairs", sets.own(tmp_path / "source", lines))
+  with pytest.raises(InputError, match=r"pairs.csv, row 0: .*leaves the folder"):
+    convert.convert(source, tmp_path / "out", Options())
+
+
+def test_a_caption_that_is_not_utf8_is_a_bad_row(tmp_path):
+  path = sets.own(tmp_path / "source", ["prompt,image_0,image_1,label_0"])
+  path.write_bytes(path.read_bytes() + "a,0.png,1.png,1\nfür,0.png,1.png,1\n".encode("latin-1"))
+  with pytest.raises(InputError, match=r"pairs.csv, row 1: prompt is not valid UTF-8"):
+    convert.convert(sources.find("pairs", path), tmp_path / "out", Options())
+
+
+def test_a_condition_image_is_kept(tmp_path):
+  lines = ["prompt,image_0,image_1,label_0,condition", "a,0.png,1.png,1,2.png"]
+  source = sources.find("pairs", sets.own(tmp_path / "source", lines))
+  convert.convert(source, tmp_path / "out", Options())
+  assert all_pairs(tmp_path / "out")[0].condition == sets.encoded(2)
+
+
+def test_images_are_stored_anew_by_reason(tmp_path):
+  kinds = [sets.encoded(mode="P"), sets.encoded(mode="L"), sets.encoded(mode="LA")]
+  kinds += [sets.encoded(mode="CMYK", kind="JPEG"), sets.encoded(mode="RGBA")]
+  kinds.append(sets.png(12, 16, depth=16, rows=(b"\0" + bytes(72)) * 16))
+  rows = [
+    sets.pickapic_row(i, jpg_0=a, jpg_1=b)
+    for i, (a, b) in enumerate(zip(kinds[::2], kinds[1::2], strict=True))
+  ]
+  assert run(tmp_path, rows)["images_stored_anew"] == {
+    **{"16-bit": 1, "CMYK": 1, "alpha": 2, "grey": 1, "palette": 1}
+  }
+  for pair in all_pairs(tmp_path / "out"):
+    assert {images.decode(x).mode for x in (pair.image_0, pair.image_1)} == {"RGB"}
+
+
+def test_an_empty_shard_is_not_written(tmp_path):
+  rows = [sets.pickapic_row(i, **(TIE if i < 4 else {})) for i in range(8)]
+  report = run(tmp_path, rows, ties="drop")
+  assert list(report["files"]) == ["preference_pairs-train.array_record-00000-of-00001"]
+
+
+def test_a_full_disk_is_told_and_leaves_nothing_half_written(tmp_path):
+  writer = convert_piece.RecordWriter(tmp_path / "a", tmp_path)
+  (tmp_path / convert_piece.part_name(tmp_path / "b")).symlink_to("/dev/full")
+  writer.discard()
+  full = convert_piece.RecordWriter(tmp_path / "b", tmp_path)
+  full.write(np.random.default_rng(0).bytes(300_000))
+  with pytest.raises(OSError, match=r"No space left on device.*free space"):
+    full.finish()
+  full.discard()
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_leaves_no_half_of_a_small_file_and_the_old_one_as_it_was(tmp_path):
+  path = tmp_path / "index.npy"
+  path.write_bytes(b"old")
+  (tmp_path / convert_piece.part_name(path)).symlink_to("/dev/full")
+  with pytest.raises(OSError, match=r"No space left on device.*free space"):
+    convert_piece.write_whole(path, tmp_path, lambda stream: stream.write(b"new"))
+  assert files(tmp_path) == {"index.npy": b"old"}
+
+
+def test_a_full_disk_is_told_where_heavy_columns_wait_on_it(tmp_path, monkeypatch):
+  monkeypatch.setattr(tables, "HEAVY_GROUP", 0)
+  full = pathlib.Path("/dev/full")
+  monkeypatch.setattr(tables.tempfile, "TemporaryFile", lambda **_: full.open("r+b", buffering=0))
+  with pytest.raises(OSError, match=r"No space left on device.*free space"):
+    run(tmp_path, [sets.pickapic_row(0)])
+  assert not list((tmp_path / "out").rglob("*.tmp"))
+
+
+@pytest.mark.parametrize(
+  ("choices", "message"),
+  [
+    ({"ties": "maybe"}, "unknown choice for ties 'maybe'"),
+    ({"rows_per_shard": 0}, "rows_per_shard must be"),
+    ({"splits": {"train": 0.5}}, "sum to 0.5"),
+    ({"score_temperature": float("nan")}, "score_temperature must be positive"),
+  ],
+)
+def test_an_option_that_does_not_exist_is_refused(tmp_path, choices, message):
+  source = pickapic(tmp_path, [sets.pickapic_row(0)])
+  with pytest.raises(InputError, match=message):
+    convert.convert(source, tmp_path / "out", Options()._replace(**choices))
+
+
+@pytest.mark.parametrize("settings", [{"workers": 0}, {"host": 2, "hosts": 2}, {"host": -1}])
+def test_hosts_count_from_zero(tmp_path, settings):
+  source = pickapic(tmp_path, [sets.pickapic_row(0)])
+  with pytest.raises(InputError, match="hosts count from 0"):
+    convert.convert(source, tmp_path / "out", Options(), **settings)

@@ -1,0 +1,119 @@
+"""From a font to an aligned model: the commands of docs/emoji.md, with a tiny font and network."""
+
+import json
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dmpo_jax.commands.main import main
+from dmpo_jax.demos.emoji import build as emoji
+from dmpo_jax.training.config_file import load_config
+from dmpo_jax.training.monitor import metrics
+from dmpo_jax.training.run import train
+from tests.demos.emoji import font as emoji_font
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import emoji as benchmark  # noqa: E402
+
+SMALLEST = {
+  "sample_size": 8,
+  "down_block_types": ("DownBlock2D",),
+  "up_block_types": ("UpBlock2D",),
+  "block_out_channels": (8,),
+  "norm_num_groups": 4,
+  "cross_attention_dim": 8,
+  "attention_head_dim": 2,
+}
+SHORT = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1}
+
+
+def shrunk(name, **data):
+  """The config of that name for two steps of two examples on one device."""
+  config = load_config(str(ROOT / f"configs/emoji_{name}.py"))
+  config.data.update({"size": 8, **data})
+  config.batch_size = config.num_steps = config.checkpoint.every = 2
+  config.optimizer.warmup_steps, config.num_devices = 1, 1
+  return config
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+  """The folder of a whole way: emoji, reference, samples, pairs."""
+  root = tmp_path_factory.mktemp("way")
+  font, names = emoji_font.write(root / "font")
+  paths = ["--font", str(font), "--names", str(names)]
+  splits = ["--splits", "train=0.7,test=0.3"]  # three captions and one
+  assert main(["data", "emoji", "--out", str(root / "emoji"), *splits, *paths]) == 0
+  config = shrunk("reference", folder=str(root / "emoji"))
+  config.model.unet.update(SMALLEST)
+  config.model.text_encoder.update({**SHORT, "num_attention_heads": 2})
+  pipeline = train(config, root / "reference", show_progress=False).pipeline
+  prompts = ["--prompts", str(root / "emoji" / "prompts-train.txt"), "--seeds", "2"]
+  out = ["--out", str(root / "samples"), "--steps", "1"]
+  assert main(["sample", "--pipeline", str(pipeline), *prompts, *out]) == 0
+  rule = ["--score", "colourfulness", "--temperature", "0.02"]
+  assert main(["data", "judge", str(root / "samples"), *rule]) == 0
+  table, folder = str(root / "samples" / "pairs.csv"), str(root / "pairs")
+  assert main(["data", "convert", "pairs", table, "--out", folder, "--workers", "1"]) == 0
+  return root
+
+
+def test_the_reference_learns_the_drawings_of_the_font(root):
+  rows = metrics.read(root / "reference")
+  assert [row["step"] for row in rows] == [1, 2]
+  words = json.loads((root / "reference/pipeline/tokenizer/vocab.json").read_text())
+  assert {"waving</w>", "apple</w>"} <= set(words)
+
+
+def test_its_samples_become_pairs_that_dmpo_aligns_it_on(root):
+  config = shrunk("dmpo", folder=str(root / "pairs"))
+  config.pipeline = str(root / "reference" / "pipeline")
+  train(config, root / "dmpo", show_progress=False)
+  rows = metrics.read(root / "dmpo")
+  assert len(rows) == 2
+  np.testing.assert_allclose(rows[0]["logit"], 0, atol=1e-2)
+  assert rows[1]["loss"] > 0
+
+
+def test_the_benchmark_measures_both_parts_and_draws_the_picture(root, tmp_path, capsys):
+  pipeline, picture = str(root / "reference" / "pipeline"), tmp_path / "pictures" / "emoji.png"
+  few = ["--seeds", "2", "--steps", "1", "--picture", str(picture)]
+  benchmark.main(["--folder", str(root / "emoji"), "--reference", pipeline, f"x={pipeline}", *few])
+  shown = capsys.readouterr().out
+  assert shown.count("0.000 [0.000, 0.000] | 50.0% [50.0, 50.0] |") == 2  # a model against itself
+  assert "1 held-out captions x 2 samples" in shown
+  rows = [line for line in shown.splitlines() if line.startswith("|")]
+  assert {row.count("|") for row in rows} == {7}
+  assert Image.open(picture).width > 300
+
+
+def test_dpo_differs_from_dmpo_in_the_objective_alone():
+  dmpo, dpo = (
+    load_config(str(ROOT / f"configs/emoji_{name}.py")).to_dict() for name in ("dmpo", "dpo")
+  )
+  assert (dmpo.pop("loss")["name"], dpo.pop("loss")["name"]) == ("dmpo", "dpo")
+  assert dmpo == dpo
+
+
+def test_help_names_the_files_and_the_groups_that_are_there(capsys):
+  with pytest.raises(SystemExit):
+    main(["data", "emoji", "--help"])
+  shown = capsys.readouterr().out.replace("\n", "").replace(" ", "")
+  assert str(emoji.FONT) in shown
+  assert str(emoji.NAMES) in shown
+
+
+def test_absent_packages_end_with_status_two_and_the_command_that_installs_them(
+  monkeypatch, tmp_path, capsys
+):
+  font = tmp_path / "NotoColorEmoji.ttf"
+  monkeypatch.setattr(emoji, "PACKAGES", {font: "fonts-noto-color-emoji"})
+  _, names = emoji_font.write(tmp_path / "there")
+  out = ["--out", str(tmp_path / "out"), "--font", str(font), "--names", str(names)]
+  assert main(["data", "emoji", *out]) == 2
+  assert "sudo apt-get install fonts-noto-color-emoji\n" in capsys.readouterr().err

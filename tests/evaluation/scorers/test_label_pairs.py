@@ -1,0 +1,135 @@
+"""Pairs of a model's own samples, and the scores that label them."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dmpo_jax.data.convert import convert, sources
+from dmpo_jax.data.convert.options import Options
+from dmpo_jax.data.pairs import prompt_key
+from dmpo_jax.data.tfds_folder import PairSource
+from dmpo_jax.errors import InputError
+from dmpo_jax.evaluation.scorers import label_pairs, pixels
+
+LEVELS = (0, 60, 120, 180, 240)
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory):
+  """Grey squares of five levels for each of 40 prompts, as `dmpo-jax sample` leaves them."""
+  folder = tmp_path_factory.mktemp("samples")
+  images = []
+  for row in range(40):
+    for seed, level in enumerate(LEVELS):
+      name = f"{row:05d}_{seed:010d}.png"
+      Image.new("RGB", (8, 8), (level,) * 3).save(folder / name)
+      images.append({"file": name, "prompt": f"square {row}", "seed": seed})
+  manifest = {"pipeline": "runs/x/pipeline", "images": images}
+  (folder / "manifest.json").write_text(json.dumps(manifest))
+  return folder
+
+
+def solid(*colours):
+  """Images of one colour each, `[N, 4, 4, 3]`."""
+  return np.stack([np.broadcast_to(np.array(c, float) * 2 - 1, (4, 4, 3)) for c in colours])
+
+
+def test_colourfulness_of_one_colour_is_three_tenths_of_its_distance_from_grey():
+  found = pixels.colourfulness(solid((0.5, 0.5, 0.5), (1, 0, 0), (0, 0, 1)))
+  np.testing.assert_allclose(found, [0, 0.3 * np.hypot(1, 0.5), 0.3], atol=1e-12)
+
+
+def test_colourfulness_of_two_colours_is_that_of_the_formula_by_hand():
+  image = np.where(np.arange(4)[:, None, None] < 2, [[[1.0, -1, -1]]], [[[-1.0, 1, -1]]])
+  image = np.broadcast_to(image, (4, 4, 3))  # rg = ±1, yb = 1/2
+  np.testing.assert_allclose(pixels.colourfulness(image), 1 + 0.3 * 0.5)
+
+
+def test_warmth_and_brightness_are_means_of_shown_levels():
+  images = solid((1, 0.5, 0), (0, 0, 0.6), (1, 1, 1))
+  np.testing.assert_allclose(pixels.warmth(images), [1, -0.6, 0])
+  np.testing.assert_allclose(pixels.brightness(3 * images[2:]), [1])  # clipped
+  np.testing.assert_allclose(pixels.brightness(images), [0.5, 0.2, 1])
+
+
+@pytest.mark.parametrize("score", pixels.SCORES.values())
+def test_a_score_refuses_what_is_no_picture(score):
+  with pytest.raises(InputError, match=r"must be \[..., H, W, 3\]"):
+    score(np.zeros((4, 4, 1)))
+  with pytest.raises(InputError, match="1 of 48 values are NaN"):
+    score(np.where(np.arange(48) == 3, np.nan, 0).reshape(4, 4, 3))
+
+
+def test_every_two_images_of_a_prompt_make_a_pair(samples):
+  found = label_pairs.judge(samples, score="brightness", temperature=0.1, seed=0)
+  assert (found.images, len(found.rows)) == (200, 40 * 10)
+  assert all(row["image_0"][:5] == row["image_1"][:5] for row in found.rows)
+  assert len({row["id"] for row in found.rows}) == 400
+  np.testing.assert_allclose(found.rows[0]["score_1"], 60 / 255)
+  np.testing.assert_allclose(found.within, np.std(np.array(LEVELS) / 255, ddof=1))
+
+
+def test_labels_are_drawn_as_bradley_terry_says(samples):
+  found = label_pairs.judge(samples, score="brightness", temperature=0.3, seed=1)
+  gap = np.array([row["score_0"] - row["score_1"] for row in found.rows])
+  label = np.array([row["label_0"] for row in found.rows])
+  p = 1 / (1 + np.exp(-gap / 0.3))
+  assert abs(label.sum() - p.sum()) < 4 * np.sqrt((p * (1 - p)).sum())
+  assert found.noise == np.mean(label != (gap > 0))
+  assert 0 < found.noise < 0.5
+
+
+def test_a_cold_rule_always_prefers_the_higher_score(samples):
+  assert label_pairs.judge(samples, score="brightness", temperature=1e-6, seed=0).noise == 0
+
+
+def test_labels_depend_on_the_seed_alone(samples):
+  first, again, other = (
+    label_pairs.judge(samples, score="brightness", temperature=0.3, seed=seed).rows
+    for seed in (0, 0, 1)
+  )
+  assert first == again != other
+
+
+def test_the_table_converts_to_the_canonical_record(samples, tmp_path):
+  rows = label_pairs.judge(samples, score="brightness", temperature=0.3, seed=0).rows[:6]
+  label_pairs.write_table(samples / "pairs.csv", rows)
+  with (samples / "pairs.csv").open(newline="") as stream:
+    assert tuple(next(csv.reader(stream))) == label_pairs.COLUMNS
+  convert.convert(sources.find("pairs", samples / "pairs.csv"), tmp_path / "out", Options())
+  found = PairSource(tmp_path / "out", "train")
+  assert [found[i].p0 for i in range(6)] == [row["label_0"] for row in rows]
+  assert found[0].prompt_id == prompt_key("square 0")
+  assert found[0].model_1 == "runs/x/pipeline"
+
+
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [
+    ({"score": "beauty"}, "unknown score 'beauty'"),
+    ({"temperature": 0.0}, "temperature of scores must be a positive number"),
+  ],
+)
+def test_an_option_that_does_not_exist_is_refused(samples, options, message):
+  with pytest.raises(InputError, match=message):
+    label_pairs.judge(samples, **{"score": "warmth", "temperature": 0.1, "seed": 0, **options})
+
+
+@pytest.mark.parametrize(
+  ("manifest", "message"),
+  [
+    (None, "holds no finished samples"),
+    ("{", "is no manifest"),
+    ('{"images": []}', "is no manifest"),
+    ('{"pipeline": "x", "images": [{"prompt": "a"}]}', "1 of 1 prompts .* have one image"),
+    ('{"pipeline": "x", "images": []}', "0 of 0 prompts"),
+  ],
+)
+def test_a_folder_without_samples_to_compare_is_refused(tmp_path, manifest, message):
+  if manifest is not None:
+    (tmp_path / "manifest.json").write_text(manifest)
+  with pytest.raises(InputError, match=message):
+    label_pairs.judge(tmp_path, score="warmth", temperature=0.1, seed=0)

@@ -1,0 +1,207 @@
+"""Scores and their intervals against closed forms and scipy."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from dmpo_jax.data.toy import digits
+from dmpo_jax.errors import InputError
+from dmpo_jax.evaluation import statistics
+
+
+def noise(*shape, seed=0):
+  return np.random.default_rng(seed).uniform(-1, 1, shape)
+
+
+def pair_means(images, groups):
+  """Mean distance by loops, a group at a time."""
+  grey = (np.clip(images, -1, 1) + 1) / 2
+  per_group = []
+  for group in sorted(set(groups)):
+    x = grey[np.asarray(groups) == group]
+    distances = [
+      np.sqrt(np.mean((x[i] - x[j]) ** 2)) for i in range(len(x)) for j in range(i + 1, len(x))
+    ]
+    per_group.append(np.mean(distances))
+  return np.mean(per_group)
+
+
+def test_ink_is_the_one_that_the_pairs_were_labelled_with():
+  assert statistics.ink is digits.ink
+
+
+def test_the_bootstrap_agrees_with_scipys():
+  x = np.random.default_rng(1).gamma(2.0, size=60)
+  ours = statistics.bootstrap(x, resamples=20_000)
+  theirs = stats.bootstrap(
+    (x,), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(2)
+  ).confidence_interval
+  assert ours.value == x.mean()
+  np.testing.assert_allclose([ours.low, ours.high], [theirs.low, theirs.high], atol=0.015)
+
+
+def test_the_bootstrap_of_wins_has_the_binomials_quantiles():
+  x = np.r_[np.ones(150), np.zeros(50)]
+  found = statistics.bootstrap(x, resamples=20_000)
+  expected = stats.binom(200, 0.75).ppf([0.025, 0.975]) / 200
+  np.testing.assert_allclose(found, [0.75, *expected], atol=0.005)
+
+
+def test_the_interval_covers_the_true_mean_as_often_as_it_says():
+  rng = np.random.default_rng(0)
+  hits = 0
+  for trial in range(300):
+    found = statistics.bootstrap(rng.normal(size=80), level=0.9, resamples=2000, seed=trial)
+    hits += found.low <= 0 <= found.high
+  assert 0.84 < hits / 300 < 0.95
+
+
+def test_another_statistic_can_be_resampled():
+  x = np.random.default_rng(3).exponential(size=101)
+  found = statistics.bootstrap(x, statistic=np.median, resamples=4000)
+  assert found.value == np.median(x)
+  assert found.low < found.value < found.high
+
+
+def test_a_wider_level_gives_a_wider_interval():
+  x = noise(50)
+  narrow, wide = (statistics.bootstrap(x, level=level) for level in (0.5, 0.99))
+  assert wide.low < narrow.low < narrow.high < wide.high
+
+
+def test_the_interval_depends_on_the_seed_alone():
+  x = noise(50)
+  assert statistics.bootstrap(x, seed=4) == statistics.bootstrap(x, seed=4)
+  assert statistics.bootstrap(x, seed=4) != statistics.bootstrap(x, seed=5)
+
+
+def test_the_interval_does_not_depend_on_how_the_work_is_chunked(monkeypatch):
+  x = noise(50)
+  whole = statistics.bootstrap(x)
+  monkeypatch.setattr(statistics, "CHUNK", 50 * 37)
+  assert statistics.bootstrap(x) == whole
+
+
+@pytest.mark.parametrize(
+  ("values", "settings", "message"),
+  [
+    ([], {}, "vector of at least one number"),
+    ([[1.0]], {}, r"got shape \(1, 1\)"),
+    ([1.0, np.nan], {}, "1 of 2 values are NaN or infinite, the first at 1"),
+    ([1.0], {"level": 95}, "level must lie between 0 and 1, got 95"),
+    ([1.0], {"resamples": 100}, "resamples must be at least 2000"),
+  ],
+)
+def test_what_cannot_be_resampled_is_refused(values, settings, message):
+  with pytest.raises(InputError, match=message):
+    statistics.bootstrap(np.array(values), **settings)
+
+
+def test_a_tie_counts_half_a_win():
+  np.testing.assert_array_equal(
+    statistics.wins(np.array([3.0, 1.0, 2.0]), np.array([2.0, 2.0, 2.0])), [1, 0, 0.5]
+  )
+
+
+def test_the_win_rate_of_a_model_against_itself_is_one_half():
+  assert statistics.win_rate(noise(20), noise(20)) == (0.5, 0.5, 0.5)
+
+
+def test_the_win_rates_of_two_models_against_each_other_sum_to_one():
+  a, b = np.round(noise(200), 1), np.round(noise(200, seed=1), 1)
+  there, back = statistics.win_rate(a, b), statistics.win_rate(b, a)
+  np.testing.assert_allclose(there.value + back.value, 1)
+  np.testing.assert_allclose([there.low, there.high], [1 - back.high, 1 - back.low], atol=1e-12)
+
+
+def test_a_paired_difference_drops_what_the_two_share():
+  shared = 10 * noise(100)
+  gain = 0.1 + 0.01 * noise(100, seed=1)
+  found = statistics.paired_difference(shared + gain, shared)
+  np.testing.assert_allclose(found.value, gain.mean())
+  assert found.high - found.low < 0.01
+
+
+def test_scores_of_unequal_number_cannot_be_paired():
+  with pytest.raises(InputError, match="3 candidate scores and 2 baseline scores"):
+    statistics.win_rate(np.zeros(3), np.zeros(2))
+
+
+def test_the_pairwise_distance_is_the_mean_over_pairs_then_groups():
+  images, groups = noise(9, 4, 4, 1), [0, 1, 0, 1, 1, 0, 1, 1, 1]
+  found = statistics.pairwise_distance(images, np.array(groups), resamples=2000)
+  np.testing.assert_allclose(found.value, pair_means(images, groups), rtol=1e-12)
+
+
+def test_copies_of_one_image_have_no_distance():
+  images = np.tile(noise(1, 4, 4, 1), (6, 1, 1, 1))
+  np.testing.assert_allclose(
+    statistics.pairwise_distance(images, np.zeros(6), resamples=2000), 0, atol=1e-12
+  )
+
+
+def test_blank_beside_full_ink_is_at_distance_one():
+  images = np.stack([np.full((2, 2, 1), -1.0), np.full((2, 2, 1), 5.0)])
+  assert statistics.pairwise_distance(images, np.zeros(2), resamples=2000) == (1, 1, 1)
+
+
+def test_the_distances_interval_covers_the_populations_mean():
+  rng = np.random.default_rng(0)
+  population = noise(400, 2, 1, 1, seed=9)
+  truth = pair_means(population, np.zeros(400))
+  hits = 0
+  for trial in range(200):
+    sample = population[rng.choice(400, 20, replace=False)]
+    found = statistics.pairwise_distance(sample, np.zeros(20), resamples=2000, seed=trial)
+    hits += found.low <= truth <= found.high
+  assert 0.88 < hits / 200 < 1
+
+
+def test_the_distances_interval_is_centred_on_its_value():
+  found = statistics.pairwise_distance(noise(60, 4, 4, 1), np.arange(60) % 3)
+  assert abs((found.low + found.high) / 2 - found.value) < 0.15 * (found.high - found.low)
+
+
+def test_vendi_counts_images_that_share_no_pixel():
+  images = 2 * np.eye(5).reshape(5, 5, 1, 1) - 1
+  np.testing.assert_allclose(statistics.vendi(images, np.zeros(5)), 5)
+
+
+def test_vendi_of_images_alike_up_to_brightness_is_one():
+  grey = np.array([0.2, 0.5, 1.0])[:, None, None, None] * (noise(1, 3, 3, 1) + 1) / 2
+  np.testing.assert_allclose(statistics.vendi(2 * grey - 1, np.zeros(3)), 1)
+
+
+def test_vendi_of_two_images_follows_from_their_cosine():
+  grey = (noise(2, 3, 3, 1) + 1) / 2
+  a, b = grey.reshape(2, -1)
+  cosine = a @ b / np.sqrt((a @ a) * (b @ b))
+  expected = np.exp(stats.entropy([(1 + cosine) / 2, (1 - cosine) / 2]))
+  np.testing.assert_allclose(statistics.vendi(2 * grey - 1, np.zeros(2)), expected)
+
+
+def test_vendi_counts_blank_images_as_one_kind():
+  images = np.full((4, 2, 2, 1), -1.0)
+  images[2:, 0, 0] = 1
+  np.testing.assert_allclose(statistics.vendi(images, np.zeros(4)), 2)
+
+
+def test_vendi_averages_over_the_groups():
+  images = 2 * np.eye(4).reshape(4, 4, 1, 1) - 1
+  groups = np.array([0, 0, 1, 1])
+  np.testing.assert_allclose(statistics.vendi(np.concatenate([images, images[[0, 0]]]),
+    np.r_[groups, 2, 2]), (2 + 2 + 1) / 3)  # fmt: skip
+
+
+@pytest.mark.parametrize("score", [statistics.vendi, statistics.pairwise_distance])
+@pytest.mark.parametrize(
+  ("images", "groups", "message"),
+  [
+    (noise(3, 2, 2, 1), [0, 0, 1], "has one image; diversity needs two or more"),
+    (noise(3, 2, 2, 1), [0, 0], r"must be \[N, H, W, C\] and \[N\]"),
+    (np.full((2, 2, 2, 1), np.inf), [0, 0], "8 of 8 pixels are NaN or infinite"),
+  ],
+)
+def test_images_without_a_diversity_are_refused(score, images, groups, message):
+  with pytest.raises(InputError, match=message):
+    score(images, np.array(groups))

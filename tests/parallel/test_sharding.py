@@ -1,0 +1,130 @@
+"""Where arrays lie: the rule by shape, the mesh, and what does not divide."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from dmpo_jax import models
+from dmpo_jax.parallel import sharding
+
+
+@pytest.mark.parametrize(
+  ("shape", "fsdp", "wanted"),
+  [
+    ((3, 3, 320, 640), 4, (None, None, None, "fsdp")),
+    ((640, 320), 4, ("fsdp",)),
+    ((512, 512), 4, (None, "fsdp")),  # the last of equal axes
+    ((1280,), 4, ()),  # too small to be worth a message
+    ((49_408, 768), 32, ("fsdp",)),
+    ((77, 333), 4, ()),  # nothing divides
+    ((3, 129, 512), 256, (None, None, "fsdp")),
+    ((640, 320), 1, ()),
+  ],
+)
+def test_an_array_is_split_along_its_largest_divisible_axis(shape, fsdp, wanted):
+  assert sharding.spec(shape, fsdp) == PartitionSpec(*wanted)
+
+
+def test_parameters_and_moments_of_one_shape_lie_alike():
+  mesh = sharding.make_mesh(4, fsdp=2)
+  tree = {"kernel": jax.ShapeDtypeStruct((256, 128), np.float32), "count": np.int32(0)}
+  found = sharding.abstract(mesh, {"params": tree, "mu": tree})
+  assert found["params"]["kernel"].sharding == found["mu"]["kernel"].sharding
+  assert found["mu"]["kernel"].sharding.spec == PartitionSpec("fsdp")
+  assert found["mu"]["count"].sharding.is_fully_replicated
+
+
+def test_examples_are_split_over_all_devices_in_order():
+  mesh = sharding.make_mesh(4, fsdp=2)
+  placed = jax.device_put(np.arange(8), sharding.batch(mesh))
+  parts = {s.device.id: s.data.tolist() for s in placed.addressable_shards}
+  assert [parts[d.id] for d in mesh.devices.flat] == [[0, 1], [2, 3], [4, 5], [6, 7]]
+
+
+@pytest.mark.parametrize(
+  ("arguments", "words"),
+  [
+    ({"num_devices": 64}, "num_devices is 64, and there are 4 devices"),
+    ({"fsdp": 3}, "fsdp 3 does not multiply out to 4 devices"),
+    ({"data": 4, "fsdp": 2}, "data 4 x fsdp 2 does not multiply out to 4 devices"),
+    ({"num_devices": 2, "data": 1}, "data 1 x fsdp 1 does not multiply out to 2"),
+  ],
+)
+def test_a_mesh_that_does_not_multiply_out_is_refused(arguments, words):
+  with pytest.raises(ValueError, match=words):
+    sharding.make_mesh(**arguments)
+
+
+def test_a_batch_that_does_not_divide_is_refused_with_what_would():
+  mesh = sharding.make_mesh(4)
+  sharding.check_batch(mesh, 24, 3)
+  with pytest.raises(ValueError, match=r"batch_size 20 does not divide over 4 devices x 3.*of 12"):
+    sharding.check_batch(mesh, 20, 3)
+
+
+UNET = {
+  "_class_name": "UNet2DConditionModel",
+  "block_out_channels": (64,),
+  "down_block_types": ("CrossAttnDownBlock2D",),
+  "up_block_types": ("CrossAttnUpBlock2D",),
+  "layers_per_block": 1,
+  "norm_num_groups": 4,
+  "cross_attention_dim": 64,
+}
+
+
+def loss_of(place, dtype=jnp.float32):
+  model = models.build(UNET, place=place, remat="full")
+
+  def loss(params, sample, context):
+    steps = jnp.arange(len(sample)) * 100
+    return jnp.square(model.apply(params, sample, steps, context, dtype=dtype)).mean()
+
+  return loss
+
+
+def inputs(examples):
+  r = np.random.default_rng(0)
+  shapes = ((examples, 4, 4, 4), (examples, 5, 64))
+  return [r.standard_normal(shape, np.float32) for shape in shapes]
+
+
+def sums(jaxpr):
+  """(primitive, dtype, elements, axes) of every sum over devices, at any depth."""
+  for equation in jaxpr.eqns:
+    if equation.primitive.name in ("psum", "psum_invariant", "reduce_scatter"):
+      axes = equation.params.get("axes") or equation.params["axis_name"]
+      for each in equation.invars:
+        yield equation.primitive.name, str(each.aval.dtype), each.aval.size, set(axes)
+    for value in equation.params.values():
+      inner = getattr(value, "jaxpr", value)
+      yield from sums(inner) if hasattr(inner, "eqns") else ()
+
+
+def test_no_device_is_asked_for_the_whole_gradient_of_a_weight_that_is_spread():
+  mesh = sharding.make_mesh(4, fsdp=2)
+  params = models.abstract(UNET)
+  gradient = jax.grad(loss_of(sharding.placement(mesh), jnp.bfloat16))
+  found = list(sums(jax.make_jaxpr(gradient)(params, *inputs(4)).jaxpr))
+  spread = [x.size for x in jax.tree.leaves(params) if sharding.spec(x.shape, 2)]
+  scattered = [(size, dtype, axes) for name, dtype, size, axes in found if name == "reduce_scatter"]
+  assert sorted(size for size, _, _ in scattered) == sorted(spread)
+  assert {(dtype, *axes) for _, dtype, axes in scattered} == {("bfloat16", "fsdp")}
+  parts = [x.size // 2 for x in jax.tree.leaves(params) if sharding.spec(x.shape, 2)]
+  over_data = [
+    size for name, _, size, axes in found if name != "reduce_scatter" and axes == {"data"}
+  ]
+  assert sorted(over_data) == sorted(parts)
+
+
+@pytest.mark.parametrize("examples", [3, 6, 8])
+def test_any_number_of_examples_has_the_gradient_of_one_device(examples):
+  mesh = sharding.make_mesh(4, fsdp=2)
+  params = models.build(UNET).init(jax.random.key(0))
+  placed = jax.device_put(params, sharding.shardings(mesh, params))
+  found = jax.jit(jax.grad(loss_of(sharding.placement(mesh))))(placed, *inputs(examples))
+  wanted = jax.jit(jax.grad(loss_of(None)))(params, *inputs(examples))
+  for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+    np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * np.abs(b).max())
