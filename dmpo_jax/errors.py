@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable
 
 # sysexits.h: a temporary failure, try again. The one after it is free there.
-PREEMPTED, PEER_LOST = 75, 76
+PREEMPTED, PROCESS_LOST = 75, 76
 
 
 class InputError(ValueError):
@@ -18,7 +18,7 @@ class InputError(ValueError):
 
 
 class PreemptedError(Exception):
-  """A run was asked to stop (SIGTERM) and has saved: the same command goes on where it was."""
+  """A run was preempted (SIGTERM) and has saved a checkpoint: the same command resumes it."""
 
 
 def outcome(error: BaseException) -> tuple[int, str] | None:

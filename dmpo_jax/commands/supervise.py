@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from typing import NoReturn
 
-from dmpo_jax.errors import PEER_LOST, PREEMPTED, say
+from dmpo_jax.errors import PREEMPTED, PROCESS_LOST, say
 
 
 def supervise(work: Callable[[], NoReturn]) -> int:
@@ -60,7 +60,7 @@ def supervise(work: Callable[[], NoReturn]) -> int:
       "jax ended this process, most likely because another process of the run was lost (its "
       "message is above); the same command goes on from the last checkpoint"
     )
-    return PEER_LOST
+    return PROCESS_LOST
   say(f"killed by {signal.Signals(by).name}")
   return 128 + by
 

@@ -20,7 +20,7 @@ import traceback
 from typing import NoReturn
 
 from dmpo_jax.commands.supervise import supervise
-from dmpo_jax.errors import PEER_LOST, InputError, outcome, say
+from dmpo_jax.errors import PROCESS_LOST, InputError, outcome, say
 
 TAKES_CONFIG = True
 
@@ -63,22 +63,22 @@ def run(options: argparse.Namespace) -> int:
   """
   if _is_one_of_several(options):
     return supervise(functools.partial(_run_as_one_of_several, options))
-  from dmpo_jax.parallel.processes import Peers
+  from dmpo_jax.parallel.processes import Processes
 
-  _train(options, Peers())
+  _train(options, Processes())
   return 0
 
 
-def _train(options: argparse.Namespace, peers) -> None:
+def _train(options: argparse.Namespace, processes) -> None:
   from dmpo_jax.training.config_file import load_config
   from dmpo_jax.training.run import train
 
   config = load_config(options.config, options.rest)
-  show_progress = not options.no_progress and peers.first
-  result = train(config, options.workdir, show_progress=show_progress, peers=peers)
-  if peers.first and result.captions_truncated:
+  show_progress = not options.no_progress and processes.is_first
+  result = train(config, options.workdir, show_progress=show_progress, processes=processes)
+  if processes.is_first and result.captions_truncated:
     print(f"{result.captions_truncated} captions were longer than the context and were cut")
-  if peers.first:
+  if processes.is_first:
     print(f"{result.steps} steps done; pipeline in {result.pipeline}")
 
 
@@ -109,30 +109,30 @@ def _run_as_one_of_several(options: argparse.Namespace) -> NoReturn:
   """Trains and ends the process; what ends one ends all, with one status."""
   import jax
 
-  from dmpo_jax.parallel import processes
+  from dmpo_jax.parallel.processes import connect
 
-  peers = None
+  processes = None
   try:
-    peers = processes.connect(
+    processes = connect(
       options.coordinator,
       options.num_processes,
       options.process_id,
       heartbeat=options.heartbeat,
     )
-    _train(options, peers)
+    _train(options, processes)
     status, message = 0, ""
   except BaseException as error:
     known = outcome(error)
     if known is None:
       with contextlib.suppress(OSError):
         traceback.print_exc()
-      if isinstance(error, jax.errors.JaxRuntimeError) and peers is not None:
+      if isinstance(error, jax.errors.JaxRuntimeError) and processes is not None:
         # A collective can fail because another process is gone; jax notices by its heartbeat.
-        peers.wait_for_word(1.5 * options.heartbeat + 5)
+        processes.wait_for_shutdown(1.5 * options.heartbeat + 5)
     status, message = known or (1, f"{type(error).__name__}: {error}")
-    if peers is None and isinstance(error, jax.errors.JaxRuntimeError):
-      status, message = PEER_LOST, f"not all processes of the run came together: {error}"
+    if processes is None and isinstance(error, jax.errors.JaxRuntimeError):
+      status, message = PROCESS_LOST, f"not all processes of the run came together: {error}"
     say(message)
-  if peers is None:
+  if processes is None:
     os._exit(status)
-  peers.leave(status, message)
+  processes.exit(status, message)

@@ -1,8 +1,8 @@
-"""The processes of one run: how they find each other, agree, stop together and end together.
+"""The processes of one run: they agree on values, stop at one step and exit together.
 
-They talk over the key-value store of jax's coordination service, which process 0 hosts. The service
-also watches over them: a process that does not send heartbeats is lost, and jax then ends the
-others (SIGABRT), for a collective that waits for it would never end.
+They communicate over the key-value store of jax's coordination service, which process 0 hosts. The
+service also supervises them: a process that sends no heartbeat is lost, and jax then ends the
+others (SIGABRT), because a collective that waits for the lost process never returns.
 """
 
 import contextlib
@@ -15,65 +15,74 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-from jax._src import distributed as jax_distributed  # its key-value store has no public name
+
+# Private API of jax, without a public equivalent: the coordination service's key-value store and
+# barriers. Check this module, `connect` above all, after each upgrade of jax.
+from jax._src import distributed as jax_distributed
 
 from dmpo_jax.errors import InputError, flush, say
 
-# Seconds between looks at what others have said; how long process 0, which hosts the service, waits
-# for others to have heard why a run ends; and how long one waits for what surely comes, or else jax
-# ends this process.
-POLL, LINGER, WAIT = 0.5, 15.0, 24 * 3600
-# Folders of the store; in the first one, what all look for.
-TOLD, AT, GONE = (f"dmpo_jax/{name}/" for name in ("told", "at", "gone"))
-STOP, FAILED = f"{TOLD}stop", f"{TOLD}failed"
+# Seconds between two reads of the control messages.
+POLL = 0.5
+# Longest time, in seconds, for which process 0 keeps the service open until all have exited.
+LINGER = 15.0
+# Timeout, in seconds, of messages that always arrive, unless jax ends this process first.
+WAIT = 24 * 3600
+
+# Keys of the store. CONTROL is polled by all processes; the two messages below it are sent once.
+CONTROL = "dmpo_jax/control/"
+STOP, FAILED = f"{CONTROL}stop", f"{CONTROL}failed"
+# By process index: the next step of a process that prepares to stop; processes that have exited.
+NEXT_STEP, EXITED = "dmpo_jax/next_step/", "dmpo_jax/exited/"
 
 
-class Peers:
-  """The processes of a run as one of them sees them; without arguments, a process by itself.
+class Processes:
+  """The processes of a run, as one of them communicates with the others.
 
-  Whoever calls `share`, `same` and `wait` does so in all processes and in one order.
+  Without arguments: a single process. All processes call `broadcast`, `assert_equal` and `barrier`
+  in the same order, because the store's keys are numbered by call.
 
   Args:
-    client: Of jax's coordination service.
-    index: This process, 0 to count - 1.
-    count: How many there are.
+    client: Client of jax's coordination service; None for a single process.
+    index: Index of this process, 0 to count - 1.
+    count: Number of processes.
   """
 
   def __init__(self, client: Any = None, index: int = 0, count: int = 1):
     self.index, self.count = index, count
     self._client, self._calls = client, 0
-    self._asked = False
-    self._next, self._stop_at, self._published = 0, None, False
+    self._stop_requested = False
+    self._next_step, self._stop_step, self._published = 0, None, False
     self._deciding = threading.Lock()
     if count > 1:
       threading.Thread(target=self._watch, daemon=True).start()
 
   @property
-  def first(self) -> bool:
-    """Whether this is the process that writes the files of the run."""
+  def is_first(self) -> bool:
+    """True in process 0, which writes the files of the run."""
     return self.index == 0
 
-  def share(self, value: Any) -> Any:
-    """The first process's value, in all of them; the others' are not looked at."""
+  def broadcast(self, value: Any) -> Any:
+    """Returns process 0's value (JSON) in all processes; the values of the others are ignored."""
     if self.count == 1:
       return value
-    key = self._key()
-    if self.first:
+    key = self._next_key()
+    if self.is_first:
       self._client.key_value_set(key, json.dumps(value))
       return value
     return json.loads(self._client.blocking_key_value_get(key, WAIT * 1000))
 
-  def same(self, what: str, value: dict[str, Any]) -> None:
-    """Checks that all processes hold a value.
+  def assert_equal(self, name: str, value: dict[str, Any]) -> None:
+    """Raises unless this process has the same value as process 0.
 
     Args:
-      what: It is, in words.
+      name: Name of the value, for the message.
       value: A dict of JSON values.
 
     Raises:
-      InputError: This process's is not the first one's; what differs is listed.
+      InputError: The values differ; the message lists the keys that differ.
     """
-    theirs, ours = self.share(value), json.loads(json.dumps(value))
+    theirs, ours = self.broadcast(value), json.loads(json.dumps(value))
     theirs = json.loads(json.dumps(theirs))
     lines = [
       f"  {key}: {theirs.get(key)!r} in process 0, {ours.get(key)!r} here"
@@ -82,127 +91,131 @@ class Peers:
     ]
     if lines:
       raise InputError(
-        f"process {self.index} has another {what} than process 0; give all of them the same:\n"
-        + "\n".join(lines)
+        f"process {self.index} has another {name} than process 0; start all processes with the "
+        "same:\n" + "\n".join(lines)
       )
 
-  def wait(self) -> None:
-    """Returns once all processes have come here."""
+  def barrier(self) -> None:
+    """Waits until all processes have called this."""
     if self.count > 1:
-      self._client.wait_at_barrier(self._key(), WAIT * 1000)
+      self._client.wait_at_barrier(self._next_key(), WAIT * 1000)
 
   @contextlib.contextmanager
-  def closing(self, thing: Any) -> Iterator[None]:
-    """Closes a thing in the end; where one of several processes fails, it leaves that out.
+  def closing(self, resource: Any) -> Iterator[None]:
+    """Closes a resource on exit, except after an error in one of several processes.
 
-    Closing may wait for the others, who will not come there: they are to be told first.
+    `close` may wait for the other processes, which do not reach it: `exit` must end them first.
     """
     try:
       yield
     except BaseException:
       if self.count == 1:
-        thing.close()
+        resource.close()
       raise
-    thing.close()
+    resource.close()
 
   @contextlib.contextmanager
-  def heeding_sigterm(self) -> Iterator[None]:
-    """Takes SIGTERM, in any process, as the wish to stop; see `stops_before`."""
+  def preemption_handler(self) -> Iterator[None]:
+    """Handles SIGTERM, in any process, as a request to stop; see `should_stop`."""
     if threading.current_thread() is not threading.main_thread():
-      yield  # only the main thread may say what signals do
+      yield  # Python sets signal handlers in the main thread only
       return
 
-    before = signal.signal(signal.SIGTERM, lambda number, frame: self.ask_to_stop())
+    previous = signal.signal(signal.SIGTERM, lambda number, frame: self.request_stop())
     try:
       yield
     finally:
-      signal.signal(signal.SIGTERM, before)
+      signal.signal(signal.SIGTERM, previous)
 
-  def ask_to_stop(self) -> None:
-    """Has all processes stop soon; see `stops_before`."""
-    self._asked = True
+  def request_stop(self) -> None:
+    """Makes all processes stop at a step that they agree on; see `should_stop`."""
+    self._stop_requested = True
 
-  def stops_before(self, step: int) -> bool:
-    """Whether the run is to stop before a step: asked once before each, in ascending order.
+  def should_stop(self, step: int) -> bool:
+    """Returns True from the step on that the run must not start.
 
-    All processes stop before the same step. Nobody waits for others as long as nobody is asked to
-    stop; then each says in the background which steps it has begun, and begins no other until all
-    have. They stop before the first one that none has begun.
+    All processes stop before the same step: the first one that no process has started. Until a stop
+    is requested nobody waits. Then each process publishes its next step, from a background thread,
+    and starts no step until all have published theirs.
 
     Args:
-      step: The step that would be taken next.
-
-    Returns:
-      True from the step before which the run stops.
+      step: Step to be started next. Call this once before each step, in ascending order.
     """
     if self.count == 1:
-      return self._asked
+      return self._stop_requested
     with self._deciding:
-      if self._stop_at is not None and step >= self._stop_at:
+      if self._stop_step is not None and step >= self._stop_step:
         return True
-      self._next = step + 1
+      self._next_step = step + 1
       return False
 
-  def leave(self, status: int, message: str = "") -> None:
-    """Ends this process of several, the others too where it failed; does not return.
+  def exit(self, status: int, message: str = "") -> None:
+    """Ends this one of several processes and, on failure, the others; does not return.
 
-    A process that just ended would have its peers wait until it counts as lost, and one that ends
-    as Python does waits for them.
+    Without this the others would wait for a failed process until its heartbeat times out, and the
+    normal exit of Python would wait for the others.
 
     Args:
-      status: Exit status; 0: its work is done, as that of the others.
-      message: Why, for the others to print.
+      status: Exit status; 0 after success.
+      message: Reason of a failure, which the other processes print.
     """
-    with contextlib.suppress(jax.errors.JaxRuntimeError):  # the service is gone, or others failed
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # service gone, or another failed first
       if status:
         self._client.key_value_set(FAILED, json.dumps([self.index, status, message]))
-    self._go(status)
+    self._exit(status)
 
-  def wait_for_word(self, seconds: float) -> None:
-    """Gives others, or jax, the time to end this process with the reason of an error it has met."""
+  def wait_for_shutdown(self, seconds: float) -> None:
+    """Sleeps, so that a failed process, or jax, can end this one with the cause of its error."""
     time.sleep(seconds)
 
-  def _go(self, status: int) -> None:
+  def _exit(self, status: int) -> None:
     with contextlib.suppress(jax.errors.JaxRuntimeError):
-      self._client.key_value_set(f"{GONE}{self.index}", "", allow_overwrite=True)
-      until = time.monotonic() + LINGER
-      while self.first and time.monotonic() < until:
-        if len(self._client.key_value_dir_get(GONE)) == self.count:
+      self._client.key_value_set(f"{EXITED}{self.index}", "", allow_overwrite=True)
+      # The store ends with process 0, so it exits last: the others still read FAILED.
+      deadline = time.monotonic() + LINGER
+      while self.is_first and time.monotonic() < deadline:
+        if len(self._client.key_value_dir_get(EXITED)) == self.count:
           break
         time.sleep(0.05)
     flush()
+    # Not sys.exit: jax's exit handlers wait at a barrier for processes that do not arrive, and this
+    # function also runs in the background thread, where SystemExit ends the thread alone.
     os._exit(status)
 
-  def _key(self) -> str:
+  def _next_key(self) -> str:
     self._calls += 1
     return f"dmpo_jax/call/{self._calls}"
 
   def _watch(self) -> None:
-    """Looks at what others have said, as long as the service answers: without it, jax ends us."""
+    """Polls the control messages until the service is gone, when jax ends this process."""
     with contextlib.suppress(jax.errors.JaxRuntimeError):
       while True:
         time.sleep(POLL)
-        told = dict(self._client.key_value_dir_get(TOLD))
-        if FAILED in told:
-          index, status, message = json.loads(told[FAILED])
+        control = dict(self._client.key_value_dir_get(CONTROL))
+        if FAILED in control:
+          index, status, message = json.loads(control[FAILED])
           if index != self.index:
             say(f"process {index} of {self.count} stopped: {message}")
-            self._go(status)
-        if self._stop_at is None:
-          self._decide(STOP in told)
+            self._exit(status)
+        if self._stop_step is None:
+          self._agree_on_stop_step(STOP in control)
 
-  def _decide(self, told: bool) -> None:
-    """A part of what `stops_before` describes, each time it is called."""
+  def _agree_on_stop_step(self, requested: bool) -> None:
+    """Advances the protocol that `should_stop` describes; called once per poll.
+
+    The lock is acquired here in one call and released in a later one, and stays locked between: a
+    step that starts after its process has published its next step would break the agreement.
+    """
     if not self._published:
-      if not self._asked and not told:
+      if not self._stop_requested and not requested:
         return
-      self._deciding.acquire()  # no step is begun until all have said theirs
+      self._deciding.acquire()
       self._client.key_value_set(STOP, "", allow_overwrite=True)
-      self._client.key_value_set(f"{AT}{self.index}", str(self._next))
+      self._client.key_value_set(f"{NEXT_STEP}{self.index}", str(self._next_step))
       self._published = True
-    said = [int(step) for _, step in self._client.key_value_dir_get(AT)]
-    if len(said) == self.count:
-      self._stop_at = max(said)
+    steps = [int(step) for _, step in self._client.key_value_dir_get(NEXT_STEP)]
+    if len(steps) == self.count:
+      self._stop_step = max(steps)
       self._deciding.release()
 
 
@@ -212,25 +225,25 @@ def connect(
   index: int | None = None,
   *,
   heartbeat: int,
-  patience: int = 300,
-) -> Peers:
-  """Joins the processes of a run; to be called before anything uses a device.
+  timeout: int = 300,
+) -> Processes:
+  """Connects the processes of a run; call it before anything uses a device.
 
   Args:
-    coordinator: "HOST:PORT" at which process 0 listens; None, as the next two, where jax finds all
-      by itself: TPU pods, Slurm, MPI, Kubernetes.
+    coordinator: "HOST:PORT" at which process 0 listens. None, with count and index None too, where
+      jax finds the processes by itself: TPU pods, Slurm, MPI, Kubernetes.
     count: Number of processes.
-    index: Of this one.
-    heartbeat: Seconds without a sign of life after which a process counts as lost.
-    patience: Seconds to wait for the others to come.
+    index: Index of this process.
+    heartbeat: Seconds without a heartbeat after which a process counts as lost.
+    timeout: Seconds to wait for the other processes.
 
   Returns:
-    `Peers`.
+    `Processes`.
 
   Raises:
-    InputError: What was not given cannot be found.
+    InputError: An argument is None and jax cannot find its value.
   """
-  # SIGTERM is heeded by `Peers`; jax's own notifier would take it away.
+  # `preemption_handler` handles SIGTERM; jax's own notifier would replace that handler.
   jax.config.update("jax_enable_preemption_service", False)
   try:
     jax.distributed.initialize(
@@ -239,7 +252,7 @@ def connect(
       index,
       heartbeat_timeout_seconds=heartbeat,
       shutdown_timeout_seconds=heartbeat,
-      initialization_timeout=patience,
+      initialization_timeout=timeout,
     )
   except ValueError as error:
     raise InputError(
@@ -247,4 +260,4 @@ def connect(
       "MPI or Kubernetes; elsewhere give --coordinator, --num-processes and --process-id"
     ) from error
   state = jax_distributed.global_state
-  return Peers(state.client, state.process_id, state.num_processes)
+  return Processes(state.client, state.process_id, state.num_processes)

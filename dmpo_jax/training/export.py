@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from dmpo_jax import interop
 from dmpo_jax.errors import InputError
-from dmpo_jax.parallel.processes import Peers
+from dmpo_jax.parallel.processes import Processes
 from dmpo_jax.parallel.to_host import on_host
 from dmpo_jax.training import setup
 from dmpo_jax.training.checkpoint import Checkpoints
@@ -28,7 +28,7 @@ def save_run(
   config: ConfigDict,
   state: State,
   load_start: Callable[[], interop.Pipeline],
-  peers: Peers,
+  processes: Processes,
 ) -> None:
   """Writes pipeline/, and with LoRA lora/, into the directory of a run; all processes call this.
 
@@ -40,10 +40,10 @@ def save_run(
     config: The run's.
     state: What it trained.
     load_start: Returns the pipeline that the run started from.
-    peers: The processes of the run.
+    processes: The processes of the run.
   """
-  params = on_host(state.params if state.ema is None else state.ema, keep=peers.first)
-  if not peers.first:
+  params = on_host(state.params if state.ema is None else state.ema, keep=processes.is_first)
+  if not processes.is_first:
     return
   state, pipeline = State(0, params, None, None), load_start()
   save_trained(workdir / "pipeline", config, pipeline, state)

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from dmpo_jax.errors import InputError, PreemptedError
 from dmpo_jax.parallel import sharding
 from dmpo_jax.parallel.array_checksums import digest
-from dmpo_jax.parallel.processes import Peers
+from dmpo_jax.parallel.processes import Processes
 from dmpo_jax.parallel.to_host import on_host
 from dmpo_jax.training import config as configs
 from dmpo_jax.training import setup
@@ -75,7 +75,7 @@ def train(
   workdir: pathlib.Path,
   *,
   show_progress: bool = True,
-  peers: Peers | None = None,
+  processes: Processes | None = None,
 ) -> Result:
   """Trains as a config says, from the last checkpoint in `workdir` if there is one.
 
@@ -89,7 +89,7 @@ def train(
       docs/monitoring.md lists, and at the end pipeline/, with LoRA lora/ too, and summary.json. All
       processes see it.
     show_progress: Whether to draw a progress bar.
-    peers: The processes of the run, which all call this; None: this one by itself.
+    processes: The processes of the run, which all call this; None: this one by itself.
 
   Returns:
     `Result`.
@@ -102,17 +102,23 @@ def train(
     PreemptedError: SIGTERM came, to any process.
   """
   started = time.perf_counter()
-  config, workdir, peers = configs.check(config), pathlib.Path(workdir), peers or Peers()
-  with peers.heeding_sigterm(), only_user_of(workdir, peers):
-    run = _Run(config, workdir, peers, started)
+  config, workdir, processes = (
+    configs.check(config),
+    pathlib.Path(workdir),
+    processes or Processes(),
+  )
+  with processes.preemption_handler(), only_user_of(workdir, processes):
+    run = _Run(config, workdir, processes, started)
     return run.finish(started, show_progress)
 
 
 class _Run:
   """A run with its files open."""
 
-  def __init__(self, config: ConfigDict, workdir: pathlib.Path, peers: Peers, started: float):
-    self.config, self.workdir, self.peers = config, workdir, peers
+  def __init__(
+    self, config: ConfigDict, workdir: pathlib.Path, processes: Processes, started: float
+  ):
+    self.config, self.workdir, self.processes = config, workdir, processes
     check_outside(config.pipeline, workdir)
     self.mesh = sharding.make_mesh(config.num_devices, **config.mesh)
     sharding.check_batch(self.mesh, config.batch_size, config.accumulation)
@@ -125,9 +131,9 @@ class _Run:
       setup.make_loaders(config, pipeline, examples), config.batch_size, sharding.batch(self.mesh)
     )
     self.identity = self._identity(examples.fingerprint(), pipeline.params)
-    peers.same("run", flat(self.identity))
-    peers.same("config", flat({key: config.to_dict()[key] for key in FREE_KEYS}))
-    if peers.first:
+    processes.assert_equal("run", flat(self.identity))
+    processes.assert_equal("config", flat({key: config.to_dict()[key] for key in FREE_KEYS}))
+    if processes.is_first:
       check_owner(workdir, self.identity)
     objective = setup.make_objective(config, pipeline, examples, mesh=self.mesh)
     self.trained, self.frozen, self.reference = (
@@ -149,7 +155,7 @@ class _Run:
       self.mesh,
       workdir,
       started=started,
-      first=peers.first,
+      first=processes.is_first,
     )
 
   def _identity(self, data: str, params: Params) -> dict:
@@ -168,12 +174,12 @@ class _Run:
     """Takes the steps that are missing and writes the pipeline and the summary."""
     total, summary = self.config.num_steps, self.workdir / "summary.json"
     checkpoints = Checkpoints(self.workdir / "checkpoints", keep=self.config.checkpoint.keep)
-    with self.peers.closing(checkpoints):
-      begun = self.peers.share(checkpoints.latest() or 0)
+    with self.processes.closing(checkpoints):
+      begun = self.processes.broadcast(checkpoints.latest() or 0)
       if begun > total:
         raise InputError(f"{self.workdir} is at step {begun}, past config.num_steps {total}")
       if begun == total:
-        found = self.peers.share(_read_summary(summary))
+        found = self.processes.broadcast(_read_summary(summary))
         if found and found["steps"] == total:
           return Result(**{**found, "pipeline": self.workdir / "pipeline"})
       with jax.set_mesh(self.mesh):
@@ -182,7 +188,7 @@ class _Run:
         if begun < total:
           state, compiled = self._steps(state, begun, checkpoints, show_progress)
       ended = time.perf_counter()
-    save_run(self.workdir, self.config, state, self._start_again, self.peers)
+    save_run(self.workdir, self.config, state, self._start_again, self.processes)
     result = Result(
       pipeline=self.workdir / "pipeline",
       steps=total,
@@ -192,9 +198,9 @@ class _Run:
       examples_per_second=(total - begun) * self.config.batch_size / (ended - compiled),
       captions_truncated=self.feed.truncated,
     )
-    if self.peers.first:
+    if self.processes.is_first:
       write_whole(summary, json.dumps({**result._asdict(), "pipeline": str(result.pipeline)}))
-    self.peers.wait()
+    self.processes.barrier()
     return result
 
   def _initial(self) -> State:
@@ -246,7 +252,7 @@ class _Run:
     jitted = compile_step(self.step, self.mesh, state, frozen, reference)
     batch = self.feed[0]
     lowered = jitted.lower(state, frozen, reference, batch)
-    if self.peers.first:
+    if self.processes.is_first:
       claim(self.workdir, self.identity)
     bar = tqdm(
       total=total, initial=begun, desc=self.workdir.name, unit="step", disable=not show_progress
@@ -285,7 +291,7 @@ class _Run:
         held.enter_context(contextlib.closing(shown))
       batches = self.monitor.batches(batches)
       taken, saved, pending = begun, begun, None  # pending: the last step, if it is not recorded
-      while taken < total and not self.peers.stops_before(taken):
+      while taken < total and not self.processes.should_stop(taken):
         self.monitor.before_step(taken)
         batch = next(batches)
         state, *found = step(state, frozen, reference, batch)
@@ -300,13 +306,13 @@ class _Run:
         if taken % every == 0 or taken == total:
           save()
           saved, pending = taken, None
-      if saved < taken:  # told to stop
+      if saved < taken:  # preempted
         save()
       checkpoints.wait()
     if taken < total:
-      self.peers.wait()  # or a process that ends would end others before all is saved
+      self.processes.barrier()  # or a process that ends would end others before all is saved
       raise PreemptedError(
-        f"told to stop (SIGTERM) after step {taken} of {total}"
+        f"preempted (SIGTERM) after step {taken} of {total}"
         + (", which is saved; the same command goes on from there" if taken else "")
       )
     return state, compiled

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from dmpo_jax.errors import InputError
-from dmpo_jax.parallel.processes import Peers
+from dmpo_jax.parallel.processes import Processes
 
 # Where the starting pipeline lies may change; that it is the same one, its digest tells.
 MAY_DIFFER = {"config.pipeline"}
@@ -20,12 +20,12 @@ PATIENCE = 30.0
 
 
 @contextlib.contextmanager
-def only_user_of(workdir: pathlib.Path, peers: Peers) -> Iterator[None]:
+def only_user_of(workdir: pathlib.Path, processes: Processes) -> Iterator[None]:
   """Holds a lock on the work directory, for all processes of a run.
 
   Args:
     workdir: Made if it is not there.
-    peers: Of the run.
+    processes: Of the run.
 
   Raises:
     InputError: Another run trains there, or this process sees another directory than the first.
@@ -33,7 +33,7 @@ def only_user_of(workdir: pathlib.Path, peers: Peers) -> Iterator[None]:
   workdir.mkdir(parents=True, exist_ok=True)
   path = workdir / "lock"
   with contextlib.ExitStack() as held:
-    if peers.first:
+    if processes.is_first:
       lock = held.enter_context(path.open("a+"))
       try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -41,11 +41,11 @@ def only_user_of(workdir: pathlib.Path, peers: Peers) -> Iterator[None]:
         raise InputError(
           f"another process is training in {workdir}; wait, or use another"
         ) from error
-    if peers.count > 1:
+    if processes.count > 1:
       token = uuid.uuid4().hex
-      if peers.first:
+      if processes.is_first:
         path.write_text(token)
-      _check_seen(path, peers.share(token))
+      _check_seen(path, processes.broadcast(token))
     yield
 
 

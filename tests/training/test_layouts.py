@@ -101,7 +101,7 @@ def test_a_run_goes_on_in_another_layout_and_after_sigterm(tmp_path, capsys):
   moved, log = tmp_path / "moved", tmp_path / "local.log"
   train(config("steps", num_steps=4, **FOUR), moved, show_progress=False)
 
-  # On two processes of two devices each, until one of them is told to stop.
+  # On two processes of two devices each, until one of them receives SIGTERM.
   arguments = ["--config.num_steps=100000", "--config.checkpoint.every=100000"]
   with Local(moved, log=log, arguments=arguments) as run:
     while len(read(moved)) < 6 and run.script.poll() is None:
