@@ -59,7 +59,7 @@ def stable_diffusion(width: int, batch: int, pixels: int) -> Size:
 
 
 SIZES = {
-  # The quickstart's network and batch, and a middle one: docs/performance_cpu.md takes them apart.
+  # The quickstart's network and batch, and a middle one: docs/benchmarks.md takes them apart.
   "small": two_levels((128, 8, 8, 1), (32, 64)),
   "middle": two_levels((8, 32, 32, 4), (64, 128)),
   "sd64": stable_diffusion(64, 2, 32),

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A run on one machine in several processes, each with devices of its own: what a run on several hosts
-# does, without them; or a process for each GPU. See docs/launch.md and docs/survival.md.
+# does, without them; or a process for each GPU. See docs/launch.md and docs/fault_tolerance.md.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/common.sh

@@ -1,8 +1,8 @@
 """Workers killed at random moments, many times over: nothing is lost and nothing repeated. A disk
 that is full under one of them.
 
-DMPO_JAX_KILLS says how many times (here once; docs/survival.md has the count of a long run), and
-DMPO_JAX_KILLS_SEED when and which.
+DMPO_JAX_KILLS says how many times (here once; docs/fault_tolerance.md has the count of a long run),
+and DMPO_JAX_KILLS_SEED when and which.
 """
 
 import os

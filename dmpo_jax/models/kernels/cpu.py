@@ -2,7 +2,7 @@
 
 XLA's CPU compiler keeps every intermediate array of these in memory, walks some of them across
 cache lines in the derived gradients, and takes long to compile those. Measurements:
-docs/performance_cpu.md. Reverse-mode differentiation only.
+docs/benchmarks.md. Reverse-mode differentiation only.
 """
 
 from functools import partial
