@@ -42,12 +42,6 @@ def outcome(error: BaseException) -> tuple[int, str] | None:
   return None
 
 
-def say(message: str) -> None:
-  """Prints on stderr, where it can: a full disk that the log lies on must not hide the status."""
-  with contextlib.suppress(OSError):
-    print(f"dmpo-jax: {message}", file=sys.stderr, flush=True)
-
-
 def flush() -> None:
   """Writes what has been printed, where it can; for a process that ends by os._exit."""
   for stream in (sys.stdout, sys.stderr):

@@ -7,8 +7,10 @@ import sys
 from typing import NoReturn
 
 import dmpo_jax
-from dmpo_jax.errors import flush, outcome, say
+from dmpo_jax.common.logging_setup import LEVELS, log_to_stderr
+from dmpo_jax.errors import flush, outcome
 
+LOGGER = logging.getLogger("dmpo_jax")  # by name: in `python -m` this module is __main__
 DESCRIPTION = """\
 Align text-to-image diffusion models with preference pairs, in JAX.
 
@@ -42,8 +44,20 @@ def main(arguments: list[str] | None = None) -> int:
   """
   from dmpo_jax.commands import data, export, inspect, objectives, plan, quickstart, sample, train
 
+  # Parsed by itself, so that it may stand before and after the names of commands.
+  logging_options = argparse.ArgumentParser("dmpo-jax", add_help=False, allow_abbrev=False)
+  logging_options.add_argument(
+    "--log-level",
+    choices=LEVELS,
+    help="lowest level of the messages on stderr (default: info; warning on processes but the "
+    "first)",
+  )
   parser = argparse.ArgumentParser(
-    "dmpo-jax", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    "dmpo-jax",
+    description=DESCRIPTION,
+    parents=[logging_options],
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
   )
   parser.add_argument("--version", action="version", version=dmpo_jax.__version__)
   commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -54,11 +68,13 @@ def main(arguments: list[str] | None = None) -> int:
       name,
       help=summary,
       description=module.__doc__,
+      parents=[logging_options],
       formatter_class=argparse.RawDescriptionHelpFormatter,
       allow_abbrev=False,
     )
     module.add_arguments(command)
     command.set_defaults(run=module.run, takes_config=getattr(module, "TAKES_CONFIG", False))
+  log_level, arguments = logging_options.parse_known_args(arguments)
   options, rest = parser.parse_known_args(arguments)
   if rest and not options.takes_config:
     parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -67,15 +83,16 @@ def main(arguments: list[str] | None = None) -> int:
   logging.getLogger("absl").setLevel(logging.CRITICAL)
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # else: that there is no PyTorch
-  try:
-    return options.run(options) or 0
-  except (Exception, KeyboardInterrupt) as error:
-    known = outcome(error)
-    if known is None:
-      raise
-    status, message = known
-    say(message)
-    return status
+  with log_to_stderr(log_level.log_level):
+    try:
+      return options.run(options) or 0
+    except (Exception, KeyboardInterrupt) as error:
+      ending = outcome(error)
+      if ending is None:
+        raise
+      status, message = ending
+      LOGGER.error("%s", message)
+      return status
 
 
 def entry() -> NoReturn:

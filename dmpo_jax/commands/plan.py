@@ -11,6 +11,7 @@ memory, 3 it does not, 2 bad input, 1 the compiler failed. docs/plan.md says how
 
 import argparse
 import json
+import logging
 import os
 import pathlib
 import subprocess
@@ -20,6 +21,7 @@ from collections.abc import Callable
 
 from dmpo_jax.errors import InputError
 
+LOGGER = logging.getLogger(__name__)
 TAKES_CONFIG = True
 DOES_NOT_FIT = 3
 
@@ -99,12 +101,8 @@ def search(plan: Callable[[int], dict], first: int) -> tuple[dict, dict[int, flo
   while guess:
     found[guess] = plan(guess)
     total = found[guess]["total"]
-    print(
-      f"{guess} per chip: {'fits' if found[guess]['fits'] else 'does not fit'}, "
-      f"{total / 2**30:.2f} GiB",
-      file=sys.stderr,
-      flush=True,
-    )
+    fit = "fits" if found[guess]["fits"] else "does not fit"
+    LOGGER.info("%d per chip: %s, %.2f GiB", guess, fit, total / 2**30)
     if found[guess]["fits"]:
       fits = max(fits, guess)
     else:

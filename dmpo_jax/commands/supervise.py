@@ -4,6 +4,7 @@ Where another process of a run is lost, jax ends this one from a thread of its o
 whatever it does: only a parent can turn that into an exit status with a meaning.
 """
 
+import logging
 import os
 import signal
 import sys
@@ -11,7 +12,9 @@ import threading
 from collections.abc import Callable
 from typing import NoReturn
 
-from dmpo_jax.errors import PREEMPTED, PROCESS_LOST, say
+from dmpo_jax.errors import PREEMPTED, PROCESS_LOST
+
+LOGGER = logging.getLogger(__name__)
 
 
 def supervise(work: Callable[[], NoReturn]) -> int:
@@ -56,12 +59,12 @@ def supervise(work: Callable[[], NoReturn]) -> int:
   if signal.SIGTERM in told and by in (signal.SIGTERM, signal.SIGABRT):
     return PREEMPTED
   if by == signal.SIGABRT:
-    say(
+    LOGGER.error(
       "jax ended this process, most likely because another process of the run was lost (its "
       "message is above); the same command goes on from the last checkpoint"
     )
     return PROCESS_LOST
-  say(f"killed by {signal.Signals(by).name}")
+  LOGGER.error("killed by %s", signal.Signals(by).name)
   return 128 + by
 
 

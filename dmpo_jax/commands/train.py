@@ -12,16 +12,17 @@ start again; 76 another process of the run was lost: start again; 130 interrupte
 """
 
 import argparse
-import contextlib
 import functools
+import logging
 import os
 import pathlib
-import traceback
 from typing import NoReturn
 
 from dmpo_jax.commands.supervise import supervise
-from dmpo_jax.errors import PROCESS_LOST, InputError, outcome, say
+from dmpo_jax.common import logging_setup
+from dmpo_jax.errors import PROCESS_LOST, InputError, outcome
 
+LOGGER = logging.getLogger(__name__)
 TAKES_CONFIG = True
 
 
@@ -70,14 +71,28 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace, processes) -> None:
+  import jax
+
   from dmpo_jax.training.config_file import load_config
   from dmpo_jax.training.run import train
 
+  logging_setup.set_process(processes.index, processes.count)
   config = load_config(options.config, options.rest)
+  devices = jax.devices()
+  LOGGER.info(
+    "process %d of %d, %d of %d devices (%s)",
+    processes.index,
+    processes.count,
+    jax.local_device_count(),
+    len(devices),
+    devices[0].device_kind,
+  )
   show_progress = not options.no_progress and processes.is_first
   result = train(config, options.workdir, show_progress=show_progress, processes=processes)
   if processes.is_first and result.captions_truncated:
-    print(f"{result.captions_truncated} captions were longer than the context and were cut")
+    LOGGER.warning(
+      "%d captions were longer than the context and were cut", result.captions_truncated
+    )
   if processes.is_first:
     print(f"{result.steps} steps done; pipeline in {result.pipeline}")
 
@@ -122,17 +137,16 @@ def _run_as_one_of_several(options: argparse.Namespace) -> NoReturn:
     _train(options, processes)
     status, message = 0, ""
   except BaseException as error:
-    known = outcome(error)
-    if known is None:
-      with contextlib.suppress(OSError):
-        traceback.print_exc()
+    ending = outcome(error)
+    if ending is None:
+      LOGGER.exception("the run failed")
       if isinstance(error, jax.errors.JaxRuntimeError) and processes is not None:
         # A collective can fail because another process is gone; jax notices by its heartbeat.
         processes.wait_for_shutdown(1.5 * options.heartbeat + 5)
-    status, message = known or (1, f"{type(error).__name__}: {error}")
+    status, message = ending or (1, f"{type(error).__name__}: {error}")
     if processes is None and isinstance(error, jax.errors.JaxRuntimeError):
       status, message = PROCESS_LOST, f"not all processes of the run came together: {error}"
-    say(message)
+    LOGGER.error("%s", message)
   if processes is None:
     os._exit(status)
   processes.exit(status, message)

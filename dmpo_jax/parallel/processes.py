@@ -7,6 +7,7 @@ others (SIGABRT), because a collective that waits for the lost process never ret
 
 import contextlib
 import json
+import logging
 import os
 import signal
 import threading
@@ -20,7 +21,9 @@ import jax
 # barriers. Check this module, `connect` above all, after each upgrade of jax.
 from jax._src import distributed as jax_distributed
 
-from dmpo_jax.errors import InputError, flush, say
+from dmpo_jax.errors import InputError, flush
+
+LOGGER = logging.getLogger(__name__)
 
 # Seconds between two reads of the control messages.
 POLL = 0.5
@@ -195,7 +198,7 @@ class Processes:
         if FAILED in control:
           index, status, message = json.loads(control[FAILED])
           if index != self.index:
-            say(f"process {index} of {self.count} stopped: {message}")
+            LOGGER.error("process %d of %d stopped: %s", index, self.count, message)
             self._exit(status)
         if self._stop_step is None:
           self._agree_on_stop_step(STOP in control)

@@ -74,7 +74,7 @@ def test_all_processes_stop_before_the_same_step(three, seed):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_failed_process_ends_all_with_its_status_and_its_message(three, monkeypatch, capsys):
+def test_a_failed_process_ends_all_with_its_status_and_its_message(three, monkeypatch, caplog):
   statuses = []
 
   def exit_thread(status):
@@ -88,7 +88,7 @@ def test_a_failed_process_ends_all_with_its_status_and_its_message(three, monkey
   while len(statuses) < 3 and time.monotonic() < deadline:
     time.sleep(0.01)
   assert statuses == [2, 2, 2]
-  assert capsys.readouterr().err.count("process 1 of 3 stopped: no such config") == 2
+  assert caplog.messages.count("process 1 of 3 stopped: no such config") == 2
 
 
 def test_a_single_process_stops_before_the_next_step_after_sigterm():
