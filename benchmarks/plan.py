@@ -56,7 +56,7 @@ def line(name: str, plan: dict, arguments: str) -> str:
   cells += [f"{parts['frozen'] / GIB:.2f}", f"{plan.get('temporaries', 0) / GIB:.2f}"]
   cells += [f"{total:.2f} of {available:.2f}", "yes" if plan["fits"] else "**no**"]
   if plan["fits"]:
-    seconds, share = plan["seconds"], plan["utilisation"]
+    seconds, share = plan["seconds"], plan["mfu"]
     sent = sum(each["bytes"] for each in plan["collectives"].values()) / 1e9
     theirs = f"{share['compiler']:.0%}" if share["compiler"] else "nonsense"
     cells += [f"{plan['model_flops'] / 1e12:.1f}", f"{sent:.1f}", f"{seconds['step']:.3f}"]
@@ -68,7 +68,7 @@ def line(name: str, plan: dict, arguments: str) -> str:
 
 HEADER = """\
 | setting, slice | pairs/chip | state | reference | frozen | activations | GiB in all | fits \
-| model TFLOP | GB sent | s/step | utilisation | none hidden | compiler's own |
+| model TFLOP | GB sent | s/step | MFU | none hidden | compiler's own |
 |---|---|---|---|---|---|---|---|---|---|---|---|---|---|"""
 
 

@@ -46,7 +46,7 @@ def describe(plan: dict) -> str:
 
 
 def _costs(plan: dict) -> list[str]:
-  seconds, share = plan["seconds"], plan["utilisation"]
+  seconds, share = plan["seconds"], plan["mfu"]
   lines = [
     f"model FLOPs per chip and step      {plan['model_flops'] / 1e12:9.2f} T",
     f"  in the compiled program          {plan['program_flops'] / 1e12:9.2f} T, with what is "
@@ -61,16 +61,15 @@ def _costs(plan: dict) -> list[str]:
     f"  attention kernels       {seconds['attention']:9.4f}",
     f"  memory traffic          {seconds['memory']:9.4f}",
     f"  collectives             {seconds['collectives']:9.4f}",
-    f"  step, collectives hidden{seconds['step']:9.4f}  utilisation {share['step']:.1%}",
-    f"  step, none hidden       {seconds['step_exposed']:9.4f}  utilisation "
-    f"{share['step_exposed']:.1%}",
+    f"  step, collectives hidden{seconds['step']:9.4f}  MFU {share['step']:.1%}",
+    f"  step, none hidden       {seconds['step_exposed']:9.4f}  MFU {share['step_exposed']:.1%}",
   ]
   if share["compiler"] is None:
     lines.append("  the compiler's own estimate is no positive number")
   else:
     doubt = ": impossible, see docs/plan.md" if share["compiler"] > 1 else ""
     lines.append(
-      f"  compiler's own estimate {seconds['compiler']:9.4f}  utilisation "
+      f"  compiler's own estimate {seconds['compiler']:9.4f}  MFU "
       f"{share['compiler']:.1%}{doubt} (kernels not counted, loops once)"
     )
   return lines

@@ -271,7 +271,7 @@ def _costs(compiled: Any, of: tpu_slices.Slice, devices: int, plan: Mapping) -> 
     "program_flops": sum(each.times * each.flops for each in done),
     "collectives": {kind: {"count": n, "bytes": size} for kind, (n, size) in moved.items()},
     "seconds": {**seconds, "step": hidden, "step_exposed": exposed, "compiler": theirs},
-    "utilisation": {
+    "mfu": {
       "step": ideal / hidden,
       "step_exposed": ideal / exposed,
       "compiler": ideal / theirs if theirs > 0 else None,

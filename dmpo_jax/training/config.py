@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -11,8 +11,10 @@ from dmpo_jax import models
 from dmpo_jax.errors import InputError, unknown
 
 OPTIMIZERS = ("adamw", "adafactor")
+# Former name of a key or section -> its name now, for the error about the former one.
+RENAMED = {"health": "held_out"}
 # Sections whose keys depend on their `name`: whoever consumes them checks them.
-OPEN_SECTIONS = ("data", "health.data", "loss", "model", "timesteps", "timestep_weights")
+OPEN_SECTIONS = ("data", "held_out.data", "loss", "model", "timesteps", "timestep_weights")
 
 
 def default() -> ConfigDict:
@@ -102,15 +104,15 @@ def default() -> ConfigDict:
   # Steps between rows of the metrics files.
   config.log_every = 1
 
-  # The health panel, see docs/monitoring.md: steps between looks at held-out pairs; 0: none.
-  config.health = ConfigDict()
-  config.health.every = 0
-  # A data section with them; without a name, the run's own data set with another split.
-  config.health.data = ConfigDict({"name": ""})
-  config.health.split = "validation"
-  # How many pairs, and in how many bins timesteps are shown.
-  config.health.pairs = 64
-  config.health.bins = 5
+  # Held-out evaluation, see docs/monitoring.md: steps between evaluations; 0: none.
+  config.held_out = ConfigDict()
+  config.held_out.every = 0
+  # Data section of the held-out pairs; without a name: config.data with the split below.
+  config.held_out.data = ConfigDict({"name": ""})
+  config.held_out.split = "validation"
+  # Number of pairs, and number of timestep bins of equal length.
+  config.held_out.pairs = 64
+  config.held_out.bins = 5
 
   # Sample grids: steps between them; 0: none.
   config.samples = ConfigDict()
@@ -202,9 +204,9 @@ def check(config: ConfigDict) -> ConfigDict:
 
 def _check_watching(config: ConfigDict, require: Callable[[bool, str, str], None]) -> None:
   """The sections of what a run does beside its steps."""
-  require(config.health.every >= 0, "health.every", "at least 0 (0: none)")
-  require(config.health.pairs > 0, "health.pairs", "at least 1")
-  require(config.health.bins > 0, "health.bins", "at least 1")
+  require(config.held_out.every >= 0, "held_out.every", "at least 0 (0: none)")
+  require(config.held_out.pairs > 0, "held_out.pairs", "at least 1")
+  require(config.held_out.bins > 0, "held_out.bins", "at least 1")
   samples = config.samples
   require(samples.every >= 0, "samples.every", "at least 0 (0: none)")
   prompts = samples.prompts
@@ -216,6 +218,24 @@ def _check_watching(config: ConfigDict, require: Callable[[bool, str, str], None
   require(samples.steps > 0, "samples.steps", "at least 1")
   require(config.profile.start >= 0, "profile.start", "at least 0")
   require(config.profile.steps >= 0, "profile.steps", "at least 0 (0: no trace)")
+
+
+def unknown_key(key: str, known: Iterable[str]) -> InputError:
+  """The error for a key that no config has.
+
+  Args:
+    key: The dotted key.
+    known: Dotted keys beside it, one of which is suggested.
+
+  Returns:
+    An `InputError` that names the key's new name if it is in `RENAMED`, else the nearest known one.
+  """
+  for old, new in RENAMED.items():
+    if key == old or key.startswith(f"{old}."):
+      return InputError(
+        f"config.{key} is called config.{new}{key.removeprefix(old)} now; rename it"
+      )
+  return unknown("config key", key, known)
 
 
 def _get(config: ConfigDict, key: str) -> Any:
@@ -258,7 +278,7 @@ def select(kind: str, section: Mapping[str, Any], options: Mapping[str, Callable
 def _check_keys(known: ConfigDict, given: ConfigDict, prefix: str) -> None:
   for key in given:
     if key not in known:
-      raise unknown("config key", prefix + key, [prefix + k for k in known])
+      raise unknown_key(prefix + key, [prefix + k for k in known])
   for key, value in known.items():
     if key not in given:
       raise InputError(f"config.{prefix}{key} is missing; start from dmpo_jax's default config")

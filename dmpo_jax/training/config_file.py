@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from dmpo_jax.errors import InputError, unknown
+from dmpo_jax.errors import InputError
+from dmpo_jax.training.config import RENAMED, unknown_key
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
@@ -32,6 +33,8 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
     # ml_collections puts a whole traceback into its message; the last line says what was wrong.
     reason = str(error.args[0] if error.args else error).strip().splitlines()[-1]
     reason = reason.removeprefix(f"{InputError.__module__}.{InputError.__name__}: ")
+    if (key := reason.strip("\"'")) in RENAMED:
+      reason = str(unknown_key(key, ()))
     raise InputError(f"config file {file} fails: {reason}") from error
   for argument in overrides:
     _check_key(config, argument)
@@ -53,9 +56,9 @@ def _check_key(config: ConfigDict, argument: str) -> None:
   key, separator, _ = argument.partition("=")
   if not key.startswith("--config.") or not separator:
     raise InputError(f"cannot read {argument!r}; keys are set as --config.KEY=VALUE")
-  here, seen = config, ""
+  section, prefix = config, ""
   for part in key.removeprefix("--config.").split("."):
-    if not isinstance(here, ConfigDict) or part not in here:
-      known = list(here) if isinstance(here, ConfigDict) else []
-      raise unknown("config key", seen + part, [seen + k for k in known])
-    here, seen = here[part], f"{seen}{part}."
+    if not isinstance(section, ConfigDict) or part not in section:
+      known = list(section) if isinstance(section, ConfigDict) else []
+      raise unknown_key(prefix + part, [prefix + k for k in known])
+    section, prefix = section[part], f"{prefix}{part}."

@@ -43,7 +43,7 @@ from dmpo_jax.training.step import (
 # What may change between two starts of the same run: it changes no number that is computed, or, as
 # the layout of the computation does, by rounding alone.
 LAYOUT_KEYS = ("num_devices", "mesh", "accumulation", "remat")
-WATCHING_KEYS = ("health", "log_every", "profile", "samples", "wandb")
+WATCHING_KEYS = ("held_out", "log_every", "profile", "samples", "wandb")
 FREE_KEYS = ("num_steps", "checkpoint", *WATCHING_KEYS, *LAYOUT_KEYS)
 
 

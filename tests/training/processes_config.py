@@ -46,7 +46,7 @@ def get_config(kind="steps"):
       handler = ocp.StandardCheckpointHandler
       handler.finalize = slowly(handler.finalize)
     config.num_steps, config.checkpoint.every, config.ema_decay = 1, 1, 0.0
-    config.health.update({"every": 3, "split": "test", "pairs": 16, "bins": 2})
+    config.held_out.update({"every": 3, "split": "test", "pairs": 16, "bins": 2})
     config.samples.update({"every": 3, "prompts": ("the digit one",), "seeds": 3, "steps": 1})
     config.optimizer.update(
       {"warmup_steps": 0, "eps": 1e3, "learning_rate": 1e20, "weight_decay": 0.0, "clip_norm": 1e9}

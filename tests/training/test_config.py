@@ -4,6 +4,7 @@ import pytest
 
 from dmpo_jax import data, losses
 from dmpo_jax.configs import digits_dmpo, digits_reference, sd15_dmpo, sdxl_dmpo, sdxl_dmpo_lora
+from dmpo_jax.errors import InputError
 from dmpo_jax.training.config import check, select
 from dmpo_jax.training.config_file import load_config
 
@@ -42,6 +43,26 @@ def test_a_key_is_set_from_the_command_line():
 def test_a_misspelt_key_on_the_command_line_is_refused_with_a_suggestion(argument, suggestion):
   with pytest.raises(ValueError, match=f"did you mean '{suggestion}'"):
     load_config(DMPO, [argument])
+
+
+def test_a_renamed_key_is_refused_with_its_new_name(tmp_path):
+  message = r"config\.health.* is called config\.held_out.* now"
+  with pytest.raises(InputError, match=message):
+    load_config(DMPO, ["--config.health.every=10"])
+  config = digits_dmpo.get_config().unlock()
+  config.health = {"every": 10}
+  with pytest.raises(InputError, match=message):
+    check(config)
+  file = tmp_path / "mine.py"
+  file.write_text(
+    "from dmpo_jax.configs import digits_dmpo\n"
+    "def get_config():\n"
+    "  c = digits_dmpo.get_config()\n"
+    "  c.health.every = 10\n"
+    "  return c\n"
+  )
+  with pytest.raises(InputError, match=message):
+    load_config(str(file))
 
 
 def test_a_value_of_the_wrong_type_is_refused():
@@ -87,8 +108,8 @@ def test_a_missing_key_is_named():
     ("optimizer.clip_norm", -1.0),
     ("checkpoint.every", 0),
     ("dtype", "float16"),
-    ("health.every", -1),
-    ("health.bins", 0),
+    ("held_out.every", -1),
+    ("held_out.bins", 0),
     ("samples.seeds", 0),
     ("profile.steps", -1),
   ],

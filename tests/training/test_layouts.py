@@ -73,7 +73,7 @@ def test_loss_and_gradients_of_one_device_are_those_of_four(root, one):
 def watched(workdir):
   """What the panel and the sample grid showed before the first step."""
   picture = Image.open(workdir / "samples" / "step_000000.png")
-  return read(workdir, "health")[0], np.asarray(picture).astype(int)
+  return read(workdir, "held_out")[0], np.asarray(picture).astype(int)
 
 
 def compare_watched(root, layout):

@@ -1,4 +1,4 @@
-"""The health panel as a picture, from the rows of health.jsonl."""
+"""Figure of the held-out evaluation, from the rows of held_out.jsonl."""
 
 import os
 import pathlib
@@ -20,7 +20,7 @@ def draw(rows: Sequence[dict[str, Any]], path: pathlib.Path, *, title: str) -> N
   is much. Where the winner's error rises beyond noise, its curve is marked.
 
   Args:
-    rows: Of health.jsonl, at least one.
+    rows: Of held_out.jsonl, at least one.
     path: The picture, called *.png.
     title: Above all.
 

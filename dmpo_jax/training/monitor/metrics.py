@@ -16,7 +16,7 @@ from dmpo_jax.training.run_directory import write_whole
 
 
 class MetricsWriter:
-  """Writes rows to `metrics.jsonl` and `health.jsonl`, and all to TensorBoard and W&B.
+  """Writes rows to `metrics.jsonl` and `held_out.jsonl`, and all to TensorBoard and W&B.
 
   A resumed run takes up after its checkpoint: rows past it are removed (and hidden in TensorBoard),
   for they are computed again.
@@ -32,7 +32,7 @@ class MetricsWriter:
 
   def __init__(self, workdir: pathlib.Path, *, step: int, wandb: "Wandb | None" = None):
     self._lines = {}
-    for name in ("metrics", "health"):
+    for name in ("metrics", "held_out"):
       path = workdir / f"{name}.jsonl"
       if name == "metrics" or path.exists():
         rows = [row for row in read(workdir, name) if row["step"] <= step]
@@ -46,12 +46,12 @@ class MetricsWriter:
     self._append("metrics", {"step": step, **values})
     self._show(step, values)
 
-  def write_health(self, step: int, row: Mapping[str, Any]) -> None:
-    """Appends a row of the health panel: numbers, and "bins", a list of such rows."""
-    self._append("health", {"step": step, **row})
-    shown = {f"health/{name}": value for name, value in row.items() if name != "bins"}
+  def write_held_out(self, step: int, row: Mapping[str, Any]) -> None:
+    """Appends a row of the held-out evaluation: numbers, and "bins", a list of such rows."""
+    self._append("held_out", {"step": step, **row})
+    shown = {f"held_out/{name}": value for name, value in row.items() if name != "bins"}
     for part in row["bins"]:
-      place = f"health_t{part['from']}-{part['to']}"
+      place = f"held_out_t{part['from']}-{part['to']}"
       shown |= {f"{place}/{k}": v for k, v in part.items() if k not in ("from", "to")}
     self._show(step, shown)
 
@@ -145,7 +145,7 @@ def read(workdir: pathlib.Path, name: str = "metrics") -> list[dict]:
 
   Args:
     workdir: The run's directory.
-    name: "metrics" or "health".
+    name: "metrics" or "held_out".
 
   Returns:
     The rows, none where there is no file.

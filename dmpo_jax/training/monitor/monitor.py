@@ -1,4 +1,4 @@
-"""What is seen of a run while it goes: metrics and timings, health panel, sample grids, a profile.
+"""Monitoring of a run: metrics, timings, held-out evaluation, sample grids, a profile.
 
 Nothing here changes a number that the run computes: the state is read, and no random draw of the
 run is touched. All but the metrics may be switched on and off between two starts of a run.
@@ -61,7 +61,7 @@ class Monitor:
     self._writer: MetricsWriter | None = None
     self._profile = Profile(config.profile, workdir / "profile") if first else None
     check_wandb(config.wandb.project)
-    if config.health.every:
+    if config.held_out.every:
       self._panel = Panel(config, pipeline, examples, objective, mesh, workdir, self._say)
     if config.samples.every:
       stored = [name for part in setup.stored(examples) for name in setup.RUN_FOR[part]]
@@ -87,7 +87,7 @@ class Monitor:
     kind = self._mesh.devices.flat[0].device_kind
     peak = flops.peak(kind)
     if peak is None and kind != "cpu":  # nobody expects one of a CPU
-      self._say(f"no utilisation is given: the peak of {kind!r} is not in models/flops.py")
+      self._say(f"no mfu is recorded: the peak of {kind!r} is not in models/flops.py")
     self._clock = Clock(
       self._started,
       batch_size=config.batch_size,
@@ -95,7 +95,7 @@ class Monitor:
       devices=self._mesh.size,
       peak=peak,
     )
-    if config.health.every:
+    if config.held_out.every:
       places = jax.tree.map(lambda x: x.sharding, state.params)
       self._panel.begin(begun, jax.device_put(initial, places), frozen)
     if begun == 0:
@@ -125,7 +125,9 @@ class Monitor:
 
   def due(self, done: int) -> bool:
     """Whether `look` has something to do after so many steps."""
-    return self._due(self._config.health.every, done) or self._due(self._config.samples.every, done)
+    return self._due(self._config.held_out.every, done) or self._due(
+      self._config.samples.every, done
+    )
 
   def look(self, done: int, state: State, frozen: Params) -> None:
     """Writes a row of the panel and a grid, where they are due.
@@ -136,7 +138,7 @@ class Monitor:
       frozen: Parameters that are not trained.
     """
     with self._clock.paused():
-      if self._due(self._config.health.every, done):
+      if self._due(self._config.held_out.every, done):
         self._panel.look(done, state.params, frozen, self._writer)
       if self._due(self._config.samples.every, done):
         picture = self._grid.picture(state.params if state.ema is None else state.ema, frozen)

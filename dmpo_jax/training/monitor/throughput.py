@@ -1,4 +1,4 @@
-"""How fast a run goes: seconds per step, examples per second, utilisation, and waiting for data."""
+"""How fast a run goes: seconds per step, examples per second, MFU, and waiting for data."""
 
 import contextlib
 import time
@@ -14,9 +14,9 @@ TIMINGS = (
   "seconds_per_step",
   "examples_per_second",
   "tflops_per_device",
-  "utilisation",
-  "stall_seconds",
-  "stall_share",
+  "mfu",
+  "data_stall_seconds",
+  "data_stall_fraction",
   "seconds_to_first_step",
 )
 
@@ -69,7 +69,7 @@ class Clock:
 
   @contextlib.contextmanager
   def paused(self) -> Iterator[None]:
-    """Does not count what happens within (health, sample grids) as time of the steps."""
+    """Excludes the time of its body (held-out evaluation, sample grids) from the steps' time."""
     begun = time.perf_counter()
     yield
     self._since += time.perf_counter() - begun
@@ -85,7 +85,7 @@ class Clock:
       step: Steps that are known to be done.
 
     Returns:
-      The names of `TIMINGS` -> numbers; "utilisation" only where the peak of the devices is known,
+      The names of `TIMINGS` -> numbers; "mfu" only where the peak of the devices is known,
       "seconds_to_first_step" (since the run was started, compiling included) only the first time.
     """
     now = time.perf_counter()
@@ -97,11 +97,11 @@ class Clock:
       "seconds_per_step": seconds / steps,
       "examples_per_second": rate,
       "tflops_per_device": each / 1e12,
-      "stall_seconds": self._stalled / steps,
-      "stall_share": min(self._stalled / seconds, 1.0),
+      "data_stall_seconds": self._stalled / steps,
+      "data_stall_fraction": min(self._stalled / seconds, 1.0),
     }
     if self._peak is not None:
-      row["utilisation"] = each / self._peak
+      row["mfu"] = each / self._peak
     if not self._said:
       row["seconds_to_first_step"], self._said = self._first, True
     self._step, self._since, self._stalled = step, now, 0.0

@@ -1,4 +1,4 @@
-"""The health panel: what a row says of given errors, when it warns, and what is measured."""
+"""Held-out evaluation: what a row says of given errors, when it warns, and what is measured."""
 
 import functools
 import math

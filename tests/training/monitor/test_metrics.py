@@ -14,20 +14,20 @@ from dmpo_jax.training.monitor.metrics import MetricsWriter, check_wandb, open_w
 from dmpo_jax.training.monitor.throughput import TIMINGS, Clock
 
 
-def _health(change: float) -> dict:
+def _held_out_row(change: float) -> dict:
   return {"winner_change": change, "bins": [{"from": 0, "to": 999, "winner_change": change}]}
 
 
 def test_rows_after_the_checkpoint_and_a_line_cut_short_are_dropped_on_resume(tmp_path):
   lines = [json.dumps({"step": step, "loss": 0.5}) for step in (1, 2, 3)]
   (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 4, "lo')
-  (tmp_path / "health.jsonl").write_text("\n".join(lines) + '\n{"step": 4, "lo')
+  (tmp_path / "held_out.jsonl").write_text("\n".join(lines) + '\n{"step": 4, "lo')
   writer = MetricsWriter(tmp_path, step=2)
   writer.write(3, {"loss": 0.25})
-  writer.write_health(3, _health(0.125))
+  writer.write_held_out(3, _held_out_row(0.125))
   writer.close()
   assert [(row["step"], row["loss"]) for row in read(tmp_path)] == [(1, 0.5), (2, 0.5), (3, 0.25)]
-  assert [row["step"] for row in read(tmp_path, "health")] == [1, 2, 3]
+  assert [row["step"] for row in read(tmp_path, "held_out")] == [1, 2, 3]
 
 
 def test_wandb_is_asked_for_only_where_a_project_is_named_and_then_must_be_installed(
@@ -63,7 +63,7 @@ def _scan(file) -> list[dict]:
   return rows
 
 
-def test_wandb_gets_rows_health_and_pictures_with_their_step_and_keeps_its_run(
+def test_wandb_gets_rows_held_out_errors_and_pictures_with_their_step_and_keeps_its_run(
   monkeypatch, tmp_path
 ):
   pytest.importorskip("wandb")
@@ -71,7 +71,7 @@ def test_wandb_gets_rows_health_and_pictures_with_their_step_and_keeps_its_run(
   monkeypatch.setenv("WANDB_SILENT", "true")
   writer = MetricsWriter(tmp_path, step=0, wandb=open_wandb("toys", tmp_path, {"seed": 1}))
   writer.write(1, {"loss": 0.5})
-  writer.write_health(1, _health(0.125))
+  writer.write_held_out(1, _held_out_row(0.125))
   writer.write_image(1, "samples", np.zeros((4, 4, 3), np.uint8))
   writer.close()
   identity = (tmp_path / "wandb_id").read_text().strip()
@@ -81,7 +81,7 @@ def test_wandb_gets_rows_health_and_pictures_with_their_step_and_keeps_its_run(
     time.sleep(0.1)
   assert [row["step"] for row in rows] == [1, 1, 1]
   assert rows[0]["loss"] == 0.5
-  assert rows[1]["health/winner_change"] == rows[1]["health_t0-999/winner_change"] == 0.125
+  assert rows[1]["held_out/winner_change"] == rows[1]["held_out_t0-999/winner_change"] == 0.125
   assert rows[2]["samples/_type"] == "image-file"
 
 
@@ -99,15 +99,15 @@ def test_a_lap_says_how_fast_the_steps_since_the_last_one_were():
   assert 0.025 <= lap["seconds_per_step"] < 0.5
   assert lap["examples_per_second"] == pytest.approx(8 / lap["seconds_per_step"])
   assert lap["tflops_per_device"] == pytest.approx(lap["examples_per_second"] * 1e9 / 2 / 1e12)
-  assert lap["utilisation"] == pytest.approx(lap["tflops_per_device"])  # of 1 TFLOP/s
+  assert lap["mfu"] == pytest.approx(lap["tflops_per_device"])  # of 1 TFLOP/s
   assert 0.05 <= lap["seconds_to_first_step"] < 1
   assert "seconds_to_first_step" not in clock.lap(13)
 
 
-def test_devices_whose_peak_is_not_known_have_no_utilisation():
+def test_devices_whose_peak_is_not_known_have_no_mfu():
   clock = _clock()
   clock.done()
-  assert "utilisation" not in clock.lap(1)
+  assert "mfu" not in clock.lap(1)
 
 
 class _Working:
@@ -130,8 +130,8 @@ def test_waiting_for_data_is_a_stall_only_where_the_devices_have_run_dry(in_flig
   next(batches)
   clock.done()
   lap = clock.lap(1)
-  assert (lap["stall_seconds"] >= 0.02) == stalled
-  assert (0.1 < lap["stall_share"] <= 1) == stalled
+  assert (lap["data_stall_seconds"] >= 0.02) == stalled
+  assert (0.1 < lap["data_stall_fraction"] <= 1) == stalled
 
 
 def test_what_a_run_does_beside_its_steps_is_not_their_time():

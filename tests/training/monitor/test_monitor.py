@@ -27,8 +27,8 @@ PROMPTS = ("the digit seven", "the digit one")
 def watched_config(pipeline):
   """The run of six steps that is `finished`, watched every second step."""
   config = pairs_config(pipeline)
-  config.health.every, config.health.split = 2, "test"
-  config.health.pairs, config.health.bins = 8, 2
+  config.held_out.every, config.held_out.split = 2, "test"
+  config.held_out.pairs, config.held_out.bins = 8, 2
   config.samples.every, config.samples.prompts = 2, PROMPTS
   config.samples.seeds, config.samples.steps = 2, 2
   config.profile.start, config.profile.steps = 1, 1
@@ -67,13 +67,13 @@ def test_a_run_that_is_watched_computes_bit_for_bit_what_it_computes_alone(
 def test_rows_say_how_fast_the_run_is_and_the_first_of_each_start_when_it_began(resumed):
   rows = read(resumed)
   assert all(r["examples_per_second"] * r["seconds_per_step"] == pytest.approx(4) for r in rows)
-  assert all(row["tflops_per_device"] > 0 and 0 <= row["stall_share"] <= 1 for row in rows)
+  assert all(row["tflops_per_device"] > 0 and 0 <= row["data_stall_fraction"] <= 1 for row in rows)
   assert ["seconds_to_first_step" in row for row in rows] == [True, *[False] * 3, True, False]
-  assert not any("utilisation" in row for row in rows)  # of a CPU no peak is known
+  assert not any("mfu" in row for row in rows)  # of a CPU no peak is known
 
 
 def test_the_panel_begins_where_policy_equals_reference_and_moves_as_it_learns(watched):
-  rows = read(watched, "health")
+  rows = read(watched, "held_out")
   assert [row["step"] for row in rows] == [0, 2, 4, 6]
   first = rows[0]
   assert first["winner_change"] == first["loser_change"] == first["margin"] == 0
@@ -85,7 +85,7 @@ def test_the_panel_begins_where_policy_equals_reference_and_moves_as_it_learns(w
 
 
 def test_a_resumed_run_writes_the_same_panel_and_samples(watched, resumed):
-  assert read(resumed, "health") == read(watched, "health")
+  assert read(resumed, "held_out") == read(watched, "held_out")
   for step in (0, 2, 4, 6):
     name = f"samples/step_{step:06d}.png"
     assert (resumed / name).read_bytes() == (watched / name).read_bytes()
@@ -109,13 +109,13 @@ def test_the_first_grid_is_what_the_pipeline_draws_and_the_noise_stays(watched, 
 
 def test_panel_and_grids_are_in_tensorboard_and_the_panel_is_a_picture(watched):
   events = EventAccumulator(str(watched / "tensorboard"), size_guidance={"images": 0}).Reload()
-  found = {event.step: event.value for event in events.Scalars("health/winner_change")}
+  found = {event.step: event.value for event in events.Scalars("held_out/winner_change")}
   assert found == pytest.approx(
-    {row["step"]: row["winner_change"] for row in read(watched, "health")}, rel=1e-6
+    {row["step"]: row["winner_change"] for row in read(watched, "held_out")}, rel=1e-6
   )
-  assert events.Scalars("health_t500-999/accuracy")[0].value == 0.5
+  assert events.Scalars("held_out_t500-999/accuracy")[0].value == 0.5
   assert [event.step for event in events.Images("samples")] == [0, 2, 4, 6]
-  assert Image.open(watched / "health.png").size == (1650, 726)
+  assert Image.open(watched / "held_out.png").size == (1650, 726)
 
 
 def test_the_profiler_leaves_a_trace_of_the_steps_that_were_asked_for(watched):
@@ -124,14 +124,14 @@ def test_the_profiler_leaves_a_trace_of_the_steps_that_were_asked_for(watched):
 
 def test_rows_of_another_panel_are_not_mixed(watched, pipeline):
   config = watched_config(pipeline)
-  config.num_steps, config.health.bins = 8, 3
-  with pytest.raises(InputError, match=r"health\.jsonl is of .*'bins': 2"):
+  config.num_steps, config.held_out.bins = 8, 3
+  with pytest.raises(InputError, match=r"held_out\.jsonl is of .*'bins': 2"):
     train(config, watched, show_progress=False)
 
 
-def _refused(pipeline, tmp_path, match: str, **health_keys) -> None:
+def _refused(pipeline, tmp_path, match: str, **held_out_keys) -> None:
   config = watched_config(pipeline)
-  config.health.update(health_keys)
+  config.held_out.update(held_out_keys)
   with pytest.raises(InputError, match=match):
     train(config, tmp_path / "run", show_progress=False)
   assert not (tmp_path / "run" / "run.json").exists()
