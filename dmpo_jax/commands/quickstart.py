@@ -13,6 +13,7 @@ import pathlib
 import time
 
 from dmpo_jax import pipelines
+from dmpo_jax.common.atomic_files import write_atomically
 from dmpo_jax.demos.digits import classifier
 from dmpo_jax.demos.digits.measurement import measure
 from dmpo_jax.demos.digits.report import render
@@ -41,7 +42,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
   """Runs the phases that are not done yet and writes the report."""
   from dmpo_jax.errors import InputError
-  from dmpo_jax.training.run_directory import write_whole
 
   if options.images_per_caption < SHOWN_PER_CAPTION:
     raise InputError(
@@ -62,8 +62,8 @@ def run(options: argparse.Namespace) -> None:
     "evaluation": time.perf_counter() - sampled,
   }
   _draw(workdir, results, images, labels)
-  write_whole(workdir / "results.json", json.dumps(results, indent=2, default=_plain) + "\n")
-  write_whole(workdir / "report.html", render(results))
+  write_atomically(workdir / "results.json", json.dumps(results, indent=2, default=_plain) + "\n")
+  write_atomically(workdir / "report.html", render(results))
   _print_table(results)
   print(f"\nreport: {workdir / 'report.html'}\npicture: {workdir / 'comparison.png'}")
 
@@ -137,9 +137,7 @@ def _sample_all(runs, prompts, seeds, options) -> dict:
       batch_size=IMAGES_AT_A_TIME,
       progress=bar,
     )
-    partial = path.with_suffix(".tmp.npz")
-    np.savez_compressed(partial, images=found[name])
-    partial.replace(path)
+    write_atomically(path, functools.partial(np.savez_compressed, images=found[name]))
   return found
 
 

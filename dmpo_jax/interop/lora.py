@@ -4,7 +4,6 @@ import json
 import os
 import pathlib
 import re
-import uuid
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from dmpo_jax.common.atomic_files import write_atomically
 from dmpo_jax.errors import InputError
 from dmpo_jax.interop import lora_names, state_dict
 from dmpo_jax.models import lora as loras
@@ -271,16 +271,11 @@ def _read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 
 def _write(file: pathlib.Path, state: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
-  """Writes beside the target and renames."""
   if file.suffix != ".safetensors":
     raise InputError(f"{file} must be called *.safetensors; readers go by that")
-  partial = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.partial")
   try:
     file.parent.mkdir(parents=True, exist_ok=True)
     # Not save_file, which makes files that their owner alone can read.
-    partial.write_bytes(safetensors.numpy.save(state, metadata=metadata))
-    partial.replace(file)
+    write_atomically(file, safetensors.numpy.save(state, metadata=metadata))
   except OSError as error:
     raise InputError(f"cannot write {file}: {error}; choose another target") from error
-  finally:
-    partial.unlink(missing_ok=True)

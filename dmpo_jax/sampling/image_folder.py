@@ -1,14 +1,14 @@
 """A folder of drawn images: what lies there already, pictures, the grid, the manifest."""
 
 import json
-import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from dmpo_jax.common.atomic_files import write_atomically
 from dmpo_jax.errors import InputError
 
 MANIFEST, UNFINISHED, GRID = "manifest.json", "manifest.unfinished.json", "grid.png"
@@ -46,14 +46,14 @@ def open_folder(
       )
   folder.mkdir(parents=True, exist_ok=True)
   text = json.dumps(settings, indent=2) + "\n"
-  _write(folder / UNFINISHED, lambda path: path.write_text(text, encoding="utf-8"))
+  write_atomically(folder / UNFINISHED, text)
   return [False] * len(names)
 
 
 def write_picture(path: pathlib.Path, picture: np.ndarray) -> None:
   """Writes uint8 `[H, W, C]` with 1 or 3 channels as PNG, whole or not at all."""
   image = Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture)
-  _write(path, lambda partial: image.save(partial, format="PNG"))
+  write_atomically(path, lambda stream: image.save(stream, format="PNG"))
 
 
 def write_grid(folder: pathlib.Path, names: Sequence[str], columns: int) -> int:
@@ -84,7 +84,7 @@ def close_folder(
 ) -> None:
   """Writes the manifest: settings, and facts on which the images do not depend."""
   text = json.dumps({**settings, **facts}, indent=2) + "\n"
-  _write(folder / MANIFEST, lambda path: path.write_text(text, encoding="utf-8"))
+  write_atomically(folder / MANIFEST, text)
   (folder / UNFINISHED).unlink(missing_ok=True)
 
 
@@ -110,9 +110,3 @@ def _read(path: pathlib.Path) -> np.ndarray:
   with Image.open(path) as image:
     picture = np.asarray(image)
   return picture if picture.ndim == 3 else picture[..., None]  # [H, W, C]
-
-
-def _write(path: pathlib.Path, write: Callable[[pathlib.Path], Any]) -> None:
-  partial = path.with_name(f"{path.name}.tmp")
-  write(partial)
-  os.replace(partial, path)

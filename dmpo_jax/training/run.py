@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from dmpo_jax.common.atomic_files import write_atomically
 from dmpo_jax.errors import InputError, PreemptedError
 from dmpo_jax.parallel import sharding
 from dmpo_jax.parallel.array_checksums import digest
@@ -29,7 +30,6 @@ from dmpo_jax.training.run_directory import (
   claim,
   flat,
   only_user_of,
-  write_whole,
 )
 from dmpo_jax.training.step import (
   State,
@@ -199,7 +199,7 @@ class _Run:
       captions_truncated=self.feed.truncated,
     )
     if self.processes.is_first:
-      write_whole(summary, json.dumps({**result._asdict(), "pipeline": str(result.pipeline)}))
+      write_atomically(summary, json.dumps({**result._asdict(), "pipeline": str(result.pipeline)}))
     self.processes.barrier()
     return result
 

@@ -3,13 +3,13 @@
 import contextlib
 import fcntl
 import json
-import os
 import pathlib
 import time
 import uuid
 from collections.abc import Iterator
 from typing import Any
 
+from dmpo_jax.common.atomic_files import write_atomically
 from dmpo_jax.errors import InputError
 from dmpo_jax.parallel.processes import Processes
 
@@ -111,7 +111,7 @@ def claim(workdir: pathlib.Path, identity: dict) -> None:
   path = workdir / "run.json"
   identity = json.loads(json.dumps(identity))
   if not path.exists():
-    write_whole(path, json.dumps(identity, indent=2, sort_keys=True) + "\n")
+    write_atomically(path, json.dumps(identity, indent=2, sort_keys=True) + "\n")
     return
   try:
     there = json.loads(path.read_text())
@@ -132,13 +132,6 @@ def claim(workdir: pathlib.Path, identity: dict) -> None:
       + "start: what the pipeline holds; the reference would not be the initial policy\n" * moved
       + "Use another work directory, or delete this one to start over"
     )
-
-
-def write_whole(path: pathlib.Path, text: str) -> None:
-  """Writes a file that is there whole or not at all, whenever the process dies."""
-  partial = path.with_suffix(".tmp")
-  partial.write_text(text)
-  os.replace(partial, path)
 
 
 def flat(tree: Any, prefix: str = "") -> dict:

@@ -105,7 +105,7 @@ def test_a_file_that_cannot_grow_is_told_and_the_command_goes_on(tmp_path, capsy
   line[2] = limited + line[2]
   done = subprocess.run(line, capture_output=True, text=True)
   assert done.returncode == 1
-  assert "free space, then the same command goes on where it was" in done.stderr
+  assert "free space, then run the same command again to resume" in done.stderr
   assert "Traceback" not in done.stderr
   assert not list((tmp_path / "out").rglob("*.tmp"))
   assert main(["data", "convert", *map(str, arguments), "--rows-per-shard=2"]) == 0

@@ -18,11 +18,12 @@ import signal
 import threading
 from collections.abc import Callable, Iterable
 
+from dmpo_jax.common.atomic_files import write_atomically
 from dmpo_jax.data import tfds_folder
 from dmpo_jax.data.convert import finalize, sources
 from dmpo_jax.data.convert import options as convert_options
 from dmpo_jax.data.convert.options import Options
-from dmpo_jax.data.convert.shard import convert_piece, paths, write_whole
+from dmpo_jax.data.convert.shard import convert_piece, paths
 from dmpo_jax.data.convert.tables import Piece
 from dmpo_jax.errors import InputError
 
@@ -114,7 +115,7 @@ def _begin(out: pathlib.Path, folder: pathlib.Path, plan: dict) -> None:
     (folder / name).mkdir(parents=True, exist_ok=True)
   if not path.exists():
     text = json.dumps(plan, indent=1, sort_keys=True) + "\n"
-    write_whole(path, folder, lambda stream: stream.write(text.encode()))
+    write_atomically(path, text, scratch=folder)
   try:
     found = json.loads(path.read_text(encoding="utf-8"))
   except ValueError as error:

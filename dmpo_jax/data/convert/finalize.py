@@ -8,17 +8,15 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from dmpo_jax.common.atomic_files import temporary_name, write_atomically, write_error
 from dmpo_jax.data import pair_index, tfds_folder
 from dmpo_jax.data.convert import report as conversion_report
 from dmpo_jax.data.convert import report_page
 from dmpo_jax.data.convert.options import Options
 from dmpo_jax.data.convert.shard import (
   RecordWriter,
-  part_name,
   paths,
   shard_path,
-  write_advice,
-  write_whole,
 )
 from dmpo_jax.data.convert.tables import Piece
 from dmpo_jax.errors import InputError
@@ -94,9 +92,9 @@ def finish(
   examples = conversion_report.examples(out, files, statistics)
   bad = _head(out / BAD_ROWS, 50)
   page = report_page.page(report, examples, bad)
-  write_whole(out / "report.html", folder, lambda stream: stream.write(page.encode()))
+  write_atomically(out / "report.html", page, scratch=folder)
   text = json.dumps(report, indent=1) + "\n"
-  write_whole(out / tfds_folder.REPORT, folder, lambda stream: stream.write(text.encode()))
+  write_atomically(out / tfds_folder.REPORT, text, scratch=folder)
   _write_metadata(out, folder, sizes)
   clean(folder)
   return report
@@ -246,7 +244,7 @@ def _write_index(
     for part in mine():
       stream.write(part.tobytes())
 
-  write_whole(path, folder, write)
+  write_atomically(path, write, scratch=folder)
 
 
 def _write_bad_rows(
@@ -260,7 +258,7 @@ def _write_bad_rows(
         line = {"file": pieces[number].file, "row": row, "reason": "its id occurred before"}
         stream.write(json.dumps(line).encode() + b"\n")
 
-  write_whole(out / BAD_ROWS, folder, write)
+  write_atomically(out / BAD_ROWS, write, scratch=folder)
 
 
 def _head(path: pathlib.Path, count: int) -> list[dict]:
@@ -270,11 +268,11 @@ def _head(path: pathlib.Path, count: int) -> list[dict]:
 
 def _write_metadata(out: pathlib.Path, folder: pathlib.Path, sizes: dict) -> None:
   """dataset_info.json comes last: with it the data set is there."""
-  part = folder / part_name(out)
+  part = folder / temporary_name(out)
   part.mkdir(exist_ok=True)
   try:
     tfds_folder.write_metadata(part, sizes)
     for name in ("features.json", "dataset_info.json"):
       (part / name).replace(out / name)
   except OSError as error:
-    raise OSError(error.errno, write_advice(error.strerror or str(error)), str(out)) from error
+    raise write_error(out, error.strerror or str(error), error.errno) from error

@@ -5,12 +5,11 @@ import hashlib
 import json
 import os
 import pathlib
-import socket
 from collections import Counter
-from collections.abc import Callable
 
 import numpy as np
 
+from dmpo_jax.common.atomic_files import temporary_name, write_atomically, write_error
 from dmpo_jax.data import captions, images, pairs, tfds_folder
 from dmpo_jax.data.convert import sources
 from dmpo_jax.data.convert.options import Options
@@ -100,11 +99,13 @@ def convert_piece(
     raise
   to = paths(folder, number)
   units = folder / "units"
-  write_whole(to["index"], units, lambda stream: np.save(stream, np.array(index, INDEX)))
+  write_atomically(
+    to["index"], lambda stream: np.save(stream, np.array(index, INDEX)), scratch=units
+  )
   lines = "".join(json.dumps(line) + "\n" for line in bad)
-  write_whole(to["bad"], units, lambda stream: stream.write(lines.encode()))
+  write_atomically(to["bad"], lines, scratch=units)
   done = json.dumps({"counts": counts, "shards": shards}, sort_keys=True)
-  write_whole(to["done"], units, lambda stream: stream.write(done.encode()))
+  write_atomically(to["done"], done, scratch=units)
 
 
 def _pairs(
@@ -240,7 +241,7 @@ class RecordWriter:
   def __init__(self, path: pathlib.Path, scratch: pathlib.Path):
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    self.path, self.part = path, scratch / part_name(path)
+    self.path, self.part = path, scratch / temporary_name(path)
     self.count = 0
     self.writer = self._try(ArrayRecordWriter, str(self.part), tfds_folder.WRITER_OPTIONS)
 
@@ -269,37 +270,4 @@ class RecordWriter:
       return call(*arguments)
     except RuntimeError as error:  # what ArrayRecord makes of a failed system call
       number = errno.ENOSPC if "No space left" in str(error) else errno.EIO
-      raise OSError(number, write_advice(str(error)), str(self.path)) from error
-
-
-def write_advice(reason: str) -> str:
-  """Words for a write that failed."""
-  return f"cannot write ({reason}); free space, then the same command goes on where it was"
-
-
-def part_name(path: pathlib.Path) -> str:
-  """Name of an unfinished file, which no other process on any host uses."""
-  return f"{path.name}.{socket.gethostname()}.{os.getpid()}.tmp"
-
-
-def write_whole(path: pathlib.Path, scratch: pathlib.Path, write: Callable) -> None:
-  """Writes a file that appears under its name when it is whole.
-
-  Args:
-    path: Its name.
-    scratch: Folder on the same disk where it lies until it is whole.
-    write: Is called with the open binary file.
-
-  Raises:
-    OSError: It cannot be written.
-  """
-  part = scratch / part_name(path)
-  try:
-    with part.open("wb") as stream:
-      write(stream)
-      stream.flush()
-      os.fsync(stream.fileno())
-    part.replace(path)
-  except OSError as error:
-    part.unlink(missing_ok=True)
-    raise OSError(error.errno, write_advice(error.strerror or str(error)), str(path)) from error
+      raise write_error(self.path, str(error), number) from error

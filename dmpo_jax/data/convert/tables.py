@@ -177,8 +177,8 @@ def _spool(rows: Iterator[dict | InputError], spool: IO[bytes]) -> None:
     try:
       pickle.dump(row, spool)
     except OSError as error:
-      advice = f"cannot write a temporary file ({error.strerror}); free space, then the same "
-      advice += "command goes on where it was"
+      advice = f"cannot write a temporary file ({error.strerror}); free space, then run the "
+      advice += "same command again to resume"
       raise OSError(error.errno, advice) from error
   spool.seek(0)
 

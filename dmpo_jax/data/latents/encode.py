@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dmpo_jax.common.atomic_files import write_atomically
 from dmpo_jax.data import crops, pair_index, tfds_folder
-from dmpo_jax.data.convert.shard import write_whole
 from dmpo_jax.data.latents import records as encoded
 from dmpo_jax.data.latents.rounding import merge
 from dmpo_jax.data.latents.shard import Encoders, Job, done_path, encode_shard
@@ -170,10 +170,10 @@ def _finish(job: Job, plan: dict) -> dict:
   """Writes the index and, last of all, the manifest."""
   shards = [json.loads(done_path(job.working, i).read_text()) for i in range(job.count)]
   entries = job.folder.index
-  write_whole(
+  write_atomically(
     job.out / pair_index.name(job.options.split),
-    job.working,
     lambda stream: np.save(stream, entries),
+    scratch=job.working,
   )
   manifest = plan | {
     "layout": shards[0]["layout"],
@@ -193,7 +193,7 @@ def _finish(job: Job, plan: dict) -> dict:
 
 def _write_json(path: pathlib.Path, scratch: pathlib.Path, value: dict) -> None:
   text = json.dumps(value, indent=1, sort_keys=True) + "\n"
-  write_whole(path, scratch, lambda stream: stream.write(text.encode()))
+  write_atomically(path, text, scratch=scratch)
 
 
 def lines(manifest: dict) -> str:

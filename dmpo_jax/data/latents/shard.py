@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import grain
 import numpy as np
 
+from dmpo_jax.common.atomic_files import write_atomically
 from dmpo_jax.data import crops
-from dmpo_jax.data.convert.shard import RecordWriter, write_whole
+from dmpo_jax.data.convert.shard import RecordWriter
 from dmpo_jax.data.latents import records as encoded
 from dmpo_jax.data.latents import rounding
 from dmpo_jax.data.mixture import Folder
@@ -146,9 +147,7 @@ def encode_shard(job: Job, number: int, advance: Callable[[int], None]) -> None:
     "files": files,
   }
   text = json.dumps(found, sort_keys=True)
-  write_whole(
-    done_path(job.working, number), job.working, lambda stream: stream.write(text.encode())
-  )
+  write_atomically(done_path(job.working, number), text, scratch=job.working)
 
 
 def _views(job: Job, number: int) -> Iterator[_View]:

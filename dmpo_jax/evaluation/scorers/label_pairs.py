@@ -1,6 +1,7 @@
 """Preference pairs among a model's own samples, labelled by a declared score with known noise."""
 
 import csv
+import io
 import itertools
 import json
 import pathlib
@@ -8,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dmpo_jax.common.atomic_files import write_atomically
 from dmpo_jax.data import images, pairs
 from dmpo_jax.errors import InputError, unknown
 from dmpo_jax.evaluation.scorers.pixels import SCORES
@@ -79,12 +81,11 @@ def judge(folder: pathlib.Path, *, score: str, temperature: float, seed: int) ->
 
 def write_table(path: pathlib.Path, rows: list[dict]) -> None:
   """Writes the rows of a judgement as CSV, whole or not at all."""
-  partial = path.with_name(f"{path.name}.tmp")
-  with partial.open("w", encoding="utf-8", newline="") as stream:
-    writer = csv.DictWriter(stream, COLUMNS)
-    writer.writeheader()
-    writer.writerows(rows)
-  partial.replace(path)
+  stream = io.StringIO(newline="")
+  writer = csv.DictWriter(stream, COLUMNS)
+  writer.writeheader()
+  writer.writerows(rows)
+  write_atomically(path, stream.getvalue())
 
 
 def _read(folder: pathlib.Path) -> tuple[str, dict[str, list[dict]]]:

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dmpo_jax import data, interop
+from dmpo_jax.common.atomic_files import write_atomically
 from dmpo_jax.errors import InputError
 from dmpo_jax.parallel import sharding
 from dmpo_jax.training import setup
@@ -17,7 +18,6 @@ from dmpo_jax.training.device_batches import Feed
 from dmpo_jax.training.monitor import held_out_errors, held_out_plot
 from dmpo_jax.training.monitor.metrics import MetricsWriter, read
 from dmpo_jax.training.objective import Objective, Params
-from dmpo_jax.training.run_directory import write_whole
 
 
 def held_out(config: ConfigDict) -> ConfigDict:
@@ -154,7 +154,7 @@ class Panel:
       policy, _ = held_out_errors.measure(self._errors, trained, frozen, self._batches())
     if writer is None:
       return
-    write_whole(self._workdir / "held_out.json", json.dumps(self._what) + "\n")
+    write_atomically(self._workdir / "held_out.json", json.dumps(self._what) + "\n")
     look = held_out_errors.Look(policy, self._reference, self._weights)
     timesteps = len(self._objective.schedule.alphas_cumprod)
     row = held_out_errors.row(look, self._objective.loss, timesteps)

@@ -1,6 +1,5 @@
 """Figure of the held-out evaluation, from the rows of held_out.jsonl."""
 
-import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from dmpo_jax.common import optional
+from dmpo_jax.common.atomic_files import write_atomically
 
 TEXT, FAINT, LINE = "#20232b", "#5c6370", "#d5d9e0"
 WINNER, LOSER, OTHER, ALARM = "#0d8577", "#dc2f55", "#2563eb", "#b42318"
@@ -100,6 +100,4 @@ def draw(rows: Sequence[dict[str, Any]], path: pathlib.Path, *, title: str) -> N
       axis.axhline(0, color=FAINT, linewidth=0.8, linestyle=":")
   for axis in (top[0], bottom[0]):
     axis.legend(fontsize=8, frameon=False, labelcolor=TEXT)
-  partial = path.with_suffix(".tmp")
-  figure.savefig(partial, format="png")
-  os.replace(partial, path)
+  write_atomically(path, lambda stream: figure.savefig(stream, format="png"))

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dmpo_jax.common import optional
+from dmpo_jax.common.atomic_files import write_atomically
 from dmpo_jax.errors import InputError
 from dmpo_jax.training.monitor.tensorboard import Events
-from dmpo_jax.training.run_directory import write_whole
 
 
 class MetricsWriter:
@@ -36,7 +36,7 @@ class MetricsWriter:
       path = workdir / f"{name}.jsonl"
       if name == "metrics" or path.exists():
         rows = [row for row in read(workdir, name) if row["step"] <= step]
-        write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
+        write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
     self._workdir = workdir
     self._events = Events(workdir / "tensorboard", step=step + 1)
     self._wandb = wandb
@@ -119,7 +119,7 @@ def open_wandb(project: str, workdir: pathlib.Path, config: Mapping[str, Any]) -
   module = optional.require("wandb", extra="wandb")
   path = workdir / "wandb_id"
   if not path.exists():
-    write_whole(path, secrets.token_hex(8) + "\n")
+    write_atomically(path, secrets.token_hex(8) + "\n")
   try:
     run = module.init(
       project=project,

@@ -1,6 +1,5 @@
 """Sample grids of a run: the same prompts from the same noise, every so many steps."""
 
-import os
 import pathlib
 from collections.abc import Callable, Sequence
 
@@ -11,6 +10,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from dmpo_jax import interop, pipelines, sampling
+from dmpo_jax.common.atomic_files import write_atomically
 from dmpo_jax.parallel import sharding
 from dmpo_jax.pipelines import generate
 from dmpo_jax.training.objective import Params
@@ -104,7 +104,5 @@ def write_grid(
   """
   folder.mkdir(exist_ok=True)
   (folder / "prompts.txt").write_text("\n".join(prompts) + "\n", encoding="utf-8")
-  partial = folder / "picture.tmp"
   image = Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture)
-  image.save(partial, format="PNG")
-  os.replace(partial, folder / f"step_{step:06d}.png")
+  write_atomically(folder / f"step_{step:06d}.png", lambda stream: image.save(stream, format="PNG"))

@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 
+from dmpo_jax.common import atomic_files
 from dmpo_jax.data import images, pairs, tfds_folder
 from dmpo_jax.data.convert import convert, finalize, sources, tables
 from dmpo_jax.data.convert import shard as convert_piece
@@ -385,7 +386,7 @@ def test_an_empty_shard_is_not_written(tmp_path):
 
 def test_a_full_disk_is_told_and_leaves_nothing_half_written(tmp_path):
   writer = convert_piece.RecordWriter(tmp_path / "a", tmp_path)
-  (tmp_path / convert_piece.part_name(tmp_path / "b")).symlink_to("/dev/full")
+  (tmp_path / atomic_files.temporary_name(tmp_path / "b")).symlink_to("/dev/full")
   writer.discard()
   full = convert_piece.RecordWriter(tmp_path / "b", tmp_path)
   full.write(np.random.default_rng(0).bytes(300_000))
@@ -398,9 +399,9 @@ def test_a_full_disk_is_told_and_leaves_nothing_half_written(tmp_path):
 def test_a_full_disk_leaves_no_half_of_a_small_file_and_the_old_one_as_it_was(tmp_path):
   path = tmp_path / "index.npy"
   path.write_bytes(b"old")
-  (tmp_path / convert_piece.part_name(path)).symlink_to("/dev/full")
+  (tmp_path / atomic_files.temporary_name(path)).symlink_to("/dev/full")
   with pytest.raises(OSError, match=r"No space left on device.*free space"):
-    convert_piece.write_whole(path, tmp_path, lambda stream: stream.write(b"new"))
+    atomic_files.write_atomically(path, b"new")
   assert files(tmp_path) == {"index.npy": b"old"}
 
 

@@ -15,8 +15,8 @@ import time
 import numpy as np
 import pytest
 
+from dmpo_jax.common import atomic_files
 from dmpo_jax.data import Encoders, crops, datasets
-from dmpo_jax.data.convert import shard as convert_piece
 from dmpo_jax.data.latents import encode
 from dmpo_jax.data.latents import records as encoded
 from dmpo_jax.data.latents.encode import Options
@@ -204,7 +204,7 @@ def test_an_interrupted_encoding_goes_on_and_ends_the_same_to_the_byte(pairs, fo
 def test_a_killed_encoding_goes_on_and_ends_the_same_to_the_byte(pairs, folder, tmp_path):
   program = (
     "import sys, time; sys.path.insert(0, sys.argv[3])\n"
-    "from tests.data.test_encode import *\n"
+    "from tests.data.latents.test_encode import *\n"
     "slow = lambda images: (time.sleep(0.05), moments(images))[1]\n"
     "encode.encode(sys.argv[1], sys.argv[2], encoders(moments=slow), VIEWS)"
   )
@@ -307,7 +307,7 @@ def test_a_full_disk_is_told_and_the_same_command_goes_on(pairs, folder, tmp_pat
   parts = {
     kind: out
     / encode.WORKING
-    / convert_piece.part_name(out / encoded.file_name(kind, "train", 1, 3))
+    / atomic_files.temporary_name(out / encoded.file_name(kind, "train", 1, 3))
     for kind in encoded.KINDS
   }
 
@@ -316,7 +316,7 @@ def test_a_full_disk_is_told_and_the_same_command_goes_on(pairs, folder, tmp_pat
       parts["captions"].symlink_to("/dev/full")
     return moments(images)
 
-  with pytest.raises(OSError, match=r"No space left on device.*goes on where it was"):
+  with pytest.raises(OSError, match=r"No space left on device.*free space"):
     encode.encode(pairs, out, encoders(moments=filling), VIEWS)
   assert not list(out.rglob("*.tmp"))
   assert encode.missing(out) == 2

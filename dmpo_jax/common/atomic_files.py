@@ -1,0 +1,66 @@
+"""Files that are written whole or not at all."""
+
+import errno
+import os
+import pathlib
+import socket
+from collections.abc import Callable
+from typing import IO, Any
+
+
+def write_atomically(
+  path: str | os.PathLike,
+  contents: str | bytes | Callable[[IO[bytes]], Any],
+  *,
+  scratch: str | os.PathLike | None = None,
+) -> None:
+  """Writes a file under a temporary name, flushes it to the disk, and renames it.
+
+  A reader sees the old file or the new one, whenever the writing process dies.
+
+  Args:
+    path: The file; one that exists is replaced.
+    contents: Text (written as UTF-8), bytes, or a function that writes to the binary stream it is
+      called with.
+    scratch: Folder of the temporary file, on the same disk; None: the file's own folder.
+
+  Raises:
+    OSError: The file cannot be written. An existing file stays as it is.
+  """
+  path = pathlib.Path(path)
+  temporary = (path.parent if scratch is None else pathlib.Path(scratch)) / temporary_name(path)
+  try:
+    with temporary.open("wb") as stream:
+      if callable(contents):
+        contents(stream)
+      else:
+        stream.write(contents.encode() if isinstance(contents, str) else contents)
+      stream.flush()
+      os.fsync(stream.fileno())
+    temporary.replace(path)
+  except BaseException as error:
+    temporary.unlink(missing_ok=True)
+    if isinstance(error, OSError):
+      raise write_error(path, error.strerror or str(error), error.errno) from error
+    raise
+
+
+def temporary_name(path: pathlib.Path) -> str:
+  """Name of an unfinished file, which no other process on any host uses."""
+  return f"{path.name}.{socket.gethostname()}.{os.getpid()}.tmp"
+
+
+def write_error(path: pathlib.Path, reason: str, number: int | None = errno.EIO) -> OSError:
+  """The error of a failed write, with advice where the disk is full.
+
+  Args:
+    path: The file or folder that could not be written.
+    reason: The system's message.
+    number: The system's error number.
+
+  Returns:
+    An `OSError` to raise.
+  """
+  full = number in (errno.ENOSPC, errno.EDQUOT)
+  advice = "; free space, then run the same command again to resume" if full else ""
+  return OSError(number, f"cannot write ({reason}){advice}", str(path))
