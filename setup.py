@@ -15,6 +15,7 @@ MONITOR = ["matplotlib>=3.9,<4"]
 WANDB = ["wandb>=0.19,<1"]
 # Compiles for TPUs, also without one; jax pins the libtpu that fits it, 0.7 GB when installed.
 TPU = ["jax[tpu]>=0.10,<0.13"]
+DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.27,<2"]
 TORCH = ["torch>=2.6,<3", "accelerate>=1,<2"]
 
 setup(
@@ -56,6 +57,7 @@ setup(
     "monitor": MONITOR,
     "wandb": WANDB,
     "tpu": TPU,
+    "docs": DOCS,
     "test": [
       *QUICKSTART,
       *DATA,
