@@ -26,7 +26,7 @@ WORKER = """
 import pathlib, sys
 sys.path.insert(0, {root!r})
 from tests.training.tiny import pairs_config
-from dmpo_jax.training.loop import train
+from dmpo_jax.training.run import train
 config = pairs_config({pipeline!r})
 config.num_steps, config.checkpoint.every = 24, 3
 train(config, pathlib.Path(sys.argv[1]), show_progress=False)
