@@ -23,6 +23,7 @@ from dmpo_jax.training.checkpoint import Checkpoints
 from dmpo_jax.training.device_batches import Feed, check_devices
 from dmpo_jax.training.export import save_run
 from dmpo_jax.training.monitor.monitor import Monitor
+from dmpo_jax.training.monitor.monitored_run import MonitoredRun
 from dmpo_jax.training.objective import Params
 from dmpo_jax.training.run_directory import (
   check_outside,
@@ -148,14 +149,9 @@ class _Run:
       constrain=functools.partial(sharding.constrain, self.mesh),
     )
     self.monitor = Monitor(
-      config,
-      pipeline,
-      examples,
-      objective,
-      self.mesh,
-      workdir,
-      started=started,
-      first=processes.is_first,
+      MonitoredRun(config, pipeline, examples, objective, self.mesh, workdir),
+      start_time=started,
+      is_first=processes.is_first,
     )
 
   def _identity(self, data: str, params: Params) -> dict:
@@ -262,7 +258,7 @@ class _Run:
     bar.set_postfix_str("compiling")
     step = lowered.compile()
     bar.unpause()
-    self.monitor.begin(begun, state, frozen, self.trained, batch)
+    self.monitor.start(begun, state, frozen, self.trained, batch)
     del self.trained  # where they are not the reference too, they are held for nothing now
     compiled = time.perf_counter()
 
@@ -289,7 +285,7 @@ class _Run:
       batches = held.enter_context(contextlib.closing(self.feed.iterate(begun)))
       for shown in (bar, self.monitor):
         held.enter_context(contextlib.closing(shown))
-      batches = self.monitor.batches(batches)
+      batches = self.monitor.time_batches(batches)
       taken, saved, pending = begun, begun, None  # pending: the last step, if it is not recorded
       while taken < total and not self.processes.should_stop(taken):
         self.monitor.before_step(taken)
@@ -299,10 +295,10 @@ class _Run:
         if pending:  # looking one step back keeps the device busy
           record(*pending)
         taken, pending = taken + 1, (taken, *found, batch.example_id)
-        if self.monitor.due(taken):
+        if self.monitor.is_due(taken):
           record(*pending)
           pending = None
-          self.monitor.look(taken, state, frozen)
+          self.monitor.evaluate(taken, state, frozen)
         if taken % every == 0 or taken == total:
           save()
           saved, pending = taken, None

@@ -1,15 +1,13 @@
-"""The health panel of a run: its held-out examples, its rows, its picture. See `health`."""
+"""Held-out evaluation of a run: its pairs, its records and its figure; see `held_out_errors`."""
 
 import importlib.util
 import inspect
 import json
-import pathlib
-from collections.abc import Callable
+import logging
 
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dmpo_jax import data, interop
+from dmpo_jax import data
 from dmpo_jax.common.atomic_files import write_atomically
 from dmpo_jax.errors import InputError
 from dmpo_jax.parallel import sharding
@@ -17,11 +15,14 @@ from dmpo_jax.training import setup
 from dmpo_jax.training.device_batches import Feed
 from dmpo_jax.training.monitor import held_out_errors, held_out_plot
 from dmpo_jax.training.monitor.metrics import MetricsWriter, read
-from dmpo_jax.training.objective import Objective, Params
+from dmpo_jax.training.monitor.monitored_run import MonitoredRun
+from dmpo_jax.training.objective import Params
+
+LOGGER = logging.getLogger(__name__)
 
 
-def held_out(config: ConfigDict) -> ConfigDict:
-  """The config of a run with its held-out examples in the place of those that it trains on.
+def held_out_config(config: ConfigDict) -> ConfigDict:
+  """Returns the config of a run with its held-out examples in place of its training examples.
 
   Args:
     config: A checked config.
@@ -32,137 +33,130 @@ def held_out(config: ConfigDict) -> ConfigDict:
     options. `batch_size` is that of the evaluation.
 
   Raises:
-    InputError: The run's data set has no splits, or batches do not make up the pairs.
+    InputError: The data set has no splits, or the pairs are not a multiple of the batch size.
   """
   section = config.held_out.data.to_dict()
   if not section["name"]:
     section = config.data.to_dict()
-    known = inspect.signature(data.DATASETS[section["name"]]).parameters
-    if "split" not in known:
+    options = inspect.signature(data.DATASETS[section["name"]]).parameters
+    if "split" not in options:
       raise InputError(
         f"config.held_out.every is {config.held_out.every}, and data set {section['name']!r} has "
         "no splits: name held-out examples by config.held_out.data"
       )
     section["split"] = config.held_out.split
-    # A fixed set wants neither chance nor ties, of which no image is the preferred one.
-    calm = {"crop": "center", "flip": False, "ties": "drop"}
-    section |= {name: value for name, value in calm.items() if name in known}
+    # A deterministic evaluation; a tie has no preferred image.
+    fixed = {"crop": "center", "flip": False, "ties": "drop"}
+    section |= {name: value for name, value in fixed.items() if name in options}
   result = ConfigDict(config).unlock()
   result.data = ConfigDict(section)
-  result.seed = 0  # the same pairs in runs of other seeds
+  result.seed = 0  # the same pairs in runs with other seeds
   result.batch_size = min(config.held_out.pairs, config.batch_size)
   if config.held_out.pairs % result.batch_size:
     raise InputError(
       f"config.held_out.pairs {config.held_out.pairs} is no multiple of config.batch_size "
-      f"{config.batch_size}, in which they are measured; make it one, or smaller"
+      f"{config.batch_size}, the batch size of the evaluation; make it one, or smaller"
     )
   return result
 
 
-class Panel:
-  """What `health` measures, at the steps of one run. All processes call its methods alike.
+class HeldOutEvaluation:
+  """Compares the policy with the initial pipeline on held-out examples, at steps of one run.
+
+  All processes call the methods in the same order.
 
   Args:
-    config: A checked config.
-    pipeline: The one that the run starts from.
-    examples: Those that are trained on.
-    objective: The run's.
-    mesh: The run's.
-    workdir: The run's directory.
-    say: Shows a line to a person.
+    run: The run.
 
   Raises:
-    InputError: The held-out examples cannot be used, or are those that are trained on, or the rows
-      that are there are of others.
+    InputError: The held-out examples cannot be used, or are the training examples, or
+      held_out.jsonl in the work directory was computed from other examples.
   """
 
-  def __init__(
-    self,
-    config: ConfigDict,
-    pipeline: interop.Pipeline,
-    examples: setup.Data,
-    objective: Objective,
-    mesh: Mesh,
-    workdir: pathlib.Path,
-    say: Callable[[str], None],
-  ):
-    section, chosen = config.held_out, held_out(config)
-    self._workdir, self._say, self._objective = workdir, say, objective
-    kept = setup.load_examples(chosen)
-    stored, needed = setup.stored(kept), setup.stored(examples)
-    if stored != needed:
+  def __init__(self, run: MonitoredRun):
+    section, config = run.config.held_out, held_out_config(run.config)
+    examples = setup.load_examples(config)
+    cached, needed = setup.stored(examples), setup.stored(run.examples)
+    if cached != needed:
       raise InputError(
-        f"of the held-out examples {stored or 'nothing'} is stored, of those that the run trains "
-        f"on {needed or 'nothing'}: name a config.held_out.data that was encoded as config.data was"
+        f"held-out pairs have cached {', '.join(cached) or 'nothing'}, training pairs "
+        f"{', '.join(needed) or 'nothing'}; cache both the same way (dmpo-jax data cache-latents) "
+        "and name the held-out pairs by config.held_out.data"
       )
-    if kept.fingerprint() == examples.fingerprint():
+    if examples.fingerprint() == run.examples.fingerprint():
       raise InputError("config.held_out names the examples that the run trains on; hold some out")
-    if len(kept) < section.pairs:
+    if len(examples) < section.pairs:
       raise InputError(
-        f"config.held_out.pairs is {section.pairs}, and there are {len(kept)} held-out examples"
+        f"config.held_out.pairs is {section.pairs}, and there are {len(examples)} held-out examples"
       )
-    if chosen.batch_size % mesh.size:
+    if config.batch_size % run.mesh.size:
       raise InputError(
-        f"config.held_out.pairs {section.pairs}, {chosen.batch_size} at a time, do not divide over "
-        f"{mesh.size} devices; make it a multiple of {mesh.size}"
+        f"config.held_out.pairs {section.pairs}, in batches of {config.batch_size}, do not divide "
+        f"over {run.mesh.size} devices; make it a multiple of {run.mesh.size}"
       )
-    loaders = setup.make_loaders(chosen, pipeline, kept)
-    feed = Feed(loaders, chosen.batch_size, sharding.batch(mesh))
-    count = section.pairs // chosen.batch_size
-    self._batches = lambda: (feed[i] for i in range(count))
-    self._errors = held_out_errors.make_errors(objective, mesh, section.bins)
-    self._what = {"data": kept.fingerprint(), "pairs": section.pairs, "bins": section.bins}
-    self._check_same()
-    self._draws = importlib.util.find_spec("matplotlib") is not None
-    if not self._draws:
-      say("held_out.png is drawn by matplotlib: pip install 'dmpo-jax[monitor]'")
+    loaders = setup.make_loaders(config, run.pipeline, examples)
+    batches = Feed(loaders, config.batch_size, sharding.batch(run.mesh))
+    self._batches = lambda: (batches[i] for i in range(section.pairs // config.batch_size))
+    self._errors = held_out_errors.make_errors(run.objective, run.mesh, section.bins)
+    self._workdir, self._objective = run.workdir, run.objective
+    self._settings = {
+      "data": examples.fingerprint(),
+      "pairs": section.pairs,
+      "bins": section.bins,
+    }
+    self._check_settings()
+    self._can_plot = importlib.util.find_spec("matplotlib") is not None
+    if not self._can_plot:
+      LOGGER.info("held_out.png needs matplotlib: pip install 'dmpo-jax[monitor]'")
 
-  def _check_same(self) -> None:
-    """Refuses rows of other examples: a curve that jumps there would say nothing."""
+  def _check_settings(self) -> None:
+    """Raises if held_out.jsonl has records of another evaluation: its curves would not compare."""
     path = self._workdir / "held_out.json"
-    if path.exists() and (there := json.loads(path.read_text())) != self._what:
+    if path.exists() and (saved := json.loads(path.read_text())) != self._settings:
       raise InputError(
-        f"{path} says that held_out.jsonl is of {there}, now it would be {self._what}: set "
+        f"{path} says that held_out.jsonl is of {saved}, now it would be {self._settings}: set "
         "config.held_out as it was, or move held_out.json and held_out.jsonl away"
       )
 
-  def begin(self, begun: int, initial: Params, frozen: Params) -> None:
-    """Measures the reference.
+  def start(self, step: int, initial: Params, frozen: Params) -> None:
+    """Computes the errors of the reference.
 
     Args:
-      begun: Steps that are done.
-      initial: What the run trained at step 0, on the devices.
+      step: Steps done.
+      initial: Trained parameters at step 0, on the devices.
       frozen: Parameters that are not trained.
     """
     self._reference, self._weights = held_out_errors.measure(
       self._errors, initial, frozen, self._batches()
     )
-    rows = [row for row in read(self._workdir, "held_out") if row["step"] <= begun]
-    self._warned = any(row["winner_rises"] for row in rows)
+    records = [record for record in read(self._workdir, "held_out") if record["step"] <= step]
+    self._warned = any(record["winner_rises"] for record in records)
 
-  def look(self, done: int, trained: Params, frozen: Params, writer: MetricsWriter | None) -> None:
-    """Writes a row and the picture.
+  def evaluate(
+    self, step: int, trained: Params, frozen: Params, writer: MetricsWriter | None
+  ) -> None:
+    """Evaluates the policy and writes a record and the figure.
 
     Args:
-      done: Steps that are done.
-      trained: What they trained.
+      step: Steps done.
+      trained: Trained parameters at that step.
       frozen: Parameters that are not trained.
-      writer: None in processes that write nothing.
+      writer: None in processes that write no files.
     """
     policy = self._reference
-    if done:
+    if step:
       policy, _ = held_out_errors.measure(self._errors, trained, frozen, self._batches())
     if writer is None:
       return
-    write_atomically(self._workdir / "held_out.json", json.dumps(self._what) + "\n")
-    look = held_out_errors.Look(policy, self._reference, self._weights)
+    write_atomically(self._workdir / "held_out.json", json.dumps(self._settings) + "\n")
+    errors = held_out_errors.HeldOutErrors(policy, self._reference, self._weights)
     timesteps = len(self._objective.schedule.alphas_cumprod)
-    row = held_out_errors.row(look, self._objective.loss, timesteps)
-    writer.write_held_out(done, row)
-    if row["winner_rises"] and not self._warned:
+    record = held_out_errors.summarise(errors, self._objective.loss, timesteps)
+    writer.write_held_out(step, record)
+    if record["winner_rises"] and not self._warned:
       self._warned = True
-      self._say(held_out_errors.warning(done, row))
-    if self._draws:
-      rows = read(self._workdir, "held_out")
-      title = f"{self._workdir.name}: {self._what['pairs']} held-out examples"
-      held_out_plot.draw(rows, self._workdir / "held_out.png", title=title)
+      LOGGER.warning("%s", held_out_errors.warning(step, record))
+    if self._can_plot:
+      title = f"{self._workdir.name}: {self._settings['pairs']} held-out examples"
+      records = read(self._workdir, "held_out")
+      held_out_plot.plot(records, self._workdir / "held_out.png", title=title)

@@ -1,4 +1,4 @@
-"""What a run writes about itself: JSON lines, TensorBoard, and W&B; consistent after a resume."""
+"""Metrics of a run: JSON lines, TensorBoard and W&B, consistent after a resume."""
 
 import json
 import pathlib
@@ -16,18 +16,18 @@ from dmpo_jax.training.monitor.tensorboard import Events
 
 
 class MetricsWriter:
-  """Writes rows to `metrics.jsonl` and `held_out.jsonl`, and all to TensorBoard and W&B.
+  """Writes records to `metrics.jsonl` and `held_out.jsonl`, and all of them to TensorBoard and W&B.
 
-  A resumed run takes up after its checkpoint: rows past it are removed (and hidden in TensorBoard),
-  for they are computed again.
+  A resumed run removes the records after its checkpoint (TensorBoard hides them), because it
+  computes them again.
 
   Args:
-    workdir: The run's directory.
-    step: The step the run takes up at; rows of later steps are dropped.
-    wandb: A run of W&B that gets the same, or None.
+    workdir: Work directory.
+    step: Step at which the run starts or resumes; records of later steps are removed.
+    wandb: W&B run that receives the same, or None.
 
   Raises:
-    OSError: A file cannot be written; so do all methods.
+    OSError: A file cannot be written. All methods raise it too.
   """
 
   def __init__(self, workdir: pathlib.Path, *, step: int, wandb: "Wandb | None" = None):
@@ -35,31 +35,31 @@ class MetricsWriter:
     for name in ("metrics", "held_out"):
       path = workdir / f"{name}.jsonl"
       if name == "metrics" or path.exists():
-        rows = [row for row in read(workdir, name) if row["step"] <= step]
-        write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
+        records = [record for record in read(workdir, name) if record["step"] <= step]
+        write_atomically(path, "".join(json.dumps(record) + "\n" for record in records))
     self._workdir = workdir
     self._events = Events(workdir / "tensorboard", step=step + 1)
     self._wandb = wandb
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
-    """Appends a row of the train step's metrics."""
+    """Appends the metrics of a train step."""
     self._append("metrics", {"step": step, **values})
-    self._show(step, values)
+    self._write_scalars(step, values)
 
-  def write_held_out(self, step: int, row: Mapping[str, Any]) -> None:
-    """Appends a row of the held-out evaluation: numbers, and "bins", a list of such rows."""
-    self._append("held_out", {"step": step, **row})
-    shown = {f"held_out/{name}": value for name, value in row.items() if name != "bins"}
-    for part in row["bins"]:
-      place = f"held_out_t{part['from']}-{part['to']}"
-      shown |= {f"{place}/{k}": v for k, v in part.items() if k not in ("from", "to")}
-    self._show(step, shown)
+  def write_held_out(self, step: int, record: Mapping[str, Any]) -> None:
+    """Appends a record of the held-out evaluation, see `held_out_errors.summarise`."""
+    self._append("held_out", {"step": step, **record})
+    scalars = {f"held_out/{name}": value for name, value in record.items() if name != "bins"}
+    for metrics in record["bins"]:
+      tag = f"held_out_t{metrics['from']}-{metrics['to']}"
+      scalars |= {f"{tag}/{k}": v for k, v in metrics.items() if k not in ("from", "to")}
+    self._write_scalars(step, scalars)
 
-  def write_image(self, step: int, name: str, picture: np.ndarray) -> None:
-    """Shows a picture, uint8 `[H, W, C]`."""
-    self._events.image(step, name, picture)
+  def write_image(self, step: int, name: str, image: np.ndarray) -> None:
+    """Writes an image, uint8 `[H, W, C]`, to TensorBoard and W&B."""
+    self._events.image(step, name, image)
     if self._wandb is not None:
-      self._wandb.run.log({"step": step, name: self._wandb.module.Image(picture)})
+      self._wandb.run.log({"step": step, name: self._wandb.module.Image(image)})
 
   def close(self) -> None:
     """Flushes and closes all files."""
@@ -69,29 +69,32 @@ class MetricsWriter:
     if self._wandb is not None:
       self._wandb.run.finish()
 
-  def _append(self, name: str, row: Mapping[str, Any]) -> None:
+  def _append(self, name: str, record: Mapping[str, Any]) -> None:
     if name not in self._lines:
       self._lines[name] = (self._workdir / f"{name}.jsonl").open("a", buffering=1)
-    self._lines[name].write(json.dumps(row) + "\n")
+    self._lines[name].write(json.dumps(record) + "\n")
 
-  def _show(self, step: int, values: Mapping[str, float]) -> None:
+  def _write_scalars(self, step: int, values: Mapping[str, float]) -> None:
     self._events.scalars(step, values)
     if self._wandb is not None:
       self._wandb.run.log({"step": step, **values})
 
 
 class Wandb(NamedTuple):
-  """The package wandb, and a run that it opened."""
+  """The module wandb and an open run of it."""
 
   module: ModuleType
   run: Any
 
 
 def check_wandb(project: str) -> None:
-  """Refuses a project of W&B where the package is not installed.
+  """Raises if a W&B project is named and wandb is not installed.
+
+  Args:
+    project: W&B project; empty: none.
 
   Raises:
-    InputError: It is not; the message says how to install it.
+    InputError: wandb is not installed; the message says how to install it.
   """
   if project:
     optional.require("wandb", extra="wandb")
@@ -100,19 +103,19 @@ def check_wandb(project: str) -> None:
 def open_wandb(project: str, workdir: pathlib.Path, config: Mapping[str, Any]) -> Wandb | None:
   """Opens the W&B run of a work directory, the same one after a resume.
 
-  Its id lies in `wandb_id`. Rows carry their step themselves, so that those which are computed
-  again after a resume fall on the ones from before.
+  The file `wandb_id` keeps its id. Each record has its step as a metric, because W&B's own step
+  must rise and a resumed run writes some steps again.
 
   Args:
-    project: Of W&B; empty: none is opened.
-    workdir: The run's directory, whose name the run gets.
-    config: What is shown as its config.
+    project: W&B project; empty: none.
+    workdir: Work directory; its name becomes the name of the W&B run.
+    config: Config that W&B shows.
 
   Returns:
-    `Wandb`, or None.
+    `Wandb`, or None without a project.
 
   Raises:
-    InputError: The package is not installed, or W&B refuses the run.
+    InputError: wandb is not installed, or W&B refuses the run.
   """
   if not project:
     return None
@@ -139,20 +142,17 @@ def open_wandb(project: str, workdir: pathlib.Path, config: Mapping[str, Any]) -
 
 
 def read(workdir: pathlib.Path, name: str = "metrics") -> list[dict]:
-  """The rows of a run's `metrics.jsonl`, or of another such file.
-
-  A last line that a kill cut short is left out.
+  """Reads the records of `metrics.jsonl` or `held_out.jsonl`.
 
   Args:
-    workdir: The run's directory.
+    workdir: Work directory.
     name: "metrics" or "held_out".
 
   Returns:
-    The rows, none where there is no file.
+    The records; empty without a file. An incomplete last line, of a killed run, is left out.
   """
   path = workdir / f"{name}.jsonl"
   if not path.exists():
     return []
-  lines = path.read_text().split("\n")
-  complete = lines[:-1]  # what follows the last newline is empty, or a line cut short
+  complete = path.read_text().split("\n")[:-1]  # the rest is empty or an incomplete line
   return [json.loads(line) for line in complete]

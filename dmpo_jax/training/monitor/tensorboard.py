@@ -1,7 +1,7 @@
-"""TensorBoard's event file, written where it is asked to and not by a thread of its own.
+"""TensorBoard event file, written in the calling thread.
 
-tensorboardX's SummaryWriter hands events to a thread. Where the disk is full that thread dies, and
-whoever hands it the next few events waits for ever.
+tensorboardX's SummaryWriter writes in a thread of its own. On a full disk that thread dies and the
+next calls block forever.
 """
 
 import pathlib
@@ -17,15 +17,15 @@ class Events:
   """An event file in a folder.
 
   Args:
-    folder: Where it lies; made if it is not there.
-    step: The first step that is written: TensorBoard hides what earlier files have from it on.
+    folder: Folder of the file; created if missing.
+    step: First step that is written; TensorBoard hides events of earlier files from this step on.
 
   Raises:
-    OSError: The file cannot be written; so do all methods.
+    OSError: The file cannot be written. All methods raise it too.
   """
 
   def __init__(self, folder: pathlib.Path, *, step: int):
-    # Slow to import: it looks for torch.
+    # A slow import, which searches for torch.
     from tensorboardX import event_file_writer, summary
     from tensorboardX.proto import event_pb2
 
@@ -37,15 +37,15 @@ class Events:
     self._write(step, session_log=start)
 
   def scalars(self, step: int, values: Mapping[str, float]) -> None:
-    """Writes numbers by name."""
-    found = self._proto.Event().summary
+    """Writes scalars by name."""
+    summary = self._proto.Event().summary
     for name, value in values.items():
-      found.MergeFrom(self._summary.scalar(name, value))
-    self._write(step, summary=found)
+      summary.MergeFrom(self._summary.scalar(name, value))
+    self._write(step, summary=summary)
 
-  def image(self, step: int, name: str, picture: np.ndarray) -> None:
-    """Writes a picture, uint8 `[H, W, C]`."""
-    self._write(step, summary=self._summary.image(name, picture, dataformats="HWC"))
+  def image(self, step: int, name: str, image: np.ndarray) -> None:
+    """Writes an image, uint8 `[H, W, C]`."""
+    self._write(step, summary=self._summary.image(name, image, dataformats="HWC"))
 
   def close(self) -> None:
     """Flushes and closes the file."""

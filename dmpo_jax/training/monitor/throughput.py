@@ -1,4 +1,4 @@
-"""How fast a run goes: seconds per step, examples per second, MFU, and waiting for data."""
+"""Throughput of a run: seconds per step, examples per second, MFU, and data stalls."""
 
 import contextlib
 import time
@@ -9,7 +9,7 @@ import jax
 
 T = TypeVar("T")
 
-# What `Clock.lap` returns: the numbers of a row of metrics that differ between equal runs.
+# Metrics that `StepTimer.metrics` returns: those that differ between equal runs.
 TIMINGS = (
   "seconds_per_step",
   "examples_per_second",
@@ -21,46 +21,55 @@ TIMINGS = (
 )
 
 
-class Clock:
-  """Times the steps of a run as its loop takes them.
+class StepTimer:
+  """Times the steps of a training loop, over intervals between two records of metrics.
 
   Args:
-    started: `time.perf_counter()` when the run was started.
+    start_time: `time.perf_counter()` at the start of the run.
     batch_size: Examples in a step, over all devices.
     flops: Model FLOPs of one example, see `flops.per_example`.
-    devices: How many devices share a step.
-    peak: FLOP/s of one of them, or None where it is not known.
+    devices: Number of devices.
+    peak: Peak FLOP/s of one device, or None if unknown.
   """
 
   def __init__(
-    self, started: float, *, batch_size: int, flops: int, devices: int, peak: float | None
+    self, start_time: float, *, batch_size: int, flops: int, devices: int, peak: float | None
   ):
     self._batch_size, self._flops, self._devices, self._peak = batch_size, flops, devices, peak
-    self._started = started
+    self._start_time = start_time
     self._in_flight: Any = None
     self.restart(0)
 
   def restart(self, step: int) -> None:
-    """Starts to count: `step` steps are done, and compiling is over."""
-    self._step, self._since, self._stalled = step, time.perf_counter(), 0.0
-    self._first, self._said = 0.0, False
+    """Begins the first interval, once the train step is compiled.
 
-  def sent(self, result: Any) -> None:
-    """A step was given to the devices; `result` is an array that it will fill."""
+    Args:
+      step: Steps done.
+    """
+    self._step, self._interval_start, self._stalled = step, time.perf_counter(), 0.0
+    self._seconds_to_first_step: float | None = None
+    self._first_interval = True
+
+  def dispatched(self, result: Any) -> None:
+    """Notes that a step was dispatched to the devices.
+
+    Args:
+      result: Arrays that the step will fill.
+    """
     self._in_flight = result
 
-  def waiting(self, batches: Iterator[T]) -> Iterator[T]:
-    """The same batches; waiting for one counts as a stall where the devices have run dry by then.
+  def time_batches(self, batches: Iterator[T]) -> Iterator[T]:
+    """Yields the batches; a wait for one is a stall if the devices are idle at its end.
 
-    The devices may have worked for a part of that wait, so that a stall is an upper bound.
+    The devices may have worked for a part of that wait, so the stall is an upper bound.
     """
     while True:
-      begun = time.perf_counter()
+      wait_start = time.perf_counter()
       try:
         batch = next(batches)
       except StopIteration:
         return
-      waited = time.perf_counter() - begun
+      waited = time.perf_counter() - wait_start
       if self._in_flight is None or jax.tree.all(
         jax.tree.map(lambda x: x.is_ready(), self._in_flight)
       ):
@@ -70,39 +79,41 @@ class Clock:
   @contextlib.contextmanager
   def paused(self) -> Iterator[None]:
     """Excludes the time of its body (held-out evaluation, sample grids) from the steps' time."""
-    begun = time.perf_counter()
+    pause_start = time.perf_counter()
     yield
-    self._since += time.perf_counter() - begun
+    self._interval_start += time.perf_counter() - pause_start
 
   def done(self) -> None:
-    """A step is known to be done."""
-    self._first = self._first or time.perf_counter() - self._started
+    """Notes that a step is done."""
+    if self._seconds_to_first_step is None:
+      self._seconds_to_first_step = time.perf_counter() - self._start_time
 
-  def lap(self, step: int) -> dict[str, float]:
-    """What a row says of the steps since the last row.
+  def metrics(self, step: int) -> dict[str, float]:
+    """Ends an interval and returns its metrics.
 
     Args:
-      step: Steps that are known to be done.
+      step: Steps done.
 
     Returns:
-      The names of `TIMINGS` -> numbers; "mfu" only where the peak of the devices is known,
-      "seconds_to_first_step" (since the run was started, compiling included) only the first time.
+      Names of `TIMINGS` -> values; "mfu" only if the peak of the devices is known,
+      "seconds_to_first_step" (since the start of the run, with compilation) only the first time.
     """
     now = time.perf_counter()
-    seconds = max(now - self._since, 1e-9)
+    seconds = max(now - self._interval_start, 1e-9)
     steps = step - self._step
     rate = steps * self._batch_size / seconds
-    each = rate * self._flops / self._devices
-    row = {
+    device_flops = rate * self._flops / self._devices  # FLOP/s
+    metrics = {
       "seconds_per_step": seconds / steps,
       "examples_per_second": rate,
-      "tflops_per_device": each / 1e12,
+      "tflops_per_device": device_flops / 1e12,
       "data_stall_seconds": self._stalled / steps,
       "data_stall_fraction": min(self._stalled / seconds, 1.0),
     }
     if self._peak is not None:
-      row["mfu"] = each / self._peak
-    if not self._said:
-      row["seconds_to_first_step"], self._said = self._first, True
-    self._step, self._since, self._stalled = step, now, 0.0
-    return row
+      metrics["mfu"] = device_flops / self._peak
+    if self._first_interval:
+      metrics["seconds_to_first_step"] = self._seconds_to_first_step or 0.0
+      self._first_interval = False
+    self._step, self._interval_start, self._stalled = step, now, 0.0
+    return metrics

@@ -1,4 +1,4 @@
-"""The panel, sample grids and profile of whole runs, and that they change nothing in them."""
+"""Held-out evaluation, sample grids and profile of whole runs, which they leave unchanged."""
 
 import shutil
 
@@ -24,8 +24,8 @@ from tests.training.tiny import pairs_config
 PROMPTS = ("the digit seven", "the digit one")
 
 
-def watched_config(pipeline):
-  """The run of six steps that is `finished`, watched every second step."""
+def monitored_config(pipeline):
+  """The config of the run `finished`, six steps, monitored every second step."""
   config = pairs_config(pipeline)
   config.held_out.every, config.held_out.split = 2, "test"
   config.held_out.pairs, config.held_out.bins = 8, 2
@@ -36,44 +36,44 @@ def watched_config(pipeline):
 
 
 @pytest.fixture(scope="module")
-def watched(pipeline, tmp_path_factory):
-  """Work directory of that run."""
-  workdir = tmp_path_factory.mktemp("watched")
-  train(watched_config(pipeline), workdir, show_progress=False)
+def monitored(pipeline, tmp_path_factory):
+  """Work directory of a monitored run."""
+  workdir = tmp_path_factory.mktemp("monitored")
+  train(monitored_config(pipeline), workdir, show_progress=False)
   return workdir
 
 
 @pytest.fixture(scope="module")
-def resumed(watched, pipeline, tmp_path_factory):
-  """The same, as if it had been killed behind step 4 and gone on."""
-  workdir = shutil.copytree(watched, tmp_path_factory.mktemp("resumed") / "run")
+def resumed(monitored, pipeline, tmp_path_factory):
+  """Work directory of the same run, killed after step 4 and resumed."""
+  workdir = shutil.copytree(monitored, tmp_path_factory.mktemp("resumed") / "run")
   shutil.rmtree(workdir / "checkpoints" / "6")
   (workdir / "summary.json").unlink()
-  config = watched_config(pipeline)
+  config = monitored_config(pipeline)
   config.profile.steps = 0
   assert train(config, workdir, show_progress=False).resumed_at == 4
   return workdir
 
 
-def test_a_run_that_is_watched_computes_bit_for_bit_what_it_computes_alone(
-  watched, resumed, finished
-):
+def test_monitoring_does_not_change_a_bit_of_a_run(monitored, resumed, finished):
   file = "pipeline/unet/diffusion_pytorch_model.safetensors"
-  for workdir in (watched, resumed):
+  for workdir in (monitored, resumed):
     assert computed(workdir) == computed(finished)
     assert (workdir / file).read_bytes() == (finished / file).read_bytes()
 
 
-def test_rows_say_how_fast_the_run_is_and_the_first_of_each_start_when_it_began(resumed):
+def test_records_have_the_throughput_and_the_first_of_each_start_the_time_to_its_first_step(
+  resumed,
+):
   rows = read(resumed)
   assert all(r["examples_per_second"] * r["seconds_per_step"] == pytest.approx(4) for r in rows)
   assert all(row["tflops_per_device"] > 0 and 0 <= row["data_stall_fraction"] <= 1 for row in rows)
   assert ["seconds_to_first_step" in row for row in rows] == [True, *[False] * 3, True, False]
-  assert not any("mfu" in row for row in rows)  # of a CPU no peak is known
+  assert not any("mfu" in row for row in rows)  # the peak of a CPU is not known
 
 
-def test_the_panel_begins_where_policy_equals_reference_and_moves_as_it_learns(watched):
-  rows = read(watched, "held_out")
+def test_the_evaluation_starts_at_equal_networks_and_changes_with_the_policy(monitored):
+  rows = read(monitored, "held_out")
   assert [row["step"] for row in rows] == [0, 2, 4, 6]
   first = rows[0]
   assert first["winner_change"] == first["loser_change"] == first["margin"] == 0
@@ -84,14 +84,16 @@ def test_the_panel_begins_where_policy_equals_reference_and_moves_as_it_learns(w
   assert [(part["from"], part["to"]) for part in first["bins"]] == [(0, 499), (500, 999)]
 
 
-def test_a_resumed_run_writes_the_same_panel_and_samples(watched, resumed):
-  assert read(resumed, "held_out") == read(watched, "held_out")
+def test_a_resumed_run_writes_the_same_evaluations_and_samples(monitored, resumed):
+  assert read(resumed, "held_out") == read(monitored, "held_out")
   for step in (0, 2, 4, 6):
     name = f"samples/step_{step:06d}.png"
-    assert (resumed / name).read_bytes() == (watched / name).read_bytes()
+    assert (resumed / name).read_bytes() == (monitored / name).read_bytes()
 
 
-def test_the_first_grid_is_what_the_pipeline_draws_and_the_noise_stays(watched, pipeline):
+def test_the_first_grid_is_sampled_from_the_initial_pipeline_and_the_noise_stays(
+  monitored, pipeline
+):
   loaded = interop.load_pipeline(pipeline)
   sampler = generate.sampler_of(loaded, num_steps=2, guidance=2.0)
   prompts = [prompt for prompt in PROMPTS for _ in range(2)]
@@ -99,65 +101,65 @@ def test_the_first_grid_is_what_the_pipeline_draws_and_the_noise_stays(watched, 
   images = np.asarray(sampling.to_uint8(sampler(loaded.params, requests)))[..., 0]  # [4, 8, 8]
   expected = np.block([[images[0], images[1]], [images[2], images[3]]])
   first, second = (
-    np.asarray(Image.open(watched / "samples" / f"step_{step:06d}.png")).astype(int)
+    np.asarray(Image.open(monitored / "samples" / f"step_{step:06d}.png")).astype(int)
     for step in (0, 2)
   )
   assert np.abs(first - expected).max() <= 1
   assert 0 < np.abs(second - first).mean() < 16
-  assert (watched / "samples" / "prompts.txt").read_text().splitlines() == list(PROMPTS)
+  assert (monitored / "samples" / "prompts.txt").read_text().splitlines() == list(PROMPTS)
 
 
-def test_panel_and_grids_are_in_tensorboard_and_the_panel_is_a_picture(watched):
-  events = EventAccumulator(str(watched / "tensorboard"), size_guidance={"images": 0}).Reload()
-  found = {event.step: event.value for event in events.Scalars("held_out/winner_change")}
-  assert found == pytest.approx(
-    {row["step"]: row["winner_change"] for row in read(watched, "held_out")}, rel=1e-6
+def test_evaluations_and_grids_are_in_tensorboard_and_the_evaluation_has_a_figure(monitored):
+  events = EventAccumulator(str(monitored / "tensorboard"), size_guidance={"images": 0}).Reload()
+  changes = {event.step: event.value for event in events.Scalars("held_out/winner_change")}
+  assert changes == pytest.approx(
+    {row["step"]: row["winner_change"] for row in read(monitored, "held_out")}, rel=1e-6
   )
   assert events.Scalars("held_out_t500-999/accuracy")[0].value == 0.5
   assert [event.step for event in events.Images("samples")] == [0, 2, 4, 6]
-  assert Image.open(watched / "held_out.png").size == (1650, 726)
+  assert Image.open(monitored / "held_out.png").size == (1650, 726)
 
 
-def test_the_profiler_leaves_a_trace_of_the_steps_that_were_asked_for(watched):
-  assert list((watched / "profile").rglob("*.xplane.pb"))
+def test_the_profiler_writes_a_trace(monitored):
+  assert list((monitored / "profile").rglob("*.xplane.pb"))
 
 
-def test_rows_of_another_panel_are_not_mixed(watched, pipeline):
-  config = watched_config(pipeline)
+def test_records_of_another_evaluation_are_not_mixed(monitored, pipeline):
+  config = monitored_config(pipeline)
   config.num_steps, config.held_out.bins = 8, 3
   with pytest.raises(InputError, match=r"held_out\.jsonl is of .*'bins': 2"):
-    train(config, watched, show_progress=False)
+    train(config, monitored, show_progress=False)
 
 
 def _refused(pipeline, tmp_path, match: str, **held_out_keys) -> None:
-  config = watched_config(pipeline)
+  config = monitored_config(pipeline)
   config.held_out.update(held_out_keys)
   with pytest.raises(InputError, match=match):
     train(config, tmp_path / "run", show_progress=False)
   assert not (tmp_path / "run" / "run.json").exists()
 
 
-def test_examples_that_are_trained_on_are_refused_as_held_out_ones(pipeline, tmp_path):
+def test_training_examples_are_refused_as_held_out_examples(pipeline, tmp_path):
   _refused(pipeline, tmp_path, "that the run trains on", split="train")
 
 
-def test_more_held_out_pairs_than_there_are_are_refused(pipeline, tmp_path):
+def test_more_held_out_pairs_than_the_split_has_are_refused(pipeline, tmp_path):
   _refused(pipeline, tmp_path, "there are 16 held-out", pairs=20)
 
 
-def test_pairs_that_batches_do_not_make_up_are_refused(pipeline, tmp_path):
+def test_held_out_pairs_that_are_no_multiple_of_the_batch_size_are_refused(pipeline, tmp_path):
   _refused(pipeline, tmp_path, r"pairs 10 is no multiple of config\.batch_size 4", pairs=10)
 
 
-# What a network must predict to tell its timestep by its error.
-def _tell_timestep(params, x, t, context):
+# A network whose error reveals its timestep.
+def _predict_timestep(params, x, t, context):
   return jnp.broadcast_to(params * t[:, None, None, None].astype(jnp.float32), x.shape)
 
 
 def _objective() -> Objective:
   schedule = diffusion.from_config({"_class_name": "DDIMScheduler"})
   networks = Networks(
-    unet=_tell_timestep,
+    unet=_predict_timestep,
     text=lambda params, ids: {"encoder_hidden_states": jnp.zeros((*ids[0].shape, 1))},
   )
   return Objective(
@@ -179,27 +181,27 @@ def _measure(devices: int, ids: np.ndarray, scale: float, bins: int = 4) -> np.n
     input_ids=jnp.zeros((len(ids), 1), jnp.int32),
     example_id=jnp.asarray(ids, jnp.uint32),
   )
-  errors = held_out_errors.make_errors(_objective(), mesh, bins)
+  compute = held_out_errors.make_errors(_objective(), mesh, bins)
   with jax.set_mesh(mesh):
-    placed = jax.device_put(batch, sharding.batch(mesh))
+    sharded = jax.device_put(batch, sharding.batch(mesh))
     trained = jax.device_put({"unet": jnp.float32(scale)}, sharding.replicated(mesh))
-    found, weights = held_out_errors.measure(errors, trained, {}, [placed])
+    errors, weights = held_out_errors.measure(compute, trained, {}, [sharded])
   assert (weights == 1).all()
-  return found
+  return errors
 
 
 def test_each_example_has_one_timestep_in_each_bin_and_noise_of_its_own():
   ids = np.arange(8)
   noise = _measure(1, ids, 0.0)  # mean eps²
   timesteps = np.sqrt(_measure(1, ids, 1e4)) / 1e4
-  for i, found in enumerate(timesteps[..., 0]):
-    assert ((found > 250 * i - 0.5) & (found < 250 * (i + 1))).all()
+  for i, ts in enumerate(timesteps[..., 0]):
+    assert ((ts > 250 * i - 0.5) & (ts < 250 * (i + 1))).all()
   np.testing.assert_array_equal(noise[..., 0], noise[..., 1])
   assert len(np.unique(noise[..., 0])) == 4 * 8
   assert noise.mean() == pytest.approx(1, abs=0.1)
 
 
-def test_what_is_measured_depends_on_ids_and_neither_on_their_order_nor_on_the_devices():
+def test_errors_depend_on_example_ids_and_neither_on_their_order_nor_on_the_devices():
   ids = np.arange(8)
   expected = _measure(1, ids, 1.0)
   np.testing.assert_allclose(_measure(4, ids[::-1], 1.0)[:, ::-1], expected, rtol=1e-6)
