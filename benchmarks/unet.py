@@ -49,7 +49,7 @@ def measure(
   Args:
     name: Key of `unet_setting.SIZES`.
     gradient: Forward and backward, or forward alone.
-    implementation: Of our side, as for `models.build`.
+    implementation: Our attention implementation, as for `models.Compute`.
     repeats: Rounds; each side has a turn in each.
     turn_seconds: A turn takes as many steps as fill this time, and at least one.
 

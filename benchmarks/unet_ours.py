@@ -23,12 +23,12 @@ class OurSide:
   Args:
     folder: What `unet_setting.write` wrote.
     gradient: Whether a step is forward and backward of mean((output - images)^2), or forward alone.
-    implementation: As for `models.build`.
+    implementation: Attention implementation, as for `models.Compute`.
   """
 
   def __init__(self, folder: pathlib.Path, gradient: bool, implementation: str):
     config = json.loads((folder / "config.json").read_text())
-    model = models.build(config, implementation=implementation)
+    model = models.build(config, compute=models.Compute(attention=implementation))
     state = load_file(folder / "diffusion_pytorch_model.safetensors")
     params = interop.from_torch_state(state, models.abstract(config))
     with np.load(folder / "inputs.npz") as arrays:

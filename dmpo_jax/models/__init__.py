@@ -3,11 +3,13 @@
 from dmpo_jax.models import lora, remat, trees
 from dmpo_jax.models.build import Model, abstract, build
 from dmpo_jax.models.clip.text import TextOutput
+from dmpo_jax.models.compute import Compute
 from dmpo_jax.models.fsdp import Placement, dividing_axes
 from dmpo_jax.models.vae.build import Autoencoder, Moments, build_autoencoder, draw_latents
 
 __all__ = [
   "Autoencoder",
+  "Compute",
   "Model",
   "Moments",
   "Placement",

@@ -1,88 +1,69 @@
-"""What of a forward pass is kept for the gradient, and what is computed again."""
+"""Rematerialisation policies: which results of a forward pass are saved for the gradient."""
 
-import contextlib
-import contextvars
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import jax
 
-from dmpo_jax.errors import unknown
 from dmpo_jax.models import fsdp
 
-# What layers call the arrays that a policy may keep.
+# Names under which layers save results.
 ATTENTION = "attention"
 CONVOLUTION = "convolution"
 PROJECTION = "projection"
 
-# What a policy keeps inside a block, by name.
-KEPT: dict[str, tuple[str, ...]] = {
-  # Results of matrix products, convolutions and attention: norms and activations again.
+# Names that a policy saves inside a block.
+SAVED: dict[str, tuple[str, ...]] = {
+  # Saves matrix products, convolutions and attention; recomputes norms and activations.
   "dots": (ATTENTION, CONVOLUTION, PROJECTION),
-  # Results of attention and convolutions: matrix products too again.
+  # Saves attention and convolutions; recomputes matrix products too.
   "convolutions": (ATTENTION, CONVOLUTION),
-  # Results of attention alone.
+  # Saves attention alone.
   "attention": (ATTENTION,),
-  # Nothing: one more forward pass for the least memory.
+  # Saves nothing: one more forward pass, least memory.
   "full": (),
 }
 
-# From everything kept to nothing kept but what passes from block to block. A block is a residual
-# layer, a transformer layer, or a resampling.
+# From everything saved to nothing saved but the inputs of blocks. A block is a residual layer, a
+# transformer layer, or a resampling.
 POLICIES: dict[str, Callable | None] = {
-  # No rematerialisation; gathered weights are kept too.
+  # No rematerialisation; gathered weights are saved too.
   "none": None,
-  # All but gathered weights, so that sharded parameters stay sharded between uses.
+  # Everything but gathered weights, so that sharded parameters stay sharded between uses.
   "weights": jax.checkpoint_policies.save_anything_except_these_names(fsdp.WEIGHT),
-  **{name: jax.checkpoint_policies.save_only_these_names(*kept) for name, kept in KEPT.items()},
+  **{name: jax.checkpoint_policies.save_only_these_names(*saved) for name, saved in SAVED.items()},
 }
 
-_chosen: contextvars.ContextVar[str] = contextvars.ContextVar("remat", default="none")
 
-
-def check(name: str) -> str:
-  """The name of a policy.
-
-  Raises:
-    InputError: There is none of that name.
-  """
-  if name not in POLICIES:
-    raise unknown("rematerialisation policy", name, POLICIES)
-  return name
-
-
-@contextlib.contextmanager
-def using(name: str) -> Iterator[None]:
-  """Chooses the policy of blocks that are traced inside, by its name in `POLICIES`."""
-  token = _chosen.set(check(name))
-  try:
-    yield
-  finally:
-    _chosen.reset(token)
-
-
-def block(function: Callable[..., jax.Array], *inputs: jax.Array) -> jax.Array:
-  """A block's result; its gradient computes again what the policy in use does not keep.
+def checkpoint_block(
+  function: Callable[..., jax.Array], *inputs: jax.Array, policy: str
+) -> jax.Array:
+  """`function(*inputs)`, whose gradient recomputes the results that the policy does not save.
 
   Args:
-    function: `(*inputs) -> [B, ...]`; parameters that it closes over are inputs as well.
+    function: `(*inputs) -> [B, ...]`; parameters in its closure are inputs as well.
     inputs: Arrays.
+    policy: A name in `POLICIES`.
 
   Returns:
-    What function returns.
+    `[B, ...]`.
   """
-  name = _chosen.get()
-  if name != "none":
-    function = jax.checkpoint(function, policy=POLICIES[name])
+  if policy != "none":
+    function = jax.checkpoint(function, policy=POLICIES[policy])
   return function(*inputs)
 
 
-def keep(x: jax.Array, name: str) -> jax.Array:
-  """An array under a name that policies know.
+def checkpoint_name(x: jax.Array, name: str, policy: str) -> jax.Array:
+  """The array under a name that policies may save.
 
-  Where the policy in use keeps it, the compiler must not compute through it: a network that is
-  differentiated and one that is not are then cut at the same places into the same programs, and
-  round alike.
+  Where the policy saves it, a barrier keeps the compiler from fusing across it. A network with a
+  gradient and one without are then cut at the same arrays into the same programs, and round alike.
+  Do not remove: the policy and the reference must agree bit for bit where their parameters do.
+
+  Args:
+    x: The array.
+    name: `ATTENTION`, `CONVOLUTION` or `PROJECTION`.
+    policy: A name in `POLICIES`.
   """
-  if name in KEPT.get(_chosen.get(), ()):
+  if name in SAVED.get(policy, ()):
     x = jax.lax.optimization_barrier(x)
   return jax.ad_checkpoint.checkpoint_name(x, name)

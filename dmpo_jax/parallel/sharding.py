@@ -117,36 +117,44 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
-def placement(mesh: Mesh) -> models.Placement:
-  """Where networks are spread: each device computes its examples with weights it gathers.
+def placement(mesh: Mesh) -> models.Placement | None:
+  """How networks run on the mesh: each device computes its examples and all-gathers weights.
 
-  This is written out by `jax.shard_map`, not left to the compiler, which would sum the whole of a
-  gradient on every device and keep it for a while. The gradient of a gathered weight is summed by a
-  reduce-scatter, in the dtype of the computation, so that a device keeps its part alone; the parts
-  are summed over "data" in the parameters' dtype.
+  `jax.shard_map` says so explicitly: left to itself, the compiler would sum the full gradient of
+  each weight on every device and keep it for a while. The gradient of a gathered weight is a
+  reduce-scatter in the compute dtype, of which a device keeps its shard; shards are summed over
+  "data" in the parameters' dtype.
 
-  Examples that do not divide over all devices are split over the mesh's first axes as far as they
-  do, and repeated over the others.
+  Examples that do not divide over all devices are sharded over the longest prefix of the mesh's
+  axes that divides them, and replicated over the rest.
+
+  Args:
+    mesh: From `make_mesh`.
+
+  Returns:
+    The placement; None for a mesh of one device.
   """
+  if mesh.size == 1:
+    return None
 
-  def spread(function: Callable) -> Callable:
-    def everywhere(params: Any, inputs: Any) -> Any:
-      held = jax.tree.map(lambda x: spec(tuple(x.shape), mesh.shape["fsdp"]), params)
+  def shard_map(function: Callable) -> Callable:
+    def on_mesh(params: Any, inputs: Any) -> Any:
+      specs = jax.tree.map(lambda x: spec(tuple(x.shape), mesh.shape["fsdp"]), params)
       count = len(jax.tree.leaves(inputs)[0])
-      split = PartitionSpec(models.dividing_axes(mesh.shape, AXES, count))
-      # Gathered weights are equal on all devices, which check_vma asks to be proven.
+      examples = PartitionSpec(models.dividing_axes(mesh.shape, AXES, count))
+      # check_vma would ask for a proof that gathered weights are equal on all devices.
       run = jax.shard_map(
-        function, mesh=mesh, in_specs=(held, split), out_specs=split, check_vma=False
+        function, mesh=mesh, in_specs=(specs, examples), out_specs=examples, check_vma=False
       )
       return run(params, inputs)
 
-    return everywhere
+    return on_mesh
 
-  def weights(x: jax.Array, whole: tuple[int, ...]) -> jax.Array:
-    held = spec(whole, mesh.shape["fsdp"])
-    return jax.lax.all_gather(x, "fsdp", axis=len(held) - 1, tiled=True) if held else x
+  def all_gather(shard: jax.Array, full_shape: tuple[int, ...]) -> jax.Array:
+    axes = spec(full_shape, mesh.shape["fsdp"])
+    return jax.lax.all_gather(shard, "fsdp", axis=len(axes) - 1, tiled=True) if axes else shard
 
-  return models.Placement(spread, weights)
+  return models.Placement(shard_map, all_gather)
 
 
 def constrain(mesh: Mesh, tree: Any) -> Any:

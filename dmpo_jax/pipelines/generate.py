@@ -25,7 +25,7 @@ def sampler_of(
   karras: bool | None = None,
   negative: str | None = None,
   dtype: str | None = None,
-  place: models.Placement | None = None,
+  compute: models.Compute = models.Compute(),
 ) -> pipelines.Sampler:
   """A compiled sampler for pipelines of this one's configs, with their parameters as an argument.
 
@@ -41,6 +41,7 @@ def sampler_of(
       pipeline with force_zeros_for_empty_prompt takes zeros for the encoded null prompt.
     dtype: Of the computation, by default `default_dtype`. The autoencoder computes in float32
       unless its config sets force_upcast to false.
+    compute: Attention kernels and sharding of the networks.
 
   Returns:
     A `pipelines.Sampler`.
@@ -62,7 +63,7 @@ def sampler_of(
   channels, decode = unet["in_channels"], None
   if "vae" in pipeline.configs:
     vae = pipeline.configs["vae"]
-    autoencoder = models.build_autoencoder(vae, place=place)
+    autoencoder = models.build_autoencoder(vae, compute=compute)
     factor, wanted = autoencoder.downscale, (vae.get("latent_channels", 4),)
     dtype_of_vae = jnp.float32 if vae.get("force_upcast", True) else dtype
 
@@ -84,9 +85,9 @@ def sampler_of(
       )
   return pipelines.make_sampler(
     pipelines.Networks(
-      unet=models.build(unet, place=place).apply,
+      unet=models.build(unet, compute=compute).apply,
       text_encoders=tuple(
-        models.build(pipeline.configs[name], place=place).apply for name in encoders
+        models.build(pipeline.configs[name], compute=compute).apply for name in encoders
       ),
       decode=decode,
     ),

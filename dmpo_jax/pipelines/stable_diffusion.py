@@ -1,5 +1,6 @@
 """From token ids to what the network is told of a prompt."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -7,11 +8,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from dmpo_jax import interop, models
 from dmpo_jax.errors import InputError
-from dmpo_jax.parallel import sharding
 from dmpo_jax.pipelines import stable_diffusion
 
 Conditioning = dict[str, jax.Array]
@@ -141,7 +140,10 @@ def tokenize(pipeline: interop.Pipeline, captions: list[str]) -> tuple[dict[str,
 
 
 def make_networks(
-  pipeline: interop.Pipeline, dtype: str = "float32", *, mesh: Mesh | None = None, **options: Any
+  pipeline: interop.Pipeline,
+  dtype: str = "float32",
+  *,
+  compute: models.Compute = models.Compute(),
 ) -> Networks:
   """The forward functions of a pipeline.
 
@@ -149,8 +151,7 @@ def make_networks(
     pipeline: For its configs.
     dtype: In which UNet and text encoders compute; parameters are cast where they are used. The
       autoencoder computes in float32, unless its force_upcast is false.
-    mesh: What parameters and examples are spread over; None: one device.
-    **options: Those of `models.build`: implementation, remat (the UNet's alone).
+    compute: Attention kernels, rematerialisation (of the UNet alone) and sharding.
 
   Returns:
     `Networks`.
@@ -159,22 +160,21 @@ def make_networks(
     InputError: A network is not supported.
   """
   encoders = [name for name in ("text_encoder", "text_encoder_2") if name in pipeline.configs]
-  place = sharding.placement(mesh) if mesh is not None and mesh.size > 1 else None
-  frozen = {"place": place, "implementation": options.get("implementation")}
+  frozen = dataclasses.replace(compute, remat="none")
   networks = Networks(
     unet=functools.partial(
-      models.build(pipeline.configs["unet"], place=place, **options).apply, dtype=dtype
+      models.build(pipeline.configs["unet"], compute=compute).apply, dtype=dtype
     ),
     text=functools.partial(
       stable_diffusion.encode,
-      [models.build(pipeline.configs[name], **frozen).apply for name in encoders],
+      [models.build(pipeline.configs[name], compute=frozen).apply for name in encoders],
       dtype=dtype,
     ),
   )
   if "vae" not in pipeline.configs:
     return networks
   vae = pipeline.configs["vae"]
-  autoencoder = models.build_autoencoder(vae, **frozen)
+  autoencoder = models.build_autoencoder(vae, compute=frozen)
   dtype_of_vae = jnp.float32 if vae.get("force_upcast", True) else dtype
 
   def moments(params: Params, images: jax.Array) -> models.Moments:

@@ -163,7 +163,7 @@ def make(
   state = abstract_state(trained, optimizer, mesh, ema=config.ema_decay > 0)
   frozen, reference = (sharding.abstract(mesh, tree) for tree in (frozen, reference))
   batch = abstract_batch(pipeline, inputs, config.batch_size, sharding.batch(mesh))
-  objective = setup.make_objective(config, pipeline, mesh=mesh, implementation="splash")
+  objective = setup.make_objective(config, pipeline, mesh=mesh, attention="splash")
   if inputs.kind == "encoded" and objective.null_ids is not None:
     stored = {"encoder_hidden_states": batch.embeddings, "text_embeds": batch.pooled}
     null = {name: jnp.zeros(x.shape[1:]) for name, x in stored.items() if x is not None}

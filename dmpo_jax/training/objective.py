@@ -23,8 +23,8 @@ Params = Mapping[str, Any]
 # Compiler options for whoever compiles an objective. XLA may keep float32 between operations that
 # are asked for in bfloat16, and does so where it fuses them, which differs between a forward whose
 # intermediate results a gradient needs and the reference's. Every rounding is done, then. With what
-# models.remat.keep does beside it, the logit of a tiny network at policy = reference and beta 5000
-# had a standard deviation of 0.0001 in place of 2.5 (remat "dots") and of 0.4 ("full").
+# models.remat.checkpoint_name does beside it, the logit of a tiny network at policy = reference and
+# beta 5000 had a standard deviation of 0.0001 in place of 2.5 (remat "dots") and of 0.4 ("full").
 ROUNDING = {"xla_allow_excess_precision": False}
 
 # (errors) or (errors, residuals), as its facts say -> (loss [examples], diagnostics)

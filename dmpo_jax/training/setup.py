@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from dmpo_jax import data, diffusion, interop, losses, models
 from dmpo_jax.errors import InputError, unknown
 from dmpo_jax.interop.pipeline import NETWORKS
+from dmpo_jax.parallel import sharding
 from dmpo_jax.pipelines import fingerprint, stable_diffusion
 from dmpo_jax.training import config as configs
 from dmpo_jax.training.objective import Loss, Objective, Params, adapt, replace
@@ -161,7 +162,7 @@ def make_objective(
   examples: Data | None = None,
   *,
   mesh: Mesh | None = None,
-  implementation: str | None = None,
+  attention: str | None = None,
 ) -> Objective:
   """The objective a config describes, over the networks of a pipeline.
 
@@ -170,7 +171,7 @@ def make_objective(
     pipeline: For its configs and tokenizers.
     examples: The data set, for what of the pipeline it holds the results of; None: of nothing.
     mesh: What parameters and examples are spread over; None: one device.
-    implementation: Of attention, see `models.build`.
+    attention: Attention implementation, as for `models.Compute`.
 
   Returns:
     `Objective`.
@@ -198,7 +199,13 @@ def make_objective(
   zeros = pipeline.model_index.get("force_zeros_for_empty_prompt", True)
   return Objective(
     networks=stable_diffusion.make_networks(
-      pipeline, config.dtype, mesh=mesh, implementation=implementation, remat=config.remat
+      pipeline,
+      config.dtype,
+      compute=models.Compute(
+        attention=attention,
+        remat=config.remat,
+        placement=None if mesh is None else sharding.placement(mesh),
+      ),
     ),
     schedule=schedule,
     loss=loss,
@@ -210,7 +217,7 @@ def make_objective(
     # Policies that name what they keep see to equal rounding themselves, see `objective.ROUNDING`.
     recompute=config.reference
     and config.dtype != "float32"
-    and config.remat not in models.remat.KEPT,
+    and config.remat not in models.remat.SAVED,
     weights=diffusion.weights.make(config.timestep_weights.to_dict(), schedule),
     label_noise=config.label_noise,
     null_text=_null_text(examples) if "embeddings" in stored(examples) else None,

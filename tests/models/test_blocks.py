@@ -9,12 +9,14 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.unets import unet_2d_blocks
 from flax import nnx
 
-from dmpo_jax.models import kernels, trees
+from dmpo_jax import models
+from dmpo_jax.models import trees
 from dmpo_jax.models.unet import attention, blocks
 from dmpo_jax.models.unet import model as unet
 from tests.models import torch_map
 
 WIDTH, TIME, CONTEXT, GROUPS, HEADS = 16, 12, 10, 4, 2
+COMPUTE = models.Compute(attention="cpu")
 R = np.random.default_rng(0)
 TEXT = R.standard_normal((3, 5, CONTEXT), np.float32)
 EMBEDDING = R.standard_normal((3, TIME), np.float32)
@@ -24,13 +26,13 @@ def image(channels, size=(5, 6)):
   return R.standard_normal((3, *size, channels), np.float32)
 
 
-def transformer_options(layers=1, linear=False):
-  return attention.TransformerOptions(HEADS, layers, CONTEXT, GROUPS, linear)
+def transformer_options(layers=1, linear=False, compute=COMPUTE):
+  return attention.TransformerOptions(HEADS, layers, CONTEXT, GROUPS, linear, compute)
 
 
 def options(attentions=0, resample=True, outputs=WIDTH):
   each = (transformer_options(),) * attentions
-  return blocks.BlockOptions(outputs, TIME, GROUPS, 1e-5, resample, each)
+  return blocks.BlockOptions(outputs, TIME, GROUPS, 1e-5, resample, COMPUTE, each)
 
 
 def to_torch(x):
@@ -41,7 +43,7 @@ def to_numpy(y):
   return torch_map.nhwc(y) if y.ndim == 4 else y.detach().numpy()
 
 
-def agree(module, network, inputs, ours, theirs, implementation="cpu"):
+def agree(module, network, inputs, ours, theirs):
   """Compares all outputs, and the gradients of a random weighting of them by parameter and input.
 
   Args:
@@ -50,7 +52,6 @@ def agree(module, network, inputs, ours, theirs, implementation="cpu"):
     inputs: A list of arrays.
     ours: From our module, with theirs' weights, and the arrays to the outputs.
     theirs: From their module and the arrays as tensors to the outputs.
-    implementation: Of the kernels.
   """
   graph, state = nnx.split(module)
   shapes = trees.string_keys(nnx.to_pure_dict(state))
@@ -62,8 +63,7 @@ def agree(module, network, inputs, ours, theirs, implementation="cpu"):
   sum((to_torch(a) * y).sum() for a, y in zip(w, wanted, strict=True)).backward()
 
   def loss(params, inputs):
-    with kernels.using(implementation):
-      outputs = jax.tree.leaves(ours(nnx.merge(graph, trees.int_keys(params)), *inputs))
+    outputs = jax.tree.leaves(ours(nnx.merge(graph, trees.int_keys(params)), *inputs))
     return sum((a * y).sum() for a, y in zip(w, outputs, strict=True)), outputs
 
   gradient = torch_map.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
@@ -108,19 +108,20 @@ def test_a_transformer_agrees(layers, linear, implementation):
     use_linear_projection=linear,
   )
   agree(
-    attention.Transformer2DModel(WIDTH, transformer_options(layers, linear)),
+    attention.Transformer2DModel(
+      WIDTH, transformer_options(layers, linear, models.Compute(implementation))
+    ),
     network,
     [image(WIDTH), TEXT],
     lambda module, x, text: module(x, text),
     lambda module, x, text: module(x, text).sample,
-    implementation,
   )
 
 
 @pytest.mark.parametrize("size", [(6, 4), (5, 1)])
 def test_downsampling_agrees(size):
   network = downsampling.Downsample2D(WIDTH, use_conv=True, name="op")
-  module = blocks.Downsample2D(WIDTH)
+  module = blocks.Downsample2D(WIDTH, compute=COMPUTE)
   agree(module, network, [image(WIDTH, size)], lambda m, x: m(x), lambda m, x: m(x))
 
 
@@ -128,7 +129,7 @@ def test_downsampling_agrees(size):
 def test_upsampling_to_a_size_agrees(size):
   network = upsampling.Upsample2D(WIDTH, use_conv=True)
   agree(
-    blocks.Upsample2D(WIDTH),
+    blocks.Upsample2D(WIDTH, compute=COMPUTE),
     network,
     [image(WIDTH, (3, 4))],
     lambda module, x: module(x, size),
@@ -192,7 +193,7 @@ def test_an_up_block_with_attention_agrees():
 
 def test_the_embedding_of_numbers_agrees():
   agree(
-    unet.TimestepEmbedding(7, TIME),
+    unet.TimestepEmbedding(7, TIME, compute=COMPUTE),
     embeddings.TimestepEmbedding(7, TIME),
     [R.standard_normal((3, 7), np.float32)],
     lambda module, x: module(x),

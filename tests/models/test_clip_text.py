@@ -50,7 +50,11 @@ def load(config, implementation=None):
   """Transformers' network, ours, and the same weights for ours."""
   network = torch_map.randomise(network_of(config))
   shapes = models.abstract(config)
-  return network, models.build(config, implementation=implementation), lift(network, shapes)
+  return (
+    network,
+    models.build(config, compute=models.Compute(attention=implementation)),
+    lift(network, shapes),
+  )
 
 
 def lift(network, shapes, convert=torch_map.to_params):

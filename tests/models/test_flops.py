@@ -91,7 +91,7 @@ def test_a_text_encoder_is_what_pytorch_counts_on_transformers(name):
 
 
 def test_a_forward_is_what_xla_counts_on_the_plain_network_but_for_borders_and_elementwise_work():
-  network = models.build(published.SD15_UNET, implementation="plain")
+  network = models.build(published.SD15_UNET, compute=models.Compute(attention="plain"))
 
   def shape(*sides):
     return jax.ShapeDtypeStruct(sides, jnp.float32)

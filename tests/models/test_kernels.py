@@ -12,6 +12,7 @@ from jax.test_util import check_grads
 
 from dmpo_jax import models
 from dmpo_jax.errors import InputError
+from dmpo_jax.models import compute as compute_module
 from dmpo_jax.models import kernels
 from dmpo_jax.models.kernels import cpu as kernels_cpu
 from tests.models import torch_map
@@ -45,70 +46,68 @@ def attention_formula(q, k, v, causal):
 
 
 @pytest.fixture(params=["cpu", "plain"])
-def implementation(request):
-  with kernels.using(request.param):
-    yield request.param
+def compute(request):
+  return models.Compute(attention=request.param)
 
 
-@pytest.mark.usefixtures("implementation")
 @pytest.mark.parametrize("offset", [0, 100])
-def test_group_norm_agrees_with_the_formula_far_from_zero_too(offset):
+def test_group_norm_agrees_with_the_formula_far_from_zero_too(offset, compute):
   x, scale, bias = normal(3, 4, 5, 6) + offset, normal(6), normal(6)
-  found = kernels.group_norm(x, scale, bias, 3, 1e-5)
+  found = kernels.group_norm(x, scale, bias, 3, 1e-5, compute=compute)
   np.testing.assert_allclose(found, group_norm_formula(x, scale, bias, 3, 1e-5), atol=3e-4)
 
 
-@pytest.mark.usefixtures("implementation")
-def test_the_gradient_of_group_norm_agrees_with_differences():
-  norm = partial(kernels.group_norm, groups=3, eps=1e-2)
+def test_the_gradient_of_group_norm_agrees_with_differences(compute):
+  norm = partial(kernels.group_norm, groups=3, eps=1e-2, compute=compute)
   check_grads(norm, (normal(2, 3, 2, 6), normal(6), normal(6)), order=1, modes=["rev"])
 
 
-@pytest.mark.usefixtures("implementation")
 @pytest.mark.parametrize(("lengths", "causal"), [((7, 3), False), ((5, 5), True)])
-def test_attention_agrees_with_the_formula(lengths, causal):
+def test_attention_agrees_with_the_formula(lengths, causal, compute):
   q, k, v = (
     5 * normal(2, lengths[0], 3, 4),
     normal(2, lengths[1], 3, 4),
     normal(2, lengths[1], 3, 4),
   )
-  found = kernels.attention(q, k, v, causal)
+  found = kernels.attention(q, k, v, causal, compute=compute)
   np.testing.assert_allclose(found, attention_formula(q, k, v, causal), atol=1e-5)
-  found = kernels.attention(q / 3, k, v, causal, scale=1.5)  # 3 of the formula's 1 / sqrt(4)
+  # 3 of the formula's 1 / sqrt(4)
+  found = kernels.attention(q / 3, k, v, causal, scale=1.5, compute=compute)
   np.testing.assert_allclose(found, attention_formula(q, k, v, causal), atol=1e-5)
 
 
-@pytest.mark.usefixtures("implementation")
 @pytest.mark.parametrize("causal", [False, True])
-def test_the_gradient_of_attention_agrees_with_differences(causal):
+def test_the_gradient_of_attention_agrees_with_differences(causal, compute):
   arrays = [normal(2, 4, 3, 2) for _ in range(3)]
-  check_grads(partial(kernels.attention, causal=causal), arrays, order=1, modes=["rev"])
+  check_grads(
+    partial(kernels.attention, causal=causal, compute=compute), arrays, order=1, modes=["rev"]
+  )
 
 
-@pytest.mark.usefixtures("implementation")
-def test_attention_with_scores_of_a_thousand_stays_finite():
+def test_attention_with_scores_of_a_thousand_stays_finite(compute):
   q, k, v = 100 * normal(1, 4, 1, 4), 20 * normal(1, 4, 1, 4), normal(1, 4, 1, 4)
-  slopes = jax.grad(lambda *a: kernels.attention(*a).sum(), argnums=(0, 1, 2))(q, k, v)
+  attention = partial(kernels.attention, compute=compute)
+  slopes = jax.grad(lambda *a: attention(*a).sum(), argnums=(0, 1, 2))(q, k, v)
   assert all(np.isfinite(s).all() for s in slopes)
 
 
-@pytest.mark.usefixtures("implementation")
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_gradients_have_the_dtype_of_their_argument(dtype):
+def test_gradients_have_the_dtype_of_their_argument(dtype, compute):
   x = jnp.asarray(normal(2, 4, 2, 2), dtype)
-  slope = jax.grad(lambda x: kernels.attention(x, x, x).astype(jnp.float32).sum())(x)
+  attention = partial(kernels.attention, compute=compute)
+  slope = jax.grad(lambda x: attention(x, x, x).astype(jnp.float32).sum())(x)
   assert slope.dtype == dtype
   scale = jnp.ones(2)
-  slope = jax.grad(lambda x: kernels.group_norm(x, scale, scale, 1, 1e-5)[0, 0, 0, 0])(x)
+  norm = partial(kernels.group_norm, groups=1, eps=1e-5, compute=compute)
+  slope = jax.grad(lambda x: norm(x, scale, scale)[0, 0, 0, 0])(x)
   assert slope.dtype == dtype
 
 
-@pytest.mark.usefixtures("implementation")
-def test_group_norm_of_bfloat16_errs_by_the_rounding_of_its_result_alone():
+def test_group_norm_of_bfloat16_errs_by_the_rounding_of_its_result_alone(compute):
   # Sums of 512 squares near 64 would lose most digits in bfloat16.
   x = jnp.asarray(8 + normal(2, 16, 16, 4), jnp.bfloat16)
   scale, bias = normal(4), normal(4)
-  found = np.asarray(kernels.group_norm(x, scale, bias, 2, 1e-5), np.float64)
+  found = np.asarray(kernels.group_norm(x, scale, bias, 2, 1e-5, compute=compute), np.float64)
   wanted = group_norm_formula(np.asarray(x, np.float64), scale, bias, 2, 1e-5)
   assert (np.abs(found - wanted) <= 2**-8 * np.abs(wanted) + 1e-4).all()
 
@@ -123,12 +122,11 @@ def test_layer_norm_of_bfloat16_errs_by_the_rounding_of_its_result_alone():
   assert (np.abs(found - wanted) <= 2**-8 * np.abs(wanted) + 1e-4).all()
 
 
-@pytest.mark.usefixtures("implementation")
-def test_the_softmax_of_bfloat16_attention_is_computed_in_float32():
+def test_the_softmax_of_bfloat16_attention_is_computed_in_float32(compute):
   # Scores of up to 50: rounded to bfloat16 they would be off by a tenth, and the weights with them.
   q, k = (jnp.asarray(4 * normal(2, n, 2, 16), jnp.bfloat16) for n in (32, 64))
   v = jnp.asarray(normal(2, 64, 2, 16), jnp.bfloat16)
-  found = np.asarray(kernels.attention(q, k, v), np.float64)
+  found = np.asarray(kernels.attention(q, k, v, compute=compute), np.float64)
   wanted = attention_formula(*(np.asarray(a, np.float64) for a in (q, k, v)), False)
   assert np.abs(found - wanted).max() < 2**-7 * np.abs(wanted).max()
 
@@ -138,7 +136,7 @@ def test_attention_in_a_loop_over_heads_equals_attention_at_once(per_step, monke
   q, k, v, g = normal(3, 7, 2, 4), normal(3, 9, 2, 4), normal(3, 9, 2, 4), normal(3, 7, 2, 4)
 
   def run():
-    out, back = jax.vjp(lambda *a: kernels_cpu.attention(*a, False, 0.5), q, k, v)
+    out, back = jax.vjp(lambda *a: kernels_cpu.attention(*a, False, 0.5, "none"), q, k, v)
     return out, *back(g)
 
   at_once = run()
@@ -174,7 +172,7 @@ def test_the_whole_network_agrees_with_diffusers_whichever_way_it_is_computed():
   with torch.no_grad():
     wanted = network(torch_map.nchw(x), torch.from_numpy(t), torch.from_numpy(context)).sample
   for implementation in ("cpu", "plain"):
-    apply = jax.jit(models.build(config, implementation=implementation).apply)
+    apply = jax.jit(models.build(config, compute=models.Compute(attention=implementation)).apply)
     assert torch_map.relative(apply(params, x, t, context), torch_map.nhwc(wanted)) < 1e-5
 
 
@@ -191,9 +189,9 @@ def test_the_whole_network_agrees_with_diffusers_whichever_way_it_is_computed():
   ],
 )
 def test_each_platform_has_the_implementation_made_for_it(platform, version, capabilities, wanted):
-  assert kernels.for_platform(platform, version, capabilities) == wanted
+  assert compute_module.for_platform(platform, version, capabilities) == wanted
 
 
 def test_another_implementation_is_refused():
   with pytest.raises(InputError, match="'cpus'; did you mean 'cpu'"):
-    models.build({"_class_name": "UNet2DConditionModel"}, implementation="cpus")
+    models.Compute(attention="cpus")

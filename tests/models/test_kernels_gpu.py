@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 from jax._src.cudnn import fused_attention_stablehlo
 
+from dmpo_jax import models
 from dmpo_jax.models import kernels
 from dmpo_jax.models.kernels import gpu as kernels_gpu
+
+CUDNN = models.Compute(attention="cudnn")
 
 
 def shapes(queries, keys, channels, dtype):
@@ -28,8 +31,7 @@ def gradients_for_cuda(causal, *arrays):
   """The program of attention's gradients for CUDA, as text."""
 
   def loss(q, k, v):
-    with kernels.using("cudnn"):
-      return kernels.attention(q, k, v, causal).astype(jnp.float32).sum()
+    return kernels.attention(q, k, v, causal, compute=CUDNN).astype(jnp.float32).sum()
 
   traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(*arrays)
   return traced.lower(lowering_platforms=("cuda",)).as_text()
@@ -84,8 +86,7 @@ def test_the_rule_refuses_what_jax_refuses(queries, keys, channels, dtype):
 
 def test_what_is_left_to_xla_is_attention():
   q, k, v = np.random.default_rng(0).standard_normal((3, 2, 6, 2, 4), np.float32)
-  with kernels.using("cudnn"):
-    found = kernels.attention(q, k, v)
+  found = kernels.attention(q, k, v, compute=CUDNN)
   weights = np.exp(np.einsum("blnd,bmnd->bnlm", q, k) / 2)
   weights /= weights.sum(-1, keepdims=True)
   np.testing.assert_allclose(found, np.einsum("bnlm,bmnd->blnd", weights, v), atol=1e-5)

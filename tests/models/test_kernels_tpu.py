@@ -28,8 +28,7 @@ def interpreted(q, k, v, causal=False, scale=0.25):
 
 
 def plain(q, k, v, causal=False, scale=0.25):
-  with kernels.using("plain"):
-    return kernels.attention(q, k, v, causal, scale)
+  return kernels.attention(q, k, v, causal, scale, compute=models.Compute("plain"))
 
 
 def with_gradients(function, causal, q, k, v, g):
@@ -117,8 +116,7 @@ def lowered(function, *arguments):
 @pytest.mark.parametrize(("queries", "kernel"), [(128, True), (64, False)])
 def test_attention_that_fits_lowers_to_the_kernel_on_a_tpu(queries, kernel):
   def attend(q, k, v):
-    with kernels.using("splash"):
-      return kernels.attention(q, k, v)
+    return kernels.attention(q, k, v, compute=models.Compute("splash"))
 
   q, k, v, _ = draw(1, queries, 77, 40)
   assert ("tpu_custom_call" in lowered(attend, q, k, v)) == kernel
@@ -138,7 +136,7 @@ UNET = {
 
 @pytest.mark.parametrize(("implementation", "kernel"), [("splash", True), ("plain", False)])
 def test_a_network_is_built_with_the_implementation_that_is_asked_for(implementation, kernel):
-  model = models.build(UNET, implementation=implementation)
+  model = models.build(UNET, compute=models.Compute(implementation))
   shapes = (1, 16, 16, 4), (1,), (1, 7, 12)
   text = lowered(model.apply, models.abstract(UNET), *(np.zeros(s, np.float32) for s in shapes))
   assert ("tpu_custom_call" in text) == kernel
@@ -154,6 +152,6 @@ def test_a_causal_text_encoder_lowers_to_the_kernel_where_its_length_fits():
     "num_attention_heads": 2,
     "max_position_embeddings": 128,
   }
-  model = models.build(config, implementation="splash")
+  model = models.build(config, compute=models.Compute("splash"))
   text = lowered(model.apply, models.abstract(config), np.zeros((1, 128), np.int32))
   assert "tpu_custom_call" in text

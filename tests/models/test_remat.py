@@ -1,4 +1,4 @@
-"""Rematerialisation and placement: the same numbers, another memory and another layout."""
+"""Rematerialisation and sharding change memory and layout, but no result."""
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +44,7 @@ CONTEXT = R.standard_normal((4, 5, 12), np.float32)
 
 def gradient_of(**options):
   """(params, sample, context) -> a weighted sum of the prediction, its gradients in two of them."""
-  model = models.build(UNET, **options)
+  model = models.build(UNET, compute=models.Compute(**options))
   w = np.random.default_rng(1).standard_normal(SAMPLE.shape, np.float32)
 
   def loss(params, sample, context):
@@ -53,35 +53,40 @@ def gradient_of(**options):
   return jax.value_and_grad(loss, (0, 1))
 
 
-def held(shape):
-  """Where a parameter lies on a mesh with "fsdp": in two halves if it has two."""
+def spec(shape):
+  """The sharding of a parameter: its first axis over "fsdp" if 2 divides it."""
   return PartitionSpec("fsdp") if shape[0] % 2 == 0 else PartitionSpec()
 
 
 def placement(mesh):
-  """Halves of parameters over one axis, examples over both."""
+  """Parameters sharded over one axis of the mesh, examples over both."""
   split = PartitionSpec(("data", "fsdp"))
 
-  def spread(function):
-    def over(params, inputs):
-      specs = (jax.tree.map(lambda x: held(x.shape), params), split)
+  def shard_map(function):
+    def on_mesh(params, inputs):
+      specs = (jax.tree.map(lambda x: spec(x.shape), params), split)
       return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False)(
         params, inputs
       )
 
-    return over
+    return on_mesh
 
-  def weights(x, whole):
-    whole_here = held(whole) == PartitionSpec()
-    assert x.shape == (whole[0] // (1 if whole_here else 2), *whole[1:])
-    return x if whole_here else jax.lax.all_gather(x, "fsdp", tiled=True)
+  def all_gather(x, full_shape):
+    replicated = spec(full_shape) == PartitionSpec()
+    assert x.shape == (full_shape[0] // (1 if replicated else 2), *full_shape[1:])
+    return x if replicated else jax.lax.all_gather(x, "fsdp", tiled=True)
 
-  return models.Placement(spread, weights)
+  return models.Placement(shard_map, all_gather)
 
 
-def watching(seen):
-  """A placement on one device that writes down what is gathered."""
-  return models.Placement(lambda function: function, lambda w, whole: seen.append((w, whole)) or w)
+def recording(gathers):
+  """Compute on one device whose placement appends (shard, full shape) of each all-gather."""
+
+  def all_gather(w, full_shape):
+    gathers.append((w, full_shape))
+    return w
+
+  return models.Compute(placement=models.Placement(lambda function: function, all_gather))
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +109,8 @@ def test_a_policy_changes_no_gradient(policy, wanted):
 
 def test_a_placement_on_four_devices_changes_no_gradient(wanted):
   mesh = jax.make_mesh((2, 2), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
-  params = jax.tree.map(lambda x: jax.device_put(x, NamedSharding(mesh, held(x.shape))), PARAMS)
-  options = {"remat": "convolutions", "place": placement(mesh)}
+  params = jax.tree.map(lambda x: jax.device_put(x, NamedSharding(mesh, spec(x.shape))), PARAMS)
+  options = {"remat": "convolutions", "placement": placement(mesh)}
   found = torch_map.jit(gradient_of(**options))(params, SAMPLE, CONTEXT)
   compare(found, wanted)
 
@@ -152,33 +157,33 @@ def test_nothing_kept_costs_convolutions_too(operations):
 
 def test_every_network_gathers_each_weight_and_says_how_large_it_is():
   for config in (UNET, VAE, TEXT):
-    seen = []
-    place = watching(seen)
+    gathers = []
+    compute = recording(gathers)
     params = models.abstract(config)
     if config is VAE:
-      vae = models.build_autoencoder(config, place=place)
+      vae = models.build_autoencoder(config, compute=compute)
       image = jax.ShapeDtypeStruct((1, 4, 4, 3), jnp.float32)
       moments = jax.eval_shape(vae.encode, params, image)
       jax.eval_shape(vae.decode, params, moments.mean)
     elif config is TEXT:
       ids = jax.ShapeDtypeStruct((1, 7), jnp.int32)
-      jax.eval_shape(models.build(config, place=place).apply, params, ids)
+      jax.eval_shape(models.build(config, compute=compute).apply, params, ids)
     else:
       inputs = (SAMPLE, jnp.arange(4), CONTEXT)
-      jax.eval_shape(models.build(config, place=place).apply, params, *inputs)
-    assert sum(w.size for w, _ in seen) == models.trees.count(params)
-    assert all(w.shape == whole for w, whole in seen)
+      jax.eval_shape(models.build(config, compute=compute).apply, params, *inputs)
+    assert sum(w.size for w, _ in gathers) == models.trees.count(params)
+    assert all(w.shape == full_shape for w, full_shape in gathers)
 
 
 def test_weights_are_gathered_in_the_dtype_of_the_computation():
-  seen = []
-  apply = models.build(UNET, place=watching(seen)).apply
+  gathers = []
+  apply = models.build(UNET, compute=recording(gathers)).apply
   jax.eval_shape(
     lambda p, x, c: apply(p, x, jnp.arange(4), c, dtype=jnp.bfloat16), PARAMS, SAMPLE, CONTEXT
   )
-  assert {w.dtype for w, _ in seen if w.ndim > 1} == {jnp.dtype(jnp.bfloat16)}
+  assert {w.dtype for w, _ in gathers if w.ndim > 1} == {jnp.dtype(jnp.bfloat16)}
 
 
 def test_an_unknown_policy_is_refused_with_the_nearest():
   with pytest.raises(InputError, match=r"policy 'dot'.*did you mean 'dots'"):
-    models.build(UNET, remat="dot")
+    models.build(UNET, compute=models.Compute(remat="dot"))

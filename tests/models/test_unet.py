@@ -91,7 +91,7 @@ def load(config, implementation=None):
   network = torch_map.randomise(UNet2DConditionModel(**config))
   config = {"_class_name": "UNet2DConditionModel", **config}
   params = torch_map.to_params(network, models.abstract(config))
-  return network, models.build(config, implementation=implementation), params
+  return network, models.build(config, compute=models.Compute(attention=implementation)), params
 
 
 def call(network, inputs):

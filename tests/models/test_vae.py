@@ -153,7 +153,7 @@ def test_a_residual_attention_layer_agrees():
       12, heads=1, dim_head=12, eps=1e-6, norm_num_groups=4, residual_connection=True, bias=True
     )
   )
-  graph, state = nnx.split(vae.Attention(12, 4))
+  graph, state = nnx.split(vae.Attention(12, 4, compute=models.Compute()))
   params = torch_map.to_params(theirs, trees.string_keys(nnx.to_pure_dict(state)))
   x = normal(3, 4, 5, 12)
   found = torch_map.jit(lambda p, x: nnx.merge(graph, trees.int_keys(p))(x))(params, x)
@@ -163,7 +163,7 @@ def test_a_residual_attention_layer_agrees():
 @pytest.mark.parametrize("size", [(6, 4), (5, 7)])
 def test_downsampling_agrees(size):
   theirs = torch_map.randomise(Downsample2D(8, use_conv=True, padding=0, name="op"))
-  graph, state = nnx.split(vae.Downsample2D(8))
+  graph, state = nnx.split(vae.Downsample2D(8, compute=models.Compute()))
   params = torch_map.to_params(theirs, nnx.to_pure_dict(state))
   x = normal(3, *size, 8)
   found = nnx.merge(graph, params)(x)
@@ -286,7 +286,7 @@ def test_a_config_that_cannot_be_built_is_refused_by_field_and_value(change, mes
 
 def test_another_implementation_is_refused():
   with pytest.raises(InputError, match="'cpus'; did you mean 'cpu'"):
-    models.build_autoencoder(config_of("bare"), implementation="cpus")
+    models.build_autoencoder(config_of("bare"), compute=models.Compute(attention="cpus"))
 
 
 @pytest.mark.parametrize(

@@ -75,8 +75,8 @@ UNET = {
 }
 
 
-def loss_of(place, dtype=jnp.float32):
-  model = models.build(UNET, place=place, remat="full")
+def loss_of(placement, dtype=jnp.float32):
+  model = models.build(UNET, compute=models.Compute(remat="full", placement=placement))
 
   def loss(params, sample, context):
     steps = jnp.arange(len(sample)) * 100

@@ -8,10 +8,10 @@ SCRIPT = """
 import functools, sys
 import jax, jax.numpy as jnp
 from dmpo_jax import models
-from dmpo_jax.training import sharding
+from dmpo_jax.parallel import sharding
 
 mesh = sharding.make_mesh(data=2, fsdp=4)
-place = sharding.placement(mesh) if sys.argv[1] == "placed" else None
+placement = sharding.placement(mesh) if sys.argv[1] == "placed" else None
 unet = {
   "_class_name": "UNet2DConditionModel",
   "block_out_channels": (128, 256),
@@ -20,7 +20,7 @@ unet = {
   "layers_per_block": 1,
   "cross_attention_dim": 128,
 }
-model = models.build(unet, place=place, remat="full", implementation="plain")
+model = models.build(unet, compute=models.Compute("plain", "full", placement))
 
 def loss(params, sample, context):
   return (model.apply(params, sample, jnp.arange(16), context) ** 2).mean()

@@ -1,5 +1,6 @@
 """CLIP's text encoders, with and without projection, with transformers' names and arithmetic."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -9,6 +10,7 @@ from flax import nnx
 from dmpo_jax.errors import InputError
 from dmpo_jax.models import kernels, remat
 from dmpo_jax.models.clip.config import CLIPTextConfig
+from dmpo_jax.models.compute import Compute
 from dmpo_jax.models.layers import Embedding, LayerNorm, Linear
 
 ACTIVATIONS = {
@@ -38,9 +40,10 @@ class TextOutput(NamedTuple):
 class Embeddings(nnx.Module):
   """Token plus position: int `[B, L]` to `[B, L, D]`."""
 
-  def __init__(self, config: CLIPTextConfig):
-    self.token_embedding = Embedding(config.vocab_size, config.hidden_size)
-    self.position_embedding = Embedding(config.max_position_embeddings, config.hidden_size)
+  def __init__(self, config: CLIPTextConfig, compute: Compute):
+    embedding = partial(Embedding, channels=config.hidden_size, compute=compute)
+    self.token_embedding = embedding(config.vocab_size)
+    self.position_embedding = embedding(config.max_position_embeddings)
 
   def __call__(self, ids: jax.Array) -> jax.Array:
     positions = self.position_embedding.table()[: ids.shape[1]]  # [L, D]
@@ -50,45 +53,49 @@ class Embeddings(nnx.Module):
 class SelfAttention(nnx.Module):
   """Causal multi-head self-attention: `[B, L, D]` to `[B, L, D]`."""
 
-  def __init__(self, config: CLIPTextConfig):
+  def __init__(self, config: CLIPTextConfig, compute: Compute):
+    self.compute = compute
     width = config.hidden_size
     self.heads = config.num_attention_heads
-    self.k_proj = Linear(width, width)
-    self.v_proj = Linear(width, width)
-    self.q_proj = Linear(width, width)
-    self.out_proj = Linear(width, width)
+    self.k_proj = Linear(width, width, compute=compute)
+    self.v_proj = Linear(width, width, compute=compute)
+    self.q_proj = Linear(width, width, compute=compute)
+    self.out_proj = Linear(width, width, compute=compute)
 
   def __call__(self, x: jax.Array) -> jax.Array:
     q, k, v = (
-      remat.keep(project(x), remat.PROJECTION).reshape(
+      remat.checkpoint_name(project(x), remat.PROJECTION, self.compute.remat).reshape(
         *x.shape[:2], self.heads, -1
       )  # [B, L, N, D/N]
       for project in (self.q_proj, self.k_proj, self.v_proj)
     )
-    return self.out_proj(kernels.attention(q, k, v, causal=True).reshape(x.shape))
+    out = kernels.attention(q, k, v, causal=True, compute=self.compute)
+    return self.out_proj(out.reshape(x.shape))
 
 
 class MLP(nnx.Module):
   """Two layers with the config's activation: `[B, L, D]` to `[B, L, D]`."""
 
-  def __init__(self, config: CLIPTextConfig):
+  def __init__(self, config: CLIPTextConfig, compute: Compute):
+    self.compute = compute
     self.activation = config.hidden_act
-    self.fc1 = Linear(config.hidden_size, config.intermediate_size)
-    self.fc2 = Linear(config.intermediate_size, config.hidden_size)
+    self.fc1 = Linear(config.hidden_size, config.intermediate_size, compute=compute)
+    self.fc2 = Linear(config.intermediate_size, config.hidden_size, compute=compute)
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    x = remat.keep(self.fc1(x), remat.PROJECTION)
+    x = remat.checkpoint_name(self.fc1(x), remat.PROJECTION, self.compute.remat)
     return self.fc2(ACTIVATIONS[self.activation](x))
 
 
 class EncoderLayer(nnx.Module):
   """Self-attention and MLP, each behind a LayerNorm and added to its input."""
 
-  def __init__(self, config: CLIPTextConfig):
-    self.self_attn = SelfAttention(config)
-    self.layer_norm1 = LayerNorm(config.hidden_size, config.layer_norm_eps)
-    self.mlp = MLP(config)
-    self.layer_norm2 = LayerNorm(config.hidden_size, config.layer_norm_eps)
+  def __init__(self, config: CLIPTextConfig, compute: Compute):
+    norm = partial(LayerNorm, config.hidden_size, config.layer_norm_eps, compute=compute)
+    self.self_attn = SelfAttention(config, compute)
+    self.layer_norm1 = norm()
+    self.mlp = MLP(config, compute)
+    self.layer_norm2 = norm()
 
   def __call__(self, x: jax.Array) -> jax.Array:
     x = x + self.self_attn(self.layer_norm1(x))
@@ -96,25 +103,26 @@ class EncoderLayer(nnx.Module):
 
 
 class Encoder(nnx.Module):
-  """The layers, one after the other; returns what the last one gives, and what it is given."""
+  """A stack of layers; returns the output and the input of the last one, `[B, L, D]` each."""
 
-  def __init__(self, config: CLIPTextConfig):
-    self.layers = nnx.List([EncoderLayer(config) for _ in range(config.num_hidden_layers)])
+  def __init__(self, config: CLIPTextConfig, compute: Compute):
+    self.compute = compute
+    self.layers = nnx.List([EncoderLayer(config, compute) for _ in range(config.num_hidden_layers)])
 
   def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     for layer in self.layers:
-      before, x = x, remat.block(layer, x)
+      before, x = x, remat.checkpoint_block(layer, x, policy=self.compute.remat)
     return x, before
 
 
 class TextTransformer(nnx.Module):
   """Embeddings, encoder, final LayerNorm and pooling."""
 
-  def __init__(self, config: CLIPTextConfig):
+  def __init__(self, config: CLIPTextConfig, compute: Compute):
     self.end = config.eos_token_id
-    self.embeddings = Embeddings(config)
-    self.encoder = Encoder(config)
-    self.final_layer_norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
+    self.embeddings = Embeddings(config, compute)
+    self.encoder = Encoder(config, compute)
+    self.final_layer_norm = LayerNorm(config.hidden_size, config.layer_norm_eps, compute=compute)
 
   def __call__(self, ids: jax.Array, dtype: jnp.dtype) -> TextOutput:
     x, penultimate = self.encoder(self.embeddings(ids).astype(dtype))
@@ -131,11 +139,13 @@ class CLIPTextModel(nnx.Module):
   CLIPTextModelWithProjection where the config has a `projection_dim`.
   """
 
-  def __init__(self, config: CLIPTextConfig):
-    self.config = config
-    self.text_model = TextTransformer(config)
+  def __init__(self, config: CLIPTextConfig, compute: Compute):
+    self.config, self.compute = config, compute
+    self.text_model = TextTransformer(config, compute)
     width = config.projection_dim
-    self.text_projection = None if width is None else Linear(config.hidden_size, width, bias=False)
+    self.text_projection = (
+      None if width is None else Linear(config.hidden_size, width, bias=False, compute=compute)
+    )
 
   def __call__(self, ids: jax.Array, dtype: jnp.dtype) -> TextOutput:
     """Encodes token ids `[B, L]`, L at most `max_position_embeddings`, in the given dtype."""

@@ -1,84 +1,14 @@
 """The arithmetic of the layers: convolution, normalisation, attention, nearest up-sampling."""
 
-import contextlib
-import contextvars
-from collections.abc import Iterator, Sequence
-
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.backend import get_backend
 
-from dmpo_jax.errors import unknown
 from dmpo_jax.models import remat
+from dmpo_jax.models.compute import Compute
 from dmpo_jax.models.kernels import cpu as kernels_cpu
 from dmpo_jax.models.kernels import gpu as kernels_gpu
 from dmpo_jax.models.kernels import tpu as kernels_tpu
-
-IMPLEMENTATIONS = ("cpu", "plain", "cudnn", "splash")
-
-# The compute capability from which on cuDNN has flash attention.
-AMPERE = 8.0
-
-_chosen: contextvars.ContextVar[str | None] = contextvars.ContextVar("chosen", default=None)
-
-
-@contextlib.contextmanager
-def using(implementation: str | None) -> Iterator[None]:
-  """Chooses how attention and GroupNorm are computed where a function is traced inside.
-
-  The rules look at shapes and dtypes alone, so that a program can be compiled for a machine on
-  another. Where one says no, XLA computes attention as under "plain".
-
-  Args:
-    implementation:
-      "plain": XLA everywhere; attention keeps all its float32 scores.
-      "cpu": gradients by hand that keep no scores (`kernels_cpu`).
-      "cudnn": flash attention where `kernels_gpu.fits`: float16 and bfloat16, even lengths, heads
-        of up to 128 channels. It needs an NVIDIA GPU of the Ampere generation or newer.
-      "splash": Pallas splash attention where `kernels_tpu.fits`: queries divisible by 128. On
-        several devices it needs jax.set_mesh, for the compiler cannot partition it.
-      None: "cpu", "cudnn" or "splash" where jax's default backend is a CPU, a GPU that cuDNN's
-        flash attention runs on, or a TPU, and "plain" on any other.
-
-  Raises:
-    InputError: Another name.
-  """
-  if implementation is not None and implementation not in IMPLEMENTATIONS:
-    raise unknown("implementation of the networks", implementation, IMPLEMENTATIONS)
-  token = _chosen.set(implementation)
-  try:
-    yield
-  finally:
-    _chosen.reset(token)
-
-
-def for_platform(platform: str, version: str, capabilities: Sequence[str] = ()) -> str:
-  """The implementation made for a backend.
-
-  Args:
-    platform: "cpu", "gpu" or "tpu".
-    version: Of the platform; CUDA's contains "cuda".
-    capabilities: The compute capability of each CUDA device, such as "8.0".
-
-  Returns:
-    One of `IMPLEMENTATIONS`.
-  """
-  if platform == "gpu":
-    modern = all(float(each) >= AMPERE for each in capabilities) if "cuda" in version else False
-    return "cudnn" if modern else "plain"
-  return {"cpu": "cpu", "tpu": "splash"}.get(platform, "plain")
-
-
-def _implementation() -> str:
-  """The implementation to trace."""
-  if chosen := _chosen.get():
-    return chosen
-  backend = get_backend()
-  found = (getattr(device, "compute_capability", None) for device in backend.local_devices())
-  return for_platform(
-    backend.platform, backend.platform_version, [each for each in found if each is not None]
-  )
 
 
 def along_last(vector: jax.Array, ndim: int) -> jax.Array:
@@ -86,10 +16,12 @@ def along_last(vector: jax.Array, ndim: int) -> jax.Array:
   return vector.reshape((1,) * (ndim - 1) + (-1,))
 
 
-def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
+def dense(
+  x: jax.Array, kernel: jax.Array, bias: jax.Array | None, *, compute: Compute
+) -> jax.Array:
   """x kernel + bias over the last axis: x `[..., I]`, kernel `[I, O]`, bias `[O]` or None."""
   kernel = kernel.astype(x.dtype)
-  if _implementation() != "cpu":  # a reshape would fix a layout, and TPUs copy between layouts
+  if compute.implementation != "cpu":  # a reshape would fix a layout, and TPUs copy between layouts
     y = lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
     return y if bias is None else y + along_last(bias.astype(x.dtype), y.ndim)
   # With two axes alone: XLA's CPU compiler takes three times as long to contract two at once, which
@@ -106,6 +38,8 @@ def convolution(
   bias: jax.Array,
   stride: int = 1,
   padding: tuple[int, int] | None = None,
+  *,
+  compute: Compute,
 ) -> jax.Array:
   """Cross-correlation, as in PyTorch.
 
@@ -115,13 +49,14 @@ def convolution(
     bias: `[O]`.
     stride: Step along height and width.
     padding: Zeros (before, after) along height and width; None for (k - 1) // 2 on every side.
+    compute: Selects the implementation.
 
   Returns:
     `[B, ceil(H / stride), ceil(W / stride), O]` with the default padding, in the dtype of x.
   """
   size = kernel.shape[0]
   if size == 1 and stride == 1:
-    return dense(x, kernel[0, 0], bias)
+    return dense(x, kernel[0, 0], bias, compute=compute)
   pad = ((size - 1) // 2,) * 2 if padding is None else padding
   y = lax.conv_general_dilated(
     x,
@@ -134,7 +69,13 @@ def convolution(
 
 
 def group_norm(
-  x: jax.Array, scale: jax.Array, bias: jax.Array, groups: int, eps: float
+  x: jax.Array,
+  scale: jax.Array,
+  bias: jax.Array,
+  groups: int,
+  eps: float,
+  *,
+  compute: Compute,
 ) -> jax.Array:
   """Normalises each image over space and the channels of a group; statistics in float32.
 
@@ -144,11 +85,12 @@ def group_norm(
     bias: `[C]`.
     groups: Number of groups; neighbouring channels share one.
     eps: Added to the variance.
+    compute: Selects the implementation.
 
   Returns:
     (x - mean) / sqrt(variance + eps) * scale + bias, in the shape and dtype of x.
   """
-  if _implementation() == "cpu":
+  if compute.implementation == "cpu":
     return kernels_cpu.group_norm(x, scale, bias, groups, eps)
   batch, channels = x.shape[0], x.shape[-1]
   y = x.astype(jnp.float32).reshape(batch, -1, groups, channels // groups)  # [B, H*W, G, C/G]
@@ -167,7 +109,13 @@ def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> j
 
 
 def attention(
-  q: jax.Array, k: jax.Array, v: jax.Array, causal: bool = False, scale: float | None = None
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  causal: bool = False,
+  scale: float | None = None,
+  *,
+  compute: Compute,
 ) -> jax.Array:
   """softmax(scale q kᵀ) v per head, the softmax in float32.
 
@@ -177,20 +125,21 @@ def attention(
     v: `[B, M, N, D]`.
     causal: Whether position i sees positions up to i only.
     scale: Factor of the scores; None: 1 / sqrt(D).
+    compute: Selects the implementation and the rematerialisation policy.
 
   Returns:
     `[B, L, N, D]` in the dtype of q.
   """
-  implementation = _implementation()
+  implementation = compute.implementation
   scale = q.shape[-1] ** -0.5 if scale is None else scale
   if implementation == "cpu":
-    return kernels_cpu.attention(q, k, v, causal, scale)
+    return kernels_cpu.attention(q, k, v, causal, scale, compute.remat)
   if implementation == "cudnn" and kernels_gpu.fits(q, k):
     return kernels_gpu.attention(q, k, v, causal, scale)
   if implementation == "splash" and kernels_tpu.fits(q, k, causal):
     return kernels_tpu.attention(q, k, v, causal, scale)
   out = jax.nn.dot_product_attention(q, k, v, is_causal=causal, scale=scale, implementation="xla")
-  return remat.keep(out, remat.ATTENTION)
+  return remat.checkpoint_name(out, remat.ATTENTION, compute.remat)
 
 
 def gelu(x: jax.Array) -> jax.Array:

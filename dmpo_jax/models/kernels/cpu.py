@@ -72,20 +72,25 @@ def _group_norm_backward(groups, eps, saved, g):
 group_norm.defvjp(_group_norm_forward, _group_norm_backward)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool, scale: float) -> jax.Array:
-  """As `kernels.attention`; the gradient computes the scores anew instead of storing them."""
-  return _attention_forward(q, k, v, causal, scale)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def attention(
+  q: jax.Array, k: jax.Array, v: jax.Array, causal: bool, scale: float, policy: str
+) -> jax.Array:
+  """`kernels.attention` whose gradient recomputes the scores instead of storing them.
+
+  The result and the softmax's denominators carry the name that `policy` may save.
+  """
+  return _attention_forward(q, k, v, causal, scale, policy)[0]
 
 
-def _attention_forward(q, k, v, causal, scale):
+def _attention_forward(q, k, v, causal, scale, policy):
   heads = _split(q * scale), _split(k), _split(v)
-  found = _over_heads(partial(_attend, causal=causal), *heads)
-  out, normaliser = (remat.keep(x, remat.ATTENTION) for x in found)
+  results = _over_heads(partial(_attend, causal=causal), *heads)
+  out, normaliser = (remat.checkpoint_name(x, remat.ATTENTION, policy) for x in results)
   return _join(out, q), (q, k, v, out, normaliser)
 
 
-def _attention_backward(causal, scale, saved, g):
+def _attention_backward(causal, scale, policy, saved, g):
   q, k, v, out, normaliser = saved
   heads = _split(q * scale), _split(k), _split(v)
   dq, dk, dv = _over_heads(

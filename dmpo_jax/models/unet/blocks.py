@@ -2,27 +2,30 @@
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from dmpo_jax.models import kernels, remat
+from dmpo_jax.models.compute import Compute
 from dmpo_jax.models.layers import Conv, GroupNorm, Linear
 from dmpo_jax.models.unet.attention import Transformer2DModel, TransformerOptions
 
 
 @dataclasses.dataclass(frozen=True)
 class BlockOptions:
-  """What the layers of a block share.
+  """Options of all layers of a block.
 
   Attributes:
-    outputs: Channels that leave the block.
+    outputs: Output channels of the block.
     time: Channels of the time embedding.
-    groups: Groups of its GroupNorms.
+    groups: Groups of the GroupNorms.
     eps: Added to the variance in the residual layers' norms.
     resample: Whether the block ends in a down- or up-sampling convolution.
-    attention: A transformer after each residual layer, with these options each; empty for none.
+    compute: How the layers compute.
+    attention: Options of the transformer after each residual layer; empty for no transformers.
   """
 
   outputs: int
@@ -30,6 +33,7 @@ class BlockOptions:
   groups: int
   eps: float
   resample: bool
+  compute: Compute
   attention: Sequence[TransformerOptions] = ()
 
 
@@ -41,16 +45,18 @@ class ResnetBlock2D(nnx.Module):
 
   def __init__(self, inputs: int, options: BlockOptions):
     outputs = options.outputs
-    self.norm1 = GroupNorm(inputs, options.groups, options.eps)
-    self.conv1 = Conv(inputs, outputs)
-    self.time_emb_proj = Linear(options.time, outputs)
-    self.norm2 = GroupNorm(outputs, options.groups, options.eps)
-    self.conv2 = Conv(outputs, outputs)
-    self.conv_shortcut = Conv(inputs, outputs, 1) if inputs != outputs else None
+    self.compute = compute = options.compute
+    self.norm1 = GroupNorm(inputs, options.groups, options.eps, compute=compute)
+    self.conv1 = Conv(inputs, outputs, compute=compute)
+    self.time_emb_proj = Linear(options.time, outputs, compute=compute)
+    self.norm2 = GroupNorm(outputs, options.groups, options.eps, compute=compute)
+    self.conv2 = Conv(outputs, outputs, compute=compute)
+    self.conv_shortcut = Conv(inputs, outputs, 1, compute=compute) if inputs != outputs else None
 
   def __call__(self, x: jax.Array, time: jax.Array) -> jax.Array:
     y = self.conv1(jax.nn.silu(self.norm1(x)))
-    y = remat.keep(y + self.time_emb_proj(time)[:, None, None, :], remat.CONVOLUTION)
+    y = y + self.time_emb_proj(time)[:, None, None, :]
+    y = remat.checkpoint_name(y, remat.CONVOLUTION, self.compute.remat)
     y = self.conv2(jax.nn.silu(self.norm2(y)))
     return y + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
@@ -58,8 +64,8 @@ class ResnetBlock2D(nnx.Module):
 class Downsample2D(nnx.Module):
   """Halves height and width, rounding up: `[B, H, W, C]` to `[B, H/2, W/2, C]`."""
 
-  def __init__(self, channels: int):
-    self.conv = Conv(channels, channels, stride=2)
+  def __init__(self, channels: int, *, compute: Compute):
+    self.conv = Conv(channels, channels, stride=2, compute=compute)
 
   def __call__(self, x: jax.Array) -> jax.Array:
     return self.conv(x)
@@ -68,8 +74,8 @@ class Downsample2D(nnx.Module):
 class Upsample2D(nnx.Module):
   """Doubles an image by repetition, crops it to size (height, width), and convolves it."""
 
-  def __init__(self, channels: int):
-    self.conv = Conv(channels, channels)
+  def __init__(self, channels: int, *, compute: Compute):
+    self.conv = Conv(channels, channels, compute=compute)
 
   def __call__(self, x: jax.Array, size: tuple[int, int]) -> jax.Array:
     return self.conv(kernels.upsample_nearest(x, *size))
@@ -85,23 +91,25 @@ class DownBlock(nnx.Module):
   """DownBlock2D and CrossAttnDownBlock2D: layers at one resolution, then halving."""
 
   def __init__(self, inputs: int, layers: int, options: BlockOptions):
+    self.compute = options.compute
     widths = [inputs] + [options.outputs] * (layers - 1)
     self.resnets = nnx.List([ResnetBlock2D(width, options) for width in widths])
     self.attentions = transformers(options)
-    self.downsamplers = nnx.List([Downsample2D(options.outputs)]) if options.resample else None
+    down = Downsample2D(options.outputs, compute=options.compute) if options.resample else None
+    self.downsamplers = None if down is None else nnx.List([down])
 
   def __call__(
     self, x: jax.Array, time: jax.Array, context: jax.Array
   ) -> tuple[jax.Array, list[jax.Array]]:
     """Returns the image `[B, H', W', O]` and the outputs of all layers, for the up blocks."""
-    skips = []
+    block, skips = partial(remat.checkpoint_block, policy=self.compute.remat), []
     for i, resnet in enumerate(self.resnets):
-      x = remat.block(resnet, x, time)
+      x = block(resnet, x, time)
       if self.attentions is not None:
         x = self.attentions[i](x, context)
       skips.append(x)
     if self.downsamplers is not None:
-      x = remat.block(self.downsamplers[0], x)
+      x = block(self.downsamplers[0], x)
       skips.append(x)
     return x, skips
 
@@ -110,14 +118,16 @@ class MidBlock(nnx.Module):
   """UNetMidBlock2DCrossAttn: a residual layer, a transformer, a residual layer."""
 
   def __init__(self, options: BlockOptions):
+    self.compute = options.compute
     layers = 1 + len(options.attention)
     self.resnets = nnx.List([ResnetBlock2D(options.outputs, options) for _ in range(layers)])
     self.attentions = transformers(options)
 
   def __call__(self, x: jax.Array, time: jax.Array, context: jax.Array) -> jax.Array:
-    x = remat.block(self.resnets[0], x, time)
+    block = partial(remat.checkpoint_block, policy=self.compute.remat)
+    x = block(self.resnets[0], x, time)
     for resnet, attention in zip(list(self.resnets)[1:], self.attentions, strict=True):
-      x = remat.block(resnet, attention(x, context), time)
+      x = block(resnet, attention(x, context), time)
     return x
 
 
@@ -125,12 +135,14 @@ class UpBlock(nnx.Module):
   """UpBlock2D and CrossAttnUpBlock2D: layers that read the way down's outputs, then doubling."""
 
   def __init__(self, inputs: int, skips: Sequence[int], options: BlockOptions):
+    self.compute = options.compute
     widths = [inputs] + [options.outputs] * (len(skips) - 1)
     self.resnets = nnx.List(
       [ResnetBlock2D(width + skip, options) for width, skip in zip(widths, skips, strict=True)]
     )
     self.attentions = transformers(options)
-    self.upsamplers = nnx.List([Upsample2D(options.outputs)]) if options.resample else None
+    up = Upsample2D(options.outputs, compute=options.compute) if options.resample else None
+    self.upsamplers = None if up is None else nnx.List([up])
 
   def __call__(
     self,
@@ -141,14 +153,15 @@ class UpBlock(nnx.Module):
     size: tuple[int, int],
   ) -> jax.Array:
     """Returns `[B, height, width, O]` with (height, width) = size, given a skip per layer."""
+    block = partial(remat.checkpoint_block, policy=self.compute.remat)
     for i, (resnet, skip) in enumerate(zip(self.resnets, skips, strict=True)):
 
       def join(x, skip, time, resnet=resnet):
         return resnet(jnp.concatenate([x, skip], axis=-1), time)
 
-      x = remat.block(join, x, skip, time)
+      x = block(join, x, skip, time)
       if self.attentions is not None:
         x = self.attentions[i](x, context)
     if self.upsamplers is not None:
-      x = remat.block(lambda x: self.upsamplers[0](x, size), x)
+      x = block(lambda x: self.upsamplers[0](x, size), x)
     return x

@@ -10,6 +10,7 @@ from flax import nnx
 
 from dmpo_jax.errors import InputError
 from dmpo_jax.models import remat
+from dmpo_jax.models.compute import Compute
 from dmpo_jax.models.layers import Conv, GroupNorm, Linear
 from dmpo_jax.models.unet.attention import TransformerOptions
 from dmpo_jax.models.unet.blocks import BlockOptions, DownBlock, MidBlock, UpBlock
@@ -42,9 +43,9 @@ def sinusoids(timesteps: jax.Array, channels: int, *, flip: bool, shift: float) 
 class TimestepEmbedding(nnx.Module):
   """Two linear layers with SiLU in between: `[B, I]` to `[B, O]`."""
 
-  def __init__(self, inputs: int, outputs: int):
-    self.linear_1 = Linear(inputs, outputs)
-    self.linear_2 = Linear(outputs, outputs)
+  def __init__(self, inputs: int, outputs: int, *, compute: Compute):
+    self.linear_1 = Linear(inputs, outputs, compute=compute)
+    self.linear_2 = Linear(outputs, outputs, compute=compute)
 
   def __call__(self, x: jax.Array) -> jax.Array:
     return self.linear_2(jax.nn.silu(self.linear_1(x)))
@@ -53,8 +54,8 @@ class TimestepEmbedding(nnx.Module):
 class UNet2DConditionModel(nnx.Module):
   """Predicts noise, velocity or image from a noisy image, its timestep and a text embedding."""
 
-  def __init__(self, config: UNetConfig):
-    self.config = config
+  def __init__(self, config: UNetConfig, compute: Compute):
+    self.config, self.compute = config, compute
     finest, coarsest = config.levels[0], config.levels[-1]
     time = config.time_embedding_dim
 
@@ -66,6 +67,7 @@ class UNet2DConditionModel(nnx.Module):
           context=config.cross_attention_dim,
           groups=config.norm_num_groups,
           linear_projection=config.use_linear_projection,
+          compute=compute,
         )
 
       return BlockOptions(
@@ -74,14 +76,17 @@ class UNet2DConditionModel(nnx.Module):
         groups=config.norm_num_groups,
         eps=config.norm_eps,
         resample=resample,
+        compute=compute,
         attention=tuple(map(transformer, depths)),
       )
 
-    self.conv_in = Conv(config.in_channels, finest.width, config.conv_in_kernel)
-    self.time_embedding = TimestepEmbedding(finest.width, time)
+    self.conv_in = Conv(config.in_channels, finest.width, config.conv_in_kernel, compute=compute)
+    self.time_embedding = TimestepEmbedding(finest.width, time, compute=compute)
     added = config.text_time
     self.add_embedding = (
-      None if added is None else TimestepEmbedding(added.text + TIME_IDS * added.sinusoids, time)
+      None
+      if added is None
+      else TimestepEmbedding(added.text + TIME_IDS * added.sinusoids, time, compute=compute)
     )
 
     down, skips, width = [], [finest.width], finest.width
@@ -101,8 +106,10 @@ class UNet2DConditionModel(nnx.Module):
       width = level.width
     self.up_blocks = nnx.List(up)
 
-    self.conv_norm_out = GroupNorm(finest.width, config.norm_num_groups, config.norm_eps)
-    self.conv_out = Conv(finest.width, config.out_channels, config.conv_out_kernel)
+    self.conv_norm_out = GroupNorm(
+      finest.width, config.norm_num_groups, config.norm_eps, compute=compute
+    )
+    self.conv_out = Conv(finest.width, config.out_channels, config.conv_out_kernel, compute=compute)
 
   def embed(
     self,
@@ -148,7 +155,8 @@ class UNet2DConditionModel(nnx.Module):
     # Every residual layer reads the activated embedding: activate it once.
     time = jax.nn.silu(self.embed(timesteps, text_embeds, time_ids, dtype))
 
-    x = remat.block(self.conv_in, sample)
+    checkpoint_block = partial(remat.checkpoint_block, policy=self.compute.remat)
+    x = checkpoint_block(self.conv_in, sample)
     skips = [x]
     for block in self.down_blocks:
       x, outputs = block(x, time, context)
@@ -159,7 +167,7 @@ class UNet2DConditionModel(nnx.Module):
       skips, used = skips[:-layers], skips[-layers:]
       size = skips[-1].shape[1:3] if skips else x.shape[1:3]
       x = block(x, used[::-1], time, context, size)
-    return remat.block(lambda x: self.conv_out(jax.nn.silu(self.conv_norm_out(x))), x)
+    return checkpoint_block(lambda x: self.conv_out(jax.nn.silu(self.conv_norm_out(x))), x)
 
 
 def check_inputs(

@@ -9,7 +9,7 @@ from flax import nnx
 
 from dmpo_jax.errors import InputError
 from dmpo_jax.models import fsdp, trees
-from dmpo_jax.models.build import tracing
+from dmpo_jax.models.compute import Compute
 from dmpo_jax.models.init import init_params
 from dmpo_jax.models.vae import config as vae_config
 from dmpo_jax.models.vae import model as vae
@@ -54,20 +54,12 @@ class Autoencoder(NamedTuple):
   downscale: int
 
 
-def build_autoencoder(
-  config: Mapping[str, Any],
-  *,
-  implementation: str | None = None,
-  place: fsdp.Placement | None = None,
-  remat: str = "none",
-) -> Autoencoder:
+def build_autoencoder(config: Mapping[str, Any], *, compute: Compute = Compute()) -> Autoencoder:
   """Builds the autoencoder that diffusers' config.json describes.
 
   Args:
     config: Its fields, `_class_name` "AutoencoderKL"; absent ones have diffusers' defaults.
-    implementation: As for `build`.
-    place: As for `build`.
-    remat: As for `build`.
+    compute: Attention kernels, rematerialisation and sharding.
 
   Returns:
     An `Autoencoder` of pure functions; parameters are nested dicts with string keys, named as in
@@ -79,8 +71,7 @@ def build_autoencoder(
   name = config.get("_class_name")
   if name != vae_config.NAME:
     raise InputError(f"_class_name = {name!r} is no autoencoder; expected {vae_config.NAME!r}")
-  with tracing(implementation, place, remat):  # refuses a wrong name before anything else
-    module = vae.AutoencoderKL(vae_config.read(config))
+  module = vae.AutoencoderKL(vae_config.read(config), compute)
   read = module.config
   graph, state = nnx.split(module)
   shapes = trees.string_keys(nnx.to_pure_dict(state))
@@ -97,20 +88,18 @@ def build_autoencoder(
     _check("images", images, read.in_channels, downscale)
 
     def run(params, images):
-      with tracing(implementation, place, remat):
-        moments = restore(params).encode(images.astype(computed_in(dtype)))
+      moments = restore(params).encode(images.astype(computed_in(dtype)))
       return Moments(*(m.astype(dtype) for m in moments))
 
-    return fsdp.spread(place, run)(params, images)
+    return fsdp.shard_map(compute.placement, run)(params, images)
 
   def decode(params, z, *, dtype=jnp.float32):
     _check("z", z, read.latent_channels, 1)
 
     def run(params, z):
-      with tracing(implementation, place, remat):
-        return restore(params).decode(z.astype(computed_in(dtype))).astype(dtype)
+      return restore(params).decode(z.astype(computed_in(dtype))).astype(dtype)
 
-    return fsdp.spread(place, run)(params, z)
+    return fsdp.shard_map(compute.placement, run)(params, z)
 
   return Autoencoder(
     encode=encode,

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from PIL import Image
 
-from dmpo_jax import interop, pipelines, sampling
+from dmpo_jax import interop, models, pipelines, sampling
 from dmpo_jax.common.atomic_files import write_atomically
 from dmpo_jax.parallel import sharding
 from dmpo_jax.pipelines import generate
@@ -50,7 +50,7 @@ class SampleGrid:
       num_steps=section.steps,
       guidance=section.guidance or generate.default_guidance(pipeline),
       dtype=config.dtype,
-      place=sharding.placement(mesh) if mesh.size > 1 else None,
+      compute=models.Compute(placement=sharding.placement(mesh)),
     )
     self._columns, self._unused, self._sharding = section.seeds, unused, sharding.batch(mesh)
     prompts = [prompt for prompt in section.prompts for _ in range(section.seeds)]
