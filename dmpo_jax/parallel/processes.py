@@ -21,6 +21,7 @@ import jax
 # barriers. Check this module, `connect` above all, after each upgrade of jax.
 from jax._src import distributed as jax_distributed
 
+from dmpo_jax.common.differences import describe, differences
 from dmpo_jax.errors import InputError, flush
 
 LOGGER = logging.getLogger(__name__)
@@ -80,22 +81,15 @@ class Processes:
 
     Args:
       name: Name of the value, for the message.
-      value: A dict of JSON values.
+      value: A nested dict of JSON values.
 
     Raises:
       InputError: The values differ; the message lists the keys that differ.
     """
-    theirs, ours = self.broadcast(value), json.loads(json.dumps(value))
-    theirs = json.loads(json.dumps(theirs))
-    lines = [
-      f"  {key}: {theirs.get(key)!r} in process 0, {ours.get(key)!r} here"
-      for key in sorted(theirs.keys() | ours.keys())
-      if theirs.get(key) != ours.get(key)
-    ]
-    if lines:
+    if different := differences(self.broadcast(value), value):
       raise InputError(
         f"process {self.index} has another {name} than process 0; start all processes with the "
-        "same:\n" + "\n".join(lines)
+        "same:\n" + describe(different, first="in process 0")
       )
 
   def barrier(self) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dmpo_jax import data, interop
-from dmpo_jax.data.latents import records as encoded
+from dmpo_jax.common.differences import describe, differences
 from dmpo_jax.errors import InputError
 from dmpo_jax.models import trees
 from dmpo_jax.models.clip import config as clip_config
@@ -73,10 +73,10 @@ def check(examples: data.EncodedPairs, pipeline: interop.Pipeline, trained: Sequ
   stored = {part: dict(examples.manifest[part]) for part in mine}
   if not examples.embeddings:
     stored["encoders"] = {"vae": stored["encoders"]["vae"]}
-  if words := encoded.difference(stored, mine):
+  if different := differences(stored, mine):
     raise InputError(
-      f"the pairs were encoded by another pipeline than config.pipeline: {words}; take that "
-      "pipeline, or encode with this one"
+      "the pairs were encoded by another pipeline than config.pipeline; take that pipeline, or "
+      f"encode with this one:\n{describe(different, first='stored')}"
     )
 
 

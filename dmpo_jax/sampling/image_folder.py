@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from dmpo_jax.common.atomic_files import write_atomically
+from dmpo_jax.common.differences import describe, differences
 from dmpo_jax.errors import InputError
 
 MANIFEST, UNFINISHED, GRID = "manifest.json", "manifest.unfinished.json", "grid.png"
@@ -91,18 +92,14 @@ def close_folder(
 def _check_same(path: pathlib.Path, settings: Mapping[str, Any]) -> None:
   try:
     found = json.loads(path.read_text(encoding="utf-8"))
-    different = [
-      f"{key} is {found.get(key)!r} there and {value!r} now"
-      for key, value in json.loads(json.dumps(settings)).items()
-      if found.get(key) != value
-    ]
-  except (ValueError, AttributeError) as error:
+    different = differences({key: found[key] for key in settings if key in found}, settings)
+  except (ValueError, TypeError) as error:
     raise InputError(
       f"{path} cannot be read ({error}); give another folder for the images"
     ) from error
   if different:
     raise InputError(
-      f"{path.parent} holds images drawn otherwise: {'; '.join(different)}; give another folder"
+      f"{path.parent} holds images of other settings; give another folder:\n{describe(different)}"
     )
 
 

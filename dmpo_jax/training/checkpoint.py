@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from dmpo_jax.common.differences import describe, differences
 from dmpo_jax.errors import InputError
 from dmpo_jax.parallel.array_checksums import checksums
 
@@ -84,8 +85,11 @@ class Checkpoints:
     try:
       saved = _shapes(self._manager.item_metadata(step)["state"].tree)
       wanted = _shapes(abstract)
-      if saved != wanted:
-        raise InputError(_differences(path, saved, wanted))
+      if different := differences(saved, wanted):
+        raise InputError(
+          f"checkpoint {path} is of another network or optimizer:\n"
+          + describe(different, first="saved")
+        )
       items = self._manager.restore(
         step,
         args=ocp.args.Composite(
@@ -169,14 +173,3 @@ def _shapes(tree: Any) -> dict[str, tuple]:
     jax.tree_util.keystr(path, simple=True, separator="."): (tuple(leaf.shape), str(leaf.dtype))
     for path, leaf in leaves
   }
-
-
-def _differences(path: pathlib.Path, saved: dict, wanted: dict) -> str:
-  lines = []
-  for name in sorted(saved.keys() | wanted.keys()):
-    if saved.get(name) != wanted.get(name):
-      lines.append(
-        f"  {name}: {saved.get(name, 'absent')} saved, {wanted.get(name, 'absent')} here"
-      )
-  shown = lines[:20] + [f"  ... and {len(lines) - 20} more"] * (len(lines) > 20)
-  return f"checkpoint {path} is of another network or optimizer:\n" + "\n".join(shown)

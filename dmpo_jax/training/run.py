@@ -29,7 +29,6 @@ from dmpo_jax.training.run_directory import (
   check_outside,
   check_owner,
   claim,
-  flat,
   only_user_of,
 )
 from dmpo_jax.training.step import (
@@ -132,8 +131,8 @@ class _Run:
       setup.make_loaders(config, pipeline, examples), config.batch_size, sharding.batch(self.mesh)
     )
     self.identity = self._identity(examples.fingerprint(), pipeline.params)
-    processes.assert_equal("run", flat(self.identity))
-    processes.assert_equal("config", flat({key: config.to_dict()[key] for key in FREE_KEYS}))
+    processes.assert_equal("run", self.identity)
+    processes.assert_equal("config", {key: config.to_dict()[key] for key in FREE_KEYS})
     if processes.is_first:
       check_owner(workdir, self.identity)
     objective = setup.make_objective(config, pipeline, examples, mesh=self.mesh)

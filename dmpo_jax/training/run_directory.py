@@ -7,9 +7,9 @@ import pathlib
 import time
 import uuid
 from collections.abc import Iterator
-from typing import Any
 
 from dmpo_jax.common.atomic_files import write_atomically
+from dmpo_jax.common.differences import describe, differences
 from dmpo_jax.errors import InputError
 from dmpo_jax.parallel.processes import Processes
 
@@ -109,7 +109,6 @@ def claim(workdir: pathlib.Path, identity: dict) -> None:
   """
   workdir.mkdir(parents=True, exist_ok=True)
   path = workdir / "run.json"
-  identity = json.loads(json.dumps(identity))
   if not path.exists():
     write_atomically(path, json.dumps(identity, indent=2, sort_keys=True) + "\n")
     return
@@ -117,27 +116,15 @@ def claim(workdir: pathlib.Path, identity: dict) -> None:
     there = json.loads(path.read_text())
   except ValueError as error:
     raise InputError(f"{path} is not JSON ({error}); use another work directory") from error
-  old, new = flat(there), flat(identity)
-  lines = [
-    f"  {key}: {old.get(key, 'absent')!r} there, {new.get(key, 'absent')!r} here"
-    for key in sorted((old.keys() | new.keys()) - MAY_DIFFER)
-    if old.get(key, "absent") != new.get(key, "absent")
-  ]
-  if lines:
-    moved = "start" in new and old.get("start") != new["start"]
+  different = differences(there, identity)
+  for key in MAY_DIFFER:
+    different.pop(key, None)
+  if different:
     raise InputError(
       f"{workdir} holds a different run:\n"
-      + "\n".join(lines)
+      + describe(different)
       + "\n"
-      + "start: what the pipeline holds; the reference would not be the initial policy\n" * moved
+      + "start: what the pipeline holds; the reference would not be the initial policy\n"
+      * ("start" in different)
       + "Use another work directory, or delete this one to start over"
     )
-
-
-def flat(tree: Any, prefix: str = "") -> dict:
-  """A nested dict as one of dotted keys."""
-  if not isinstance(tree, dict):
-    return {prefix: tree}
-  return {
-    k: v for key, x in tree.items() for k, v in flat(x, f"{prefix}.{key}".lstrip(".")).items()
-  }

@@ -103,7 +103,7 @@ def test_interrupted_it_draws_only_what_is_missing(copy, pipeline, capsys):
 def test_images_of_other_settings_are_not_mixed_with(copy, pipeline, capsys):
   before = manifest_of(copy)
   assert sample(pipeline, copy, "--negative", "seven") == 2
-  assert "negative is 'the' there and 'seven' now" in capsys.readouterr().err
+  assert "negative: 'the' there, 'seven' here" in capsys.readouterr().err
   assert manifest_of(copy) == before
 
 

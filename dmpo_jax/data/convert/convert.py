@@ -19,6 +19,7 @@ import threading
 from collections.abc import Callable, Iterable
 
 from dmpo_jax.common.atomic_files import write_atomically
+from dmpo_jax.common.differences import describe, differences
 from dmpo_jax.data import tfds_folder
 from dmpo_jax.data.convert import finalize, sources
 from dmpo_jax.data.convert import options as convert_options
@@ -120,22 +121,12 @@ def _begin(out: pathlib.Path, folder: pathlib.Path, plan: dict) -> None:
     found = json.loads(path.read_text(encoding="utf-8"))
   except ValueError as error:
     raise InputError(f"{path} is no plan of a conversion: {error}") from error
-  if found != json.loads(json.dumps(plan)):
+  if different := differences(found, plan):
     raise InputError(
-      f"{out} holds a conversion with {_difference(found, plan)}; "
-      "go on with the same source and options, or choose another folder"
+      f"{out} holds a conversion of other files, of files that have changed, or with other "
+      "options; resume with the same source and options, or choose another folder:\n"
+      + describe(different)
     )
-
-
-def _difference(found: dict, plan: dict) -> str:
-  before, now = found.get("options") or {}, plan["options"]
-  for name in now:
-    if before.get(name) != json.loads(json.dumps(now[name])):
-      return f"{name} = {before.get(name)!r}, not {now[name]!r}"
-  for name in ("source", "part", "record"):
-    if found.get(name) != plan[name]:
-      return f"{name} {found.get(name)!r}, not {plan[name]!r}"
-  return "other files, or files that have changed since it began"
 
 
 def _run(jobs: list[tuple], workers: int) -> Iterable[int]:

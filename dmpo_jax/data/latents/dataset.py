@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dmpo_jax.common.differences import describe, differences
 from dmpo_jax.data.latents import records as encoded
 from dmpo_jax.data.mixture import Folder, Mixture, StoredLoader
 from dmpo_jax.errors import InputError
@@ -60,9 +61,12 @@ class EncodedPairs:
     self.manifest = self.sources[0].manifest
     for folder, source in zip(folders, self.sources, strict=True):
       for part in SHARED:
-        words = encoded.difference(self.manifest[part], source.manifest[part], part)
-        if words:
-          raise InputError(f"{folders[0]} and {folder} were not encoded alike: {words}")
+        different = differences(self.manifest[part], source.manifest[part], prefix=part)
+        if different:
+          raise InputError(
+            f"{folders[0]} and {folder} were not encoded alike:\n"
+            + describe(different, first="in the first", second="in the second")
+          )
       if embeddings and not source.has_embeddings:
         raise InputError(
           f"{folder} holds no text embeddings; encode with --text embeddings, or set "

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dmpo_jax.common.atomic_files import write_atomically
+from dmpo_jax.common.differences import describe, differences
 from dmpo_jax.data import crops, pair_index, tfds_folder
 from dmpo_jax.data.latents import records as encoded
 from dmpo_jax.data.latents.rounding import merge
@@ -159,10 +160,10 @@ def _begin(out: pathlib.Path, plan: dict) -> None:
     found = json.loads(path.read_text(encoding="utf-8"))
   except ValueError as error:
     raise InputError(f"{path} is no plan of an encoding: {error}") from error
-  if words := encoded.difference(found, json.loads(json.dumps(plan))):
+  if different := differences(found, plan):
     raise InputError(
-      f"{out} holds another encoding: {words}; go on with the same pairs, pipeline and options, or "
-      "choose another folder"
+      f"{out} holds another encoding; resume with the same pairs, pipeline and options, or choose "
+      f"another folder:\n{describe(different)}"
     )
 
 

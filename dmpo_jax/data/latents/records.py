@@ -216,20 +216,6 @@ def seal(manifest: Mapping[str, Any]) -> str:
   return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
-def difference(found: Any, wanted: Any, path: str = "") -> str | None:
-  """The first thing in which two trees of dicts differ, in words; None if they are equal."""
-  if isinstance(found, Mapping) and isinstance(wanted, Mapping):
-    for key in dict.fromkeys([*found, *wanted]):
-      name = f"{path}.{key}" if path else key
-      if key not in found or key not in wanted:
-        where = "is not there" if key not in found else "is there, and here it is not"
-        return f"{name} {where}"
-      if words := difference(found[key], wanted[key], name):
-        return words
-    return None
-  return None if found == wanted else f"{path} is {found!r} there and {wanted!r} here"
-
-
 def digest(path: pathlib.Path) -> str:
   """SHA-256 of a file in hexadecimal."""
   with path.open("rb") as stream:

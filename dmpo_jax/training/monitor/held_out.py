@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from dmpo_jax import data
 from dmpo_jax.common.atomic_files import write_atomically
+from dmpo_jax.common.differences import describe, differences
 from dmpo_jax.errors import InputError
 from dmpo_jax.parallel import sharding
 from dmpo_jax.training import setup
@@ -112,10 +113,10 @@ class HeldOutEvaluation:
   def _check_settings(self) -> None:
     """Raises if held_out.jsonl has records of another evaluation: its curves would not compare."""
     path = self._workdir / "held_out.json"
-    if path.exists() and (saved := json.loads(path.read_text())) != self._settings:
+    if path.exists() and (different := differences(json.loads(path.read_text()), self._settings)):
       raise InputError(
-        f"{path} says that held_out.jsonl is of {saved}, now it would be {self._settings}: set "
-        "config.held_out as it was, or move held_out.json and held_out.jsonl away"
+        f"{path} says that held_out.jsonl is of other settings; set config.held_out as it was, or "
+        f"move held_out.json and held_out.jsonl away:\n{describe(different)}"
       )
 
   def start(self, step: int, initial: Params, frozen: Params) -> None:

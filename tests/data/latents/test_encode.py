@@ -253,10 +253,10 @@ def test_a_finished_folder_is_left_as_it_is(pairs, folder, tmp_path):
 @pytest.mark.parametrize(
   ("networks", "options", "message"),
   [
-    ({}, {"size": 8}, r"options\.size is 16 there and 8 here"),
-    ({}, {"dtype": "float16"}, r"options\.dtype is 'float32' there"),
-    ({}, {"batch_size": 2}, r"options\.batch_size is 1 there and 2 here"),
-    ({"identity": {"encoders": {"vae": {"weights": "b"}}}}, {}, r"vae\.weights is 'a' there"),
+    ({}, {"size": 8}, r"options\.size: 16 there, 8 here"),
+    ({}, {"dtype": "float16"}, r"options\.dtype: 'float32' there"),
+    ({}, {"batch_size": 2}, r"options\.batch_size: 1 there, 2 here"),
+    ({"identity": {"encoders": {"vae": {"weights": "b"}}}}, {}, r"vae\.weights: 'a' there"),
   ],
 )
 def test_another_encoding_in_the_same_folder_is_refused(pairs, folder, networks, options, message):
@@ -388,7 +388,7 @@ def test_encoded_folders_are_mixed_in_their_shares(folder):
 
 def test_folders_that_were_not_encoded_alike_are_not_mixed(pairs, folder, tmp_path):
   encode.encode(pairs, tmp_path / "out", encoders(), VIEWS._replace(dtype="float16"))
-  with pytest.raises(InputError, match="were not encoded alike: layout"):
+  with pytest.raises(InputError, match="were not encoded alike:\n  layout"):
     datasets.encoded_mixture(folders=(str(folder), str(tmp_path / "out")), weights=(1, 1))
 
 
