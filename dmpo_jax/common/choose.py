@@ -1,6 +1,7 @@
-"""A choice that a config section makes: a name, and the fields that go with it."""
+"""Config sections that choose a function by its name and give its keyword arguments."""
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dmpo_jax.errors import InputError, unknown
@@ -33,3 +34,38 @@ def choose(
     if field not in given:
       raise InputError(f"{kind} {name!r} needs the field {field!r}")
   return name, given
+
+
+def select(
+  kind: str, section: Mapping[str, Any], options: Mapping[str, Callable]
+) -> tuple[Callable, dict[str, Any]]:
+  """The function that a section names, and the section's other keys as its keyword arguments.
+
+  Args:
+    kind: What the section selects, in words ("loss").
+    section: A mapping with `name` and the function's keyword-only arguments.
+    options: Functions by name.
+
+  Returns:
+    (function, keyword arguments).
+
+  Raises:
+    InputError: The name or a key is unknown, or an argument without default is missing.
+  """
+  arguments = dict(section)
+  name = arguments.pop("name", None)
+  if name not in options:
+    raise unknown(kind, name, options)
+  function = options[name]
+  parameters = {
+    key: parameter
+    for key, parameter in inspect.signature(function).parameters.items()
+    if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+  }
+  for key in arguments:
+    if key not in parameters:
+      raise unknown(f"key of {kind} {name!r}:", key, parameters)
+  for key, parameter in parameters.items():
+    if parameter.default is inspect.Parameter.empty and key not in arguments:
+      raise InputError(f"{kind} {name!r} needs the key {key!r}; it has no default")
+  return function, arguments

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dmpo_jax import losses
-from dmpo_jax.common.optional import require
+from dmpo_jax.common.optional import import_optional
 from dmpo_jax.errors import InputError
 from dmpo_jax.evaluation.plots import LIGHT, Theme
 
@@ -115,8 +115,10 @@ def picture(
   lines = 3 if columns == 1 else 1  # of the legend
   above = 0.72 + 0.2 * lines  # inches over the first axes
   width, height = 0.9 + 2.7 * columns, above + 2.95 * rows
-  figure = require("matplotlib.figure").Figure((width, height), dpi=100, facecolor=theme.page)
-  require("matplotlib.backends.backend_agg").FigureCanvasAgg(figure)
+  figure = import_optional("matplotlib.figure").Figure(
+    (width, height), dpi=100, facecolor=theme.page
+  )
+  import_optional("matplotlib.backends.backend_agg").FigureCanvasAgg(figure)
   edges = {"left": 0.6 / width, "right": 1 - 0.1 / width, "top": 1 - above / height}
   grid = figure.add_gridspec(rows, columns, **edges, bottom=0.45 / height, hspace=0.5, wspace=0.2)
   logits = np.linspace(-reach, reach, 321)

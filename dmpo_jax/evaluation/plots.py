@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from dmpo_jax.common.optional import require
+from dmpo_jax.common.optional import import_optional
 from dmpo_jax.errors import InputError
 from dmpo_jax.evaluation.statistics import Interval, ink
 
@@ -237,7 +237,7 @@ def intervals(
   """
   figure, axes = _figure(4.6, 0.62 + 0.42 * len(labels), theme)
   places = np.arange(len(labels))[::-1]
-  halo = [require("matplotlib.patheffects").withStroke(linewidth=3, foreground=theme.page)]
+  halo = [import_optional("matplotlib.patheffects").withStroke(linewidth=3, foreground=theme.page)]
   axes.axvline(baseline, color=theme.faint, linewidth=1, linestyle=(0, (4, 3)))
   for place, value, colour in zip(places, values, colours, strict=True):
     ends = [value.low, value.high]
@@ -255,7 +255,7 @@ def intervals(
   axes.tick_params(axis="y", length=0, labelcolor=theme.text)
   axes.spines["left"].set_visible(False)
   axes.grid(axis="x", color=theme.line, linewidth=0.7)
-  ticker = require("matplotlib.ticker")
+  ticker = import_optional("matplotlib.ticker")
   ticks = ticker.MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(*axes.get_xlim())
   inside = [t for t in ticks if axes.get_xlim()[0] <= t <= axes.get_xlim()[1]]
   if shares:
@@ -312,7 +312,7 @@ def curves(
   axes.grid(axis="y", color=theme.line, linewidth=0.7)
   axes.spines["left"].set_visible(False)
   axes.tick_params(axis="y", length=0)
-  ticker = require("matplotlib.ticker")
+  ticker = import_optional("matplotlib.ticker")
   axes.xaxis.set_major_locator(ticker.MaxNLocator(5, integer=True))
   if shares:
     axes.yaxis.set_major_formatter(_percent)
@@ -411,8 +411,8 @@ def _png(image: Image.Image, path: str | os.PathLike | None) -> bytes:
 
 def _figure(width: float, height: float, theme: Theme, rows: int | None = None):
   """A transparent figure with bare axes; matplotlib's global state is not touched."""
-  figure = require("matplotlib.figure").Figure(figsize=(width, height), dpi=180)
-  require("matplotlib.backends.backend_agg").FigureCanvasAgg(figure)
+  figure = import_optional("matplotlib.figure").Figure(figsize=(width, height), dpi=180)
+  import_optional("matplotlib.backends.backend_agg").FigureCanvasAgg(figure)
   axes = figure.subplots(rows or 1, 1, squeeze=False)[:, 0]
   for axis in axes:
     axis.patch.set_alpha(0)

@@ -1,8 +1,7 @@
 """The keys of an experiment's config, their defaults, and their checks."""
 
 import functools
-import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -240,39 +239,6 @@ def unknown_key(key: str, known: Iterable[str]) -> InputError:
 
 def _get(config: ConfigDict, key: str) -> Any:
   return functools.reduce(lambda section, part: section[part], key.split("."), config)
-
-
-def select(kind: str, section: Mapping[str, Any], options: Mapping[str, Callable]) -> tuple:
-  """The function a section names, with the section's other keys as its keyword arguments.
-
-  Args:
-    kind: What the section selects, in words ("objective").
-    section: A mapping with `name` and the function's keyword-only arguments.
-    options: Functions by name.
-
-  Returns:
-    (function, keyword arguments).
-
-  Raises:
-    InputError: The name, or one of the keys, is not known, or a needed key is missing.
-  """
-  arguments = dict(section)
-  name = arguments.pop("name", "")
-  if name not in options:
-    raise unknown(kind, name, options)
-  function = options[name]
-  parameters = {
-    key: parameter
-    for key, parameter in inspect.signature(function).parameters.items()
-    if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-  }
-  for key in arguments:
-    if key not in parameters:
-      raise unknown(f"key of {kind} {name!r}:", key, parameters)
-  for key, parameter in parameters.items():
-    if parameter.default is inspect.Parameter.empty and key not in arguments:
-      raise InputError(f"{kind} {name!r} needs the key {key!r}; it has no default")
-  return function, arguments
 
 
 def _check_keys(known: ConfigDict, given: ConfigDict, prefix: str) -> None:

@@ -12,11 +12,11 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dmpo_jax import data, diffusion, interop, losses, models
+from dmpo_jax.common import choose
 from dmpo_jax.errors import InputError, unknown
 from dmpo_jax.interop.pipeline import NETWORKS
 from dmpo_jax.parallel import sharding
 from dmpo_jax.pipelines import fingerprint, stable_diffusion
-from dmpo_jax.training import config as configs
 from dmpo_jax.training.objective import Loss, Objective, Params, adapt, replace
 
 Data = data.Examples | data.StoredPairs | data.EncodedPairs
@@ -27,7 +27,7 @@ RUN_FOR = {"images": ("vae",), "embeddings": fingerprint.TEXT_ENCODERS}
 
 def load_examples(config: ConfigDict) -> Data:
   """The examples that the config's `data` section names."""
-  build, options = configs.select("data set", config.data, data.DATASETS)
+  build, options = choose.select("data set", config.data, data.DATASETS)
   return build(**options)
 
 
@@ -150,7 +150,7 @@ def make_loss(section: Mapping) -> Loss:
   """
   if not isinstance(section, Mapping | ConfigDict):
     raise InputError(f"an objective is a section with a name and its arguments, got {section!r}")
-  function, hyperparameters = configs.select("objective", section, losses.OBJECTIVES)
+  function, hyperparameters = choose.select("objective", section, losses.OBJECTIVES)
   if "base" in hyperparameters:
     hyperparameters["base"] = make_loss(hyperparameters["base"])
   return functools.partial(function, **hyperparameters)

@@ -3,9 +3,10 @@
 import pytest
 
 from dmpo_jax import data, losses
+from dmpo_jax.common.choose import select
 from dmpo_jax.configs import digits_dmpo, digits_reference, sd15_dmpo, sdxl_dmpo, sdxl_dmpo_lora
 from dmpo_jax.errors import InputError
-from dmpo_jax.training.config import check, select
+from dmpo_jax.training.config import check
 from dmpo_jax.training.config_file import load_config
 
 DMPO = digits_dmpo.__file__

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from typing import IO, NamedTuple
 
-from dmpo_jax.common.optional import require
+from dmpo_jax.common.optional import import_optional
 from dmpo_jax.data.convert import text_tables
 from dmpo_jax.errors import InputError, unknown
 
@@ -107,7 +107,7 @@ def read(
 @contextlib.contextmanager
 def _blaming(path: pathlib.Path, row: int | None = None):
   """Turns what pyarrow raises on damaged files into an error that names the file."""
-  arrow = require("pyarrow", extra="data")
+  arrow = import_optional("pyarrow", extra="data")
   try:
     yield
   except InputError:
@@ -118,7 +118,7 @@ def _blaming(path: pathlib.Path, row: int | None = None):
 
 
 def _open_parquet(path: pathlib.Path):
-  parquet = require("pyarrow.parquet", extra="data")
+  parquet = import_optional("pyarrow.parquet", extra="data")
   with _blaming(path):
     # Not mapped, not read ahead: mapped pages and whole row groups would count as memory.
     return parquet.ParquetFile(path, memory_map=False, pre_buffer=False, buffer_size=PARQUET_BUFFER)
@@ -185,7 +185,7 @@ def _spool(rows: Iterator[dict | InputError], spool: IO[bytes]) -> None:
 
 def _heavy(table, group: int, names: list[str]) -> list[str]:
   """Columns of a row group that are too large to be read side by side."""
-  types = require("pyarrow.types", extra="data")
+  types = import_optional("pyarrow.types", extra="data")
   # The sizes of single columns are not asked for: on a damaged file that ends the process.
   if table.metadata.row_group(group).total_byte_size <= HEAVY_GROUP:
     return []
@@ -195,7 +195,7 @@ def _heavy(table, group: int, names: list[str]) -> list[str]:
 
 def _group_rows(path: pathlib.Path, table, group: int, names: list[str], number: int):
   """Rows of a row group with these columns: values by name, or what is wrong."""
-  arrow = require("pyarrow", extra="data")
+  arrow = import_optional("pyarrow", extra="data")
   with _blaming(path, number):
     batches = table.iter_batches(
       batch_size=PARQUET_ROWS, row_groups=[group], columns=names, use_threads=False

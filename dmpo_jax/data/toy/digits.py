@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dmpo_jax.common.optional import require
+from dmpo_jax.common.optional import import_optional
 from dmpo_jax.errors import InputError
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -56,7 +56,7 @@ def load() -> Digits:
   Source: sklearn.datasets.load_digits, the test part of the UCI set "Optical Recognition of
     Handwritten Digits" (E. Alpaydin, C. Kaynak, 1998).
   """
-  found = require("sklearn.datasets").load_digits()
+  found = import_optional("sklearn.datasets").load_digits()
   images = (found.images / 8 - 1).astype(np.float32)[..., None]  # [N, H, W, C]
   return Digits(images=images, labels=found.target.astype(np.int32))
 

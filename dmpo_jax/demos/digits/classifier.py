@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dmpo_jax.common.optional import require
+from dmpo_jax.common.optional import import_optional
 from dmpo_jax.data.toy.digits import Digits
 from dmpo_jax.errors import InputError
 from dmpo_jax.evaluation.statistics import Interval, bootstrap
@@ -64,7 +64,7 @@ def fit(train: Digits, test: Digits, *, seed: int = 0) -> Classifier:
   Raises:
     InputError: scikit-learn is not installed, or a part is empty.
   """
-  svm = require("sklearn.svm")
+  svm = import_optional("sklearn.svm")
   if not (len(train.labels) and len(test.labels)):
     raise InputError(
       f"the classifier needs digits to learn from and to be tested on, got {len(train.labels)} "

@@ -27,7 +27,7 @@ def plot(records: Sequence[dict[str, Any]], path: pathlib.Path, *, title: str) -
   Raises:
     InputError: matplotlib is not installed.
   """
-  optional.require("matplotlib", extra="monitor")
+  optional.import_optional("matplotlib", extra="monitor")
   from matplotlib import colormaps
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure

@@ -97,7 +97,7 @@ def check_wandb(project: str) -> None:
     InputError: wandb is not installed; the message says how to install it.
   """
   if project:
-    optional.require("wandb", extra="wandb")
+    optional.import_optional("wandb", extra="wandb")
 
 
 def open_wandb(project: str, workdir: pathlib.Path, config: Mapping[str, Any]) -> Wandb | None:
@@ -119,7 +119,7 @@ def open_wandb(project: str, workdir: pathlib.Path, config: Mapping[str, Any]) -
   """
   if not project:
     return None
-  module = optional.require("wandb", extra="wandb")
+  module = optional.import_optional("wandb", extra="wandb")
   path = workdir / "wandb_id"
   if not path.exists():
     write_atomically(path, secrets.token_hex(8) + "\n")
