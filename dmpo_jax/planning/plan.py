@@ -184,7 +184,7 @@ def make(
     trained=config.trained,
     reference=config.reference,
     lora=config.lora.rank > 0,
-    encoded=[name for name in networks if name not in run],
+    cached=[name for name in networks if name not in run],
   )
   plan: dict[str, Any] = {
     "slice": of.name,

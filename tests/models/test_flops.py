@@ -5,6 +5,9 @@ import pytest
 from dmpo_jax import models
 from dmpo_jax.errors import InputError
 from dmpo_jax.models import flops
+from dmpo_jax.models.clip import flops as clip_flops
+from dmpo_jax.models.unet import flops as unet_flops
+from dmpo_jax.models.vae import flops as vae_flops
 from tests.models import published
 
 TOKENS = 7
@@ -20,7 +23,7 @@ UNET = {
 
 
 def _torch_count(network, *inputs, **more) -> int:
-  """What PyTorch counts on tensors without numbers, its attention taken apart into products."""
+  """PyTorch's count on meta tensors, with attention decomposed into products."""
   import torch
   from torch.utils.flop_counter import FlopCounterMode
 
@@ -43,8 +46,8 @@ def _torch_unet(config: dict, height: int, width: int, tokens: int) -> int:
 
 
 def test_sd15_is_0_803_tflop_a_forward_and_sdxl_6_76():
-  assert flops.forward(published.SD15_UNET, 64, 64, 77) == pytest.approx(0.803e12, rel=1e-3)
-  assert flops.forward(published.SDXL_UNET, 128, 128, 77) == pytest.approx(6.76e12, rel=1e-3)
+  assert unet_flops.forward(published.SD15_UNET, 64, 64, 77) == pytest.approx(0.803e12, rel=1e-3)
+  assert unet_flops.forward(published.SDXL_UNET, 128, 128, 77) == pytest.approx(6.76e12, rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +61,7 @@ def test_sd15_is_0_803_tflop_a_forward_and_sdxl_6_76():
 )
 def test_a_forward_is_what_pytorch_counts_on_diffusers_network(config, height, width, tokens):
   counted = _torch_unet(config, height, width, tokens)
-  assert flops.forward(config, height, width, tokens) == counted
+  assert unet_flops.forward(config, height, width, tokens) == counted
 
 
 def test_an_encoding_and_a_decoding_are_what_pytorch_counts_on_diffusers_autoencoder():
@@ -73,8 +76,8 @@ def test_an_encoding_and_a_decoding_are_what_pytorch_counts_on_diffusers_autoenc
     network = diffusers.AutoencoderKL(**fields)
     encoded = _torch_count(network.encode, torch.zeros(1, 3, 36, 24))
     decoded = _torch_count(network.decode, torch.zeros(1, 4, 9, 6))
-  assert flops.encode(config, 36, 24) == encoded
-  assert flops.decode(config, 9, 6) == decoded
+  assert vae_flops.encode(config, 36, 24) == encoded
+  assert vae_flops.decode(config, 9, 6) == decoded
 
 
 @pytest.mark.parametrize("name", ["SD15_TEXT", "SDXL_TEXT_2"])
@@ -87,7 +90,7 @@ def test_a_text_encoder_is_what_pytorch_counts_on_transformers(name):
   with torch.device("meta"):
     network = kind(transformers.CLIPTextConfig(**config))
     counted = _torch_count(network, torch.ones(1, 77, dtype=torch.int64))
-  assert flops.text(config, 77) == pytest.approx(counted, rel=1e-6)
+  assert clip_flops.forward(config, 77) == pytest.approx(counted, rel=1e-6)
 
 
 def test_a_forward_is_what_xla_counts_on_the_plain_network_but_for_borders_and_elementwise_work():
@@ -99,10 +102,10 @@ def test_a_forward_is_what_xla_counts_on_the_plain_network_but_for_borders_and_e
   inputs = (shape(1, 64, 64, 4), shape(1), shape(1, 77, 768))
   lowered = jax.jit(network.apply).lower(models.abstract(published.SD15_UNET), *inputs)
   counted = lowered.cost_analysis()["flops"]
-  assert flops.forward(published.SD15_UNET, 64, 64, 77) == pytest.approx(counted, rel=0.03)
+  assert unet_flops.forward(published.SD15_UNET, 64, 64, 77) == pytest.approx(counted, rel=0.03)
 
 
-def _parts(**options) -> dict[str, int]:
+def _flops(**options) -> dict[str, int]:
   configs = {"unet": published.SD15_UNET, "text_encoder": published.SD15_TEXT}
   configs["vae"] = published.SD_VAE
   return flops.per_example(configs, height=512, width=512, tokens=77, **options)
@@ -119,21 +122,21 @@ def _parts(**options) -> dict[str, int]:
   ],
   ids=["dpo", "mapo", "sft on single images", "dpo with LoRA", "mapo with LoRA"],
 )
-def test_an_example_costs_so_many_forwards_of_the_unet(options, forwards):
-  one = flops.forward(published.SD15_UNET, 64, 64, 77)
-  assert _parts(**options)["unet"] == forwards * one
+def test_an_example_costs_this_many_forward_passes_of_the_unet(options, forwards):
+  one = unet_flops.forward(published.SD15_UNET, 64, 64, 77)
+  assert _flops(**options)["unet"] == forwards * one
 
 
-def test_frozen_encoders_cost_a_caption_and_two_encodings_and_nothing_where_they_are_stored():
-  parts = _parts()
-  assert parts["text_encoder"] == flops.text(published.SD15_TEXT, 77)
-  assert parts["vae"] == 2 * flops.encode(published.SD_VAE, 512, 512)
-  assert _parts(encoded=("vae", "text_encoder")) == {"unet": parts["unet"]}
+def test_frozen_encoders_cost_a_caption_and_two_encodings_and_nothing_when_cached():
+  by_component = _flops()
+  assert by_component["text_encoder"] == clip_flops.forward(published.SD15_TEXT, 77)
+  assert by_component["vae"] == 2 * vae_flops.encode(published.SD_VAE, 512, 512)
+  assert _flops(cached=("vae", "text_encoder")) == {"unet": by_component["unet"]}
 
 
-def test_a_component_that_is_stored_cannot_be_trained():
+def test_a_cached_component_cannot_be_trained():
   with pytest.raises(InputError, match="text_encoder"):
-    _parts(trained=("unet", "text_encoder"), encoded=("text_encoder",))
+    _flops(trained=("unet", "text_encoder"), cached=("text_encoder",))
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,11 @@ class VAEConfig:
   use_post_quant_conv: bool
   mid_block_add_attention: bool
 
+  @property
+  def downscale(self) -> int:
+    """Pixels per latent along height and width, 2**(levels - 1)."""
+    return 2 ** (len(self.block_out_channels) - 1)
+
 
 def read(config: Mapping[str, Any]) -> VAEConfig:
   """Reads diffusers' config.json of an AutoencoderKL.

@@ -218,6 +218,6 @@ def example_flops(
     trained=config.trained,
     reference=config.reference,
     lora=config.lora.rank > 0,
-    encoded=cached,
+    cached=cached,
   )
   return sum(by_component.values())
