@@ -1,11 +1,12 @@
 """Networks as pure functions of plain parameter trees: `build(config) -> Model(apply, init)`."""
 
 from dmpo_jax.models import lora, remat, trees
-from dmpo_jax.models.build import Model, abstract, build
+from dmpo_jax.models.build import abstract, build, build_autoencoder
 from dmpo_jax.models.clip.text import TextOutput
 from dmpo_jax.models.compute import Compute
 from dmpo_jax.models.fsdp import Placement, dividing_axes
-from dmpo_jax.models.vae.build import Autoencoder, Moments, build_autoencoder, draw_latents
+from dmpo_jax.models.functional import Model
+from dmpo_jax.models.vae.build import Autoencoder, Moments, draw_latents
 
 __all__ = [
   "Autoencoder",

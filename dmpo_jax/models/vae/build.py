@@ -1,18 +1,14 @@
-"""From the config.json of an autoencoder to functions: encode, decode, and the units of latents."""
+"""Pure functions of an AutoencoderKL: encode, decode, and the scaling of latents."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from dmpo_jax.errors import InputError
-from dmpo_jax.models import fsdp, trees
-from dmpo_jax.models.compute import Compute
-from dmpo_jax.models.init import init_params
-from dmpo_jax.models.vae import config as vae_config
-from dmpo_jax.models.vae import model as vae
+from dmpo_jax.models import trees
+from dmpo_jax.models.functional import Functional
 
 
 class Moments(NamedTuple):
@@ -54,60 +50,38 @@ class Autoencoder(NamedTuple):
   downscale: int
 
 
-def build_autoencoder(config: Mapping[str, Any], *, compute: Compute = Compute()) -> Autoencoder:
-  """Builds the autoencoder that diffusers' config.json describes.
+def functions(network: Functional) -> Autoencoder:
+  """Encoder, decoder and latent scaling of an AutoencoderKL."""
+  config = network.config
 
-  Args:
-    config: Its fields, `_class_name` "AutoencoderKL"; absent ones have diffusers' defaults.
-    compute: Attention kernels, rematerialisation and sharding.
-
-  Returns:
-    An `Autoencoder` of pure functions; parameters are nested dicts with string keys, named as in
-    diffusers.
-
-  Raises:
-    InputError: The config is another network's, or a field or its value is not supported.
-  """
-  name = config.get("_class_name")
-  if name != vae_config.NAME:
-    raise InputError(f"_class_name = {name!r} is no autoencoder; expected {vae_config.NAME!r}")
-  module = vae.AutoencoderKL(vae_config.read(config), compute)
-  read = module.config
-  graph, state = nnx.split(module)
-  shapes = trees.string_keys(nnx.to_pure_dict(state))
-  downscale = 2 ** (len(read.block_out_channels) - 1)
-
-  def restore(params: trees.Tree) -> vae.AutoencoderKL:
-    return nnx.merge(graph, trees.int_keys(params))
-
-  def computed_in(dtype) -> jnp.dtype:
+  def compute_dtype(dtype: jax.typing.DTypeLike) -> jnp.dtype:
     dtype = jnp.dtype(dtype)
-    return jnp.dtype(jnp.float32) if read.force_upcast and dtype == jnp.float16 else dtype
+    return jnp.dtype(jnp.float32) if config.force_upcast and dtype == jnp.float16 else dtype
 
   def encode(params, images, *, dtype=jnp.float32):
-    _check("images", images, read.in_channels, downscale)
+    _check("images", images, config.in_channels, config.downscale)
 
-    def run(params, images):
-      moments = restore(params).encode(images.astype(computed_in(dtype)))
+    def run(vae, images):
+      moments = vae.encode(images.astype(compute_dtype(dtype)))
       return Moments(*(m.astype(dtype) for m in moments))
 
-    return fsdp.shard_map(compute.placement, run)(params, images)
+    return network.run(run, params, images)
 
   def decode(params, z, *, dtype=jnp.float32):
-    _check("z", z, read.latent_channels, 1)
+    _check("z", z, config.latent_channels, 1)
 
-    def run(params, z):
-      return restore(params).decode(z.astype(computed_in(dtype))).astype(dtype)
+    def run(vae, z):
+      return vae.decode(z.astype(compute_dtype(dtype))).astype(dtype)
 
-    return fsdp.shard_map(compute.placement, run)(params, z)
+    return network.run(run, params, z)
 
   return Autoencoder(
     encode=encode,
     decode=decode,
-    init=lambda key: init_params(shapes, key),
-    scale=lambda z: (z - read.shift_factor) * read.scaling_factor,
-    unscale=lambda z: z / read.scaling_factor + read.shift_factor,
-    downscale=downscale,
+    init=network.init,
+    scale=lambda z: (z - config.shift_factor) * config.scaling_factor,
+    unscale=lambda z: z / config.scaling_factor + config.shift_factor,
+    downscale=config.downscale,
   )
 
 
