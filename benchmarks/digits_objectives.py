@@ -1,11 +1,11 @@
-"""Every objective on the handwritten digits: trained from its config, sampled, judged, in a table.
+"""Table of every objective on the handwritten digits, trained from its config.
 
     python benchmarks/digits_objectives.py --reference runs/quickstart/reference/pipeline
 
-The reference is that of `launch/quickstart.sh`. All models are drawn from the same noise and judged
-as in its report; the win rate is the share of samples heavier than the reference's. A run
-that was interrupted goes on where it was. One run each at settings that were not tuned: a check
-that every objective trains end to end, and no ranking.
+The reference is that of `launch/quickstart.sh`. All models sample from the same noise and are
+measured as in its report; the win rate is the fraction of samples heavier than the reference's. An
+interrupted run resumes. There is one run per objective with settings that were not tuned: a check
+that every objective trains end to end, not a ranking.
 """
 
 import argparse
@@ -16,18 +16,16 @@ import numpy as np
 from dmpo_jax import configs, interop, losses, pipelines
 from dmpo_jax.data import datasets
 from dmpo_jax.data.toy import digits
-from dmpo_jax.demos.digits import classifier
+from dmpo_jax.demos.digits import classifier, quickstart
 from dmpo_jax.demos.digits.measurement import measure
 from dmpo_jax.pipelines.generate import requests_for, sampler_of
 from dmpo_jax.training.config_file import load_config
 from dmpo_jax.training.monitor import metrics
 from dmpo_jax.training.run import train
 
-SOLVER_STEPS, GUIDANCE, IMAGES_AT_A_TIME = 20, 2.0, 100
-
 
 def run(name, options):
-  """Trains an objective from its config; returns the result and how the errors have moved."""
+  """Result of an objective's run, and the change of its errors against the reference's."""
   config = load_config(str(pathlib.Path(configs.__file__).parent / f"digits_{name}.py"))
   config.pipeline = str(options.reference)
   if options.steps:
@@ -42,11 +40,6 @@ def run(name, options):
   return result, change
 
 
-def cell(interval):
-  value, low, high = interval
-  return f"{value:.3f} [{low:.3f}, {high:.3f}]"
-
-
 def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--reference", type=pathlib.Path, required=True, help="pipeline folder")
@@ -56,39 +49,38 @@ def main():
   parser.add_argument("names", nargs="*", help="objectives (default: all)")
   options = parser.parse_args()
 
-  labels = np.repeat(np.arange(10), options.images_per_caption)
-  captions, seeds = digits.captions(labels), np.arange(len(labels))
+  prompts, labels, seeds = quickstart.prompts_and_seeds(options.images_per_caption)
   parts = digits.split(
     digits.load(), test_fraction=datasets.TEST_FRACTION, seed=datasets.SPLIT_SEED
   )
-  judge = classifier.fit(*parts)
+  fitted = classifier.fit(*parts)
   reference = interop.load_pipeline(options.reference)
-  sampler = sampler_of(reference, num_steps=SOLVER_STEPS, guidance=GUIDANCE)
-  requests = requests_for(reference, captions, seeds)[0]
+  sampler = sampler_of(reference, num_steps=quickstart.SOLVER_STEPS, guidance=quickstart.GUIDANCE)
+  requests = requests_for(reference, prompts, seeds)[0]
 
-  def draw(pipeline):
+  def sample(pipeline):
     return pipelines.sample_in_batches(
-      sampler, pipeline.params, requests, batch_size=IMAGES_AT_A_TIME
+      sampler, pipeline.params, requests, batch_size=quickstart.SAMPLING_BATCH_SIZE
     )
 
   def report(name, scores, change, seconds):
-    win = "" if scores["win_rate"] is None else cell(scores["win_rate"])
+    win = "" if scores["win_rate"] is None else scores["win_rate"]
     moved = "" if change is None else f"{change[0]:+.4f} | {change[1]:+.4f}"
     print(
-      f"| {name} | {cell(scores['ink'])} | {win} | {cell(scores['digit_accuracy'])} | "
+      f"| {name} | {scores['ink']} | {win} | {scores['digit_accuracy']} | "
       f"{scores['diversity']['vendi']:.2f} | {moved or ' | '} | {seconds} |",
       flush=True,
     )
 
   print("| objective | mean ink | win rate | digit right | Vendi | e_w - r_w | e_l - r_l | s |")
   print("|---|---|---|---|---|---|---|---|")
-  baseline = draw(reference)
-  measured = measure(baseline, labels, predict=judge.predict, baseline=None)
+  baseline = sample(reference)
+  measured = measure(baseline, labels, predict=fitted.predict, baseline=None)
   report("reference", measured, None, "")
   for name in options.names or sorted(losses.OBJECTIVES):
     result, change = run(name, options)
-    images = draw(interop.load_pipeline(result.pipeline))
-    measured = measure(images, labels, predict=judge.predict, baseline=baseline)
+    images = sample(interop.load_pipeline(result.pipeline))
+    measured = measure(images, labels, predict=fitted.predict, baseline=baseline)
     report(name, measured, change, f"{result.seconds:.0f}")
 
 

@@ -1,43 +1,33 @@
-"""What alignment did to the emoji model: scores on training and held-out captions, and a picture.
+"""Scores of aligned emoji models on training and held-out captions, and a picture of samples.
 
     python benchmarks/emoji.py --folder data/emoji --reference runs/emoji/reference/pipeline \
       dmpo=runs/emoji/dmpo/pipeline dpo=runs/emoji/dpo/pipeline --picture runs/emoji/emoji.png
 
-Every model draws the same captions from the same noise: all held-out captions, and as many of the
-training captions, taken at random. Intervals (95%) are bootstrapped over captions, each with the
-mean of its samples, since samples of one caption are alike. One training run each: what another run
-would give is not in them. "right drawing" is the share of samples whose nearest drawing of the
-folder (squared distance over pixels) is that of their caption.
+Every model samples the same captions from the same noise: all held-out captions, and as many
+training captions, chosen at random. Intervals (95%) are bootstrapped over captions, each with the
+mean of its samples, since samples of one caption are similar. There is one training run per model;
+the variation between runs is not in the intervals. "right drawing" is the fraction of samples whose
+nearest drawing of the folder (squared distance over pixels) is that of their caption.
 """
 
 import argparse
 import dataclasses
 import pathlib
+import unicodedata
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 
-from dmpo_jax import evaluation, interop, sampling
+from dmpo_jax import interop, pipelines
 from dmpo_jax.data.toy import captioned
-from dmpo_jax.evaluation.scorers.pixels import SCORES
+from dmpo_jax.evaluation import image_grids, statistics
+from dmpo_jax.evaluation.scorers import SCORERS
 from dmpo_jax.pipelines.generate import requests_for, sampler_of
 
-SCALE, GAP, BETWEEN, LABEL, TITLE, MARGIN = 4, 4, 20, 210, 26, 14  # pixels of the picture
 PARTS = {"train": "training captions", "test": "held-out captions"}
 
 
-def cell(interval):
-  value, low, high = interval
-  return f"{value:.3f} [{low:.3f}, {high:.3f}]"
-
-
-def share(interval):
-  value, low, high = (100 * x for x in interval)
-  return f"{value:.1f}% [{low:.1f}, {high:.1f}]"
-
-
 def by_caption(values, seeds):
-  """The mean of each caption's samples, `[captions * seeds]` -> `[captions]`."""
+  """Mean of each caption's samples, `[captions * seeds]` -> `[captions]`."""
   return np.asarray(values, float).reshape(-1, seeds).mean(axis=1)
 
 
@@ -52,21 +42,21 @@ def right_drawing(images, captions, drawings):
 def main(arguments=None):
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   add = parser.add_argument
-  add("--folder", type=pathlib.Path, required=True, help="what dmpo-jax data emoji wrote")
+  add("--folder", type=pathlib.Path, required=True, help="folder of dmpo-jax data emoji")
   add("--reference", type=pathlib.Path, required=True, help="its pipeline folder")
   add("models", nargs="*", help="NAME=PIPELINE of the aligned models")
-  add("--score", choices=sorted(SCORES), default="colourfulness")
-  add("--seeds", type=int, default=4, help="samples of a caption (default: 4)")
-  add("--steps", type=int, default=10, help="of DPM-Solver++ 2M (default: 10)")
+  add("--score", choices=sorted(SCORERS), default="colourfulness")
+  add("--seeds", type=int, default=4, help="samples per caption (default: 4)")
+  add("--steps", type=int, default=10, help="steps of DPM-Solver++(2M) (default: 10)")
   add("--guidance", type=float, default=2.0)
-  add("--picture", type=pathlib.Path, help="where to write the picture")
+  add("--picture", type=pathlib.Path, help="PNG file to write")
   options = parser.parse_args(arguments)
   folders = {"reference": options.reference}
   folders |= {
     name: pathlib.Path(path) for name, _, path in (m.partition("=") for m in options.models)
   }
-  pipelines = {name: interop.load_pipeline(folder) for name, folder in folders.items()}
-  reference = pipelines["reference"]
+  models = {name: interop.load_pipeline(folder) for name, folder in folders.items()}
+  reference = models["reference"]
   size = reference.configs["unet"]["sample_size"]
   parts = {
     name: captioned.load(options.folder, size=size, split=name) for name in ("train", "test")
@@ -85,83 +75,71 @@ def main(arguments=None):
   requests, _ = requests_for(reference, prompts, np.arange(len(prompts)))
   images = {
     name: pipelines.sample_in_batches(sampler, pipeline.params, requests, batch_size=64)
-    for name, pipeline in pipelines.items()
+    for name, pipeline in models.items()
   }
-  score, half = SCORES[options.score], count * options.seeds
+  scorer, half = SCORERS[options.score], count * options.seeds
   for place, name in enumerate(chosen):
     mine = slice(place * half, (place + 1) * half)
-    real = score(parts[name].images[chosen[name], 0])
-    print(f"\n{count} {PARTS[name]} x {options.seeds} samples; {options.score} of the drawings: "
-          f"{cell(evaluation.statistics.bootstrap(real))}\n")  # fmt: skip
+    real = scorer(parts[name].images[chosen[name], 0], captions[place * count :][:count])
+    print(
+      f"\n{count} {PARTS[name]} x {options.seeds} samples; {options.score} of the drawings: "
+      f"{statistics.bootstrap(real)}\n"
+    )
     print(f"| model | {options.score} | change | win rate | right drawing | Vendi |")
     print("|---|---|---|---|---|---|")
-    before = score(images["reference"][mine])
-    for model, drawn in images.items():
-      level = score(drawn[mine])
-      right = right_drawing(drawn[mine], prompts[mine], everything)
-      mean, was, hits = (by_caption(v, options.seeds) for v in (level, before, right))
-      won = by_caption(evaluation.statistics.wins(level, before), options.seeds)
-      groups = np.repeat(np.arange(count), options.seeds)
-      against = "| | |" if model == "reference" else (
-        f"| {cell(evaluation.statistics.paired_difference(mean, was))} | "
-        f"{share(evaluation.statistics.bootstrap(won))} |"
-      )  # fmt: skip
+    baseline = scorer(images["reference"][mine], prompts[mine])
+    groups = np.repeat(np.arange(count), options.seeds)
+    for model, samples in images.items():
+      score = scorer(samples[mine], prompts[mine])
+      right = right_drawing(samples[mine], prompts[mine], everything)
+      mean, baseline_mean, hits = (by_caption(v, options.seeds) for v in (score, baseline, right))
+      won = by_caption(statistics.wins(score, baseline), options.seeds)
+      comparison = (
+        "| |"
+        if model == "reference"
+        else f"{statistics.paired_difference(mean, baseline_mean)} | "
+        f"{statistics.bootstrap(won).as_percent()} |"
+      )
       print(
-        f"| {model} | {cell(evaluation.statistics.bootstrap(mean))} {against} "
-        f"{share(evaluation.statistics.bootstrap(hits))} | "
-        f"{evaluation.statistics.vendi(drawn[mine], groups):.3f} |"
+        f"| {model} | {statistics.bootstrap(mean)} | {comparison} "
+        f"{statistics.bootstrap(hits).as_percent()} | "
+        f"{statistics.vendi(samples[mine], groups):.3f} |"
       )
   if options.picture:
-    draw(options, parts, chosen, images, captions)
+    write_picture(options.picture, parts, chosen, images, captions, options.seeds)
 
 
 def _joined(parts):
   """All drawings of the folder."""
-  found = list(parts.values())
+  everything = list(parts.values())
   return dataclasses.replace(
-    found[0],
-    images=np.concatenate([part.images for part in found]),
-    captions=[caption for part in found for caption in part.captions],
-    ids=np.concatenate([part.ids for part in found]),
+    everything[0],
+    images=np.concatenate([part.images for part in everything]),
+    captions=[caption for part in everything for caption in part.captions],
+    ids=np.concatenate([part.ids for part in everything]),
   )
 
 
-def draw(options, parts, chosen, images, captions):
-  """A row for each of 12 captions, evenly spaced among those that were measured: the drawing, then
+def write_picture(path, parts, chosen, images, captions, seeds):
+  """Writes a row for each of 12 captions, evenly spaced among the measured ones: the drawing, then
   every model's samples from the same noise."""
-  seeds, count = options.seeds, len(captions) // 2
-  shown = [
-    *np.linspace(0, count - 1, 7).astype(int),
-    *np.linspace(count, 2 * count - 1, 5).astype(int),
-  ]
-  drawings = [parts[name].images[i, 0] for name, rows in chosen.items() for i in rows]
-  panels = {"drawing": [[drawings[row]] for row in shown]}
-  for name, drawn in images.items():
-    sheet = drawn.reshape(len(captions), seeds, *drawn.shape[1:])
-    panels[name.replace("dmpo", "DMPO").replace("dpo", "DPO")] = sheet[shown, :seeds]
-  side = SCALE * drawings[0].shape[0]
-  widths = {name: len(rows[0]) * (side + GAP) - GAP for name, rows in panels.items()}
-  width = LABEL + sum(widths.values()) + BETWEEN * len(widths) + MARGIN
-  height = TITLE + len(shown) * (side + GAP) + 2 * MARGIN + BETWEEN
-  sheet = Image.new("RGB", (width, height), "white")
-  pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=13)
-  x = LABEL + BETWEEN
-  for name, rows in panels.items():
-    pen.text((x, MARGIN), name, font=ImageFont.load_default(size=16), fill="#20232b")
-    for place, row in enumerate(rows):
-      y = MARGIN + TITLE + place * (side + GAP) + BETWEEN * (place >= 7)
-      for column, image in enumerate(row):
-        pixels = np.asarray(sampling.to_uint8(image))
-        tile = Image.fromarray(pixels).resize((side, side), Image.Resampling.NEAREST)
-        sheet.paste(tile, (x + column * (side + GAP), y))
-    x += widths[name] + BETWEEN
-  for place, row in enumerate(shown):
-    y = MARGIN + TITLE + place * (side + GAP) + BETWEEN * (place >= 7) + side // 2
-    words = captions[row] if len(captions[row]) < 32 else captions[row][:30] + "..."
-    pen.text((LABEL, y), words, font=font, fill="#5c6370", anchor="rm")
-  pen.text((MARGIN, MARGIN + TITLE + 7 * (side + GAP)), "held out:", font=font, fill="#20232b")
-  options.picture.parent.mkdir(parents=True, exist_ok=True)
-  sheet.save(options.picture, optimize=True)
+  count = len(captions) // 2
+  rows = np.r_[np.linspace(0, count - 1, 7), np.linspace(count, 2 * count - 1, 5)].astype(int)
+  drawings = [parts[name].images[i] for name, part in chosen.items() for i in part]  # [1, H, W, C]
+  panels = [image_grids.Panel("drawing", "", np.stack([drawings[row] for row in rows]))]
+  for name, samples in images.items():
+    sheet = samples.reshape(len(captions), seeds, *samples.shape[1:])  # [captions, S, H, W, C]
+    label = name.replace("dmpo", "DMPO").replace("dpo", "DPO")
+    panels.append(image_grids.Panel(label, "", sheet[rows]))
+  labels = [shortened(captions[row]) + (" (held out)" if row >= count else "") for row in rows]
+  path.parent.mkdir(parents=True, exist_ok=True)
+  image_grids.comparison(panels, labels, scale=4, path=path)
+
+
+def shortened(caption):
+  """At most 32 ASCII letters of a caption."""
+  text = unicodedata.normalize("NFKD", caption).encode("ascii", "ignore").decode()
+  return text if len(text) <= 32 else text[:29] + "..."
 
 
 if __name__ == "__main__":

@@ -9,8 +9,6 @@ import argparse
 import math
 import pathlib
 
-from dmpo_jax import pipelines
-
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -65,7 +63,7 @@ def run(options: argparse.Namespace) -> None:
   import numpy as np
   from tqdm import tqdm
 
-  from dmpo_jax import interop, models, sampling
+  from dmpo_jax import interop, models, pipelines, sampling
   from dmpo_jax.pipelines import generate
   from dmpo_jax.sampling import image_folder
 

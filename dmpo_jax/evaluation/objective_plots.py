@@ -162,10 +162,15 @@ def _draw(upper, lower, found: Response, theme: Theme) -> None:
   dpo = -(1 - np.tanh(found.logit / 2))  # -(1 - σ(z)) over its size at z = 0
   lower.plot(found.logit, dpo, color=theme.faint, linewidth=1, linestyle=":", label="slope of DPO")
   lower.plot(
-    found.logit, found.loser / unit, color=theme.loser, linewidth=2.4, label="by the loser"
+    found.logit, found.loser / unit, color=theme.rejected, linewidth=2.4, label="by the loser"
   )
   lower.plot(
-    found.logit, found.winner / unit, "--", color=theme.winner, linewidth=1.6, label="by the winner"
+    found.logit,
+    found.winner / unit,
+    "--",
+    color=theme.preferred,
+    linewidth=1.6,
+    label="by the winner",
   )
   upper.set_ylim(-4, 16)
   lower.set_ylim(-2.6, 1.1)

@@ -1,30 +1,18 @@
-"""Scores of images and their 95% intervals: numpy in, numbers out."""
+"""Statistics of scores with 95% intervals, and the diversity of images."""
 
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
-from dmpo_jax.data.toy.digits import ink
 from dmpo_jax.errors import InputError
 
-__all__ = [
-  "Interval",
-  "bootstrap",
-  "ink",
-  "paired_difference",
-  "pairwise_distance",
-  "vendi",
-  "win_rate",
-  "wins",
-]
-
 RESAMPLES = 10_000
-CHUNK = 2_000_000  # numbers that a bootstrap holds at a time
+CHUNK = 2_000_000  # numbers in memory at a time while resampling
 
 
 class Interval(NamedTuple):
-  """An estimate with the ends of its confidence interval.
+  """An estimate with its confidence interval; as text "0.449 [0.440, 0.458]".
 
   Attributes:
     value: The statistic of the sample.
@@ -35,6 +23,14 @@ class Interval(NamedTuple):
   value: float
   low: float
   high: float
+
+  def __str__(self) -> str:
+    return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+  def as_percent(self) -> str:
+    """The interval of a fraction as percentages: "97.5% [94.4, 100.0]"."""
+    value, low, high = (100 * x for x in self)
+    return f"{value:.1f}% [{low:.1f}, {high:.1f}]"
 
 
 def bootstrap(
@@ -47,18 +43,18 @@ def bootstrap(
 ) -> Interval:
   """Percentile bootstrap interval of a statistic of independent units.
 
-      low, high = the (1 -+ level)/2 quantiles of statistic(values[i]),  i drawn with replacement
+      low, high = the (1 -+ level)/2 quantiles of statistic(values[i]),  i sampled with replacement
 
-  Units must be independent of each other: for generated images a unit is one (caption, seed), and
-  each unit starts from noise of its own. If all values are equal the interval has no width,
-  although the true rate may still differ by about 3/N (the rule of three).
+  Units must be independent of each other: for generated images a unit is one (caption, seed) with
+  noise of its own. If all values are equal the interval has no width, although the true rate may
+  still differ by about 3/N (the rule of three).
 
   Args:
     values: One number per unit, `[N]`.
     statistic: f(`[R, N]`, axis=1) -> `[R]`, as numpy's reductions are called.
     level: Coverage, in (0, 1).
-    resamples: How many resamples, at least 2000.
-    seed: Decides the resamples.
+    resamples: Number of resamples, at least 2000.
+    seed: Seed of the resampling.
 
   Returns:
     `Interval` of float.
@@ -71,15 +67,15 @@ def bootstrap(
   x = _vector("values", values)
   _check_bootstrap(level, resamples)
   rng = np.random.default_rng(seed)
-  drawn = [
+  resampled = [
     statistic(x[rng.integers(len(x), size=(count, len(x)))], axis=1)
     for count in _chunks(resamples, len(x))
   ]
-  return _interval(float(statistic(x[None, :], axis=1)[0]), np.concatenate(drawn), level)
+  return _interval(float(statistic(x[None, :], axis=1)[0]), np.concatenate(resampled), level)
 
 
 def wins(candidate: np.ndarray, baseline: np.ndarray) -> np.ndarray:
-  """Whether the candidate scores higher than the baseline in each unit.
+  """Win (1), loss (0) or tie (1/2) of the candidate against the baseline in each unit.
 
   Args:
     candidate: Scores, one per (caption, seed), `[N]`.
@@ -96,7 +92,7 @@ def wins(candidate: np.ndarray, baseline: np.ndarray) -> np.ndarray:
 
 
 def win_rate(candidate: np.ndarray, baseline: np.ndarray, **settings) -> Interval:
-  """Share of units in which the candidate scores higher, a tie counting one half.
+  """Fraction of units in which the candidate scores higher; a tie counts one half.
 
   Args:
     candidate: Scores, one per (caption, seed), `[N]`.
@@ -107,7 +103,7 @@ def win_rate(candidate: np.ndarray, baseline: np.ndarray, **settings) -> Interva
     `Interval` in [0, 1]; 1/2 means no difference.
 
   Raises:
-    InputError: As `wins` and `bootstrap`.
+    InputError: See `wins` and `bootstrap`.
   """
   return bootstrap(wins(candidate, baseline), **settings)
 
@@ -115,7 +111,7 @@ def win_rate(candidate: np.ndarray, baseline: np.ndarray, **settings) -> Interva
 def paired_difference(candidate: np.ndarray, baseline: np.ndarray, **settings) -> Interval:
   """Mean of candidate - baseline, unit by unit.
 
-  What the two share (caption, seed) cancels, so the interval is narrower than that of two means.
+  Effects of caption and seed cancel, so the interval is narrower than that of two means.
 
   Args:
     candidate: Scores, one per (caption, seed), `[N]`.
@@ -126,7 +122,7 @@ def paired_difference(candidate: np.ndarray, baseline: np.ndarray, **settings) -
     `Interval`; 0 means no difference.
 
   Raises:
-    InputError: Lengths differ, or as `bootstrap`.
+    InputError: Lengths differ; see also `bootstrap`.
   """
   a, b = _paired(candidate, baseline)
   return bootstrap(a - b, **settings)
@@ -140,20 +136,20 @@ def pairwise_distance(
   resamples: int = RESAMPLES,
   seed: int = 0,
 ) -> Interval:
-  """How far apart two images of one caption are, averaged over pairs, then over captions.
+  """Mean distance of two images of one caption, averaged over pairs, then over captions.
 
       D = mean over groups of mean over i < j of sqrt(mean over pixels of (x_i - x_j)²)
 
-  with x the grey level in [0, 1] as shown: 0 if each caption gives one image only. The interval
-  resamples the images of each group; in a resample an image is never paired with its own copy,
-  which would pull the distance down. With fewer than about eight images a group it is too narrow.
+  with x the pixel in [0, 1]: 0 if all images of a caption are equal. The interval resamples the
+  images of each group; in a resample an image is never paired with its own copy, which would lower
+  the distance. With fewer than about eight images per group the interval is too narrow.
 
   Args:
     images: `[N, H, W, C]` in [-1, 1].
-    groups: The caption or label of each image, `[N]`.
+    groups: Caption or label of each image, `[N]`.
     level: Coverage, in (0, 1).
-    resamples: How many resamples, at least 2000.
-    seed: Decides the resamples.
+    resamples: Number of resamples, at least 2000.
+    seed: Seed of the resampling.
 
   Returns:
     `Interval` in [0, 1].
@@ -165,55 +161,55 @@ def pairwise_distance(
   x, members = _grouped(images, groups)
   _check_bootstrap(level, resamples)
   rng = np.random.default_rng(seed)
-  values, drawn = [], np.zeros(resamples)
+  values, resampled = [], np.zeros(resamples)
   for rows in members:
     n = len(rows)
     squared = np.square(x[rows][:, None] - x[rows][None, :]).mean(axis=2)  # [n, n, d] -> [n, n]
     distance = np.sqrt(squared)
     values.append(distance.sum() / (n * (n - 1)))
     weights = rng.multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float64)
-    while (one := weights.max(axis=1) == n).any():  # n copies of one image have no distance
-      weights[one] = rng.multinomial(n, np.full(n, 1 / n), size=one.sum())
+    while (single := weights.max(axis=1) == n).any():  # n copies of one image have no distance
+      weights[single] = rng.multinomial(n, np.full(n, 1 / n), size=single.sum())
     total = np.einsum("ri,ri->r", weights @ distance, weights)
-    drawn += total / (n**2 - np.square(weights).sum(axis=1))
-  return _interval(float(np.mean(values)), drawn / len(members), level)
+    resampled += total / (n**2 - np.square(weights).sum(axis=1))
+  return _interval(float(np.mean(values)), resampled / len(members), level)
 
 
 def vendi(images: np.ndarray, groups: np.ndarray) -> float:
-  """Vendi score: the effective number of different images a caption gives, averaged over captions.
+  """Vendi score: effective number of different images of a caption, averaged over captions.
 
       V = exp(-Σ λ log λ),  λ the eigenvalues of K/n,  K_ij = cosine of images i and j
 
-  with the cosine between grey levels in [0, 1] as shown. It runs from 1, where all images are
-  alike up to their brightness, to n, where no two share a pixel, and grows with n: compare only
-  equal n. Blank images are like each other and like nothing else.
+  with the cosine between pixels in [0, 1]. It ranges from 1, where all images are equal up to
+  their brightness, to n, where no two share a pixel, and grows with n: compare only equal n. Blank
+  images are similar to each other and to nothing else.
 
   Args:
     images: `[N, H, W, C]` in [-1, 1].
-    groups: The caption or label of each image, `[N]`.
+    groups: Caption or label of each image, `[N]`.
 
   Returns:
-    The mean score of the groups.
+    Mean score of the groups.
 
   Raises:
-    InputError: As `pairwise_distance`.
+    InputError: See `pairwise_distance`.
 
   Source: arXiv 2210.02410, Definition 1, with a pixel kernel.
   """
   x, members = _grouped(images, groups)
   norm = np.linalg.norm(x, axis=1)
   unit = x / np.where(norm > 0, norm, 1)[:, None]
-  unit = np.concatenate([unit, (norm == 0)[:, None]], axis=1)  # an axis of their own for blanks
+  unit = np.concatenate([unit, (norm == 0)[:, None]], axis=1)  # one axis for blank images
   scores = []
   for rows in members:
     values = np.linalg.eigvalsh(unit[rows] @ unit[rows].T / len(rows))
-    values = values[values > 0]  # x log x -> 0; rounding leaves some below
+    values = values[values > 0]  # x log x -> 0; rounding makes some negative
     scores.append(np.exp(-(values * np.log(values)).sum()))
   return float(np.mean(scores))
 
 
 def _grouped(images: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
-  """Grey levels `[N, H*W*C]` and the rows of each group."""
+  """Pixels `[N, H*W*C]` in [0, 1] and the rows of each group."""
   x, groups = np.asarray(images, np.float64), np.asarray(groups)
   if x.ndim != 4 or groups.shape != x.shape[:1] or not len(x):
     raise InputError(f"images {x.shape} and groups {groups.shape} must be [N, H, W, C] and [N]")
@@ -259,6 +255,6 @@ def _chunks(resamples: int, width: int) -> list[int]:
   return [min(step, resamples - done) for done in range(0, resamples, step)]
 
 
-def _interval(value: float, drawn: np.ndarray, level: float) -> Interval:
-  low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+def _interval(value: float, resampled: np.ndarray, level: float) -> Interval:
+  low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
   return Interval(value, float(low), float(high))

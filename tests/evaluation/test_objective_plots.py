@@ -78,7 +78,7 @@ def test_every_objective_gets_its_place():
 def test_winner_and_loser_are_drawn_in_the_themes_colours_on_its_page(theme):
   png = objective_plots.picture({"sft": losses.sft}, beta=1000.0, level=0.1, theme=theme)
   colours = {tuple(pixel) for pixel in opened(png).reshape(-1, 3)}
-  for text in (theme.page, theme.winner, theme.loser):
+  for text in (theme.page, theme.preferred, theme.rejected):
     assert tuple(bytes.fromhex(text[1:])) in colours
 
 

@@ -1,10 +1,9 @@
-"""Scores and their intervals against closed forms and scipy."""
+"""Statistics and their intervals against closed forms and scipy."""
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from dmpo_jax.data.toy import digits
 from dmpo_jax.errors import InputError
 from dmpo_jax.evaluation import statistics
 
@@ -26,8 +25,12 @@ def pair_means(images, groups):
   return np.mean(per_group)
 
 
-def test_ink_is_the_one_that_the_pairs_were_labelled_with():
-  assert statistics.ink is digits.ink
+def test_an_interval_as_text_has_its_value_and_its_ends():
+  assert str(statistics.Interval(0.4494, 0.44, 0.4579)) == "0.449 [0.440, 0.458]"
+
+
+def test_an_interval_of_a_fraction_can_be_written_in_percent():
+  assert statistics.Interval(0.975, 0.944, 1.0).as_percent() == "97.5% [94.4, 100.0]"
 
 
 def test_the_bootstrap_agrees_with_scipys():

@@ -12,15 +12,15 @@ The table also holds both scores; edit its label_0, or write your own, to state 
 import argparse
 import pathlib
 
+from dmpo_jax.evaluation.scorers import SCORERS
+
 TABLE = "pairs.csv"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Declares the command's options."""
   parser.add_argument("samples", type=pathlib.Path, help="folder that dmpo-jax sample wrote")
-  parser.add_argument(
-    "--score", required=True, help="brightness, colourfulness (Hasler and Süsstrunk) or warmth"
-  )
+  parser.add_argument("--score", required=True, choices=sorted(SCORERS), help="the scorer")
   parser.add_argument(
     "--temperature",
     required=True,
@@ -32,17 +32,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-  """Writes the table and says how noisy its labels are."""
-  from dmpo_jax.evaluation.scorers import label_pairs
+  """Writes the table and prints how noisy its labels are."""
+  from dmpo_jax.evaluation.scorers.label_pairs import label_pairs, write_table
 
-  found = label_pairs.judge(
-    options.samples, score=options.score, temperature=options.temperature, seed=options.seed
+  labelled = label_pairs(
+    options.samples,
+    scorer=SCORERS[options.score],
+    temperature=options.temperature,
+    seed=options.seed,
   )
   table = options.samples / TABLE
-  label_pairs.write_table(table, found.rows)
+  write_table(table, labelled.rows)
   print(
-    f"{found.images} images scored; within a prompt {options.score} spreads by {found.within:.4g} "
-    "(standard deviation)"
+    f"{labelled.images} images scored; within a prompt {options.score} spreads by "
+    f"{labelled.score_spread:.4g} (standard deviation)"
   )
-  print(f"{len(found.rows)} pairs; the lower score is preferred in {found.noise:.1%} of them")
+  print(f"{len(labelled.rows)} pairs; the lower score is preferred in {labelled.flip_rate:.1%}")
   print(f"table in {table}")

@@ -1,4 +1,4 @@
-"""A judge of which digit an image shows, fitted on real digits."""
+"""Classifier of digits, fitted on real ones."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,14 +12,14 @@ from dmpo_jax.evaluation.statistics import Interval, bootstrap
 
 
 class Classifier(NamedTuple):
-  """A fitted classifier and how far it can be trusted.
+  """A fitted classifier and its accuracy.
 
   Attributes:
     predict: f(images `[N, 8, 8, 1]` in [-1, 1]) -> int32 `[N]`, the digit in each.
-    accuracy: Share of held-out real digits it names right.
-    heavier_accuracy: The same with their strokes thickened: it should not fall, or a heavy hand
-      would be counted as a wrong digit.
-    test_images: How many real digits were held out.
+    accuracy: Fraction of held-out real digits that it classifies correctly.
+    heavier_accuracy: The same with thickened strokes. It should not be lower, since otherwise
+      heavy strokes would count as wrong digits.
+    test_images: Number of held-out real digits.
   """
 
   predict: Callable[[np.ndarray], np.ndarray]
@@ -29,11 +29,11 @@ class Classifier(NamedTuple):
 
 
 def thicken(images: np.ndarray, *, spread: float = 0.6) -> np.ndarray:
-  """Images with heavier strokes: each pixel at least `spread` times its darkest neighbour's ink.
+  """Images with thicker strokes: each pixel has at least `spread` times its neighbours' ink.
 
   Args:
     images: `[N, H, W, C]` in [-1, 1].
-    spread: Share of the ink that reaches the four neighbours, in [0, 1].
+    spread: Fraction of the ink that the four neighbours receive, in [0, 1].
 
   Returns:
     float32 `[N, H, W, C]` in [-1, 1].
@@ -48,31 +48,31 @@ def thicken(images: np.ndarray, *, spread: float = 0.6) -> np.ndarray:
 
 
 def fit(train: Digits, test: Digits, *, seed: int = 0) -> Classifier:
-  """Fits a support vector machine on real digits and measures it on real digits it has not seen.
+  """Support vector machine, fitted on real digits and measured on held-out ones.
 
-  It is fitted on each training image as drawn, with fainter strokes and with thicker ones, so that
-  stroke weight, which alignment changes, says nothing about the digit.
+  The training set has each image unchanged, with fainter and with thicker strokes, so that stroke
+  weight, which alignment changes, does not affect the class.
 
   Args:
-    train: What it learns from.
-    test: What it is measured on.
-    seed: Of the intervals; the fit has no randomness.
+    train: Training set.
+    test: Test set.
+    seed: Seed of the intervals; the fit has no randomness.
 
   Returns:
     `Classifier`.
 
   Raises:
-    InputError: scikit-learn is not installed, or a part is empty.
+    InputError: scikit-learn is not installed, or a set is empty.
   """
   svm = import_optional("sklearn.svm")
   if not (len(train.labels) and len(test.labels)):
     raise InputError(
-      f"the classifier needs digits to learn from and to be tested on, got {len(train.labels)} "
-      f"and {len(test.labels)}"
+      f"the classifier needs digits for training and for the test, got {len(train.labels)} and "
+      f"{len(test.labels)}"
     )
   fainter = 2 * ((train.images + 1) / 2) ** 1.6 - 1
-  seen = np.concatenate([train.images, fainter, thicken(train.images)])  # [3N, H, W, C]
-  machine = svm.SVC(C=10, gamma=0.256).fit(_features(seen), np.tile(train.labels, 3))
+  augmented = np.concatenate([train.images, fainter, thicken(train.images)])  # [3N, H, W, C]
+  machine = svm.SVC(C=10, gamma=0.256).fit(_features(augmented), np.tile(train.labels, 3))
 
   def predict(images: np.ndarray) -> np.ndarray:
     return machine.predict(_features(images)).astype(np.int32)
@@ -89,5 +89,5 @@ def fit(train: Digits, test: Digits, *, seed: int = 0) -> Classifier:
 
 
 def _features(images: np.ndarray) -> np.ndarray:
-  """Grey levels in [0, 1], one row per image."""
+  """Grey levels in [0, 1], `[N, H*W*C]`."""
   return np.clip((np.asarray(images, np.float64) + 1) / 2, 0, 1).reshape(len(images), -1)

@@ -1,9 +1,10 @@
-"""All scores of one model's samples, as the report takes them."""
+"""Scores of the samples of one model, as the report takes them."""
 
 from collections.abc import Callable
 
 import numpy as np
 
+from dmpo_jax.data.toy import digits
 from dmpo_jax.errors import InputError
 from dmpo_jax.evaluation import statistics
 
@@ -17,16 +18,16 @@ def measure(
   resamples: int = statistics.RESAMPLES,
   seed: int = 0,
 ) -> dict:
-  """Ink, wins, digit accuracy and diversity of samples, with 95% intervals.
+  """Ink, win rate, digit accuracy and diversity of samples, with 95% intervals.
 
   Args:
     images: Samples, `[N, H, W, C]` in [-1, 1]; one for each (caption, seed).
-    labels: The digit each caption asks for, int `[N]`.
-    predict: Which digit an image shows (`digit_classifier.fit(...).predict`).
-    baseline: The reference model's samples of the same captions and seeds in the same order, the
+    labels: Digit in each caption, int `[N]`.
+    predict: f(images) -> int `[N]`, the digit in each (`classifier.fit(...).predict`).
+    baseline: Samples of the reference for the same captions and seeds in the same order, of the
       shape of `images`; None for the reference itself.
-    resamples: Of each bootstrap, at least 2000.
-    seed: Of each bootstrap.
+    resamples: Number of resamples of each bootstrap, at least 2000.
+    seed: Seed of each bootstrap.
 
   Returns:
     A dict with the Intervals `ink` and `digit_accuracy`, `diversity` {"pairwise": Interval,
@@ -41,14 +42,14 @@ def measure(
   if baseline is not None and np.shape(baseline) != np.shape(images):
     raise InputError(f"baseline {np.shape(baseline)} must have the shape {np.shape(images)}")
   settings = {"resamples": resamples, "seed": seed}
-  level = statistics.ink(images)
-  right = predict(images) == labels
-  found = {
-    "ink": statistics.bootstrap(level, **settings),
-    "ink_values": level.tolist(),
+  ink = digits.ink(images)
+  correct = predict(images) == labels
+  scores = {
+    "ink": statistics.bootstrap(ink, **settings),
+    "ink_values": ink.tolist(),
     "ink_gain": None,
     "win_rate": None,
-    "digit_accuracy": statistics.bootstrap(right, **settings),
+    "digit_accuracy": statistics.bootstrap(correct, **settings),
     "accuracy_change": None,
     "diversity": {
       "pairwise": statistics.pairwise_distance(images, labels, **settings),
@@ -56,9 +57,9 @@ def measure(
     },
   }
   if baseline is not None:
-    before = statistics.ink(baseline)
-    was_right = predict(baseline) == labels
-    found["ink_gain"] = statistics.paired_difference(level, before, **settings)
-    found["win_rate"] = statistics.win_rate(level, before, **settings)
-    found["accuracy_change"] = statistics.paired_difference(right, was_right, **settings)
-  return found
+    baseline_ink = digits.ink(baseline)
+    baseline_correct = predict(baseline) == labels
+    scores["ink_gain"] = statistics.paired_difference(ink, baseline_ink, **settings)
+    scores["win_rate"] = statistics.win_rate(ink, baseline_ink, **settings)
+    scores["accuracy_change"] = statistics.paired_difference(correct, baseline_correct, **settings)
+  return scores

@@ -1,11 +1,12 @@
-"""The report of a run: one HTML file with its pictures inside, made from a plain dict."""
+"""HTML report of the quickstart, made from a plain dict."""
 
 import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from dmpo_jax.demos.digits import report_sections, report_text
+from dmpo_jax.demos.digits import report_html as html
+from dmpo_jax.demos.digits import report_method, report_results, report_text
 from dmpo_jax.demos.digits.stylesheet import CSS
 from dmpo_jax.errors import InputError
 from dmpo_jax.evaluation import plots
@@ -27,7 +28,7 @@ REQUIRED = {
     "test_images",
     "pairs",
     "temperature",
-    "label_noise",
+    "label_flip_rate",
     "classifier_accuracy",
     "classifier_test_images",
     "real_ink",
@@ -55,40 +56,40 @@ REQUIRED = {
 
 
 def render(results: Mapping) -> str:
-  """The report as one HTML page that needs no other file and no network.
+  """Report as one HTML page that needs no other file and no network.
 
-  It says in words what the numbers say: an aligned model that does not write heavier digits beyond
-  its 95% intervals, or whose digits are named right less often, or that varies less, is marked so.
+  An aligned model is marked if its digits are not heavier beyond the 95% intervals, if they are
+  recognised less often, or if they vary less.
 
   Args:
-    results: What the run measured. An Interval is any (value, low, high). `measure` gives the
-      fields of a model from `ink` to `diversity`.
+    results: Measurements. An Interval is any (value, low, high). `measure` gives the fields of a
+      model from `ink` to `diversity`.
 
       title, created (ISO date), machine: str. versions: {name: str}. seconds: {phase: float}.
-      data: train_images, test_images, pairs: int. temperature: float, of the labels' rule.
-        label_noise: float, share of pairs in which the lighter image was preferred.
+      data: train_images, test_images, pairs: int. temperature: float, of the labelling rule.
+        label_flip_rate: float, fraction of pairs in which the lighter image is preferred.
         classifier_accuracy: Interval or float. classifier_test_images: int. real_ink: Interval.
-        Optional: real_ink_values [float], real_diversity (as a model's, on as many images per
-        caption), classifier_heavier_accuracy (Interval), pairs_png (`plots.pairs`).
-      sampling: {name: value}, shown as given ("steps", "guidance", "seeds per caption", ...).
+        Optional: real_ink_values [float], real_diversity (like a model's, of as many images per
+        caption), classifier_heavier_accuracy (Interval), pairs_png (`image_grids.pairs`).
+      sampling: {name: value}, shown unchanged ("steps", "guidance", "seeds per caption", ...).
       models: one dict each, the reference first (name "reference"):
         name, label: str. hyperparameters: {name: value}. ink, digit_accuracy: Interval.
         ink_values: [float], one per (caption, seed).
         ink_gain, win_rate, accuracy_change: Interval against the reference, paired by caption and
           seed; None for the reference.
-        diversity: {"pairwise": Interval, "vendi": float}. grid_png: bytes (`plots.grid`).
+        diversity: {"pairwise": Interval, "vendi": float}. grid_png: bytes (`image_grids.grid`).
         curves: None or {"step", "winner_error", "loser_error", "loss", "accuracy", "logit"}, lists
           of one length; the errors are policy minus reference, e_w - r_w and e_l - r_l.
         train_seconds: float. pairs_per_second: float or None.
       export: path: str. files: [str]. torch_check: None or {name: value}, with
         "max_abs_difference" and "diffusers_version".
-      Optional: command: str, what makes the report again.
+      Optional: command: str, which makes the report again.
 
   Returns:
-    HTML; equal for equal results.
+    HTML; the same for the same results.
 
   Raises:
-    InputError: A field is missing or is not what it should be; the message says which.
+    InputError: A field is missing or has the wrong type; the message names it.
   """
   results = _checked(results)
   reference, *aligned = results["models"]
@@ -97,22 +98,18 @@ def render(results: Mapping) -> str:
     for i, model in enumerate(results["models"])
   }
   body = [
-    report_sections.header(results, reference, aligned),
-    report_sections.section(
-      "The same captions and seeds", report_sections.sheets(reference, aligned)
-    ),
-    report_sections.section(
+    report_results.header(results, reference, aligned),
+    html.section("The same captions and seeds", report_results.sheets(reference, aligned)),
+    html.section(
       "The numbers",
-      report_sections.table(results, colours) + report_sections.comparisons(results["models"]),
+      report_results.table(results, colours) + report_results.comparisons(results["models"]),
     ),
-    report_sections.section("How the ink is spread", report_sections.ink(results)),
-    report_sections.section("What training did to the errors", report_sections.training(aligned)),
-    report_sections.section(
-      "Where the preferences come from", report_sections.preferences(results["data"])
-    ),
-    report_sections.section("What the numbers mean", report_sections.meaning(results, aligned)),
-    report_sections.section("Settings, time and export", report_sections.settings(results)),
-    report_sections.section("Make it again", report_sections.again(results)),
+    html.section("How the ink is spread", report_results.ink(results)),
+    html.section("What training did to the errors", report_results.training(aligned)),
+    html.section("Where the preferences come from", report_method.preferences(results["data"])),
+    html.section("What the numbers mean", report_method.meaning(results, aligned)),
+    html.section("Settings, time and export", report_method.settings(results)),
+    html.section("Make it again", report_method.again(results)),
   ]
   variables = "".join(
     f".m{i}{{--model:{light}}}@media(prefers-color-scheme:dark){{.m{i}{{--model:{dark}}}}}"
@@ -121,7 +118,7 @@ def render(results: Mapping) -> str:
   return (
     '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
     '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-    f"<title>{report_text.escaped(results['title'])}</title>\n<style>{CSS}{variables}</style>\n</head>\n"
+    f"<title>{html.escaped(results['title'])}</title>\n<style>{CSS}{variables}</style>\n</head>\n"
     f"<body><main>\n{''.join(body)}</main></body>\n</html>\n"
   )
 
@@ -152,9 +149,11 @@ def _check_model(model: Mapping, where: str) -> None:
     if model["name"] != "reference":
       _interval(model[key], f"{where}[{key!r}]")
     elif model[key] is not None:
-      raise InputError(f"{where}[{key!r}] must be None: the reference is compared with nothing")
+      raise InputError(f"{where}[{key!r}] must be None: the reference has no comparison")
   if not (isinstance(model["grid_png"], bytes) and model["grid_png"].startswith(b"\x89PNG")):
-    raise InputError(f"{where}['grid_png'] must be the bytes of a PNG file (plots.grid makes them)")
+    raise InputError(
+      f"{where}['grid_png'] must be the bytes of a PNG file (image_grids.grid makes them)"
+    )
   if not len(model["ink_values"]):
     raise InputError(f"{where}['ink_values'] is empty; it holds the ink of every sample")
   if model["curves"] is None:
@@ -180,6 +179,3 @@ def _interval(value: object, where: str) -> None:
   is_three = isinstance(value, Sequence) and len(value) == 3 and not isinstance(value, str)
   if not (is_three and all(math.isfinite(x) for x in value) and value[1] <= value[2]):
     raise InputError(f"{where} must be an Interval (value, low, high), finite, got {value!r}")
-
-
-# ---- words and numbers

@@ -1,16 +1,22 @@
-"""What the numbers of a report say, in words, and how each is written."""
+"""Sentences that summarise the numbers of a report."""
 
-import html
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
+from dmpo_jax.demos.digits.report_html import (
+  name_list,
+  percent,
+  points,
+  signed,
+  with_interval,
+)
 from dmpo_jax.evaluation.statistics import Interval
 
 # The comparisons with the reference, paired by caption and seed.
 COMPARED = ("ink_gain", "win_rate", "accuracy_change")
 
 
-def verdict(model: Mapping, reference: Mapping) -> tuple[str, str, list[str]]:
-  """What a model's numbers say against the reference, beyond their 95% intervals.
+def assessment(model: Mapping, reference: Mapping) -> tuple[str, str, list[str]]:
+  """Assessment of a model against the reference, from 95% intervals.
 
   Args:
     model: An aligned model, as `render` takes it.
@@ -20,27 +26,28 @@ def verdict(model: Mapping, reference: Mapping) -> tuple[str, str, list[str]]:
     kind: "good" (heavier and the digits stay right), "warn" (heavier, but the digits suffer) or
       "bad" (not heavier).
     summary: A few words.
-    remarks: Sentences on what got worse or is not shown; empty if there is nothing to say.
+    notes: Sentences on what got worse or is not shown; may be empty.
   """
   gain, rate, change = (Interval(*model[key]) for key in COMPARED)
   heavier = rate.low > 0.5 and gain.low > 0
   wrong = change.high < 0
-  remarks = []
+  notes = []
   if not heavier:
     how = "lighter than" if rate.high < 0.5 and gain.high < 0 else "not shown to be heavier than"
-    remarks.append(
-      f"Its digits are {how} the reference's: win rate {share(rate.value)} "
-      f"({between(rate, share)}), ink {signed(gain.value)} ({between(gain, signed)})."
+    notes.append(
+      f"Its digits are {how} the reference's: win rate {percent(rate.value)} "
+      f"({with_interval(rate, percent)}), ink {signed(gain.value)} ({with_interval(gain, signed)})."
     )
   if wrong:
-    remarks.append(
+    notes.append(
       f"The digit asked for is recognised less often than in the reference: "
-      f"{share(reference['digit_accuracy'][0])} before, {share(model['digit_accuracy'][0])} now "
-      f"({points(change.value)} points, {between(change, points)})."
+      f"{percent(reference['digit_accuracy'][0])} before, "
+      f"{percent(model['digit_accuracy'][0])} now "
+      f"({points(change.value)} points, {with_interval(change, points)})."
     )
   before, after = (Interval(*m["diversity"]["pairwise"]) for m in (reference, model))
   if after.high < before.low:
-    remarks.append(
+    notes.append(
       f"Its samples of one caption differ less from each other: distance {after.value:.3f} "
       f"against {before.value:.3f}, the intervals apart."
     )
@@ -52,59 +59,11 @@ def verdict(model: Mapping, reference: Mapping) -> tuple[str, str, list[str]]:
     kind, summary = "warn", "Heavier strokes, but digits get lost"
   else:
     kind, summary = "good", "Heavier strokes, same digits"
-  return kind, summary, remarks
-
-
-# ---- checking what was given
-
-
-def escaped(value: object) -> str:
-  return html.escape(str(value))
-
-
-def share(x: float) -> str:
-  return f"{x:.0%}" if x in (0, 1) else f"{x:.1%}"
-
-
-def signed(x: float) -> str:
-  return f"{x:+.3f}".replace("-", "−")
-
-
-def points(x: float) -> str:
-  return f"{100 * x:+.1f}".replace("-", "−")
-
-
-def ends(interval: Sequence[float], form: Callable[[float], str]) -> str:
-  return f"{form(interval[1])} to {form(interval[2])}"
-
-
-def between(interval: Sequence[float], form: Callable[[float], str]) -> str:
-  return f"95% interval {ends(interval, form)}"
-
-
-def name_list(models: Iterable[Mapping]) -> str:
-  labels = [model["label"] for model in models]
-  return labels[0] if len(labels) == 1 else f"{', '.join(labels[:-1])} and {labels[-1]}"
-
-
-def shown(value: object) -> str:
-  if isinstance(value, bool) or not isinstance(value, float):
-    return escaped(value)
-  return escaped(f"{value:.4g}")
-
-
-def duration(seconds: float) -> str:
-  if seconds < 60:
-    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
-  minutes, rest = divmod(round(seconds), 60)
-  return f"{minutes} min {rest} s"
-
-
-# ---- pieces of HTML
+  return kind, summary, notes
 
 
 def headline(aligned: Sequence[Mapping], reference: Mapping) -> str:
-  """One or more sentences that say which models learned the preference and at what cost.
+  """Sentences on which models learned the preference and at what cost.
 
   Args:
     aligned: The aligned models, as `render` takes them.
@@ -117,20 +76,20 @@ def headline(aligned: Sequence[Mapping], reference: Mapping) -> str:
     return "Only the reference was sampled; nothing was aligned."
   groups = {"good": [], "warn": [], "bad": []}
   for model in aligned:
-    groups[verdict(model, reference)[0]].append(model)
-  said = []
+    groups[assessment(model, reference)[0]].append(model)
+  sentences = []
   for kind, models in groups.items():
     if not models:
       continue
     one = len(models) == 1
     if kind == "good":
-      said.append(
+      sentences.append(
         f"{name_list(models)} learned the preference: heavier strokes, and the digits stay right."
       )
     elif kind == "warn":
-      said.append(
+      sentences.append(
         f"{name_list(models)} {'writes' if one else 'write'} heavier, but digits get lost."
       )
     else:
-      said.append(f"{name_list(models)} did not learn to write heavier than the reference.")
-  return " ".join(said)
+      sentences.append(f"{name_list(models)} did not learn to write heavier than the reference.")
+  return " ".join(sentences)

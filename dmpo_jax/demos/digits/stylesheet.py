@@ -1,4 +1,4 @@
-"""The look of the report: one style sheet, light and dark, wide and narrow."""
+"""Style sheet of the report, for light and dark, wide and narrow pages."""
 
 CSS = """
 :root {

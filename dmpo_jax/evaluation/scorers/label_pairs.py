@@ -1,4 +1,4 @@
-"""Preference pairs among a model's own samples, labelled by a declared score with known noise."""
+"""Preference pairs among a model's own samples, labelled by a scorer with noise of a known size."""
 
 import csv
 import io
@@ -11,76 +11,79 @@ import numpy as np
 
 from dmpo_jax.common.atomic_files import write_atomically
 from dmpo_jax.data import images, pairs
-from dmpo_jax.errors import InputError, unknown
-from dmpo_jax.evaluation.scorers.pixels import SCORES
+from dmpo_jax.errors import InputError
+from dmpo_jax.evaluation.scorers import Scorer
+from dmpo_jax.sampling.image_folder import MANIFEST
 
-MANIFEST = "manifest.json"  # of `dmpo-jax sample`
 COLUMNS = (
   *("id", "prompt", "image_0", "image_1", "label_0", "score_0", "score_1", "model_0", "model_1"),
 )
 
 
-class Judgement(NamedTuple):
-  """Pairs as rows of a table, and what is known of their labels.
+class LabelledPairs(NamedTuple):
+  """Pairs as rows of a table, with statistics of their labels.
 
   Attributes:
-    rows: Values by `COLUMNS`, as `dmpo-jax data convert pairs` reads them.
-    images: How many images were scored.
-    within: Standard deviation of the score among the images of a prompt (root of the mean variance
-      over prompts, n - 1 in the denominator).
-    noise: Share of the pairs in which the image with the lower score was preferred.
+    rows: Values by `COLUMNS`, as `dmpo-jax data convert custom` reads them.
+    images: Number of images that were scored.
+    score_spread: Standard deviation of the score among the images of a prompt (root of the mean
+      variance over prompts, n - 1 in the denominator).
+    flip_rate: Fraction of the pairs in which the image with the lower score is preferred.
   """
 
   rows: list[dict]
   images: int
-  within: float
-  noise: float
+  score_spread: float
+  flip_rate: float
 
 
-def judge(folder: pathlib.Path, *, score: str, temperature: float, seed: int) -> Judgement:
-  """All pairs of images of one prompt in a folder of samples, with labels drawn by a rule.
+def label_pairs(
+  folder: pathlib.Path, *, scorer: Scorer, temperature: float, seed: int
+) -> LabelledPairs:
+  """All pairs of images of one prompt in a folder of samples, with sampled labels.
 
       P(a preferred over b) = σ((score(a) - score(b)) / temperature)
 
-  A label is one draw from the probability above (Bradley-Terry) from (seed, prompt, seeds of both
+  A label is one sample of the probability above (Bradley-Terry) from (seed, prompt, seeds of both
   images), so images of nearly equal score are labelled nearly at random.
 
   Args:
-    folder: What `dmpo-jax sample` wrote, complete, with at least two images a prompt.
-    score: A key of `picture_scores.SCORES`.
+    folder: Finished output of `dmpo-jax sample` with at least two images per prompt.
+    scorer: See `scorers`.
     temperature: Difference of scores at which the odds are e : 1; > 0.
-    seed: Decides the labels.
+    seed: Seed of the labels.
 
   Returns:
-    `Judgement`.
+    `LabelledPairs`.
 
   Raises:
-    InputError: The folder is another one, an image cannot be used, or an option does not exist.
+    InputError: The folder has no samples or one per prompt, an image cannot be read, or the
+      temperature is out of range.
   """
-  if score not in SCORES:
-    raise unknown("score", score, SCORES)
-  model, by_prompt = _read(pathlib.Path(folder))
-  rows, variances, wrong = [], [], 0
+  folder = pathlib.Path(folder)
+  model, by_prompt = _read_manifest(folder)
+  rows, variances, flips = [], [], 0
   for prompt, samples in by_prompt.items():
-    found = [_score(pathlib.Path(folder), sample["file"], score) for sample in samples]
-    variances.append(np.var(found, ddof=1))
-    for (a, score_0), (b, score_1) in itertools.combinations(zip(samples, found, strict=True), 2):
+    scores = [_score(folder, sample["file"], prompt, scorer) for sample in samples]
+    variances.append(np.var(scores, ddof=1))
+    for (a, score_0), (b, score_1) in itertools.combinations(zip(samples, scores, strict=True), 2):
       name = f"{pairs.prompt_key(prompt)}:{a['seed']}:{b['seed']}"
       p0 = pairs.p0_of_scores(score_0, score_1, temperature=temperature)
+      # The salt is part of the labels' definition: another one gives other labels.
       label = int(pairs.fraction_of(name, salt=f"judge {seed}") < p0)
-      wrong += label != (score_0 > score_1) and score_0 != score_1
+      flips += label != (score_0 > score_1) and score_0 != score_1
       values = (name, prompt, a["file"], b["file"], label, score_0, score_1)
       rows.append(dict(zip(COLUMNS, (*values, model, model), strict=True)))
-  return Judgement(
+  return LabelledPairs(
     rows=rows,
     images=sum(map(len, by_prompt.values())),
-    within=float(np.sqrt(np.mean(variances))),
-    noise=wrong / len(rows),
+    score_spread=float(np.sqrt(np.mean(variances))),
+    flip_rate=flips / len(rows),
   )
 
 
 def write_table(path: pathlib.Path, rows: list[dict]) -> None:
-  """Writes the rows of a judgement as CSV, whole or not at all."""
+  """Writes the rows of `LabelledPairs` as CSV, whole or not at all."""
   stream = io.StringIO(newline="")
   writer = csv.DictWriter(stream, COLUMNS)
   writer.writeheader()
@@ -88,8 +91,8 @@ def write_table(path: pathlib.Path, rows: list[dict]) -> None:
   write_atomically(path, stream.getvalue())
 
 
-def _read(folder: pathlib.Path) -> tuple[str, dict[str, list[dict]]]:
-  """The model that made a folder of samples, and its images by prompt."""
+def _read_manifest(folder: pathlib.Path) -> tuple[str, dict[str, list[dict]]]:
+  """Model that made a folder of samples, and its images by prompt."""
   path = folder / MANIFEST
   try:
     manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -98,12 +101,12 @@ def _read(folder: pathlib.Path) -> tuple[str, dict[str, list[dict]]]:
       by_prompt.setdefault(image["prompt"], []).append(image)
   except OSError as error:
     raise InputError(
-      f"{folder} holds no finished samples ({MANIFEST}: {error.strerror}); draw them with "
+      f"{folder} has no finished samples ({MANIFEST}: {error.strerror}); generate them with "
       "dmpo-jax sample"
     ) from error
   except (ValueError, KeyError, TypeError) as error:
-    raise InputError(f"{path} is no manifest of dmpo-jax sample: {error!r}") from error
-  single = [prompt for prompt, found in by_prompt.items() if len(found) < 2]
+    raise InputError(f"{path} is not a manifest of dmpo-jax sample: {error!r}") from error
+  single = [prompt for prompt, samples in by_prompt.items() if len(samples) < 2]
   if single or not by_prompt:
     raise InputError(
       f"{len(single)} of {len(by_prompt)} prompts in {folder} have one image; a pair needs two: "
@@ -112,6 +115,6 @@ def _read(folder: pathlib.Path) -> tuple[str, dict[str, list[dict]]]:
   return model, by_prompt
 
 
-def _score(folder: pathlib.Path, file: str, score: str) -> float:
+def _score(folder: pathlib.Path, file: str, prompt: str, scorer: Scorer) -> float:
   pixels = np.asarray(images.decode(images.load(file, folder).encoded))  # [H, W, 3]
-  return float(SCORES[score](pixels / 127.5 - 1))
+  return float(scorer(pixels[None] / 127.5 - 1, [prompt])[0])

@@ -1,31 +1,35 @@
-"""Scores of pictures that anyone can check: a formula of their pixels, higher is more of it."""
+"""Scores of images by a formula of their pixels.
 
-from collections.abc import Callable
+Prompts are an argument of every scorer and have no effect on these.
+"""
+
+from collections.abc import Sequence
 
 import numpy as np
 
 from dmpo_jax.errors import InputError
 
 
-def colourfulness(images: np.ndarray) -> np.ndarray:
-  """How colourful a picture is: 0 for greys, about 1/2 for a page of pure colours.
+def colourfulness(images: np.ndarray, prompts: Sequence[str] = ()) -> np.ndarray:
+  """Colourfulness of each image: 0 for greys, about 1/2 for a page of pure colours.
 
       M = sqrt(var(rg) + var(yb)) + 0.3 sqrt(mean(rg)² + mean(yb)²),
       rg = R - G,   yb = (R + G)/2 - B
 
-  with R, G, B in [0, 1] as shown, and variances and means over the pixels.
+  with R, G, B in [0, 1], and variances and means over the pixels.
 
   Args:
-    images: `[..., H, W, 3]` in [-1, 1]; values outside are clipped, as a picture file clips them.
+    images: `[..., H, W, 3]` in [-1, 1]; values outside are clipped, as an image file clips them.
+    prompts: Ignored.
 
   Returns:
     float64 `[...]`, >= 0.
 
   Raises:
-    InputError: The shape is another, or a value is NaN or infinite.
+    InputError: The shape is wrong, or a value is NaN or infinite.
 
   Source: D. Hasler and S. Süsstrunk, "Measuring colourfulness in natural images" (2003), with
-    levels in [0, 1] in the place of [0, 255].
+    levels in [0, 1] instead of [0, 255].
   """
   red, green, blue = _levels(images)
   rg, yb = red - green, (red + green) / 2 - blue
@@ -34,12 +38,12 @@ def colourfulness(images: np.ndarray) -> np.ndarray:
   return np.sqrt(spread) + 0.3 * np.sqrt(centre)
 
 
-def warmth(images: np.ndarray) -> np.ndarray:
-  """How much more red than blue a picture shows.
+def warmth(images: np.ndarray, prompts: Sequence[str] = ()) -> np.ndarray:
+  """Warmth of each image: how much more red than blue it has.
 
-      mean over the pixels of (R - B),   R, B in [0, 1] as shown
+      mean over the pixels of (R - B),   R, B in [0, 1]
 
-  Args, Raises: as `colourfulness`.
+  Args and errors are those of `colourfulness`.
 
   Returns:
     float64 `[...]` in [-1, 1].
@@ -48,24 +52,17 @@ def warmth(images: np.ndarray) -> np.ndarray:
   return (red - blue).mean(axis=(-2, -1))
 
 
-def brightness(images: np.ndarray) -> np.ndarray:
-  """The mean level of a picture.
+def brightness(images: np.ndarray, prompts: Sequence[str] = ()) -> np.ndarray:
+  """Mean level of each image.
 
-      mean over the pixels of (R + G + B)/3,   levels in [0, 1] as shown
+      mean over the pixels of (R + G + B)/3,   levels in [0, 1]
 
-  Args, Raises: as `colourfulness`.
+  Args and errors are those of `colourfulness`.
 
   Returns:
     float64 `[...]` in [0, 1].
   """
   return sum(_levels(images)).mean(axis=(-2, -1)) / 3
-
-
-SCORES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-  "brightness": brightness,
-  "colourfulness": colourfulness,
-  "warmth": warmth,
-}
 
 
 def _levels(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""What the report says, and that it stands alone."""
+"""The report's text, and that it is one file."""
 
 import base64
 import copy
@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from dmpo_jax.demos.digits.report import render
-from dmpo_jax.demos.digits.report_text import headline, verdict
+from dmpo_jax.demos.digits.report_text import assessment, headline
 from dmpo_jax.errors import InputError
-from dmpo_jax.evaluation import plots
+from dmpo_jax.evaluation import image_grids
 
-PNG = plots.grid(np.zeros((1, 1, 2, 2, 1)), ["a"])
+PNG = image_grids.grid(np.zeros((1, 1, 2, 2, 1)), ["a"])
 
 
 def model(name, label, **changes):
@@ -61,7 +61,7 @@ def results(**changes):
       "test_images": 360,
       "pairs": 4000,
       "temperature": 0.03,
-      "label_noise": 0.256,
+      "label_flip_rate": 0.256,
       "classifier_accuracy": (0.983, 0.97, 0.99),
       "classifier_test_images": 360,
       "real_ink": (0.305, 0.304, 0.306),
@@ -106,14 +106,14 @@ def test_every_tag_that_is_opened_is_closed(tags):
   assert tags.open == []
 
 
-def test_the_page_asks_for_nothing_outside_itself(page, tags):
+def test_the_page_loads_nothing_from_outside(page, tags):
   sources = [a[k] for _, a in tags.tags for k in ("src", "srcset", "href") if k in a]
   assert sources
   assert all(source.startswith("data:image/png;base64,") for source in sources)
   assert not re.search(r"https?:|url\(|@import|<script|<link", page)
 
 
-def test_every_picture_is_a_png_and_has_words_for_it(tags):
+def test_every_image_is_a_png_with_an_alternative_text(tags):
   for tag, attributes in tags.tags:
     if tag == "img":
       png = base64.b64decode(attributes["src"].split(",")[1])
@@ -131,7 +131,7 @@ def test_the_same_results_give_the_same_page(page):
   assert render(results()) == page
 
 
-def test_results_are_left_as_they_were():
+def test_rendering_does_not_change_the_results():
   given = results()
   before = copy.deepcopy(given)
   render(given)
@@ -149,7 +149,7 @@ def test_the_headline_and_numbers_are_those_of_the_results(tags):
   assert "DMPO learned the preference: heavier strokes, and the digits stay right." in text
   assert "+0.100, 95% interval +0.090 to +0.110" in text
   assert "90.0% of 3 comparisons (95% interval 85.0% to 95.0%)" in text
-  assert "In 25.6% of the pairs the draw preferred the lighter image" in text
+  assert "In 25.6% of the pairs the label prefers the lighter image" in text
 
 
 def test_a_page_of_the_reference_alone_says_that_nothing_was_aligned():
@@ -164,42 +164,42 @@ def test_an_aligned_model_without_curves_is_reported_without_them():
 
 
 def test_a_win_rate_whose_interval_holds_one_half_is_not_a_success():
-  kind, summary, remarks = verdict(model("dpo", "DPO", win_rate=(0.55, 0.49, 0.61)), REFERENCE)
+  kind, summary, notes = assessment(model("dpo", "DPO", win_rate=(0.55, 0.49, 0.61)), REFERENCE)
   assert (kind, summary) == ("bad", "Did not learn the preference")
-  assert "not shown to be heavier" in remarks[0]
-  assert "49.0% to 61.0%" in remarks[0]
+  assert "not shown to be heavier" in notes[0]
+  assert "49.0% to 61.0%" in notes[0]
 
 
 def test_an_ink_gain_whose_interval_holds_zero_is_not_a_success():
-  kind, _, _ = verdict(model("dpo", "DPO", ink_gain=(0.01, -0.001, 0.02)), REFERENCE)
+  kind, _, _ = assessment(model("dpo", "DPO", ink_gain=(0.01, -0.001, 0.02)), REFERENCE)
   assert kind == "bad"
 
 
 def test_lighter_digits_are_called_lighter():
   worse = model("dpo", "DPO", win_rate=(0.2, 0.1, 0.3), ink_gain=(-0.05, -0.06, -0.04))
-  _, _, remarks = verdict(worse, REFERENCE)
-  assert "are lighter than the reference's" in remarks[0]
+  _, _, notes = assessment(worse, REFERENCE)
+  assert "are lighter than the reference's" in notes[0]
 
 
 def test_a_fall_of_accuracy_beyond_its_interval_is_a_warning():
-  kind, _, remarks = verdict(
+  kind, _, notes = assessment(
     model("dpo", "DPO", digit_accuracy=(0.9, 0.87, 0.93), accuracy_change=(-0.06, -0.09, -0.03)),
     REFERENCE,
   )
   assert kind == "warn"
-  assert "96.0% before, 90.0% now (−6.0 points, 95% interval −9.0 to −3.0)" in remarks[0]
+  assert "96.0% before, 90.0% now (−6.0 points, 95% interval −9.0 to −3.0)" in notes[0]
 
 
 def test_a_fall_of_accuracy_within_its_interval_is_none():
   change = model("dpo", "DPO", accuracy_change=(-0.02, -0.05, 0.01))
-  assert verdict(change, REFERENCE)[0] == "good"
+  assert assessment(change, REFERENCE)[0] == "good"
 
 
 def test_a_loss_of_diversity_beyond_the_intervals_is_remarked():
   narrow = model("dpo", "DPO", diversity={"pairwise": (0.2, 0.19, 0.21), "vendi": 1.5})
-  kind, _, remarks = verdict(narrow, REFERENCE)
+  kind, _, notes = assessment(narrow, REFERENCE)
   assert kind == "good"
-  assert "differ less from each other: distance 0.200 against 0.250" in remarks[0]
+  assert "differ less from each other: distance 0.200 against 0.250" in notes[0]
 
 
 def test_the_headline_names_success_and_failure_apart():
@@ -287,5 +287,5 @@ def test_a_model_that_is_not_as_agreed_is_refused(change, message):
 
 
 def test_a_reference_that_is_compared_with_itself_is_refused():
-  with pytest.raises(InputError, match="must be None: the reference is compared with nothing"):
+  with pytest.raises(InputError, match="must be None: the reference has no comparison"):
     render(results(models=[REFERENCE | {"win_rate": (0.5, 0.5, 0.5)}]))

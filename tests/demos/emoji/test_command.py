@@ -15,7 +15,7 @@ from dmpo_jax.training.monitor import metrics
 from dmpo_jax.training.run import train
 from tests.demos.emoji import font as emoji_font
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+ROOT = pathlib.Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import emoji as benchmark  # noqa: E402

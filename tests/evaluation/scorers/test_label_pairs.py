@@ -1,4 +1,4 @@
-"""Pairs of a model's own samples, and the scores that label them."""
+"""Pairs of a model's own samples, and the scorers that label them."""
 
 import csv
 import json
@@ -7,19 +7,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dmpo_jax.commands.main import main
 from dmpo_jax.data.convert import convert, sources
 from dmpo_jax.data.convert.options import Options
 from dmpo_jax.data.pairs import prompt_key
 from dmpo_jax.data.tfds_folder import PairSource
 from dmpo_jax.errors import InputError
-from dmpo_jax.evaluation.scorers import label_pairs, pixels
+from dmpo_jax.evaluation.scorers import SCORERS, pixels
+from dmpo_jax.evaluation.scorers.label_pairs import COLUMNS, label_pairs, write_table
 
 LEVELS = (0, 60, 120, 180, 240)
 
 
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory):
-  """Grey squares of five levels for each of 40 prompts, as `dmpo-jax sample` leaves them."""
+  """Grey squares of five levels for each of 40 prompts, as `dmpo-jax sample` writes them."""
   folder = tmp_path_factory.mktemp("samples")
   images = []
   for row in range(40):
@@ -55,50 +57,50 @@ def test_warmth_and_brightness_are_means_of_shown_levels():
   np.testing.assert_allclose(pixels.brightness(images), [0.5, 0.2, 1])
 
 
-@pytest.mark.parametrize("score", pixels.SCORES.values())
-def test_a_score_refuses_what_is_no_picture(score):
+@pytest.mark.parametrize("name", ["brightness", "colourfulness", "warmth"])
+def test_a_scorer_refuses_arrays_that_are_not_images(name):
   with pytest.raises(InputError, match=r"must be \[..., H, W, 3\]"):
-    score(np.zeros((4, 4, 1)))
+    SCORERS[name](np.zeros((4, 4, 1)), [""])
   with pytest.raises(InputError, match="1 of 48 values are NaN"):
-    score(np.where(np.arange(48) == 3, np.nan, 0).reshape(4, 4, 3))
+    SCORERS[name](np.where(np.arange(48) == 3, np.nan, 0).reshape(4, 4, 3), [""])
 
 
 def test_every_two_images_of_a_prompt_make_a_pair(samples):
-  found = label_pairs.judge(samples, score="brightness", temperature=0.1, seed=0)
-  assert (found.images, len(found.rows)) == (200, 40 * 10)
-  assert all(row["image_0"][:5] == row["image_1"][:5] for row in found.rows)
-  assert len({row["id"] for row in found.rows}) == 400
-  np.testing.assert_allclose(found.rows[0]["score_1"], 60 / 255)
-  np.testing.assert_allclose(found.within, np.std(np.array(LEVELS) / 255, ddof=1))
+  labelled = label_pairs(samples, scorer=pixels.brightness, temperature=0.1, seed=0)
+  assert (labelled.images, len(labelled.rows)) == (200, 40 * 10)
+  assert all(row["image_0"][:5] == row["image_1"][:5] for row in labelled.rows)
+  assert len({row["id"] for row in labelled.rows}) == 400
+  np.testing.assert_allclose(labelled.rows[0]["score_1"], 60 / 255)
+  np.testing.assert_allclose(labelled.score_spread, np.std(np.array(LEVELS) / 255, ddof=1))
 
 
-def test_labels_are_drawn_as_bradley_terry_says(samples):
-  found = label_pairs.judge(samples, score="brightness", temperature=0.3, seed=1)
-  gap = np.array([row["score_0"] - row["score_1"] for row in found.rows])
-  label = np.array([row["label_0"] for row in found.rows])
+def test_labels_follow_the_bradley_terry_probability(samples):
+  labelled = label_pairs(samples, scorer=pixels.brightness, temperature=0.3, seed=1)
+  gap = np.array([row["score_0"] - row["score_1"] for row in labelled.rows])
+  label = np.array([row["label_0"] for row in labelled.rows])
   p = 1 / (1 + np.exp(-gap / 0.3))
   assert abs(label.sum() - p.sum()) < 4 * np.sqrt((p * (1 - p)).sum())
-  assert found.noise == np.mean(label != (gap > 0))
-  assert 0 < found.noise < 0.5
+  assert labelled.flip_rate == np.mean(label != (gap > 0))
+  assert 0 < labelled.flip_rate < 0.5
 
 
-def test_a_cold_rule_always_prefers_the_higher_score(samples):
-  assert label_pairs.judge(samples, score="brightness", temperature=1e-6, seed=0).noise == 0
+def test_at_a_low_temperature_the_higher_score_is_always_preferred(samples):
+  assert label_pairs(samples, scorer=pixels.brightness, temperature=1e-6, seed=0).flip_rate == 0
 
 
 def test_labels_depend_on_the_seed_alone(samples):
   first, again, other = (
-    label_pairs.judge(samples, score="brightness", temperature=0.3, seed=seed).rows
+    label_pairs(samples, scorer=pixels.brightness, temperature=0.3, seed=seed).rows
     for seed in (0, 0, 1)
   )
   assert first == again != other
 
 
 def test_the_table_converts_to_the_canonical_record(samples, tmp_path):
-  rows = label_pairs.judge(samples, score="brightness", temperature=0.3, seed=0).rows[:6]
-  label_pairs.write_table(samples / "pairs.csv", rows)
+  rows = label_pairs(samples, scorer=pixels.brightness, temperature=0.3, seed=0).rows[:6]
+  write_table(samples / "pairs.csv", rows)
   with (samples / "pairs.csv").open(newline="") as stream:
-    assert tuple(next(csv.reader(stream))) == label_pairs.COLUMNS
+    assert tuple(next(csv.reader(stream))) == COLUMNS
   convert.convert(sources.find("pairs", samples / "pairs.csv"), tmp_path / "out", Options())
   found = PairSource(tmp_path / "out", "train")
   assert [found[i].p0 for i in range(6)] == [row["label_0"] for row in rows]
@@ -106,24 +108,33 @@ def test_the_table_converts_to_the_canonical_record(samples, tmp_path):
   assert found[0].model_1 == "runs/x/pipeline"
 
 
-@pytest.mark.parametrize(
-  ("options", "message"),
-  [
-    ({"score": "beauty"}, "unknown score 'beauty'"),
-    ({"temperature": 0.0}, "temperature of scores must be a positive number"),
-  ],
-)
-def test_an_option_that_does_not_exist_is_refused(samples, options, message):
-  with pytest.raises(InputError, match=message):
-    label_pairs.judge(samples, **{"score": "warmth", "temperature": 0.1, "seed": 0, **options})
+def test_a_scorer_receives_the_prompt_of_its_image(samples):
+  def length(images, prompts):
+    assert images.shape == (1, 8, 8, 3)
+    return np.array([len(prompt) for prompt in prompts], float)
+
+  labelled = label_pairs(samples, scorer=length, temperature=0.3, seed=0)
+  assert [row["score_0"] for row in labelled.rows] == [len(r["prompt"]) for r in labelled.rows]
+
+
+def test_a_temperature_that_is_not_positive_is_refused(samples):
+  with pytest.raises(InputError, match="temperature of scores must be a positive number"):
+    label_pairs(samples, scorer=pixels.warmth, temperature=0.0, seed=0)
+
+
+def test_the_command_refuses_an_unknown_score_and_lists_the_scorers(samples, capsys):
+  with pytest.raises(SystemExit) as stop:
+    main(["data", "judge", str(samples), "--score", "beauty", "--temperature", "0.1"])
+  assert stop.value.code == 2
+  assert "'beauty' (choose from" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
   ("manifest", "message"),
   [
-    (None, "holds no finished samples"),
-    ("{", "is no manifest"),
-    ('{"images": []}', "is no manifest"),
+    (None, "has no finished samples"),
+    ("{", "is not a manifest"),
+    ('{"images": []}', "is not a manifest"),
     ('{"pipeline": "x", "images": [{"prompt": "a"}]}', "1 of 1 prompts .* have one image"),
     ('{"pipeline": "x", "images": []}', "0 of 0 prompts"),
   ],
@@ -132,4 +143,4 @@ def test_a_folder_without_samples_to_compare_is_refused(tmp_path, manifest, mess
   if manifest is not None:
     (tmp_path / "manifest.json").write_text(manifest)
   with pytest.raises(InputError, match=message):
-    label_pairs.judge(tmp_path, score="warmth", temperature=0.1, seed=0)
+    label_pairs(tmp_path, scorer=pixels.warmth, temperature=0.1, seed=0)

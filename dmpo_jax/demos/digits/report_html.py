@@ -1,0 +1,91 @@
+"""Pieces of the report's HTML, and how its numbers are written."""
+
+import base64
+import html
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from dmpo_jax.evaluation import plots
+
+
+def section(title: str, content: str) -> str:
+  """Section with a heading; empty content gives no section."""
+  return f"<section>\n<h2>{title}</h2>\n{content}</section>\n" if content else ""
+
+
+def picture(png: bytes, alt: str, kind: str = "") -> str:
+  """Image tag with the PNG inside."""
+  return f'<img class="{kind}" alt="{escaped(alt)}" src="{_uri(png)}">'
+
+
+def plot(draw: Callable[[plots.Theme], bytes], alt: str) -> str:
+  """Plot in the colours of a light and of a dark page; the browser's setting chooses."""
+  return (
+    f'<picture><source media="(prefers-color-scheme: dark)" srcset="{_uri(draw(plots.DARK))}">'
+    f'<img alt="{escaped(alt)}" src="{_uri(draw(plots.LIGHT))}"></picture>'
+  )
+
+
+def _uri(png: bytes) -> str:
+  return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def figure(title: str, content: str, caption: str) -> str:
+  """Figure with a heading and a caption."""
+  return f"<figure><h3>{escaped(title)}</h3>{content}<figcaption>{caption}</figcaption></figure>\n"
+
+
+def key_value_table(rows: Mapping[str, object], kind: str = "left") -> str:
+  """Table of two columns."""
+  cells = "".join(f"<tr><th>{escaped(k)}</th><td>{value(v)}</td></tr>" for k, v in rows.items())
+  return f'<div class="scroll"><table class="{kind}">{cells}</table></div>'
+
+
+def escaped(value: object) -> str:
+  """Text with HTML's special characters escaped."""
+  return html.escape(str(value))
+
+
+def percent(x: float) -> str:
+  """Fraction as a percentage with one decimal, 0% and 100% without."""
+  return f"{x:.0%}" if x in (0, 1) else f"{x:.1%}"
+
+
+def signed(x: float) -> str:
+  """Number with its sign and three decimals."""
+  return f"{x:+.3f}".replace("-", "−")
+
+
+def points(x: float) -> str:
+  """Difference of fractions in percentage points, with its sign."""
+  return f"{100 * x:+.1f}".replace("-", "−")
+
+
+def ends(interval: Sequence[float], form: Callable[[float], str]) -> str:
+  """Ends of an interval (value, low, high)."""
+  return f"{form(interval[1])} to {form(interval[2])}"
+
+
+def with_interval(interval: Sequence[float], form: Callable[[float], str]) -> str:
+  """Ends of an interval with the words for it."""
+  return f"95% interval {ends(interval, form)}"
+
+
+def name_list(models: Iterable[Mapping]) -> str:
+  """Labels of models as an enumeration."""
+  labels = [model["label"] for model in models]
+  return labels[0] if len(labels) == 1 else f"{', '.join(labels[:-1])} and {labels[-1]}"
+
+
+def value(x: object) -> str:
+  """Value of any type, floats with four digits, as HTML."""
+  if isinstance(x, bool) or not isinstance(x, float):
+    return escaped(x)
+  return escaped(f"{x:.4g}")
+
+
+def duration(seconds: float) -> str:
+  """Seconds, from a minute on with minutes."""
+  if seconds < 60:
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+  minutes, rest = divmod(round(seconds), 60)
+  return f"{minutes} min {rest} s"
