@@ -77,7 +77,7 @@ def main():
   baseline = sample(reference)
   measured = measure(baseline, labels, predict=fitted.predict, baseline=None)
   report("reference", measured, None, "")
-  for name in options.names or sorted(losses.OBJECTIVES):
+  for name in options.names or sorted(losses.LOSSES):
     result, change = run(name, options)
     images = sample(interop.load_pipeline(result.pipeline))
     measured = measure(images, labels, predict=fitted.predict, baseline=baseline)

@@ -47,7 +47,7 @@ argument to `get_config`. An unknown key is an error that names the nearest know
 """
 CHOICES = {
   "data": ("Data", "a data set", DATASETS),
-  "loss": ("Loss", "an objective", losses.OBJECTIVES),
+  "loss": ("Loss", "an objective", losses.LOSSES),
 }
 
 

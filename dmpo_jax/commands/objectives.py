@@ -43,14 +43,15 @@ def describe_all() -> list[dict]:
 
   Returns:
     A dict for each: `name`, `summary`, `equation` (lines), `hyperparameters` (defaults by name,
-    those without one are in `required`), `required`, `source`, and the fields of `losses.Facts`.
+    those without one are in `required`), `required`, `source`, and the fields of
+    `losses.Requirements`.
 
   Raises:
     ValueError: A docstring has no equation or no source.
   """
   from dmpo_jax import losses
 
-  return [_describe(name, losses.OBJECTIVES[name]) for name in sorted(losses.OBJECTIVES)]
+  return [_describe(name, losses.LOSSES[name]) for name in sorted(losses.LOSSES)]
 
 
 def _describe(name: str, function) -> dict:
@@ -72,7 +73,7 @@ def _describe(name: str, function) -> dict:
     "required": [p.name for p in parameters if p.default is p.empty],
     "hyperparameters": {p.name: p.default for p in parameters if p.default is not p.empty},
     "source": " ".join(source.split()),
-    **function.facts._asdict(),
+    **function.requirements._asdict(),
   }
 
 
@@ -85,7 +86,7 @@ def table(rows: list[dict]) -> str:
     wrapped = "base" in row["required"]  # a wrapper needs what it is put around needs
     flags = [
       "yes" if row[key] else "base's" if wrapped else "-"
-      for key in ("reference", "residuals", "batch_statistic")
+      for key in ("reference", "residuals", "needs_global_batch")
     ]
     lines.append(COLUMNS.format(row["name"], ", ".join(arguments) or "-", *flags).rstrip())
     lines += textwrap.wrap(row["summary"], WIDTH - 2, initial_indent="  ", subsequent_indent="  ")

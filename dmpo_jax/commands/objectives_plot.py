@@ -12,7 +12,7 @@ def configured(names: Iterable[str] = ()) -> dict[str, Callable]:
   """Objectives with the hyperparameters of their own configs, configs/digits_NAME.py.
 
   Args:
-    names: Of `losses.OBJECTIVES`; empty: all of them, in alphabetical order.
+    names: Of `losses.LOSSES`; empty: all of them, in alphabetical order.
 
   Returns:
     Losses by name, as `training.start.make_loss` binds them.
@@ -24,10 +24,10 @@ def configured(names: Iterable[str] = ()) -> dict[str, Callable]:
   from dmpo_jax.errors import unknown
   from dmpo_jax.training.setup import make_loss
 
-  chosen = list(dict.fromkeys(names)) or sorted(losses.OBJECTIVES)
+  chosen = list(dict.fromkeys(names)) or sorted(losses.LOSSES)
   for name in chosen:
-    if name not in losses.OBJECTIVES:
-      raise unknown("objective", name, losses.OBJECTIVES)
+    if name not in losses.LOSSES:
+      raise unknown("objective", name, losses.LOSSES)
   return {name: make_loss(_section(name)) for name in chosen}
 
 

@@ -64,7 +64,7 @@ def response(loss: Callable, *, beta: float, level: float, logits: np.ndarray) -
       f"level must be above max |logit|/beta = {np.abs(logits).max() / beta:g}, got {level:g}: "
       "errors are never negative"
     )
-  needs_residuals = losses.facts(loss).residuals
+  needs_residuals = losses.requirements(loss).residuals
 
   def of(moves: jax.Array) -> jax.Array:  # moves of e_w and e_l from level, [2]
     steady = jnp.full((1,), level, jnp.float32)

@@ -10,14 +10,14 @@ from dmpo_jax.losses.f_dpo import f_dpo
 from dmpo_jax.losses.hinge import hinge
 from dmpo_jax.losses.ipo import ipo
 from dmpo_jax.losses.kto import kto
-from dmpo_jax.losses.labels import expected, swap
+from dmpo_jax.losses.labels import soft_label_loss, swap
 from dmpo_jax.losses.mapo import mapo
-from dmpo_jax.losses.requirements import Facts, facts
+from dmpo_jax.losses.requirements import Requirements, requirements
 from dmpo_jax.losses.residuals import Residuals
 from dmpo_jax.losses.sdpo import sdpo
 from dmpo_jax.losses.sft import sft
 
-OBJECTIVES = {
+LOSSES = {
   "alpha_dpo": alpha_dpo,
   "dmpo": dmpo,
   "dpo": dpo,
@@ -33,14 +33,14 @@ OBJECTIVES = {
 }
 
 __all__ = [
-  "OBJECTIVES",
+  "LOSSES",
   "Diagnostics",
-  "Facts",
+  "Requirements",
   "PairErrors",
   "Residuals",
   "denoising_error",
-  "expected",
-  "facts",
+  "soft_label_loss",
+  "requirements",
   "swap",
-  *OBJECTIVES,
+  *LOSSES,
 ]

@@ -8,7 +8,7 @@ import numpy as np
 from jax.nn import log_sigmoid
 
 from dmpo_jax.losses.base import Diagnostics, PairErrors, check_errors, check_number, diagnose
-from dmpo_jax.losses.requirements import Facts
+from dmpo_jax.losses.requirements import Requirements
 
 # Gauss-Legendre nodes and weights on [0, 1]; eight of them integrate what stands below to float32's
 # last digit for lengths up to 3.
@@ -53,7 +53,7 @@ def alpha_dpo(
   return alpha_divergence(diagnostics.logit, jnp.float32(a)), diagnostics
 
 
-alpha_dpo.facts = Facts()
+alpha_dpo.requirements = Requirements()
 
 
 @jax.custom_jvp

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from dmpo_jax.errors import InputError
-from dmpo_jax.losses.requirements import Facts
+from dmpo_jax.losses.requirements import Requirements
 
 
 class PairErrors(NamedTuple):
@@ -79,8 +79,8 @@ def check_errors(errors: PairErrors, objective: Callable) -> PairErrors:
 
   Args:
     errors: The errors as the caller gave them.
-    objective: The objective's function: its name is for the message, its `facts` say which fields
-      it needs.
+    objective: The objective's function: its name is for the message, its
+      `requirements` say which fields it needs.
 
   Returns:
     `PairErrors` of float32 arrays `[pairs]` (None stays None).
@@ -89,10 +89,10 @@ def check_errors(errors: PairErrors, objective: Callable) -> PairErrors:
     InputError: A needed field is None, half of the reference is missing, a field is not a vector in
       float32 or wider, or lengths differ.
   """
-  facts: Facts = objective.facts
+  needs: Requirements = objective.requirements
   objective = objective.__name__
-  needed = ["policy_w"] + ["policy_l"] * facts.losers + ["reference_w"] * facts.reference
-  needed += ["reference_l"] * (facts.losers and facts.reference)
+  needed = ["policy_w"] + ["policy_l"] * needs.losers + ["reference_w"] * needs.reference
+  needed += ["reference_l"] * (needs.losers and needs.reference)
   for name in needed:
     if getattr(errors, name) is None:
       raise InputError(f"{objective} needs {name}, which is None; give the float32 errors [pairs]")

@@ -8,7 +8,7 @@ import numpy as np
 from jax.nn import log_sigmoid
 
 from dmpo_jax.losses.base import Diagnostics, PairErrors, check_errors, check_number, diagnose
-from dmpo_jax.losses.requirements import Facts
+from dmpo_jax.losses.requirements import Requirements
 
 # Gauss-Legendre nodes and weights on [0, 1]; eight of them integrate the slope below to float32's
 # last digit over |z - u*| <= 3.
@@ -49,7 +49,7 @@ def dmpo(errors: PairErrors, *, beta: float, alpha: float) -> tuple[jax.Array, D
   return _reverse_kl(alpha, diagnostics.logit), diagnostics
 
 
-dmpo.facts = Facts()
+dmpo.requirements = Requirements()
 
 
 def _distance(alpha: float, z: jax.Array) -> jax.Array:

@@ -6,7 +6,7 @@ import jax
 from jax.nn import log_sigmoid
 
 from dmpo_jax.losses.base import Diagnostics, PairErrors, check_errors, check_number, diagnose
-from dmpo_jax.losses.requirements import Facts
+from dmpo_jax.losses.requirements import Requirements
 
 
 def dpo(
@@ -42,4 +42,4 @@ def dpo(
   return -(1 - s) * log_sigmoid(z) - s * log_sigmoid(-z), diagnostics
 
 
-dpo.facts = Facts()
+dpo.requirements = Requirements()

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from dmpo_jax.losses.base import Diagnostics, PairErrors, check_errors, check_number, diagnose
-from dmpo_jax.losses.requirements import Facts
+from dmpo_jax.losses.requirements import Requirements
 from dmpo_jax.losses.residuals import Residuals, check_residuals, inner
 
 
@@ -47,4 +47,4 @@ def dspo(errors: PairErrors, residuals: Residuals, *, beta: float) -> tuple[jax.
   return inner(corrected, corrected), diagnostics
 
 
-dspo.facts = Facts(residuals=True)
+dspo.requirements = Requirements(residuals=True)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from dmpo_jax.losses.alpha_dpo import alpha_divergence
 from dmpo_jax.losses.base import Diagnostics, PairErrors, check_errors, check_number, diagnose
-from dmpo_jax.losses.requirements import Facts
+from dmpo_jax.losses.requirements import Requirements
 
 
 def dynamic_alpha_dpo(
@@ -44,8 +44,8 @@ def dynamic_alpha_dpo(
   return alpha_divergence(diagnostics.logit, a), diagnostics
 
 
-dynamic_alpha_dpo.facts = Facts(
-  batch_statistic=True,
-  no_labels="its exponent is the batch's mean preference for the preferred images, which is not "
-  "defined where a label leaves open which image that is; use alpha_dpo",
+dynamic_alpha_dpo.requirements = Requirements(
+  needs_global_batch=True,
+  why_no_soft_labels="its exponent is the batch's mean preference for the preferred images, which "
+  "is not defined where a label leaves open which image that is; use alpha_dpo",
 )

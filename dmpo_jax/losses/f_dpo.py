@@ -8,7 +8,7 @@ from jax.nn import log_sigmoid
 
 from dmpo_jax.errors import InputError, unknown
 from dmpo_jax.losses.base import Diagnostics, PairErrors, check_errors, check_number, diagnose
-from dmpo_jax.losses.requirements import Facts
+from dmpo_jax.losses.requirements import Requirements
 
 # float32 ends at exp(88.7); what is left above exp(80) is for the factors before it.
 LARGEST_EXPONENT = 80.0
@@ -78,7 +78,7 @@ def f_dpo(
   return -log_sigmoid(beta * (g(ratio.reward_w, a) - g(ratio.reward_l, a))), diagnostics
 
 
-f_dpo.facts = Facts()
+f_dpo.requirements = Requirements()
 
 
 def _growth(x: jax.Array) -> jax.Array:

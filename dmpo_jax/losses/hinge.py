@@ -5,7 +5,7 @@ import math
 import jax
 
 from dmpo_jax.losses.base import Diagnostics, PairErrors, check_errors, check_number, diagnose
-from dmpo_jax.losses.requirements import Facts
+from dmpo_jax.losses.requirements import Requirements
 
 
 def hinge(errors: PairErrors, *, beta: float) -> tuple[jax.Array, Diagnostics]:
@@ -33,4 +33,4 @@ def hinge(errors: PairErrors, *, beta: float) -> tuple[jax.Array, Diagnostics]:
   return jax.nn.relu(1 - 2 * diagnostics.logit), diagnostics
 
 
-hinge.facts = Facts()
+hinge.requirements = Requirements()

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from dmpo_jax.losses.base import Diagnostics, PairErrors, check_errors, check_number, diagnose
-from dmpo_jax.losses.requirements import Facts
+from dmpo_jax.losses.requirements import Requirements
 
 
 def ipo(errors: PairErrors, *, beta: float) -> tuple[jax.Array, Diagnostics]:
@@ -40,4 +40,4 @@ def ipo(errors: PairErrors, *, beta: float) -> tuple[jax.Array, Diagnostics]:
   return jnp.square(margin - 1 / (2 * beta)), diagnose(errors, beta=beta)
 
 
-ipo.facts = Facts()
+ipo.requirements = Requirements()

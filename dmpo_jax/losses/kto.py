@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from dmpo_jax.losses.base import Diagnostics, PairErrors, check_errors, check_number, diagnose
-from dmpo_jax.losses.requirements import Facts
+from dmpo_jax.losses.requirements import Requirements
 
 
 def kto(
@@ -51,4 +51,4 @@ def kto(
   return (loss_w + loss_l) / 2, diagnostics
 
 
-kto.facts = Facts(batch_statistic=True)
+kto.requirements = Requirements(needs_global_batch=True)

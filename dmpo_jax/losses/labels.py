@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from dmpo_jax.errors import InputError
 from dmpo_jax.losses.base import Diagnostics, PairErrors
-from dmpo_jax.losses.requirements import facts
+from dmpo_jax.losses.requirements import requirements
 from dmpo_jax.losses.residuals import Residuals
 
 
@@ -21,7 +21,7 @@ def swap(pairs: PairErrors | Residuals) -> PairErrors | Residuals:
   )
 
 
-def expected(
+def soft_label_loss(
   loss: Callable, errors: PairErrors, label: jax.Array, residuals: Residuals | None = None
 ) -> tuple[jax.Array, Diagnostics]:
   """An objective under soft labels: the expectation over which image is preferred.
@@ -56,9 +56,9 @@ def expected(
   Source: the definition of the expected loss under label noise, as in cDPO (a follow-up to arXiv
     2305.18290).
   """
-  found = facts(loss)
-  if found.no_labels:
-    raise InputError(f"this objective takes no soft labels: {found.no_labels}")
+  found = requirements(loss)
+  if found.why_no_soft_labels:
+    raise InputError(f"this objective takes no soft labels: {found.why_no_soft_labels}")
   if errors.policy_l is None:
     raise InputError("soft labels are for pairs; these errors have no losers (policy_l is None)")
   label = jnp.asarray(label, jnp.float32)

@@ -14,7 +14,7 @@ from dmpo_jax.losses.base import (
   check_number,
   implicit_accuracy,
 )
-from dmpo_jax.losses.requirements import Facts
+from dmpo_jax.losses.requirements import Requirements
 
 # B_n/n! of the series x/(e^x - 1) - 1 = Σ B_n x^n/n!, n = 1, 2, 4, ..., 12: float32's last digit
 # for x <= 1.
@@ -82,7 +82,7 @@ def mapo(
   return errors.policy_w - weight * log_sigmoid(logit), diagnostics
 
 
-mapo.facts = Facts(reference=False)
+mapo.requirements = Requirements(reference=False)
 
 
 def _log_phi(x: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""What an objective needs and refuses, as facts that stand beside it in its own file."""
+"""What an objective needs and refuses, as requirements that stand beside it in its own file."""
 
 import functools
 from collections.abc import Callable
@@ -7,50 +7,49 @@ from typing import NamedTuple
 from dmpo_jax.errors import InputError
 
 
-class Facts(NamedTuple):
-  """What the caller of an objective must know; every objective carries its own as `.facts`.
+class Requirements(NamedTuple):
+  """What the caller of an objective must know; every objective carries its own as `.requirements`.
 
   Attributes:
     losers: Whether it needs the errors of the rejected images.
     reference: Whether it needs the errors of the frozen reference.
     residuals: Whether it takes `Residuals` as its second argument.
-    batch_statistic: Whether the loss of a pair depends on a mean over the batch. It must be given
-      the whole global batch at once: under one jit a mean over sharded arrays is global already,
-      but a batch cut into parts (accumulation of gradients) needs the statistic of all parts first,
-      or must be refused.
-    no_labels: Why soft labels make no sense for it; empty where they do.
+    needs_global_batch: Whether the loss of a pair depends on a mean over the batch. The loss must
+      then see the whole global batch at once: under one jit a mean over sharded arrays is global,
+      but gradient accumulation needs the statistic of all microbatches first.
+    why_no_soft_labels: Reason why soft labels are not defined for it; empty where they are.
   """
 
   losers: bool = True
   reference: bool = True
   residuals: bool = False
-  batch_statistic: bool = False
-  no_labels: str = ""
+  needs_global_batch: bool = False
+  why_no_soft_labels: str = ""
 
 
-def facts(loss: Callable) -> Facts:
-  """The facts of an objective, of one with its hyperparameters bound, or of a wrapped one.
+def requirements(loss: Callable) -> Requirements:
+  """The requirements of an objective, of one with its hyperparameters bound, or of a wrapped one.
 
   Args:
     loss: An objective of this package, or a functools.partial of one; what is wrapped is the
       keyword `base`, and a wrapper needs what either of the two needs.
 
   Returns:
-    `Facts`.
+    `Requirements`.
 
   Raises:
     InputError: `loss` is something else.
   """
   if isinstance(loss, functools.partial):
-    found = facts(loss.func)
+    found = requirements(loss.func)
     base = loss.keywords.get("base")
-    return found if base is None else Facts(*map(_either, found, facts(base)))
-  if not isinstance(getattr(loss, "facts", None), Facts):
+    return found if base is None else Requirements(*map(_either, found, requirements(base)))
+  if not isinstance(getattr(loss, "requirements", None), Requirements):
     raise InputError(
       f"{loss!r} does not say what it needs; give an objective of dmpo_jax.losses, its "
       "hyperparameters bound by functools.partial"
     )
-  return loss.facts
+  return loss.requirements
 
 
 def _either(one: bool | str, other: bool | str) -> bool | str:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from dmpo_jax.losses.base import Diagnostics, PairErrors, check_errors, check_number
-from dmpo_jax.losses.requirements import Facts, facts
+from dmpo_jax.losses.requirements import Requirements, requirements
 from dmpo_jax.losses.residuals import Residuals, check_residuals, inner
 
 
@@ -41,7 +41,7 @@ def sdpo(
     micro-batch and so depends on how the batch is cut; here every pair has its own.
   """
   mu = check_number("mu", mu, low=0.0, high=1.0, closed_low=True, closed_high=True)
-  needed = facts(base)
+  needed = requirements(base)
   errors = check_errors(errors, sdpo)
   check_residuals(residuals, "sdpo", fields=["policy_w", "policy_l"], pairs=len(errors.policy_w))
   scale = safeguard(residuals, mu)
@@ -50,7 +50,7 @@ def sdpo(
   return base(errors, residuals) if needed.residuals else base(errors)
 
 
-sdpo.facts = Facts(reference=False, residuals=True)
+sdpo.requirements = Requirements(reference=False, residuals=True)
 
 
 def safeguard(residuals: Residuals, mu: float) -> jax.Array:

@@ -3,7 +3,7 @@
 import jax
 
 from dmpo_jax.losses.base import Diagnostics, PairErrors, check_errors, diagnose
-from dmpo_jax.losses.requirements import Facts
+from dmpo_jax.losses.requirements import Requirements
 
 
 def sft(errors: PairErrors) -> tuple[jax.Array, Diagnostics]:
@@ -27,4 +27,4 @@ def sft(errors: PairErrors) -> tuple[jax.Array, Diagnostics]:
   return errors.policy_w, diagnose(errors, beta=1.0)
 
 
-sft.facts = Facts(losers=False, reference=False)
+sft.requirements = Requirements(losers=False, reference=False)

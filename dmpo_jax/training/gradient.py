@@ -61,8 +61,8 @@ def in_parts(objective: Objective, parts: int, constrain: Callable[[Any], Any]) 
     InputError: The objective depends on a batch's mean and on residuals, which are too large to be
       kept for a whole batch.
   """
-  known = losses.facts(objective.loss)
-  if known.batch_statistic and known.residuals:
+  known = losses.requirements(objective.loss)
+  if known.needs_global_batch and known.residuals:
     raise InputError(
       "this objective needs a mean over the whole batch and the residuals of all its images; "
       "set config.accumulation=1, or choose an objective without one of the two"
@@ -108,7 +108,7 @@ def in_parts(objective: Objective, parts: int, constrain: Callable[[Any], Any]) 
     total, _ = jax.lax.scan(body, zeros(trained), (cut, split(slopes, parts)))
     return total, metrics
 
-  passes = in_two_passes if known.batch_statistic else separately
+  passes = in_two_passes if known.needs_global_batch else separately
 
   def gradient(trained, frozen, reference, batch, step):
     return passes(trained, frozen, reference, objective.prepare(batch, step), step)

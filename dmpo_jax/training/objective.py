@@ -27,7 +27,7 @@ Params = Mapping[str, Any]
 # beta 5000 had a standard deviation of 0.0001 in place of 2.5 (remat "dots") and of 0.4 ("full").
 ROUNDING = {"xla_allow_excess_precision": False}
 
-# (errors) or (errors, residuals), as its facts say -> (loss [examples], diagnostics)
+# (errors) or (errors, residuals), as its requirements say -> (loss [examples], diagnostics)
 Loss = Callable[..., tuple[jax.Array, losses.Diagnostics]]
 
 
@@ -278,7 +278,7 @@ class Objective(NamedTuple):
     policy = evaluate(self.combine(frozen, trained))
     frozen_policy = (None, None) if reference is None else evaluate({**frozen, **reference})
     pairs = pair_up(losses.PairErrors, policy[0], frozen_policy[0])
-    if not losses.facts(self.loss).residuals:
+    if not losses.requirements(self.loss).residuals:
       return pairs, None
     return pairs, pair_up(losses.Residuals, policy[1], frozen_policy[1])
 
@@ -307,7 +307,7 @@ class Objective(NamedTuple):
     if batch.label is None:
       loss, diagnostics = self.loss(*inputs)
     else:
-      loss, diagnostics = losses.expected(self.loss, counted, batch.label, *inputs[1:])
+      loss, diagnostics = losses.soft_label_loss(self.loss, counted, batch.label, *inputs[1:])
     if batch.weight is not None:
       loss = batch.weight * loss
     metrics = {"loss": loss, **pairs._asdict(), **diagnostics._asdict()}

@@ -143,14 +143,14 @@ def make_loss(section: Mapping) -> Loss:
       of the same kind: {"name": "sdpo", "mu": 0.9, "base": {"name": "dpo", "beta": 2000.0}}.
 
   Returns:
-    (errors) or (errors, residuals) -> (loss, diagnostics), as `losses.facts` of it says.
+    (errors) or (errors, residuals) -> (loss, diagnostics), as `losses.requirements` of it says.
 
   Raises:
     InputError: A name or a key is not known, or a needed key is missing.
   """
   if not isinstance(section, Mapping | ConfigDict):
     raise InputError(f"an objective is a section with a name and its arguments, got {section!r}")
-  function, hyperparameters = choose.select("objective", section, losses.OBJECTIVES)
+  function, hyperparameters = choose.select("objective", section, losses.LOSSES)
   if "base" in hyperparameters:
     hyperparameters["base"] = make_loss(hyperparameters["base"])
   return functools.partial(function, **hyperparameters)
@@ -185,11 +185,11 @@ def make_objective(
   """
   schedule = diffusion.from_config(pipeline.configs["scheduler"])
   loss = make_loss(config.loss)
-  if losses.facts(loss).reference != config.reference:
+  if losses.requirements(loss).reference != config.reference:
     name = config.loss.name
     raise InputError(
       f"objective {name!r} needs the errors of the frozen starting pipeline: config.reference=True"
-      if losses.facts(loss).reference
+      if losses.requirements(loss).reference
       else f"objective {name!r} uses no reference, which would only cost a copy of the parameters "
       "and a forward: config.reference=False"
     )

@@ -16,7 +16,7 @@ def shown(capsys):
 
 
 def test_every_objective_is_listed_with_its_hyperparameters(shown):
-  for name, function in losses.OBJECTIVES.items():
+  for name, function in losses.LOSSES.items():
     row = next(line for line in shown.splitlines() if line.startswith(f"{name} "))
     for argument, parameter in inspect.signature(function).parameters.items():
       if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
@@ -29,9 +29,9 @@ def test_a_line_is_at_most_a_hundred_columns(shown):
 
 def test_needs_are_those_of_the_library(shown):
   rows = {line.split()[0]: line.split()[-3:] for line in shown.splitlines() if line[:1].isalpha()}
-  for name, function in losses.OBJECTIVES.items():
-    facts = function.facts
-    wanted = [facts.reference, facts.residuals, facts.batch_statistic]
+  for name, function in losses.LOSSES.items():
+    requirements = function.requirements
+    wanted = [requirements.reference, requirements.residuals, requirements.needs_global_batch]
     assert [word == "yes" for word in rows[name]] == wanted
 
 

@@ -10,8 +10,8 @@ from dmpo_jax.configs import digits_dpo
 
 def test_every_objective_can_be_drawn_with_the_settings_of_its_config():
   found = configured()
-  assert list(found) == sorted(losses.OBJECTIVES)
-  assert all(loss.func is losses.OBJECTIVES[name] for name, loss in found.items())
+  assert list(found) == sorted(losses.LOSSES)
+  assert all(loss.func is losses.LOSSES[name] for name, loss in found.items())
 
 
 def test_the_axis_has_the_beta_of_the_configured_dpo():
@@ -34,4 +34,4 @@ def test_a_misspelt_objective_is_named_and_nothing_is_written(tmp_path, capsys):
 
 def test_without_plot_the_table_is_printed(capsys):
   assert main(["objectives"]) == 0
-  assert set(losses.OBJECTIVES) <= set(capsys.readouterr().out.split())
+  assert set(losses.LOSSES) <= set(capsys.readouterr().out.split())

@@ -24,12 +24,12 @@ HYPERPARAMETERS = {
   "sdpo": {"base": functools.partial(losses.dmpo, beta=30.0, alpha=0.01), "mu": 0.9},
   "sft": {},
 }
-NAMES = sorted(losses.OBJECTIVES)
+NAMES = sorted(losses.LOSSES)
 
 
 def bind(name, **changes):
   """The objective of that name with its hyperparameters."""
-  return functools.partial(losses.OBJECTIVES[name], **{**HYPERPARAMETERS[name], **changes})
+  return functools.partial(losses.LOSSES[name], **{**HYPERPARAMETERS[name], **changes})
 
 
 def random_pairs(seed=0, pairs=PAIRS, near=0.3):
@@ -43,7 +43,7 @@ def random_pairs(seed=0, pairs=PAIRS, near=0.3):
 
 def apply(loss, errors, residuals):
   """The losses of pairs, whether or not the objective takes residuals."""
-  return loss(errors, residuals)[0] if losses.facts(loss).residuals else loss(errors)[0]
+  return loss(errors, residuals)[0] if losses.requirements(loss).residuals else loss(errors)[0]
 
 
 @functools.cache

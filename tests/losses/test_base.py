@@ -77,7 +77,7 @@ def test_the_loss_of_a_batch_is_that_of_its_pairs_one_by_one():
 def test_a_missing_field_is_named(name, field):
   hyperparameters = {"dpo": {"beta": 1.0}, "dmpo": {"beta": 1.0, "alpha": 0.1}}[name]
   with pytest.raises(ValueError, match=field):
-    losses.OBJECTIVES[name](ERRORS._replace(**{field: None}), **hyperparameters)
+    losses.LOSSES[name](ERRORS._replace(**{field: None}), **hyperparameters)
 
 
 @pytest.mark.parametrize("field", PairErrors._fields)
@@ -102,8 +102,8 @@ def test_errors_below_float32_are_refused(dtype):
 def test_a_beta_that_is_not_positive_is_refused_by_name(name, beta):
   more = {"alpha": 0.01} if name == "dmpo" else {}
   with pytest.raises(ValueError, match="beta"):
-    losses.OBJECTIVES[name](ERRORS, beta=beta, **more)
+    losses.LOSSES[name](ERRORS, beta=beta, **more)
 
 
 def test_every_objective_is_listed_under_its_own_name():
-  assert all(name == function.__name__ for name, function in losses.OBJECTIVES.items())
+  assert all(name == function.__name__ for name, function in losses.LOSSES.items())

@@ -90,7 +90,7 @@ def test_twice_the_beta_is_what_a_missing_half_means():
 def test_with_a_fifth_of_the_labels_flipped_the_slope_vanishes_where_the_page_says(loss, optimum):
   def value(z):
     zero = jnp.zeros_like(z)
-    return losses.expected(loss, PairErrors(-z, zero, zero, zero), 0.8)[0][0]
+    return losses.soft_label_loss(loss, PairErrors(-z, zero, zero, zero), 0.8)[0][0]
 
   for side in (-1, 1):
     assert side * float(jax.grad(value)(jnp.array([optimum + side * 0.01]))[0]) > 0

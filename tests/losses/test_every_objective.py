@@ -1,4 +1,4 @@
-"""What holds for every objective: facts, documentation, and properties under random pairs."""
+"""Every loss: its requirements, documentation, and properties under random pairs."""
 
 import inspect
 
@@ -24,28 +24,28 @@ _, RESIDUALS = cases.random_pairs()
 
 
 def test_every_objective_has_a_case_here():
-  assert set(cases.HYPERPARAMETERS) == set(losses.OBJECTIVES)
+  assert set(cases.HYPERPARAMETERS) == set(losses.LOSSES)
 
 
 @every
 def test_the_docstring_gives_arguments_results_errors_and_source(name):
-  text = inspect.getdoc(losses.OBJECTIVES[name])
+  text = inspect.getdoc(losses.LOSSES[name])
   for part in ("\n    loss", "Args:", "Returns:", "Raises:", "Source:"):
     if (name, part) != ("mapo", "\n    loss"):  # whose two equations begin with their form
       assert part in text
-  for argument in inspect.signature(losses.OBJECTIVES[name]).parameters:
+  for argument in inspect.signature(losses.LOSSES[name]).parameters:
     assert f"\n  {argument}:" in text
 
 
 @every
 def test_what_the_facts_ask_for_is_asked_for_by_name(name):
   loss, (errors, residuals) = cases.bind(name), cases.random_pairs()
-  facts = losses.facts(loss)
-  needed = ["policy_w"] + ["policy_l"] * facts.losers + ["reference_w"] * facts.reference
+  needs = losses.requirements(loss)
+  needed = ["policy_w"] + ["policy_l"] * needs.losers + ["reference_w"] * needs.reference
   for field in needed:
     with pytest.raises(ValueError, match=field):
       cases.apply(loss, errors._replace(**{field: None}), residuals)
-  if facts.residuals:
+  if needs.residuals:
     with pytest.raises(ValueError, match="residuals policy_w"):
       loss(errors, losses.Residuals(None, None))
 
@@ -53,11 +53,11 @@ def test_what_the_facts_ask_for_is_asked_for_by_name(name):
 @every
 def test_what_the_facts_do_not_ask_for_may_be_missing(name):
   loss, (errors, residuals) = cases.bind(name), cases.random_pairs()
-  facts = losses.facts(loss)
+  needs = losses.requirements(loss)
   less = errors._replace(
-    policy_l=errors.policy_l if facts.losers else None,
-    reference_w=errors.reference_w if facts.reference else None,
-    reference_l=errors.reference_l if facts.reference else None,
+    policy_l=errors.policy_l if needs.losers else None,
+    reference_w=errors.reference_w if needs.reference else None,
+    reference_l=errors.reference_l if needs.reference else None,
   )
   whole = cases.apply(loss, errors, residuals)
   np.testing.assert_array_equal(cases.apply(loss, less, residuals), whole)
@@ -73,7 +73,7 @@ def test_a_pair_depends_on_the_others_of_its_batch_where_the_facts_say_so_and_no
     field[1:] = field[1:] ** 2
   run = cases.compiled(name)
   same = run(errors, residuals)[0][0] == run(other, residuals)[0][0]
-  assert same != losses.facts(cases.bind(name)).batch_statistic
+  assert same != losses.requirements(cases.bind(name)).needs_global_batch
 
 
 @every
@@ -87,7 +87,9 @@ def test_pairs_may_come_in_any_order(name, seed):
   np.testing.assert_allclose(run(*moved)[0], run(errors, residuals)[0][order], rtol=1e-5, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", [n for n in cases.NAMES if losses.OBJECTIVES[n].facts.reference])
+@pytest.mark.parametrize(
+  "name", [n for n in cases.NAMES if losses.LOSSES[n].requirements.reference]
+)
 @given(errors=ERRORS, shift=st.integers(0, 4096))
 @quick
 def test_what_policy_and_reference_find_equally_hard_does_not_count(name, errors, shift):
@@ -140,7 +142,7 @@ def test_a_beta_that_is_not_positive_is_refused(name, beta):
 def test_the_diagnostics_rank_a_pair_as_its_errors_do(name):
   errors, residuals = cases.random_pairs()
   loss = cases.bind(name)
-  _, found = loss(errors, residuals) if losses.facts(loss).residuals else loss(errors)
+  _, found = loss(errors, residuals) if losses.requirements(loss).residuals else loss(errors)
   w, l, rw, rl = (np.float64(x) for x in errors)
   better = (l - w) if name in ("mapo",) else (l - rl) - (w - rw)
   np.testing.assert_array_equal(np.sign(found.logit), np.sign(better))
@@ -150,10 +152,10 @@ def test_the_diagnostics_rank_a_pair_as_its_errors_do(name):
 
 def test_a_function_that_does_not_say_what_it_needs_is_refused():
   with pytest.raises(ValueError, match="does not say what it needs"):
-    losses.facts(lambda errors: errors.policy_w)
+    losses.requirements(lambda errors: errors.policy_w)
 
 
 def test_a_wrapper_needs_what_is_inside_it():
-  inside = losses.facts(cases.bind("sdpo", base=cases.bind("kto")))
+  inside = losses.requirements(cases.bind("sdpo", base=cases.bind("kto")))
   assert inside[:4] == (True, True, True, True)
-  assert not losses.facts(cases.bind("sdpo", base=cases.bind("mapo"))).reference
+  assert not losses.requirements(cases.bind("sdpo", base=cases.bind("mapo"))).reference

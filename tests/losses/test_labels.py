@@ -14,7 +14,7 @@ from dmpo_jax import losses
 from dmpo_jax.losses import PairErrors
 from tests.losses import cases
 
-LABELLED = [n for n in cases.NAMES if not losses.OBJECTIVES[n].facts.no_labels]
+LABELLED = [n for n in cases.NAMES if not losses.LOSSES[n].requirements.why_no_soft_labels]
 every = pytest.mark.parametrize("name", LABELLED)
 
 
@@ -24,8 +24,8 @@ def compiled(name):
   loss = cases.bind(name)
 
   def run(errors, residuals, label):
-    more = (residuals,) if losses.facts(loss).residuals else ()
-    return losses.expected(loss, errors, label, *more)[0]
+    more = (residuals,) if losses.requirements(loss).residuals else ()
+    return losses.soft_label_loss(loss, errors, label, *more)[0]
 
   return jax.jit(run)
 
@@ -50,7 +50,7 @@ def test_swapping_the_images_and_the_label_changes_nothing(name, label, seed):
 def test_dpo_under_labels_is_the_cross_entropy_to_them():
   errors, _ = cases.random_pairs()
   label = np.array([0.0, 0.5, 0.3, 1.0], np.float32)
-  found, _ = losses.expected(functools.partial(losses.dpo, beta=30.0), errors, label)
+  found, _ = losses.soft_label_loss(functools.partial(losses.dpo, beta=30.0), errors, label)
   w, l, rw, rl = (np.float64(x) for x in errors)
   z = -15.0 * ((w - l) - (rw - rl))
   wanted = label * np.logaddexp(0, -z) + (1 - label) * np.logaddexp(0, z)
@@ -62,7 +62,7 @@ def _slope(loss, label, z):
   zero = jnp.zeros(1)
 
   def run(z):
-    return losses.expected(loss, PairErrors(-z, zero, zero, zero), label)[0][0]
+    return losses.soft_label_loss(loss, PairErrors(-z, zero, zero, zero), label)[0][0]
 
   return cases.grad(run)(jnp.full(1, z))
 
@@ -85,7 +85,7 @@ def test_a_tie_draws_every_margin_to_zero():
   for name in ("dmpo", "alpha_dpo", "f_dpo"):
     loss = cases.bind(name)
     same = PairErrors(*(jnp.full(2, 0.2) for _ in range(4)))
-    gradient = cases.grad(lambda e, loss=loss: losses.expected(loss, e, 0.5)[0].sum())(same)
+    gradient = cases.grad(lambda e, loss=loss: losses.soft_label_loss(loss, e, 0.5)[0].sum())(same)
     np.testing.assert_allclose(gradient.policy_w, 0, atol=1e-6)
 
 
@@ -102,32 +102,32 @@ def test_diagnostics_are_expectations_too():
   errors, _ = cases.random_pairs()
   loss = cases.bind("dpo")
   _, plain = loss(errors)
-  _, found = losses.expected(loss, errors, jnp.full(cases.PAIRS, 0.75))
+  _, found = losses.soft_label_loss(loss, errors, jnp.full(cases.PAIRS, 0.75))
   np.testing.assert_allclose(found.logit, plain.logit / 2, rtol=1e-5)
   np.testing.assert_allclose(found.accuracy, 0.25 + 0.5 * plain.accuracy, rtol=1e-6)
 
 
 def test_fine_tuning_under_labels_is_the_expected_error():
   errors, _ = cases.random_pairs()
-  found, _ = losses.expected(losses.sft, errors, 0.25)
+  found, _ = losses.soft_label_loss(losses.sft, errors, 0.25)
   np.testing.assert_allclose(found, 0.25 * errors.policy_w + 0.75 * errors.policy_l, rtol=1e-6)
 
 
 def test_an_objective_whose_statistic_depends_on_the_labels_refuses_them_with_the_reason():
   errors, residuals = cases.random_pairs()
   with pytest.raises(ValueError, match="exponent is the batch's mean preference"):
-    losses.expected(cases.bind("dynamic_alpha_dpo"), errors, 0.5)
+    losses.soft_label_loss(cases.bind("dynamic_alpha_dpo"), errors, 0.5)
   with pytest.raises(ValueError, match="exponent is the batch's mean preference"):
-    losses.expected(
+    losses.soft_label_loss(
       cases.bind("sdpo", base=cases.bind("dynamic_alpha_dpo")), errors, 0.5, residuals
     )
 
 
 def test_single_images_have_no_labels():
   with pytest.raises(ValueError, match="no losers"):
-    losses.expected(losses.sft, PairErrors(jnp.ones(2)), 0.5)
+    losses.soft_label_loss(losses.sft, PairErrors(jnp.ones(2)), 0.5)
 
 
 def test_labels_of_another_shape_are_refused():
   with pytest.raises(ValueError, match=r"\(3,\).*\(4,\)"):
-    losses.expected(losses.sft, cases.random_pairs()[0], jnp.ones(3))
+    losses.soft_label_loss(losses.sft, cases.random_pairs()[0], jnp.ones(3))

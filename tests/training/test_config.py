@@ -124,14 +124,14 @@ def test_a_number_out_of_range_is_named(key, value):
 
 def test_an_unknown_objective_is_refused_with_a_suggestion():
   with pytest.raises(ValueError, match="unknown objective 'dmop'; did you mean 'dmpo'"):
-    select("objective", {"name": "dmop"}, losses.OBJECTIVES)
+    select("objective", {"name": "dmop"}, losses.LOSSES)
 
 
 def test_a_key_that_the_objective_does_not_take_is_refused():
   with pytest.raises(ValueError, match=r"'dpo'.*'alpha'.*beta, label_smoothing"):
-    select("objective", {"name": "dpo", "beta": 1.0, "alpha": 0.1}, losses.OBJECTIVES)
+    select("objective", {"name": "dpo", "beta": 1.0, "alpha": 0.1}, losses.LOSSES)
 
 
 def test_a_key_that_the_objective_needs_is_asked_for():
   with pytest.raises(ValueError, match="'dmpo' needs the key 'alpha'"):
-    select("objective", {"name": "dmpo", "beta": 1.0}, losses.OBJECTIVES)
+    select("objective", {"name": "dmpo", "beta": 1.0}, losses.LOSSES)

@@ -57,7 +57,7 @@ def found(setting, name, parts, **fields):
     if parts == 1
     else gradient.in_parts(objective, parts, lambda tree: tree)
   )
-  if not losses.facts(LOSSES[name]).reference:
+  if not losses.requirements(LOSSES[name]).reference:
     reference = None
   return jax.jit(find)(policy, frozen, reference, batch._replace(**fields), jnp.int32(3))
 
@@ -120,7 +120,7 @@ def test_weighted_residuals_have_the_weighted_errors_as_their_mean_squares(setti
     seen.append((errors.policy_w, jnp.mean(jnp.square(residuals.policy_w), (1, 2, 3))))
     return losses.sft(errors)
 
-  loss.facts = losses.Facts(residuals=True)
+  loss.requirements = losses.Requirements(residuals=True)
   objective = objective._replace(loss=loss, weights=lambda t: 1.0 + t / 500)
   objective(policy, frozen, reference, batch, jnp.int32(3))
   np.testing.assert_allclose(*seen[0], rtol=1e-5)

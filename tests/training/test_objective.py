@@ -38,7 +38,7 @@ every = pytest.mark.parametrize("name", PAIRED)
 
 def apply(loss, errors, residuals):
   """The losses of pairs, whether or not the objective takes residuals."""
-  return loss(errors, residuals)[0] if losses.facts(loss).residuals else loss(errors)[0]
+  return loss(errors, residuals)[0] if losses.requirements(loss).residuals else loss(errors)[0]
 
 
 def chosen(index):
@@ -48,7 +48,7 @@ def chosen(index):
     branches = [functools.partial(apply, loss) for loss in LOSSES]
     return jax.lax.switch(index, branches, errors, residuals), losses.sft(errors)[1]
 
-  loss.facts = losses.Facts(residuals=True)
+  loss.requirements = losses.Requirements(residuals=True)
   return loss
 
 
@@ -146,11 +146,11 @@ def take_two_steps(minimise, params, batch):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_config_passes_the_check_and_says_what_its_objective_needs(name):
   config = checks.check(CONFIGS[name])
-  assert losses.facts(setup.make_loss(config.loss)).reference == config.reference
+  assert losses.requirements(setup.make_loss(config.loss)).reference == config.reference
 
 
 def test_every_objective_has_a_config():
-  assert {config.loss.name for config in CONFIGS.values()} == set(losses.OBJECTIVES)
+  assert {config.loss.name for config in CONFIGS.values()} == set(losses.LOSSES)
 
 
 @every
@@ -232,7 +232,7 @@ def test_residuals_are_kept_only_for_objectives_that_take_them(pipeline, params,
       seen[name] = [type(x).__name__ for x in inputs]
       return loss(*inputs)
 
-    spy.facts = losses.facts(objective.loss)
+    spy.requirements = losses.requirements(objective.loss)
     arguments = (trained, frozen, reference, batch, np.int32(0))
     jax.eval_shape(objective._replace(loss=spy), *arguments)
   assert seen == {"digits_dpo": ["PairErrors"], "digits_sdpo": ["PairErrors", "Residuals"]}

@@ -207,11 +207,11 @@ def _logit_and_gradient_factor(loss: Loss, errors: HeldOutErrors) -> dict[str, n
   the loser. A wrapper (`sdpo`) has the factor of its base. A loss without losers has neither, nor
   has `dspo`, which needs more than the errors.
   """
-  facts = losses.facts(loss)
-  while facts.residuals and "base" in loss.keywords:
+  needs = losses.requirements(loss)
+  while needs.residuals and "base" in loss.keywords:
     loss = loss.keywords["base"]
-    facts = losses.facts(loss)
-  if facts.residuals or not facts.losers:
+    needs = losses.requirements(loss)
+  if needs.residuals or not needs.losers:
     return {}
 
   def flat(values: np.ndarray) -> jax.Array:
