@@ -67,6 +67,7 @@ def run(options: argparse.Namespace) -> None:
   from dmpo_jax.pipelines import generate
   from dmpo_jax.sampling import image_folder
 
+  _check_no_workdir(pathlib.Path(options.pipeline))
   pipeline = interop.load_pipeline(
     options.pipeline, revision=options.revision, variant=options.variant, dtype=None
   )
@@ -134,6 +135,19 @@ def run(options: argparse.Namespace) -> None:
     )
   kept = len(names) - missing.size
   print(f"{len(names)} images in {options.out}" + (f", {kept} of them from before" if kept else ""))
+
+
+def _check_no_workdir(folder: pathlib.Path) -> None:
+  """Raises InputError if the pipeline is the work directory of a run."""
+  from dmpo_jax.errors import InputError
+  from dmpo_jax.training.run_directory import RUN_FILE, read_run
+
+  if (folder / RUN_FILE).is_file() and not (folder / "model_index.json").is_file():
+    read_run(folder)
+    raise InputError(
+      f"{folder} is a work directory; sample from {folder / 'pipeline'}, which training writes "
+      "at its end, or from a pipeline that dmpo-jax export writes"
+    )
 
 
 def _settings(options: argparse.Namespace, pipeline, prompts: list[str]) -> dict:

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: whole, checked, and independent of how arrays lie on devices."""
+"""Checkpoints of a run: complete, checksummed, and independent of the device layout."""
 
 import contextlib
 import pathlib
@@ -14,21 +14,21 @@ from dmpo_jax.common.differences import describe, differences
 from dmpo_jax.errors import InputError
 from dmpo_jax.parallel.array_checksums import checksums
 
-POLL = 0.01  # seconds between looks at a save that is waited for
+POLL = 0.01  # seconds between checks of a save in progress
 
 
 class Checkpoints:
   """The checkpoints of one run, in `directory/<step>`.
 
-  A checkpoint appears whole or not at all (orbax writes beside and renames). With the arrays it
-  keeps a checksum of each, so that bytes that changed on disk are noticed, and the position in the
-  data. Nothing in it depends on how arrays lay on devices. Of a run of several processes all call
-  the methods, in one order; each writes and reads what its devices hold.
+  A checkpoint appears complete or not at all: orbax writes to a temporary folder and renames it.
+  It contains the arrays of the state, a checksum of each to detect corruption, and the position in
+  the data; it does not depend on the device layout. All processes of a run call the methods in the
+  same order; each writes and reads the shards of its devices.
 
   Args:
-    directory: Where the checkpoints lie; made if it is not there.
-    keep: How many of the latest are kept; None: all.
-    read_only: Touch nothing: another process may be writing here.
+    directory: Folder of the checkpoints; created if missing.
+    keep: Number of latest checkpoints to keep; None: all.
+    read_only: Write and delete nothing, because another process may be writing here.
   """
 
   def __init__(self, directory: pathlib.Path, *, keep: int | None, read_only: bool = False):
@@ -38,23 +38,26 @@ class Checkpoints:
       cleanup_tmp_directories=not read_only,
       create=not read_only,
       read_only=read_only,
-      async_options=ocp.AsyncOptions(barrier_sync_fn=self._meet),
+      async_options=ocp.AsyncOptions(barrier_sync_fn=self._barrier),
     )
     handlers = {"state": ocp.StandardCheckpointHandler(), "data": ocp.JsonCheckpointHandler()}
     self._saving, self._failure = None, None
     self._manager = ocp.CheckpointManager(self._directory, options=options, item_handlers=handlers)
 
   def latest(self) -> int | None:
-    """Step of the latest whole checkpoint, or None."""
+    """Step of the latest complete checkpoint, or None."""
     return self._manager.latest_step()
 
   def save(self, step: int, state: Any, data: dict) -> None:
-    """Saves the state (a tree of arrays) and the data position (JSON) of a step.
+    """Saves a checkpoint in the background; the next `save` or `wait` raises its errors.
 
-    Writing goes on in the background: the next `save` or `wait` tells how it ended.
+    Args:
+      step: Steps done.
+      state: A tree of arrays.
+      data: Position in the data, in JSON.
 
     Raises:
-      OSError: This or the last step could not be written; earlier checkpoints are as they were.
+      OSError: This or the previous save failed; earlier checkpoints are unchanged.
     """
     items = ocp.args.Composite(
       state=ocp.args.StandardSave(state),
@@ -62,23 +65,23 @@ class Checkpoints:
     )
     self.wait()
     self._saving = step
-    with self._explained():
+    with self._as_oserror():
       self._manager.save(step, args=items)
 
   def restore(self, step: int, like: Any) -> tuple[Any, dict]:
-    """The state and the data position saved at a step.
+    """Restores the state and the position in the data of a step.
 
     Args:
-      step: A step that was saved.
+      step: Step of a checkpoint.
       like: A tree of arrays or `jax.ShapeDtypeStruct` with the structure, shapes, dtypes and
-        shardings that are wanted.
+        shardings to restore.
 
     Returns:
-      (state, data).
+      (state, data), see `save`.
 
     Raises:
-      InputError: The checkpoint is another network's or optimizer's (the differences are listed),
-        or it cannot be read, or an array is not what was saved.
+      InputError: The checkpoint is of another network or optimizer (the message lists the
+        differences), cannot be read, or has an array with a wrong checksum.
     """
     path = self._directory / str(step)
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
@@ -100,7 +103,7 @@ class Checkpoints:
       recorded = data.pop("checksums")
     except InputError:
       raise
-    except Exception as error:  # orbax, tensorstore and json each raise their own
+    except Exception as error:  # orbax, tensorstore and json raise many types
       reason = str(error).splitlines()[0] if str(error) else type(error).__name__
       raise InputError(self._damaged(step, reason)) from error
     wrong = [name for name, value in checksums(state).items() if recorded.get(name) != value]
@@ -109,46 +112,46 @@ class Checkpoints:
     return state, data
 
   def wait(self) -> None:
-    """Returns once the last save lies on disk.
+    """Waits until the last save is on disk.
 
     Raises:
-      OSError: It does not.
+      OSError: The save failed.
     """
     while self._manager.is_saving_in_progress():
       self.check()
       time.sleep(POLL)
-    with self._explained():
+    with self._as_oserror():
       self._manager.wait_until_finished()
     self.check()
 
   def check(self) -> None:
-    """Raises the OSError of a save that has failed in the background; costs next to nothing."""
-    with self._explained():
+    """Raises OSError if a save in the background has failed; does not wait."""
+    with self._as_oserror():
       if self._failure is not None:
         raise self._failure
       self._manager.check_for_errors()
 
   def close(self) -> None:
-    """Lets go of the directory, once nothing is written any more.
+    """Waits for the last save and closes the directory.
 
     Raises:
-      OSError: The last save could not be written.
+      OSError: The last save failed.
     """
-    with self._explained():
+    with self._as_oserror():
       self._manager.close()
 
-  def _meet(self, *, key: str, timeout_ms: int) -> None:
-    """Waits for the same thread of all processes, as orbax's own threads do while they save.
+  def _barrier(self, *, key: str, timeout_ms: int) -> None:
+    """The barrier of orbax's saving threads; notes the error of a failed thread before it waits.
 
-    One whose part has failed comes here too before it tells, on its way out of the error, and waits
-    for others that wait for its part. So the error is taken from it here.
+    A thread whose write has failed calls this while it handles the error, and waits for processes
+    that wait for its write. Its error would never surface without this note.
     """
     self._failure = self._failure or sys.exception()
     ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
 
   @contextlib.contextmanager
-  def _explained(self) -> Iterator[None]:
-    """Turns what orbax and tensorstore raise while they write into one OSError."""
+  def _as_oserror(self) -> Iterator[None]:
+    """Converts all exceptions of orbax and tensorstore during a save to OSError."""
     try:
       yield
     except Exception as error:

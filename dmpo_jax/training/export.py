@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +16,7 @@ from dmpo_jax.training import setup
 from dmpo_jax.training.checkpoint import Checkpoints
 from dmpo_jax.training.config import default
 from dmpo_jax.training.objective import Params, adapt
+from dmpo_jax.training.run_directory import read_run
 from dmpo_jax.training.step import State, initial_state, make_optimizer
 
 # Where a run leaves its LoRA; the file's name is the one that diffusers looks for.
@@ -144,10 +144,7 @@ def _trained(state: State) -> Params:
 
 def _config(workdir: pathlib.Path) -> ConfigDict:
   """The config of a run; keys that it is too old to have are at their defaults."""
-  path = workdir / "run.json"
-  if not path.is_file():
-    raise InputError(f"{workdir} is no directory of a run: it has no run.json")
-  return ConfigDict({**default().to_dict(), **json.loads(path.read_text())["config"]})
+  return ConfigDict({**default().to_dict(), **read_run(workdir)["config"]})
 
 
 def _read(

@@ -26,10 +26,10 @@ from dmpo_jax.training.monitor.monitor import Monitor
 from dmpo_jax.training.monitor.monitored_run import MonitoredRun
 from dmpo_jax.training.objective import Params
 from dmpo_jax.training.run_directory import (
-  check_outside,
-  check_owner,
-  claim,
-  only_user_of,
+  check_base_pipeline,
+  check_fingerprint,
+  run_lock,
+  write_fingerprint,
 )
 from dmpo_jax.training.step import (
   State,
@@ -107,7 +107,7 @@ def train(
     pathlib.Path(workdir),
     processes or Processes(),
   )
-  with processes.preemption_handler(), only_user_of(workdir, processes):
+  with processes.preemption_handler(), run_lock(workdir, processes):
     run = _Run(config, workdir, processes, started)
     return run.finish(started, show_progress)
 
@@ -119,7 +119,7 @@ class _Run:
     self, config: ConfigDict, workdir: pathlib.Path, processes: Processes, started: float
   ):
     self.config, self.workdir, self.processes = config, workdir, processes
-    check_outside(config.pipeline, workdir)
+    check_base_pipeline(config.pipeline, workdir)
     self.mesh = sharding.make_mesh(config.num_devices, **config.mesh)
     sharding.check_batch(self.mesh, config.batch_size, config.accumulation)
     check_devices(self.mesh)
@@ -134,7 +134,7 @@ class _Run:
     processes.assert_equal("run", self.identity)
     processes.assert_equal("config", {key: config.to_dict()[key] for key in FREE_KEYS})
     if processes.is_first:
-      check_owner(workdir, self.identity)
+      check_fingerprint(workdir, self.identity)
     objective = setup.make_objective(config, pipeline, examples, mesh=self.mesh)
     self.trained, self.frozen, self.reference = (
       setup.placed(tree, held(tree)) for tree in setup.split_params(config, pipeline, examples)
@@ -161,7 +161,7 @@ class _Run:
     return {
       "config": kept,
       "data": data,
-      "start": digest(params),
+      "base_weights": digest(params),
       "captions_truncated": self.feed.truncated,
     }
 
@@ -221,13 +221,13 @@ class _Run:
       "next_batch": step,
       "batch_size": self.config.batch_size,
       "seed": self.config.seed,
-      "start": self.identity["start"],
+      "base_weights": self.identity["base_weights"],
     }
 
   def _start_again(self):
     """The pipeline that the run started from, read anew, on the host."""
     pipeline = setup.load_pipeline(self.config, self.captions)
-    if digest(pipeline.params) != self.identity["start"]:
+    if digest(pipeline.params) != self.identity["base_weights"]:
       raise InputError(
         f"config.pipeline {self.config.pipeline!r} has changed since the run started; put it back "
         "and start again: the run is complete but for its pipeline folder"
@@ -248,7 +248,7 @@ class _Run:
     batch = self.feed[0]
     lowered = jitted.lower(state, frozen, reference, batch)
     if self.processes.is_first:
-      claim(self.workdir, self.identity)
+      write_fingerprint(self.workdir, self.identity)
     bar = tqdm(
       total=total, initial=begun, desc=self.workdir.name, unit="step", disable=not show_progress
     )

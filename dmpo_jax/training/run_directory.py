@@ -1,4 +1,4 @@
-"""Whose a work directory is: one run's, and while it trains, its processes' alone."""
+"""The work directory of a run: its lock, and run.json with the fingerprint of the run."""
 
 import contextlib
 import fcntl
@@ -7,34 +7,41 @@ import pathlib
 import time
 import uuid
 from collections.abc import Iterator
+from typing import Any
 
 from dmpo_jax.common.atomic_files import write_atomically
 from dmpo_jax.common.differences import describe, differences
 from dmpo_jax.errors import InputError
 from dmpo_jax.parallel.processes import Processes
+from dmpo_jax.training.config import RENAMED
 
-# Where the starting pipeline lies may change; that it is the same one, its digest tells.
-MAY_DIFFER = {"config.pipeline"}
-# Network file systems show what another host wrote after some seconds.
-PATIENCE = 30.0
+RUN_FILE = "run.json"
+# Version of run.json, of the config keys in it and of the metrics beside it. Raise it when an older
+# run can no longer be resumed or read.
+FORMAT = 1
+# Keys of the fingerprint that may change: a pipeline may move; base_weights checks its content.
+MUTABLE_KEYS = ("config.pipeline",)
+# Seconds until a network file system shows a file that another host has written.
+SYNC_TIMEOUT = 30.0
 
 
 @contextlib.contextmanager
-def only_user_of(workdir: pathlib.Path, processes: Processes) -> Iterator[None]:
-  """Holds a lock on the work directory, for all processes of a run.
+def run_lock(workdir: pathlib.Path, processes: Processes) -> Iterator[None]:
+  """Locks the work directory for the processes of one run.
 
   Args:
-    workdir: Made if it is not there.
-    processes: Of the run.
+    workdir: Work directory; created if missing.
+    processes: The processes of the run; all of them call this.
 
   Raises:
-    InputError: Another run trains there, or this process sees another directory than the first.
+    InputError: Another run has locked the directory, or this process sees another directory than
+      process 0.
   """
   workdir.mkdir(parents=True, exist_ok=True)
   path = workdir / "lock"
-  with contextlib.ExitStack() as held:
+  with contextlib.ExitStack() as stack:
     if processes.is_first:
-      lock = held.enter_context(path.open("a+"))
+      lock = stack.enter_context(path.open("a+"))
       try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
       except OSError as error:
@@ -45,86 +52,137 @@ def only_user_of(workdir: pathlib.Path, processes: Processes) -> Iterator[None]:
       token = uuid.uuid4().hex
       if processes.is_first:
         path.write_text(token)
-      _check_seen(path, processes.broadcast(token))
+      _check_shared(path, processes.broadcast(token))
     yield
 
 
-def _check_seen(path: pathlib.Path, token: str) -> None:
-  until = time.monotonic() + PATIENCE
+def _check_shared(path: pathlib.Path, token: str) -> None:
+  """Raises unless the file shows the token that process 0 has written."""
+  deadline = time.monotonic() + SYNC_TIMEOUT
   while not path.exists() or path.read_text() != token:
-    if time.monotonic() > until:
+    if time.monotonic() > deadline:
       raise InputError(
-        f"what process 0 writes to {path.parent} is not seen by this process: all processes of a "
-        "run need the same work directory, on a file system that they share"
+        f"this process does not see the files that process 0 writes to {path.parent}: all "
+        "processes of a run need the same work directory, on a shared file system"
       )
     time.sleep(0.2)
 
 
-def check_outside(pipeline: str, workdir: pathlib.Path) -> None:
-  """Refuses a starting pipeline that the run itself would replace.
+def check_base_pipeline(pipeline: str, workdir: pathlib.Path) -> None:
+  """Raises if the base pipeline lies in the work directory, whose pipeline the run replaces.
 
   Args:
     pipeline: config.pipeline.
-    workdir: Of the run.
+    workdir: Work directory.
 
   Raises:
-    InputError: The one lies in the other.
+    InputError: `pipeline` is a folder inside `workdir`.
   """
   if pipeline and pathlib.Path(pipeline).resolve().is_relative_to(workdir.resolve()):
     raise InputError(
       f"config.pipeline {pipeline!r} lies in the work directory {workdir}, whose pipeline the run "
-      "replaces: started again, its reference would be what it had trained; use another work "
+      "replaces: after a resume its reference would be the trained policy; use another work "
       "directory, or copy the pipeline elsewhere"
     )
 
 
-def check_owner(workdir: pathlib.Path, identity: dict) -> None:
-  """Refuses the directory of another run, and checkpoints of which nobody knows the start.
+def read_run(workdir: pathlib.Path) -> dict[str, Any]:
+  """Reads run.json.
 
   Args:
-    workdir: The run's directory.
-    identity: See `claim`, which writes it where there is none yet.
+    workdir: Work directory of a run.
+
+  Returns:
+    Its content: "format", "config", and the rest of the fingerprint.
 
   Raises:
-    InputError: The directory cannot be this run's.
+    InputError: The file is missing, is not valid, or has another format.
   """
-  if (workdir / "run.json").exists():
-    claim(workdir, identity)
-  elif any((workdir / "checkpoints").glob("[0-9]*")):
-    raise InputError(
-      f"{workdir} holds checkpoints without the run.json that says which pipeline their run "
-      "started from, which is its reference; put it back, or use another work directory"
-    )
-
-
-def claim(workdir: pathlib.Path, identity: dict) -> None:
-  """Writes who a work directory belongs to, or checks that it belongs to this run.
-
-  Args:
-    workdir: The run's directory; made if it is not there.
-    identity: What makes the run this run: a nested dict of JSON values.
-
-  Raises:
-    InputError: The directory holds another run; the differing keys are listed.
-  """
-  workdir.mkdir(parents=True, exist_ok=True)
-  path = workdir / "run.json"
-  if not path.exists():
-    write_atomically(path, json.dumps(identity, indent=2, sort_keys=True) + "\n")
-    return
+  path = workdir / RUN_FILE
+  if not path.is_file():
+    raise InputError(f"{workdir} is no work directory of a run: it has no {RUN_FILE}")
   try:
-    there = json.loads(path.read_text())
-  except ValueError as error:
-    raise InputError(f"{path} is not JSON ({error}); use another work directory") from error
-  different = differences(there, identity)
-  for key in MAY_DIFFER:
-    different.pop(key, None)
+    content = json.loads(path.read_text())
+    config, version = content["config"], content.get("format")
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    raise InputError(
+      f"{path} is not a valid {RUN_FILE} ({error!r}); use another work directory"
+    ) from error
+  if version is None:
+    keys = [f"  config.{old} -> config.{new}" for old, new in _renamed_keys(config)]
+    raise InputError(
+      f"{path} was written by a version of dmpo_jax in which config keys and metrics had other "
+      "names. Use another work directory; to export its checkpoints, use the version that wrote "
+      "them" + ("\nRenamed keys in it:\n" + "\n".join(keys) if keys else "")
+    )
+  if version != FORMAT:
+    raise InputError(
+      f"{path} has format {version!r}, this version of dmpo_jax reads format {FORMAT}; use the "
+      "version that wrote it, or another work directory"
+    )
+  return content
+
+
+def _renamed_keys(config: dict[str, Any]) -> list[tuple[str, str]]:
+  """Entries of `RENAMED` whose former key a config has."""
+
+  def has(key: str) -> bool:
+    section: Any = config
+    for part in key.split("."):
+      if not isinstance(section, dict) or part not in section:
+        return False
+      section = section[part]
+    return True
+
+  return [(old, new) for old, new in RENAMED.items() if has(old)]
+
+
+def check_fingerprint(workdir: pathlib.Path, fingerprint: dict[str, Any]) -> None:
+  """Raises if the work directory belongs to another run; a new directory passes.
+
+  Args:
+    workdir: Work directory.
+    fingerprint: Everything that makes the run this run: "config" without the keys that may change
+      between starts, "data", "base_weights" and others; a nested dict of JSON values.
+
+  Raises:
+    InputError: run.json has another fingerprint (the message lists the differences) or cannot be
+      read, or there are checkpoints without run.json.
+  """
+  path = workdir / RUN_FILE
+  if not path.exists():
+    if any((workdir / "checkpoints").glob("[0-9]*")):
+      raise InputError(
+        f"{workdir} holds checkpoints without the {RUN_FILE} that names the base weights of their "
+        "run, which are its reference; put it back, or use another work directory"
+      )
+    return
+  different = differences(read_run(workdir), {"format": FORMAT, **fingerprint})
+  different = {key: values for key, values in different.items() if key not in MUTABLE_KEYS}
   if different:
+    note = "base_weights: the reference would not be the initial policy\n"
     raise InputError(
       f"{workdir} holds a different run:\n"
       + describe(different)
       + "\n"
-      + "start: what the pipeline holds; the reference would not be the initial policy\n"
-      * ("start" in different)
+      + note * ("base_weights" in different)
       + "Use another work directory, or delete this one to start over"
     )
+
+
+def write_fingerprint(workdir: pathlib.Path, fingerprint: dict[str, Any]) -> None:
+  """Writes run.json into a new work directory, or checks the one that is there.
+
+  Args:
+    workdir: Work directory; created if missing.
+    fingerprint: See `check_fingerprint`.
+
+  Raises:
+    InputError: The directory belongs to another run, see `check_fingerprint`.
+  """
+  workdir.mkdir(parents=True, exist_ok=True)
+  check_fingerprint(workdir, fingerprint)
+  path = workdir / RUN_FILE
+  if not path.exists():
+    content = {"format": FORMAT, **fingerprint}
+    write_atomically(path, json.dumps(content, indent=2, sort_keys=True) + "\n")

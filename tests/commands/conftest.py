@@ -15,6 +15,7 @@ from dmpo_jax.commands.main import main
 from dmpo_jax.common.atomic_files import write_atomically
 from dmpo_jax.training import config as configs
 from dmpo_jax.training.checkpoint import Checkpoints
+from dmpo_jax.training.run_directory import FORMAT
 from dmpo_jax.training.step import State, make_optimizer
 from tests.interop import tiny
 
@@ -58,7 +59,7 @@ def make_run(start, workdir, *, steps, ema):
   config.loss.beta, config.loss.alpha = 100.0, 0.01
   config.optimizer.learning_rate = 1e-4
   config.ema_decay = 0.9 if ema else 0.0
-  write_atomically(workdir / "run.json", json.dumps({"config": config.to_dict()}))
+  write_atomically(workdir / "run.json", json.dumps({"format": FORMAT, "config": config.to_dict()}))
   unet = interop.load_pipeline(start).params["unet"]
   checkpoints = Checkpoints(workdir / "checkpoints", keep=None)
   for step in steps:

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: whole, checked, and of one run only."""
+"""Checkpoints on disk: complete, checksummed, and of one run only."""
 
 import contextlib
 import resource
@@ -9,7 +9,6 @@ import pytest
 
 from dmpo_jax.parallel.array_checksums import checksums
 from dmpo_jax.training.checkpoint import Checkpoints
-from dmpo_jax.training.run_directory import claim
 
 STATE = {
   "unet": {"kernel": jnp.arange(4000, dtype=jnp.float32).reshape(40, 100)},
@@ -41,7 +40,7 @@ def _largest_file(folder):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "deleted", "flipped"])
-def test_a_damaged_checkpoint_is_named_with_the_one_before_it_which_still_loads(saved, damage):
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_still_loads(saved, damage):
   file = _largest_file(saved / "20")
   content = bytearray(file.read_bytes())
   if damage == "truncated":
@@ -58,7 +57,7 @@ def test_a_damaged_checkpoint_is_named_with_the_one_before_it_which_still_loads(
   assert float(state["step"]) == 10
 
 
-def test_another_networks_checkpoint_is_refused_with_the_differences(saved):
+def test_a_checkpoint_of_another_network_is_refused_with_the_differences(saved):
   like = {"unet": {"kernel": jnp.zeros((40, 99)), "bias": jnp.zeros(3)}, "step": jnp.ones(())}
   with (
     contextlib.closing(Checkpoints(saved, keep=5)) as checkpoints,
@@ -67,7 +66,7 @@ def test_another_networks_checkpoint_is_refused_with_the_differences(saved):
     checkpoints.restore(20, like)
 
 
-def test_a_folder_that_holds_something_else_is_refused(saved):
+def test_a_checkpoint_folder_with_other_files_is_refused(saved):
   (saved / "30").mkdir()
   (saved / "30" / "notes.txt").write_text("hello")
   with contextlib.closing(Checkpoints(saved, keep=5)) as checkpoints:
@@ -93,23 +92,14 @@ def test_checksums_change_with_one_bit_of_any_array():
   assert before["unet.kernel"] != after["unet.kernel"]
 
 
-def test_a_work_directory_stays_its_first_owners(tmp_path):
-  claim(tmp_path / "run", {"config": {"loss": {"alpha": 0.01}}, "data": "a"})
-  claim(tmp_path / "run", {"config": {"loss": {"alpha": 0.01}}, "data": "a"})
-  with pytest.raises(
-    ValueError, match=r"(?s)different run.*config\.loss\.alpha: 0\.01 there, 0\.02"
-  ):
-    claim(tmp_path / "run", {"config": {"loss": {"alpha": 0.02}}, "data": "a"})
-
-
-def test_a_save_that_fails_in_the_background_is_told_and_leaves_the_earlier_ones(tmp_path):
+def test_a_save_that_fails_in_the_background_raises_and_leaves_earlier_checkpoints(tmp_path):
   noise = np.random.default_rng(0).standard_normal((400, 1000)).astype(np.float32)
-  state = {**STATE, "noise": jnp.asarray(noise)}  # or it would be compressed to nothing
+  state = {**STATE, "noise": jnp.asarray(noise)}  # noise, because checkpoints are compressed
   with contextlib.closing(Checkpoints(tmp_path, keep=5)) as checkpoints:
     checkpoints.save(1, state, {})
     checkpoints.wait()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # as a full disk, but for us
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # like a full disk
     try:
       checkpoints.save(2, state, {})
       with pytest.raises(OSError, match=r"cannot save step 2 in .*File too large.*Earlier check"):

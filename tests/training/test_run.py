@@ -110,21 +110,25 @@ def test_a_batch_that_does_not_divide_over_the_devices_is_refused(pipeline, tmp_
 
 def test_a_pipeline_that_the_run_would_overwrite_is_refused(finished):
   config = pairs_config(finished / "pipeline")
-  with pytest.raises(ValueError, match=r"lies in the work directory .* what it had trained"):
+  with pytest.raises(
+    ValueError, match=r"lies in the work directory .* would be the trained policy"
+  ):
     train(config, finished, show_progress=False)
 
 
-def test_another_pipeline_in_the_place_of_the_first_is_refused_as_another_reference(
+def test_a_pipeline_with_other_weights_is_refused_as_another_reference(
   finished, pipeline, tmp_path
 ):
   workdir = shutil.copytree(finished, tmp_path / "run")
   config = pairs_config(shutil.copytree(finished / "pipeline", tmp_path / "pipeline"))
   config.num_steps = 8
-  with pytest.raises(ValueError, match=r"(?s)start: .* there.*would not be the initial policy"):
+  with pytest.raises(
+    ValueError, match=r"(?s)base_weights: .* there.*would not be the initial policy"
+  ):
     train(config, workdir, show_progress=False)
 
 
-def test_checkpoints_of_which_nobody_knows_the_start_are_refused(finished, pipeline, tmp_path):
+def test_checkpoints_without_run_json_are_refused(finished, pipeline, tmp_path):
   workdir = shutil.copytree(finished, tmp_path / "run")
   (workdir / "run.json").unlink()
   config = pairs_config(pipeline)
@@ -133,7 +137,7 @@ def test_checkpoints_of_which_nobody_knows_the_start_are_refused(finished, pipel
     train(config, workdir, show_progress=False)
 
 
-def test_a_checkpoint_from_another_run_with_another_start_is_refused(finished, pipeline, tmp_path):
+def test_a_checkpoint_of_a_run_with_other_base_weights_is_refused(finished, pipeline, tmp_path):
   # As finished, but for what the pipeline holds.
   other = shutil.copytree(pipeline, tmp_path / "pipeline")
   file = other / "unet" / "diffusion_pytorch_model.safetensors"
@@ -149,7 +153,7 @@ def test_a_checkpoint_from_another_run_with_another_start_is_refused(finished, p
     train(config, tmp_path / "run", show_progress=False)
 
 
-def test_an_alpha_out_of_range_leaves_the_directory_unclaimed(pipeline, tmp_path):
+def test_an_alpha_out_of_range_leaves_the_directory_without_run_json(pipeline, tmp_path):
   config = pairs_config(pipeline)
   config.loss.alpha = 0.7
   with pytest.raises(ValueError, match="alpha must be"):

@@ -1,6 +1,5 @@
 """What lies at a path: a pipeline, a network, a file of weights or a run; opened, not yet read."""
 
-import json
 import os
 import pathlib
 from collections.abc import Collection, Mapping
@@ -161,10 +160,9 @@ def _file(given: str, path: pathlib.Path) -> Source:
 
 def _run(given: str, run: pathlib.Path, step: int | None, average: bool) -> Source:
   """The trained components from a checkpoint, the others from the pipeline it started from."""
-  try:
-    config = json.loads((run / "run.json").read_text())["config"]
-  except (ValueError, KeyError, OSError) as error:
-    raise InputError(f"{run / 'run.json'} cannot be read: {error!r}") from error
+  from dmpo_jax.training.run_directory import read_run
+
+  config = read_run(run)["config"]
   checkpoint = inspect_checkpoint.open_checkpoint(run, step, average=average)
   components: dict[str, Component] = {}
   origin = config["pipeline"] or "new networks"

@@ -1,0 +1,79 @@
+"""run.json: the fingerprint of a run, its format, and work directories of earlier versions."""
+
+import json
+
+import pytest
+
+from dmpo_jax.commands.main import main
+from dmpo_jax.errors import InputError
+from dmpo_jax.training.run_directory import FORMAT, read_run, write_fingerprint
+
+FINGERPRINT = {"config": {"loss": {"alpha": 0.01}, "pipeline": "a"}, "data": "a"}
+
+
+def test_a_fingerprint_is_written_once_and_then_checked(tmp_path):
+  write_fingerprint(tmp_path / "run", FINGERPRINT)
+  write_fingerprint(tmp_path / "run", FINGERPRINT)
+  assert read_run(tmp_path / "run") == {"format": FORMAT, **FINGERPRINT}
+  other = {**FINGERPRINT, "config": {"loss": {"alpha": 0.02}, "pipeline": "a"}}
+  with pytest.raises(
+    InputError, match=r"(?s)different run.*config\.loss\.alpha: 0\.01 there, 0\.02"
+  ):
+    write_fingerprint(tmp_path / "run", other)
+
+
+def test_the_base_pipeline_may_move(tmp_path):
+  write_fingerprint(tmp_path, FINGERPRINT)
+  write_fingerprint(tmp_path, {**FINGERPRINT, "config": {"loss": {"alpha": 0.01}, "pipeline": "b"}})
+
+
+@pytest.fixture
+def old_run(tmp_path):
+  """A work directory of the version before run.json had a format."""
+  content = {"config": {"pipeline": "a", "health": {"every": 10}}, "data": "a", "start": "0"}
+  (tmp_path / "run.json").write_text(json.dumps(content))
+  return tmp_path
+
+
+MESSAGE = r"(?s)run\.json was written by .* other names.*another work directory.*the version that"
+
+
+def test_a_run_of_an_earlier_version_is_refused_with_the_renamed_keys_in_it(old_run):
+  match = MESSAGE + r".*config\.health -> config\.held_out$"
+  with pytest.raises(InputError, match=match):
+    write_fingerprint(old_run, FINGERPRINT)
+
+
+@pytest.mark.parametrize(
+  "command",
+  [
+    ["export", "--workdir", "RUN", "--out", "RUN/out"],
+    ["inspect", "RUN"],
+    ["sample", "--pipeline", "RUN", "--prompt", "a", "--out", "RUN/out"],
+  ],
+)
+def test_commands_refuse_a_run_of_an_earlier_version(old_run, command, capsys):
+  assert main([argument.replace("RUN", str(old_run)) for argument in command]) == 2
+  error = capsys.readouterr().err
+  assert "run.json was written by" in error
+  assert "config.health -> config.held_out" in error
+
+
+def test_sampling_from_a_work_directory_names_its_pipeline(tmp_path, capsys):
+  write_fingerprint(tmp_path, FINGERPRINT)
+  arguments = ["sample", "--pipeline", str(tmp_path), "--prompt", "a", "--out", str(tmp_path / "o")]
+  assert main(arguments) == 2
+  assert f"is a work directory; sample from {tmp_path / 'pipeline'}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}"])
+def test_an_invalid_run_json_is_refused(tmp_path, text):
+  (tmp_path / "run.json").write_text(text)
+  with pytest.raises(InputError, match=r"run\.json is not a valid"):
+    read_run(tmp_path)
+
+
+def test_a_newer_format_is_refused(tmp_path):
+  (tmp_path / "run.json").write_text(json.dumps({"format": FORMAT + 1, **FINGERPRINT}))
+  with pytest.raises(InputError, match=rf"has format {FORMAT + 1}, .* reads format {FORMAT}"):
+    read_run(tmp_path)
