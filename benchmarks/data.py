@@ -38,9 +38,9 @@ from dmpo_jax import interop
 from dmpo_jax.configs import emoji_reference
 from dmpo_jax.data import crops, datasets, mixture, pair_index, tfds_folder
 from dmpo_jax.data import pairs as records
-from dmpo_jax.data.convert import convert, sources
+from dmpo_jax.data.convert import convert, source_reader
 from dmpo_jax.data.convert.options import Options
-from dmpo_jax.data.convert.shard import RecordWriter
+from dmpo_jax.data.tfds_folder import RecordWriter
 from dmpo_jax.training.run import train
 
 CHIP = 12.0  # pairs a second that one v5e chip takes, Stable Diffusion 1.5 at 512 pixels
@@ -80,7 +80,7 @@ def make_source(folder: pathlib.Path, pairs: int, side: int) -> int:
 
 def time_convert(source: pathlib.Path, out: pathlib.Path, pairs: int, workers: int) -> float:
   """Pairs a second of a whole conversion, the start of its processes included."""
-  found = sources.find("pairs", source / "pairs.parquet")
+  found = source_reader.find("custom", source / "pairs.parquet")
   started = time.perf_counter()
   convert.convert(found, out, Options(rows_per_shard=max(1, pairs // 8)), workers=workers)
   return pairs / (time.perf_counter() - started)

@@ -4,7 +4,7 @@
 
 It is a part of benchmarks/data.py, which can be run by itself.
 
-- `encode` runs `data encode`'s own code with Stable Diffusion 1.5's autoencoder and text encoder
+- `encode` runs the code of `data cache-latents` with Stable Diffusion 1.5's VAE and text encoder
   (random weights) on made-up photographs, once to compile and once for the clock;
 - `sizes` writes encoded pairs as SD1.5 at 512 and SDXL at 1024 pixels would, with made-up numbers
   (means with a spread of 5, log variances about -17, embeddings with a spread of 1), and tells

@@ -12,7 +12,7 @@ and optimizer state, go through a batch in 16 parts:
 
     --config.mesh.fsdp=16 --config.accumulation=16
 
-On pairs that `dmpo-jax data encode` has encoded: --config configs/sd15_dmpo.py:encoded
+On pairs that `dmpo-jax data cache-latents` has encoded: --config configs/sd15_dmpo.py:encoded
 --config.data.folder=data/codes. For a LoRA: --config.lora.rank=16 --config.lora.alpha=16.
 """
 
@@ -26,7 +26,7 @@ def get_config(data: str = "pairs") -> ConfigDict:
   """Full fine-tuning of the UNet; VAE, text encoder and reference stay frozen.
 
   Args:
-    data: "pairs": images of a converted folder; "encoded": what `data encode` made of them.
+    data: "pairs": images of a converted folder; "encoded": what `data cache-latents` made of them.
   """
   config = default()
   config.pipeline = "stable-diffusion-v1-5/stable-diffusion-v1-5"

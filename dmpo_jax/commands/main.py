@@ -16,9 +16,9 @@ Align text-to-image diffusion models with preference pairs, in JAX.
 
   dmpo-jax quickstart --workdir runs/quickstart
       trains, aligns, samples and compares small models on real images, and writes a report
-  dmpo-jax data convert pairs my/pairs.csv --out data/mine
+  dmpo-jax data convert custom my/pairs.csv --out data/mine
       preference pairs, your own or a published set's, in the form that training reads
-  dmpo-jax data encode data/mine --pipeline PIPELINE --out data/mine_encoded
+  dmpo-jax data cache-latents data/mine --pipeline PIPELINE --out data/mine_encoded
       their latents and text embeddings, made once for all runs of a pipeline
   dmpo-jax plan --config configs/sd15_dmpo.py --topology v5e-16
       what a run needs on a TPU slice, found by compiling it, without a TPU

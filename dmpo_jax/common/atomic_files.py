@@ -61,6 +61,6 @@ def write_error(path: pathlib.Path, reason: str, number: int | None = errno.EIO)
   Returns:
     An `OSError` to raise.
   """
-  full = number in (errno.ENOSPC, errno.EDQUOT)
+  full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
   advice = "; free space, then run the same command again to resume" if full else ""
   return OSError(number, f"cannot write ({reason}){advice}", str(path))

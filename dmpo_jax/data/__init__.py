@@ -1,26 +1,26 @@
-"""Images, captions and preferences as arrays, and the order in which a run sees them."""
+"""Images, captions and preferences as arrays, in the order in which a run sees them."""
 
-from dmpo_jax.data.datasets import DATASETS
-from dmpo_jax.data.folder_pairs import StoredPairs
-from dmpo_jax.data.in_memory import Examples
-from dmpo_jax.data.latents.dataset import EncodedPairs
-from dmpo_jax.data.latents.shard import Encoders
-from dmpo_jax.data.loader import Loader
-from dmpo_jax.data.mixture import StoredLoader
-from dmpo_jax.data.pairs import Pair
-from dmpo_jax.data.tfds_folder import PairSource, open_folder
-from dmpo_jax.data.toy import digits
+import importlib
 
-__all__ = [
-  "DATASETS",
-  "EncodedPairs",
-  "Encoders",
-  "Examples",
-  "Loader",
-  "Pair",
-  "PairSource",
-  "StoredLoader",
-  "StoredPairs",
-  "digits",
-  "open_folder",
-]
+# Name -> its module. The modules are imported at first use: the command line needs
+# `data.convert.sources` for its help, but neither grain nor jax.
+_EXPORTS = {
+  "DATASETS": "datasets",
+  "EncodedPairs": "latents.dataset",
+  "Encoders": "latents.shard",
+  "Examples": "in_memory",
+  "Loader": "loader",
+  "Pair": "pairs",
+  "PairSource": "tfds_folder",
+  "StoredLoader": "mixture",
+  "StoredPairs": "folder_pairs",
+  "open_folder": "tfds_folder",
+}
+
+__all__ = [*_EXPORTS]
+
+
+def __getattr__(name: str):
+  if name not in _EXPORTS:
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+  return getattr(importlib.import_module(f"{__name__}.{_EXPORTS[name]}"), name)

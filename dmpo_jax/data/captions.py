@@ -1,4 +1,4 @@
-"""How long a caption is for CLIP's text encoder."""
+"""Length of captions in tokens of CLIP's text encoder."""
 
 import functools
 import re
@@ -7,16 +7,16 @@ import unicodedata
 from dmpo_jax.errors import InputError
 
 CONTEXT = 77  # positions of CLIP's text encoders, start and end token among them
-# CLIP's pattern of words, written for Python's re: contractions, letters, single digits, the rest.
-# (Python takes \x1c to \x1f for spaces, the tokenizer does not.)
+# CLIP's pattern of words for Python's re: contractions, letters, single digits, others.
+# (\x1c to \x1f are spaces in Python, but not in the tokenizer.)
 WORDS = re.compile(r"'(?:s|t|re|ve|m|ll|d)|[^\W\d_]+|\d|(?:[^\s\w]|[_\x1c-\x1f])+", re.IGNORECASE)
 
 
 def least_tokens(caption: str) -> int:
   """A lower bound on the CLIP tokens of a caption: its words, and the start and end token.
 
-  Byte-pair encoding never joins what the pattern of words parts, so each word is at least one
-  token. A caption that is too long by this count is too long; some that are may be missed.
+  Byte-pair encoding never joins two words, so each word is at least one token. Every caption that
+  is too long by this count is too long; some long captions are missed.
 
   Args:
     caption: The text.
@@ -31,7 +31,7 @@ def least_tokens(caption: str) -> int:
 
 @functools.cache
 def tokenizer(folder: str):
-  """The CLIP tokenizer in a folder, loaded once.
+  """Loads the CLIP tokenizer in a folder, once per process.
 
   Args:
     folder: Folder with the tokenizer's files.
@@ -40,7 +40,7 @@ def tokenizer(folder: str):
     transformers' tokenizer.
 
   Raises:
-    InputError: There is none.
+    InputError: The folder holds no tokenizer.
   """
   from transformers import AutoTokenizer
 
@@ -51,14 +51,14 @@ def tokenizer(folder: str):
 
 
 def tokens(caption: str, folder: str | None) -> int:
-  """Tokens of a caption, start and end among them.
+  """Number of tokens of a caption, start and end token included.
 
   Args:
     caption: The text.
-    folder: Folder of the tokenizer that counts exactly; None counts `least_tokens`.
+    folder: Folder of a tokenizer for an exact count; None returns `least_tokens`.
 
   Returns:
-    The count, not truncated.
+    The count before truncation.
   """
   if folder is None:
     return least_tokens(caption)

@@ -189,7 +189,7 @@ def mixture(
 def encoded(
   *, folder: str, ties: str = "soft", embeddings: bool = True, time_ids: bool = False
 ) -> EncodedPairs:
-  """Pairs that `dmpo-jax data encode` wrote: no step runs the autoencoder or the text encoders.
+  """Pairs that `dmpo-jax data cache-latents` wrote: no step runs the VAE or the text encoders.
 
   Args:
     folder: What was written, by the pipeline that the run starts from.

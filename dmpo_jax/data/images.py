@@ -1,14 +1,13 @@
-"""Encoded images from anywhere: read under hard limits, checked whole, brought to one kind.
+"""Checks of encoded images under hard limits, and their conversion to 8-bit RGB.
 
-What leaves this file is an 8-bit RGB image, upright, opaque, not animated, as JPEG, PNG or WebP
-bytes that every decoder reads alike. An image that is all that already keeps its bytes; any other
-is stored anew as PNG, by these rules:
+The result is an 8-bit RGB image, upright, opaque and still, as JPEG, PNG or WebP bytes that every
+decoder reads alike. Such an image keeps its bytes; any other is re-encoded as PNG by these rules:
 
 - grey, black-and-white and palette images: their colours as RGB;
-- transparency: laid over white;
-- CMYK: Pillow's conversion, which knows no colour profile;
+- transparency: composed over white;
+- CMYK: Pillow's conversion, without a colour profile;
 - 16 bits a channel: the high byte;
-- an orientation in the metadata: the pixels are turned.
+- an orientation in the metadata: the pixels are rotated.
 
 Embedded colour profiles are ignored, as diffusers' own image loader does.
 """
@@ -24,43 +23,43 @@ from PIL import Image, ImageOps
 from dmpo_jax.errors import InputError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-KEPT = ("JPEG", "MPO", "PNG", "WEBP")  # MPO: a JPEG that carries further pictures behind it
-MAX_BYTES = 2**26  # of an encoded image
+KEPT = ("JPEG", "MPO", "PNG", "WEBP")  # MPO: a JPEG with further images appended
+MAX_BYTES = 2**26  # an encoded image
 MAX_PIXELS = 2**25  # 33.5 million: 7680x4320 fits; 100 MB when decoded
 MIN_SIDE = 8
 ORIENTATION = 0x0112
 
 
 class UndecodableError(InputError):
-  """The bytes are not an image that can be used; the message says why."""
+  """The bytes are no usable image; the message says why."""
 
 
 class Picture(NamedTuple):
-  """An image that was decoded once, whole.
+  """An encoded image that was decoded once to check it.
 
   Attributes:
     encoded: Bytes of an 8-bit RGB image.
     size: (height, width).
-    changed: Why the bytes are not those that came in ("palette", "alpha", ...); "" if they are.
+    reencoded: Why the image was re-encoded ("palette", "alpha", ...); "" if it keeps its bytes.
   """
 
   encoded: bytes
   size: tuple[int, int]
-  changed: str
+  reencoded: str
 
 
 def read(encoded: bytes) -> Picture:
-  """Decodes an image to see that it is whole, and brings it to 8-bit RGB where it is not.
+  """Checks that an image is complete, and converts it to 8-bit RGB where it is not.
 
   Args:
     encoded: Bytes of a JPEG, PNG, WebP, GIF or BMP file.
 
   Returns:
-    `Picture`; the file's own bytes where it is 8-bit RGB, upright and opaque already.
+    `Picture`, with the file's bytes where it is 8-bit RGB, upright and opaque.
 
   Raises:
-    UndecodableError: Not such a file, truncated or corrupt, too large (a decompression bomb), too
-      small, or animated.
+    UndecodableError: The file is of another format, truncated or corrupt, too large (a
+      decompression bomb), too small, or animated.
   """
   if not isinstance(encoded, bytes):
     raise UndecodableError(f"an image must be encoded bytes, got {type(encoded).__name__}")
@@ -69,7 +68,7 @@ def read(encoded: bytes) -> Picture:
   if len(encoded) > MAX_BYTES:
     raise UndecodableError(f"the image file has {len(encoded)} bytes, at most {MAX_BYTES} are read")
   with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # Pillow warns of what is refused here anyway
+    warnings.simplefilter("ignore")  # Pillow warns of images that are refused here
     try:
       with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
         return _checked(image, encoded)
@@ -96,17 +95,17 @@ def _checked(image: Image.Image, encoded: bytes) -> Picture:
   if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
     raise UndecodableError(f"the image is animated ({image.n_frames} frames); give a still one")
   image.load()
-  change = _change(image, encoded)
-  if not change:
+  reason = _reencoding_reason(image, encoded)
+  if not reason:
     return Picture(encoded, (height, width), "")
   rgb = _to_rgb(ImageOps.exif_transpose(image))
   out = io.BytesIO()
   rgb.save(out, "PNG")
-  return Picture(out.getvalue(), (rgb.height, rgb.width), change)
+  return Picture(out.getvalue(), (rgb.height, rgb.width), reason)
 
 
-def _change(image: Image.Image, encoded: bytes) -> str:
-  """Why the bytes cannot stay as they are, in a word; "" if they can."""
+def _reencoding_reason(image: Image.Image, encoded: bytes) -> str:
+  """The reason to re-encode an image in a word; "" if it can keep its bytes."""
   if image.format == "PNG" and encoded[24:25] == b"\x10":  # bit depth in the header
     return "16-bit"
   if image.mode in ("P", "PA"):
@@ -130,13 +129,13 @@ def _to_rgb(image: Image.Image) -> Image.Image:
   if image.mode in ("I", "F"):
     raise UndecodableError(f"the image's pixels are of kind {image.mode!r}; give 8 or 16 bits")
   if image.has_transparency_data:
-    over = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", over.size, "white"), over).convert("RGB")
+    rgba = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
   return image.convert("RGB")
 
 
 def decode(encoded: bytes) -> Image.Image:
-  """The image that `read` has let through, decoded.
+  """Decodes an image that `read` accepted.
 
   Args:
     encoded: `Picture.encoded`.
@@ -145,28 +144,28 @@ def decode(encoded: bytes) -> Image.Image:
     Pillow's image, 8-bit RGB; `np.asarray` of it is uint8 `[H, W, 3]`.
 
   Raises:
-    UndecodableError: The bytes are not such an image.
+    UndecodableError: The bytes are no such image.
   """
   return draft(encoded, None)[0]
 
 
 def draft(encoded: bytes, least: int | None) -> tuple[Image.Image, tuple[int, int], int]:
-  """The image that `read` has let through, decoded no larger than is needed.
+  """Decodes an image that `read` accepted, no larger than necessary.
 
   Args:
     encoded: `Picture.encoded`.
     least: No side may become smaller than this: a JPEG is decoded at the smallest of 1, 1/2, 1/4
-      and 1/8 of its size by libjpeg's scaled inverse transform, which spares most of the work.
-      Other images keep their size, and so do all with None.
+      and 1/8 of its size by libjpeg's scaled inverse transform, which skips most of the work.
+      Other images keep their size. None: all images keep their size.
 
   Returns:
     image: See `decode`.
-    size: (height, width) of the whole image.
-    factor: By which the image is smaller; of sides that it does not divide a part of a pixel hangs
-      over on the right and at the bottom.
+    size: (height, width) of the full-size image.
+    factor: Ratio of full to decoded size. Where it does not divide a side, the last decoded row or
+      column extends beyond the full-size image.
 
   Raises:
-    UndecodableError: The bytes are not such an image.
+    UndecodableError: The bytes are no such image.
   """
   try:
     with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
@@ -175,29 +174,29 @@ def draft(encoded: bytes, least: int | None) -> tuple[Image.Image, tuple[int, in
         if least is not None and image.format == "JPEG":
           image.draft("RGB", (least, least))
         image.load()
-        whole = height, width
-        shrunk = image.height, image.width
-        factor = next(f for f in (1, 2, 4, 8) if tuple(-(-side // f) for side in whole) == shrunk)
-        return image, whole, factor
-      found = f"{image.mode} of {width}x{height} pixels"
+        full = height, width
+        decoded = image.height, image.width
+        factor = next(f for f in (1, 2, 4, 8) if tuple(-(-side // f) for side in full) == decoded)
+        return image, full, factor
+      kind = f"{image.mode} of {width}x{height} pixels"
   except Exception as error:  # Pillow's decoders raise errors of any class on broken files
     raise UndecodableError(f"the image cannot be decoded: {error}") from error
-  raise UndecodableError(f"the image is {found}; it has not gone through images.read")
+  raise UndecodableError(f"the image is {kind}, not one that images.read returned")
 
 
 def load(value: bytes | str, root: pathlib.Path) -> Picture:
-  """Reads an image that a row holds or names.
+  """Reads an image from bytes or from a file of a folder.
 
   Args:
     value: Encoded bytes, or the path of a file inside `root`.
-    root: Folder that paths are relative to and may not leave, not by a link either. In the cache of
-      the Hugging Face hub the links of a snapshot lead to its `blobs`, which is allowed.
+    root: Folder that paths are relative to and may not leave, nor by a link. In the cache of the
+      Hugging Face hub a snapshot's links may lead to its `blobs`.
 
   Returns:
     `Picture`, see `read`.
 
   Raises:
-    UndecodableError: The image cannot be used, see `read`.
+    UndecodableError: The image is unusable, see `read`.
     InputError: The path leaves the folder, or there is no such file.
   """
   if isinstance(value, bytes):
@@ -211,7 +210,7 @@ def load(value: bytes | str, root: pathlib.Path) -> Picture:
 
 
 def inside(name: str, root: pathlib.Path) -> pathlib.Path:
-  """The file of that name in a folder, if it is there and nowhere else.
+  """Resolves the path of a file that must lie in a folder.
 
   Args:
     name: Path relative to the folder.
@@ -221,29 +220,29 @@ def inside(name: str, root: pathlib.Path) -> pathlib.Path:
     Path of an ordinary file of at most `MAX_BYTES` bytes.
 
   Raises:
-    InputError: The name is absolute, climbs out with "..", is a link out of the folder, or names no
+    InputError: The name is absolute, contains "..", is a link out of the folder, or names no
       ordinary file.
   """
-  shown = repr(name[:200])
+  quoted = repr(name[:200])
   if not name or "\0" in name:
-    raise InputError(f"the path {shown} names no file")
+    raise InputError(f"the path {quoted} names no file")
   parts = pathlib.PurePosixPath(name)
   if parts.is_absolute() or ".." in parts.parts:
-    raise InputError(f"the path {shown} leaves the folder {root}; paths are relative to it")
+    raise InputError(f"the path {quoted} leaves the folder {root}; paths are relative to it")
   base = root.resolve()
-  homes = [base]
+  allowed = [base]
   if "snapshots" in base.parts:  # the hub's cache: snapshots/REVISION/file -> blobs/HASH
-    homes.append(pathlib.Path(*base.parts[: base.parts.index("snapshots")], "blobs"))
+    allowed.append(pathlib.Path(*base.parts[: base.parts.index("snapshots")], "blobs"))
   try:
     path = (base / parts).resolve()
-    if not any(path.is_relative_to(home) for home in homes):
-      raise InputError(f"the path {shown} is a link that leaves the folder {root}")
+    if not any(path.is_relative_to(folder) for folder in allowed):
+      raise InputError(f"the path {quoted} is a link that leaves the folder {root}")
     if not path.is_file():
-      raise InputError(f"there is no file {shown} in {root}")
+      raise InputError(f"there is no file {quoted} in {root}")
     if path.stat().st_size > MAX_BYTES:
-      raise UndecodableError(f"the file {shown} is larger than {MAX_BYTES} bytes")
+      raise UndecodableError(f"the file {quoted} is larger than {MAX_BYTES} bytes")
   except (OSError, ValueError, RuntimeError) as error:  # too long, not encodable, a ring of links
     if isinstance(error, InputError):
       raise
-    raise InputError(f"the path {shown} cannot be opened: {error}") from error
+    raise InputError(f"the path {quoted} cannot be opened: {error}") from error
   return path

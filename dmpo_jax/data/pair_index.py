@@ -1,4 +1,4 @@
-"""What of each pair a run must know before it reads any: 28 bytes a pair, in a file per split."""
+"""Metadata of the pairs of a split, 28 bytes each, which a run loads before any record."""
 
 import pathlib
 import tokenize
@@ -9,7 +9,7 @@ from dmpo_jax.errors import InputError
 
 DTYPE = np.dtype(
   [
-    ("content", "<u8", 2),  # SHA-256 of caption, images, label and judge, its first 16 bytes
+    ("content", "<u8", 2),  # SHA-256 of caption, images, label and annotator, its first 16 bytes
     ("p0", "<f4"),
     ("weight", "<f4"),
     ("tokens", "<u4"),
@@ -18,47 +18,47 @@ DTYPE = np.dtype(
 
 
 def name(split: str) -> str:
-  """Name of a split's index; TFDS takes no notice of it."""
+  """Name of the file of a split; TFDS ignores it."""
   return f"index-{split}.npy"
 
 
 def select(entries: np.ndarray) -> np.ndarray:
-  """The fields of an index among those that a conversion keeps.
+  """The fields of `DTYPE` in entries of a conversion.
 
   Args:
-    entries: `[N]` of `convert_piece.INDEX`.
+    entries: `[N]` of `chunk_index.DTYPE`.
 
   Returns:
     `[N]` of `DTYPE`.
   """
-  found = np.empty(len(entries), DTYPE)
+  index = np.empty(len(entries), DTYPE)
   for field in DTYPE.names:
-    found[field] = entries[field]
-  return found
+    index[field] = entries[field]
+  return index
 
 
 def read(folder: pathlib.Path, split: str, count: int) -> np.ndarray:
-  """The index of a split.
+  """Reads the index of a split.
 
   Args:
-    folder: What `data convert` wrote.
+    folder: A folder that `data convert` or `data cache-latents` wrote.
     split: Name of the split.
-    count: Its pairs.
+    count: Number of pairs of the split.
 
   Returns:
     `[count]` of `DTYPE`, in the order of the records.
 
   Raises:
-    InputError: It is missing, damaged, or of another number of pairs.
+    InputError: The file is missing, damaged, or of another number of pairs.
   """
   path = pathlib.Path(folder) / name(split)
   try:
-    found = np.load(path, allow_pickle=False)  # which reads the header with Python's tokenizer
+    index = np.load(path, allow_pickle=False)  # parses the header with Python's tokenizer
   except (OSError, ValueError, EOFError, SyntaxError, tokenize.TokenError) as error:
-    raise InputError(f"cannot read {path}: {error}; copy it again or convert anew") from error
-  if found.dtype != DTYPE or found.shape != (count,):
+    raise InputError(f"cannot read {path}: {error}; copy it again or convert again") from error
+  if index.dtype != DTYPE or index.shape != (count,):
     raise InputError(
-      f"{path} holds {found.dtype} {found.shape}, not the index of {count} pairs; "
-      "copy it again or convert anew"
+      f"{path} holds {index.dtype} {index.shape}, not the index of {count} pairs; "
+      "copy it again or convert again"
     )
-  return found
+  return index

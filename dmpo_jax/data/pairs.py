@@ -1,4 +1,4 @@
-"""The canonical preference pair, and pure functions that make pairs of what people publish."""
+"""The preference pair, and pure functions from rankings, votes and scores to pairs."""
 
 import hashlib
 import math
@@ -12,28 +12,28 @@ from dmpo_jax.errors import InputError
 MAX_PROMPT_CHARACTERS = 20_000
 MAX_ID_CHARACTERS = 1_000
 MAX_SIDE = 65_535
-MAX_RANKED = 100  # items of one ranking: 4,950 pairs
+MAX_RANKED = 100  # items of a ranking, which make 4,950 pairs
 SPLIT_NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
 class Pair(NamedTuple):
-  """Two images for one prompt, and how probable it is that the first one is preferred.
+  """Two images for one prompt, and the probability that the first one is preferred.
 
   Attributes:
     id: Unique in its data set.
-    prompt: The caption that both images were made for.
+    prompt: Caption of both images.
     image_0: Encoded bytes (JPEG, PNG or WebP; 8-bit RGB, upright, opaque).
     image_1: The same for the other image.
     p0: P(image_0 is preferred), in [0, 1]; 0.5 is a tie.
-    weight: How much the pair counts, > 0.
+    weight: Multiplies the loss of the pair, > 0.
     prompt_id: `prompt_key(prompt)`: equal for prompts that differ in case and spacing only.
-    source: Name of the data set that it comes from.
+    source: Name of the data set.
     size_0: (height, width) of image_0 in pixels.
     size_1: (height, width) of image_1.
-    model_0: What made image_0; "" where unknown.
-    model_1: What made image_1; "" where unknown.
-    user_id: Who judged; "" where unknown.
-    condition: Encoded image that both were made from (editing); b"" where there is none.
+    model_0: Model that made image_0; "" where unknown.
+    model_1: Model that made image_1; "" where unknown.
+    user_id: Annotator; "" where unknown.
+    condition: Encoded image that both images were edited from; b"" for none.
   """
 
   id: str
@@ -52,26 +52,8 @@ class Pair(NamedTuple):
   condition: bytes = b""
 
 
-class Judged(NamedTuple):
-  """A single image that was liked or disliked, for objectives on unpaired feedback (KTO).
-
-  Attributes:
-    id: The pair's id with ":0" or ":1".
-    prompt: Caption.
-    image: Encoded bytes.
-    liked: Whether it was the preferred one of its pair.
-    weight: weight_pair * |2 p0 - 1|: a certain label counts in full, a tie not at all.
-  """
-
-  id: str
-  prompt: str
-  image: bytes
-  liked: bool
-  weight: float
-
-
 def validate(pair: Pair) -> Pair:
-  """Checks everything about a pair that can be checked without decoding its images.
+  """Checks a pair, its encoded images excepted.
 
   Args:
     pair: The pair.
@@ -104,7 +86,7 @@ def validate(pair: Pair) -> Pair:
 
 
 def check_text(name: str, value: object) -> str:
-  """The value, if it is text that UTF-8 can hold; InputError otherwise."""
+  """Returns the value if it is text that UTF-8 can encode; raises InputError otherwise."""
   if not isinstance(value, str):
     raise InputError(f"{name} must be text, got {type(value).__name__}")
   try:
@@ -117,36 +99,36 @@ def check_text(name: str, value: object) -> str:
 
 
 def check_prompt(prompt: str) -> str:
-  """The prompt, if it says anything and is not absurdly long; InputError otherwise."""
+  """Returns the prompt if it is neither empty nor too long; raises InputError otherwise."""
   if not prompt.strip():
     raise InputError("the caption is empty")
   if len(prompt) > MAX_PROMPT_CHARACTERS:
     raise InputError(
-      f"the caption has {len(prompt)} characters, at most {MAX_PROMPT_CHARACTERS} are taken"
+      f"the caption has {len(prompt)} characters, at most {MAX_PROMPT_CHARACTERS} are allowed"
     )
   return prompt
 
 
 def check_probability(name: str, value: object) -> float:
-  """The value as a float, if it is a number in [0, 1]; InputError otherwise."""
+  """Returns the value as a float if it is in [0, 1]; raises InputError otherwise."""
   if isinstance(value, bool) or not isinstance(value, int | float):
     raise InputError(f"{name} must be a number from 0 to 1, got {value!r}")
-  if not 0 <= value <= 1:  # NaN is refused here too
+  if not 0 <= value <= 1:  # refuses NaN too
     raise InputError(f"{name} must lie in [0, 1], got {value!r}")
   return float(value)
 
 
 def check_weight(value: object) -> float:
-  """The value as a float, if it is a positive number; InputError otherwise."""
+  """Returns the value as a float if it is positive; raises InputError otherwise."""
   if isinstance(value, bool) or not isinstance(value, int | float):
     raise InputError(f"weight must be a number, got {value!r}")
-  if not 1e-30 < value < 1e30:  # so that float32 can hold it
+  if not 1e-30 < value < 1e30:  # the range of float32
     raise InputError(f"weight must be positive and finite, got {value!r}")
   return float(value)
 
 
 def prompt_key(prompt: str) -> str:
-  """Identifies a prompt up to Unicode form, case and spacing.
+  """Key of a prompt, equal for prompts that differ in Unicode form, case and spacing only.
 
   Args:
     prompt: Any text.
@@ -154,16 +136,16 @@ def prompt_key(prompt: str) -> str:
   Returns:
     32 hexadecimal digits.
   """
-  plain = " ".join(unicodedata.normalize("NFKC", prompt).casefold().split())
-  return hashlib.sha256(plain.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+  normalized = " ".join(unicodedata.normalize("NFKC", prompt).casefold().split())
+  return hashlib.sha256(normalized.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def fraction_of(key: str, *, salt: str = "") -> float:
-  """A number in [0, 1) that a key draws, the same everywhere.
+  """Hash of a key as a number in [0, 1), equal on every machine.
 
   Args:
-    key: What draws.
-    salt: Another salt gives independent numbers.
+    key: Any text.
+    salt: Keys have independent numbers under different salts.
 
   Returns:
     53 bits of SHA-256 as a fraction.
@@ -173,15 +155,15 @@ def fraction_of(key: str, *, salt: str = "") -> float:
 
 
 def split_of(prompt_id: str, fractions: Mapping[str, float], *, salt: str = "split") -> str:
-  """The split that a prompt, with all its pairs, belongs to.
+  """The split of a prompt and all its pairs.
 
   Args:
-    prompt_id: As `prompt_key` gives it.
-    fractions: Share of the prompts by split name; they sum to 1 (see `check_splits`).
-    salt: Another salt gives another division.
+    prompt_id: From `prompt_key`.
+    fractions: Fraction of the prompts by split; they sum to 1 (see `check_splits`).
+    salt: Different salts give independent assignments.
 
   Returns:
-    One of the names.
+    Name of the split.
   """
   u, names = fraction_of(prompt_id, salt=salt), list(fractions)
   total = 0.0
@@ -189,72 +171,72 @@ def split_of(prompt_id: str, fractions: Mapping[str, float], *, salt: str = "spl
     total += fractions[name]
     if u < total:
       return name
-  return names[-1]  # the sum may be 1 - 1e-16
+  return names[-1]  # in floats the sum may be 1 - 1e-16
 
 
 def check_splits(fractions: Mapping[str, float]) -> dict[str, float]:
-  """The fractions, if names and numbers make a division.
+  """Checks names and fractions of splits.
 
   Args:
-    fractions: Share of the prompts by split name.
+    fractions: Fraction of the prompts by split.
 
   Returns:
     The same as a dict.
 
   Raises:
-    InputError: A name is not lower-case letters, digits and underscores, a share is not in (0, 1],
-      or they do not sum to 1.
+    InputError: A name is not lower-case letters, digits and underscores, a fraction is not in
+      (0, 1], or they do not sum to 1.
   """
-  for name, share in fractions.items():
+  for name, fraction in fractions.items():
     if not SPLIT_NAME.fullmatch(name) or name == "all":
       raise InputError(f"split name {name!r}: use lower-case letters, digits and _ (not 'all')")
-    if not 0 < share <= 1:
-      raise InputError(f"the share of split {name!r} must lie in (0, 1], got {share!r}")
+    if not 0 < fraction <= 1:
+      raise InputError(f"the fraction of split {name!r} must lie in (0, 1], got {fraction!r}")
   if not math.isclose(sum(fractions.values()), 1, abs_tol=1e-9):
-    raise InputError(f"the shares of the splits sum to {sum(fractions.values())!r}, not to 1")
+    raise InputError(f"the fractions of the splits sum to {sum(fractions.values())!r}, not to 1")
   return dict(fractions)
 
 
-def randomly_ordered(key: str) -> bool:
-  """Whether the preferred one of a pair with this key comes first; half of all keys do.
+def preferred_first(key: str) -> bool:
+  """Whether image_0 of the pair with this key is the preferred one, true for half of all keys.
 
-  Sets that always name the preferred image first would otherwise let position give it away.
+  For data sets that always name the preferred image first: positions must not reveal the label.
   """
   return fraction_of(key, salt="order") < 0.5
 
 
 def ranking_pairs(ranks: Sequence[float]) -> Iterator[tuple[int, int, float, float]]:
-  """All pairs of a ranking.
+  """The pairs of a ranking.
 
       p0(i, j) = 1 if rank_i < rank_j, 0 if rank_i > rank_j, 1/2 if they are equal
 
   Args:
-    ranks: Rank of each of n items, 1 (or any smallest number) is best; equal ranks are ties.
+    ranks: Rank of each of n items, the smallest is best; equal ranks are ties.
 
   Returns:
-    (i, j, p0, weight) for each i < j, with weight 2 / (n (n - 1)): the weights of a ranking sum to
-    one, however many items it has.
+    (i, j, p0, weight) for each i < j. The weight is 2 / (n (n - 1)), so the weights of a ranking
+    sum to one.
 
   Raises:
-    InputError: There are fewer than 2 or more than 100 ranks, or one is NaN or infinite.
+    InputError: There are fewer than 2 or more than 100 ranks, or a rank is NaN or infinite.
   """
   return votes_pairs([ranks])
 
 
 def votes_pairs(rankings: Sequence[Sequence[float]]) -> Iterator[tuple[int, int, float, float]]:
-  """All pairs of items that several people ranked, with the share of them that prefers the first.
+  """The pairs of items that several people ranked, with the fraction that prefers the first item.
 
       p0(i, j) = mean over annotators of [rank_i < rank_j] + [rank_i = rank_j]/2
 
   Args:
-    rankings: One ranking of the same n items by each annotator, see `ranking_pairs`.
+    rankings: Ranking of the same n items by each annotator, see `ranking_pairs`.
 
   Returns:
     (i, j, p0, weight) for each i < j, with weight 2 / (n (n - 1)).
 
   Raises:
-    InputError: There is no ranking, they differ in length, there are fewer than 2 or more than 100
-      ranks, or one is NaN or infinite.
+    InputError: There is no ranking, lengths differ, there are fewer than 2 or more than 100 ranks,
+      or a rank is NaN or infinite.
   """
   count = len(rankings[0]) if rankings else 0
   if not 2 <= count <= MAX_RANKED:
@@ -275,14 +257,14 @@ def votes_pairs(rankings: Sequence[Sequence[float]]) -> Iterator[tuple[int, int,
 
 
 def p0_of_scores(score_0: float, score_1: float, *, temperature: float) -> float:
-  """P(image_0 is preferred) of two mean opinion scores, by the Bradley-Terry rule.
+  """P(image_0 is preferred) under the Bradley-Terry model of two scores.
 
       p0 = σ((score_0 - score_1)/temperature)
 
   Args:
     score_0: Score of image_0; higher is better.
     score_1: Score of image_1.
-    temperature: Difference of scores at which the odds are e : 1; > 0.
+    temperature: Difference of scores that corresponds to odds of e : 1; > 0.
 
   Returns:
     p0 in [0, 1].
@@ -298,21 +280,3 @@ def p0_of_scores(score_0: float, score_1: float, *, temperature: float) -> float
   if math.isnan(z):  # both quotients overflowed
     raise InputError(f"scores {score_0!r}, {score_1!r} are too large for {temperature!r}")
   return 1 / (1 + math.exp(-z)) if z >= 0 else 1 - 1 / (1 + math.exp(max(z, -700)))
-
-
-def single_images(pair: Pair) -> list[Judged]:
-  """The images of a pair as one liked and one disliked image.
-
-  Args:
-    pair: The pair.
-
-  Returns:
-    Two `Judged`, image_0's first; none for a tie.
-  """
-  if pair.p0 == 0.5:
-    return []
-  weight = pair.weight * abs(2 * pair.p0 - 1)
-  return [
-    Judged(f"{pair.id}:0", pair.prompt, pair.image_0, pair.p0 > 0.5, weight),
-    Judged(f"{pair.id}:1", pair.prompt, pair.image_1, pair.p0 < 0.5, weight),
-  ]

@@ -1,24 +1,26 @@
 """Preference pairs as a TFDS data set in ArrayRecord files, without TensorFlow.
 
-`tfds.builder_from_directory(folder).as_data_source(split)` reads what is written here, with images
-decoded; `open_folder` checks the files first, and `PairSource` gives `Pair`s with encoded images.
+`tfds.builder_from_directory(folder).as_data_source(split)` reads the folder, with images decoded;
+`open_folder` checks the files first, and `PairSource` returns `Pair`s with encoded images.
 
-The folder is written by this package's own conversion and not by `download_and_prepare`: that one
-runs in one process, starts from nothing when it is interrupted, and keeps a shuffled copy of all
-examples on the way. The files are the same: examples serialised by TFDS's features, in ArrayRecord
-with group_size:1, under TFDS's names.
+`data.convert` writes the folder in place of `download_and_prepare`, which runs in one process,
+cannot resume, and needs disk space for a shuffled copy of all examples. The files are the same:
+examples serialised by TFDS's features, in ArrayRecord with group_size:1, under TFDS's names.
 """
 
+import errno
 import functools
 import json
+import os
 import pathlib
 
+from dmpo_jax.common.atomic_files import temporary_name, write_error
 from dmpo_jax.data.pairs import Pair
 from dmpo_jax.errors import InputError, unknown
 
 NAME = "preference_pairs"
-VERSION = "1.0.0"  # of the record; a field that is added or means something else raises it
-WRITER_OPTIONS = "group_size:1,zstd:1"  # records are images: they hardly compress
+VERSION = "1.0.0"  # of the record; raise it when a field is added or changes its meaning
+WRITER_OPTIONS = "group_size:1,zstd:1"  # images hardly compress
 REPORT = "report.json"
 DESCRIPTION = """\
 Pairs of images for one prompt with P(image_0 is preferred). Fields: see dmpo_jax.data.Pair.
@@ -31,11 +33,7 @@ SIZES = ("size_0", "size_1")
 
 @functools.cache
 def features():
-  """TFDS's description of a pair.
-
-  Returns:
-    `tfds.features.FeaturesDict`.
-  """
+  """The features of a pair, a `tfds.features.FeaturesDict`."""
   import numpy as np
   import tensorflow_datasets as tfds
 
@@ -49,19 +47,12 @@ def features():
 
 
 def serialize(pair: Pair) -> bytes:
-  """A pair as TFDS writes an example.
-
-  Args:
-    pair: The pair.
-
-  Returns:
-    Bytes of one record.
-  """
+  """The record of a pair: a TFDS example. Equal pairs give equal bytes."""
   from tensorflow_datasets.proto import tf_example_pb2
 
-  found = features()
-  record = found.serialize_example(found.encode_example(pair._asdict()))
-  # Protocol buffers write maps in any order; equal pairs shall be equal bytes.
+  schema = features()
+  record = schema.serialize_example(schema.encode_example(pair._asdict()))
+  # By default protocol buffers write maps in any order.
   return tf_example_pb2.Example.FromString(record).SerializeToString(deterministic=True)
 
 
@@ -70,25 +61,25 @@ def _undecoded():
   """Features that leave images as bytes."""
   import tensorflow_datasets as tfds
 
-  changed = {name: tfds.features.Text() for name in ("image_0", "image_1")}
-  return tfds.features.FeaturesDict({**features(), **changed})
+  images = {name: tfds.features.Text() for name in ("image_0", "image_1")}
+  return tfds.features.FeaturesDict({**features(), **images})
 
 
 def deserialize(record: bytes) -> Pair:
-  """The pair in a record, images still encoded.
+  """The pair in a record, with encoded images.
 
   Args:
-    record: As `serialize` gives it.
+    record: From `serialize`.
 
   Returns:
     The pair; `p0` and `weight` rounded to float32.
   """
-  found = _undecoded().deserialize_example_np(record)
+  fields = _undecoded().deserialize_example_np(record)
   return Pair(
-    **{name: found[name].decode("utf-8") for name in TEXTS},
-    **{name: found[name] for name in BYTES},
-    **{name: float(found[name]) for name in ("p0", "weight")},
-    **{name: tuple(found[name].tolist()) for name in SIZES},
+    **{name: fields[name].decode("utf-8") for name in TEXTS},
+    **{name: fields[name] for name in BYTES},
+    **{name: float(fields[name]) for name in ("p0", "weight")},
+    **{name: tuple(fields[name].tolist()) for name in SIZES},
   )
 
 
@@ -101,8 +92,8 @@ def write_metadata(folder: pathlib.Path, shards: dict[str, list[tuple[int, int]]
   """Writes dataset_info.json and features.json.
 
   Args:
-    folder: Where to.
-    shards: By split, (records, bytes) of each shard.
+    folder: Folder to write to.
+    shards: (records, bytes) of each shard, by split.
   """
   import tensorflow_datasets as tfds
 
@@ -117,27 +108,27 @@ def write_metadata(folder: pathlib.Path, shards: dict[str, list[tuple[int, int]]
   splits = [
     tfds.core.SplitInfo(
       name=split,
-      shard_lengths=[records for records, _ in found],
-      num_bytes=sum(size for _, size in found),
+      shard_lengths=[records for records, _ in sizes],
+      num_bytes=sum(size for _, size in sizes),
       filename_template=template.replace(split=split),
     )
-    for split, found in shards.items()
+    for split, sizes in shards.items()
   ]
   info.set_splits(tfds.core.splits.SplitDict(splits))
   info.write_to_directory(folder)
 
 
 def read_report(folder: pathlib.Path) -> dict:
-  """What the conversion of a folder counted, see `conversion_report`.
+  """The report of a converted folder, see `convert.report`.
 
   Raises:
-    InputError: The folder is no finished conversion.
+    InputError: The folder holds no finished data set.
   """
   folder = pathlib.Path(folder)
   if not (folder / "dataset_info.json").is_file():
     raise InputError(
-      f"{folder} holds no finished data set (dataset_info.json is missing); if a conversion was "
-      "interrupted, the same command goes on where it was"
+      f"{folder} holds no finished data set (dataset_info.json is missing); run the command of an "
+      "interrupted conversion again to resume it"
     )
   try:
     return json.loads((folder / REPORT).read_text(encoding="utf-8"))
@@ -146,47 +137,47 @@ def read_report(folder: pathlib.Path) -> dict:
 
 
 def check_files(folder: pathlib.Path) -> dict:
-  """Checks that every shard is there whole: its size and its number of records.
+  """Checks that every shard is complete, by its size and number of records.
 
   Args:
-    folder: A finished conversion.
+    folder: A converted folder.
 
   Returns:
     The report, see `read_report`.
 
   Raises:
-    InputError: A shard is missing, truncated, or not what was written, or the records are of a
-      version that means something else.
+    InputError: A shard is missing or damaged, or the records are of an incompatible version.
   """
   report = read_report(folder)
   version = str(report.get("record"))
   if version.split(".")[0] != VERSION.split(".")[0]:
     raise InputError(
-      f"{folder} holds records of version {version}, this program reads {VERSION}; convert anew"
+      f"{folder} holds records of version {version}, this version of dmpo-jax reads {VERSION}; "
+      "convert again"
     )
-  check_shards(folder, report["files"], "convert anew")
+  check_shards(folder, report["files"], "convert again")
   return report
 
 
 def check_shards(folder: pathlib.Path, files: dict[str, dict], advice: str) -> None:
-  """Checks that ArrayRecord files are there whole: their sizes and numbers of records.
+  """Checks that ArrayRecord files are complete, by their sizes and numbers of records.
 
   Args:
-    folder: Where they lie.
+    folder: Folder of the files.
     files: Name -> "bytes" and "records" that were written.
-    advice: What to do otherwise, apart from copying them again.
+    advice: Alternative to copying the files again, for the message.
 
   Raises:
-    InputError: One is missing, truncated, or not what was written.
+    InputError: A file is missing or damaged.
   """
   for name, expected in files.items():
     path = pathlib.Path(folder) / name
     size = path.stat().st_size if path.is_file() else None
     if size != expected["bytes"]:
-      found = (
+      problem = (
         "is missing" if size is None else f"has {size} bytes, {expected['bytes']} were written"
       )
-      raise InputError(f"{path} {found}; copy it again or {advice}")
+      raise InputError(f"{path} {problem}; copy it again or {advice}")
     if (count := count_records(path)) != expected["records"]:
       raise InputError(
         f"{path} is damaged: {expected['records']} records were written and "
@@ -195,26 +186,26 @@ def check_shards(folder: pathlib.Path, files: dict[str, dict], advice: str) -> N
 
 
 def open_shards(folder: pathlib.Path, files: dict[str, dict]):
-  """The records of ArrayRecord files, in the order of their names.
+  """Opens ArrayRecord files as one random-access source, in the order of their names.
 
   Args:
-    folder: Where they lie.
-    files: Name -> "records", how many there are, see `check_shards`.
+    folder: Folder of the files.
+    files: Name -> "records", their number, see `check_shards`.
 
   Returns:
     grain's random-access source of bytes.
   """
   import grain
 
-  # Told how many records a file has, grain opens it when the first one is read: a thousand files
-  # that are opened at the start are most of the time until the first batch.
+  # With the number of records in its name grain opens a file when it is first read. Opening a
+  # thousand files at the start takes most of the time until the first batch.
   return grain.sources.ArrayRecordDataSource(
     [f"{pathlib.Path(folder) / name}[0:{files[name]['records']}]" for name in sorted(files)]
   )
 
 
 def count_records(path: pathlib.Path) -> int:
-  """How many records an ArrayRecord file holds, read from its end; -1 if it is no such file."""
+  """Number of records of an ArrayRecord file, from its end; -1 if it is no such file."""
   from array_record.python.array_record_module import ArrayRecordReader
 
   try:
@@ -226,14 +217,63 @@ def count_records(path: pathlib.Path) -> int:
   return count
 
 
-def open_folder(folder: pathlib.Path):
-  """The TFDS builder of a finished conversion, after a check of its files.
+class RecordWriter:
+  """Writes an ArrayRecord file that appears under its name when it is complete.
 
   Args:
-    folder: What `data convert` wrote.
+    path: The file.
+    scratch: Folder on the same disk that holds the file until it is complete.
+
+  Attributes:
+    path: As given.
+    count: Records written so far.
+
+  Raises:
+    OSError: The file cannot be written; the message names it, and a full disk if that is why.
+  """
+
+  def __init__(self, path: pathlib.Path, scratch: pathlib.Path):
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    self.path, self.temporary = path, scratch / temporary_name(path)
+    self.count = 0
+    self.writer = self._try(ArrayRecordWriter, str(self.temporary), WRITER_OPTIONS)
+
+  def write(self, record: bytes) -> None:
+    """Appends a record."""
+    self._try(self.writer.write, record)
+    self.count += 1
+
+  def finish(self) -> None:
+    """Closes the file, checks that it holds all records, and renames it."""
+    self._try(self.writer.close)
+    if count_records(self.temporary) != self.count:
+      raise OSError(errno.EIO, "the file does not hold all records written to it", str(self.path))
+    with self.temporary.open("rb") as stream:
+      os.fsync(stream.fileno())
+    self.temporary.replace(self.path)
+
+  def discard(self) -> None:
+    """Removes the incomplete file."""
+    self.temporary.unlink(missing_ok=True)
+
+  def _try(self, call, *arguments):
+    try:
+      return call(*arguments)
+    except RuntimeError as error:  # ArrayRecord's error for a failed system call
+      numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+      number = next((n for n in numbers if os.strerror(n) in str(error)), errno.EIO)
+      raise write_error(self.path, str(error), number) from error
+
+
+def open_folder(folder: pathlib.Path):
+  """Opens a converted folder with TFDS after a check of its files.
+
+  Args:
+    folder: A folder that `data convert` wrote.
 
   Returns:
-    TFDS's read-only builder: `.as_data_source(split)`, `.info`.
+    TFDS's read-only builder, with `.as_data_source(split)` and `.info`.
 
   Raises:
     InputError: See `check_files`.
@@ -245,14 +285,14 @@ def open_folder(folder: pathlib.Path):
 
 
 class PairSource:
-  """The pairs of a split by number, images encoded; grain's random-access source.
+  """The pairs of a split by number, with encoded images; a random-access source of grain.
 
   Args:
-    folder: What `data convert` wrote.
+    folder: A folder that `data convert` wrote.
     split: Name of the split.
 
   Raises:
-    InputError: The split does not exist, or see `check_files`.
+    InputError: The split does not exist, or a file is damaged (see `check_files`).
   """
 
   def __init__(self, folder: pathlib.Path, split: str):
@@ -262,8 +302,8 @@ class PairSource:
     prefix = f"{NAME}-{split}."
     files = {n: f for n, f in report["files"].items() if n.startswith(prefix)}
     self.records = open_shards(folder, files)
-    # TFDS is imported here: two threads that are the first to import it can wait for each other for
-    # ever, since it imports its parts lazily, each under a lock.
+    # Imports TFDS in this thread: its lazy imports, each under a lock, deadlock when two threads
+    # are the first to import it.
     _undecoded()
 
   def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""A pipeline's frozen networks as `data encode` runs them.
+"""A pipeline's frozen networks as `data cache-latents` runs them.
 
 This is the wall between the two: data/ knows files and arrays, here are the networks.
 """

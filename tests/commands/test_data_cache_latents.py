@@ -1,4 +1,4 @@
-"""`dmpo-jax data encode` as a user meets it."""
+"""The command `dmpo-jax data cache-latents`."""
 
 import argparse
 
@@ -7,7 +7,7 @@ import pytest
 from dmpo_jax.commands.data import cache_latents as data_encode
 from dmpo_jax.commands.main import main
 from dmpo_jax.data import datasets
-from dmpo_jax.data.convert import convert, sources
+from dmpo_jax.data.convert import convert, source_reader
 from dmpo_jax.data.convert.options import Options
 from dmpo_jax.data.latents import encode
 from tests.data import sets
@@ -19,8 +19,8 @@ def pairs(tmp_path_factory):
   """Five converted pairs."""
   root = tmp_path_factory.mktemp("own")
   lines = ["prompt,image_0,image_1,label_0", *(f"the one,{i}.png,{i + 1}.png,1" for i in range(5))]
-  table = sets.own(root / "source", lines, images=6)
-  convert.convert(sources.find("pairs", table), root / "out", Options())
+  table = sets.custom(root / "source", lines, images=6)
+  convert.convert(source_reader.find("custom", table), root / "out", Options())
   return root / "out"
 
 
@@ -33,7 +33,7 @@ def test_a_folder_is_encoded_by_one_command_on_any_number_of_hosts(
   pairs, pipeline, tmp_path, capsys
 ):
   out = tmp_path / "out"
-  line = ["data", "encode", str(pairs), "--pipeline", str(pipeline), "--out", str(out)]
+  line = ["data", "cache-latents", str(pairs), "--pipeline", str(pipeline), "--out", str(out)]
   line += ["--size=16", "--batch-size=1", "--pairs-per-shard=2", "--hosts=2"]
   assert main([*line, "--host=1"]) == 0
   assert "this host is done; 2 shards of other hosts are missing" in capsys.readouterr().out
@@ -67,6 +67,12 @@ def test_the_commands_defaults_are_those_of_an_encoding():
 def test_what_cannot_be_encoded_is_one_message_and_status_two(
   pairs, pipeline, tmp_path, capsys, arguments, message
 ):
-  line = ["data", "encode", str(pairs), f"--pipeline={pipeline}", f"--out={tmp_path / 'out'}"]
+  line = [
+    "data",
+    "cache-latents",
+    str(pairs),
+    f"--pipeline={pipeline}",
+    f"--out={tmp_path / 'out'}",
+  ]
   assert main([*line, "--text=tokens", *arguments]) == 2
   assert message in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""`dmpo-jax data convert` as a user meets it: one command, killed, at size, on real data."""
+"""The command `dmpo-jax data convert`: one line, killed, at size, on real data."""
 
 import argparse
 import os
@@ -17,7 +17,8 @@ from dmpo_jax.commands.data import convert as data_convert
 from dmpo_jax.commands.main import main
 from dmpo_jax.data import images, tfds_folder
 from dmpo_jax.data.convert import options as convert_options
-from dmpo_jax.data.convert import sources
+from dmpo_jax.data.convert import paths
+from dmpo_jax.data.convert.sources import SOURCES
 from tests.data import sets
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
@@ -43,39 +44,52 @@ def files(folder: pathlib.Path) -> dict[str, bytes]:
   return {p.name: p.read_bytes() for p in folder.iterdir()}
 
 
-def test_ones_own_pairs_are_one_command(tmp_path, capsys):
+def test_custom_pairs_are_one_command(tmp_path, capsys):
   lines = ["prompt,image_0,image_1,label_0", "a fox,0.png,1.png,1", "a cat,2.png,3.png,0.25"]
-  table = sets.own(tmp_path / "my", lines)
-  assert main(["data", "convert", "pairs", str(table), "--out", str(tmp_path / "out")]) == 0
+  table = sets.custom(tmp_path / "my", lines)
+  assert main(["data", "convert", "custom", str(table), "--out", str(tmp_path / "out")]) == 0
   assert "kept 2 pairs: 2 in train (2 prompts)" in capsys.readouterr().out
   source = tfds_folder.PairSource(tmp_path / "out", "train")
   assert [source[i].p0 for i in range(2)] == [1, 0.25]
 
 
-def test_the_help_shows_ones_own_pairs_and_every_source(capsys):
+def test_the_former_name_of_custom_is_accepted(tmp_path):
+  table = sets.custom(tmp_path, ["prompt,image_0,image_1,label_0", "a,0.png,1.png,1"])
+  assert main(["data", "convert", "pairs", str(table), "--out", str(tmp_path / "out")]) == 0
+
+
+@pytest.mark.parametrize(
+  ("former", "name"), [("--part=test", "--source-split"), ("--split-salt=x", "--split-seed")]
+)
+def test_a_renamed_option_is_an_error_with_the_new_name(capsys, former, name):
+  with pytest.raises(SystemExit) as stop:
+    main(["data", "convert", "hpdv2", "x", "--out", "y", former])
+  assert stop.value.code == 2
+  assert f"{former.split('=')[0]} is {name} now" in capsys.readouterr().err
+
+
+def test_the_help_shows_custom_pairs_and_every_source(capsys):
   with pytest.raises(SystemExit) as stop:
     main(["data", "convert", "--help"])
   assert stop.value.code == 0
-  shown = capsys.readouterr().out
-  assert "dmpo-jax data convert pairs my/pairs.csv --out data/mine" in shown
-  for kind in ("pickapic", "hpdv2", "hpdv3", "imagerewarddb", "open-image-preferences"):
-    assert f"data convert {kind} " in shown
+  text = capsys.readouterr().out
+  assert "dmpo-jax data convert custom my/pairs.csv --out data/mine" in text
+  for kind in SOURCES:
+    assert f"data convert {kind} " in text
 
 
-def test_the_commands_choices_and_defaults_are_those_of_a_conversion():
-  assert data_convert.KINDS == sources.KINDS
-  assert {n: c for n, (c, _) in data_convert.CHOICES.items()} == convert_options.CHOICES
+def test_the_commands_defaults_are_those_of_a_conversion():
   parser = argparse.ArgumentParser()
   data_convert.add_arguments(parser)
-  found = vars(parser.parse_args(["pairs", "x", "--out=y"]))
+  values = vars(parser.parse_args(["custom", "x", "--out=y"]))
   default = convert_options.Options()._asdict()
-  found["splits"] = data_convert.read_splits(found["splits"])
-  assert {name: found[name] for name in default} == default
+  values["splits"] = data_convert.read_splits(values["splits"])
+  assert {name: values[name] for name in default} == default
 
 
 def test_a_bad_row_is_one_message_and_status_two(tmp_path, capsys):
-  table = sets.own(tmp_path, ["prompt,image_0,image_1,label_0", "a,0.png,1.png,7"])
-  assert main(["data", "convert", "pairs", str(table), "--out", str(tmp_path / "out")]) == 2
+  table = sets.custom(tmp_path, ["prompt,image_0,image_1,label_0", "a,0.png,1.png,7"])
+  assert main(["data", "convert", "custom", str(table), "--out", str(tmp_path / "out")]) == 2
   error = capsys.readouterr().err
   assert f"{table}, row 0: label_0 must lie in [0, 1], got 7.0" in error
 
@@ -89,14 +103,14 @@ def test_a_bad_row_is_one_message_and_status_two(tmp_path, capsys):
     ("train=0.2", "sum to 0.2"),
   ],
 )
-def test_splits_that_are_no_shares_are_refused(tmp_path, capsys, text, message):
-  table = sets.own(tmp_path, ["prompt,image_0,image_1,label_0", "a,0.png,1.png,1"])
-  arguments = ["data", "convert", "pairs", str(table), "--out", str(tmp_path / "out")]
+def test_invalid_splits_are_refused(tmp_path, capsys, text, message):
+  table = sets.custom(tmp_path, ["prompt,image_0,image_1,label_0", "a,0.png,1.png,1"])
+  arguments = ["data", "convert", "custom", str(table), "--out", str(tmp_path / "out")]
   assert main([*arguments, f"--splits={text}"]) == 2
   assert message in capsys.readouterr().err
 
 
-def test_a_file_that_cannot_grow_is_told_and_the_command_goes_on(tmp_path, capsys):
+def test_a_write_error_is_one_message_and_the_command_resumes(tmp_path, capsys):
   rows = [sets.pickapic_row(i, jpg_0=sets.encoded(i, size=(300, 300))) for i in range(4)]
   sets.pickapic(tmp_path / "in/train-0.parquet", rows, group=2)
   arguments = ["pickapic", tmp_path / "in", "--out", tmp_path / "out", "--workers=1"]
@@ -112,21 +126,21 @@ def test_a_file_that_cannot_grow_is_told_and_the_command_goes_on(tmp_path, capsy
   assert "kept 4 pairs" in capsys.readouterr().out
 
 
-def test_a_killed_conversion_goes_on_and_ends_as_if_it_had_not_been(tmp_path, capsys):
+def test_a_killed_conversion_resumes_and_writes_the_same_bytes(tmp_path, capsys):
   rows = [sets.pickapic_row(i, jpg_0=sets.encoded(i, size=(200, 200))) for i in range(240)]
   sets.pickapic(tmp_path / "in/train-0.parquet", rows, group=10)
   arguments = ["pickapic", tmp_path / "in", "--rows-per-shard=10", "--splits=train=0.7,test=0.3"]
-  units = tmp_path / "killed/conversion/units"
+  working = tmp_path / "killed" / paths.WORKING
   running = subprocess.Popen(
     command(*arguments, "--out", tmp_path / "killed", "--workers=2"), stderr=subprocess.DEVNULL
   )
-  while len(list(units.glob("*.json"))) < 3:
+  while len(list(working.glob("*.json"))) < 3:
     assert running.poll() is None
     time.sleep(0.005)
   running.send_signal(signal.SIGKILL)
   running.wait()
-  time.sleep(0.5)  # workers notice that they are alone
-  done = {p: p.stat().st_mtime_ns for p in units.glob("*.json")}
+  time.sleep(0.5)  # workers end with their parent
+  done = {p: p.stat().st_mtime_ns for p in working.glob("*.json")}
   assert 3 <= len(done) < 24
   for out in ("killed", "whole"):
     if out == "killed":

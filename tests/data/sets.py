@@ -1,4 +1,4 @@
-"""Small data sets in the exact form of the published ones, written for tests."""
+"""Small data sets in the exact form of the published ones."""
 
 import io
 import json
@@ -45,7 +45,7 @@ def encoded(seed: int = 0, *, size=(16, 12), kind: str = "PNG", mode: str = "RGB
 
 
 def png(width: int, height: int, *, depth: int = 8, colour: int = 2, rows: bytes = b"") -> bytes:
-  """A PNG file put together by hand; colour 0 is grey, 2 RGB."""
+  """A PNG file of these header values and rows; colour 0 is grey, 2 RGB."""
 
   def chunk(name, body):
     return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
@@ -166,10 +166,10 @@ def open_image_preferences(path: pathlib.Path, count: int = 1) -> None:
   pq.write_table(pa.Table.from_pylist(rows, schema), path)
 
 
-def own(
+def custom(
   root: pathlib.Path, lines: list[str], name: str = "pairs.csv", images: int = 4
 ) -> pathlib.Path:
-  """One's own pairs: images 0.png, 1.png, ... and a table of these lines."""
+  """Custom pairs: images 0.png, 1.png, ... and a table of these lines."""
   for i in range(images):
     save(root / f"{i}.png", i)
   (root / name).write_text("\n".join(lines) + "\n")

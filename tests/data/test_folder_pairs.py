@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from dmpo_jax.data import datasets, pair_index, tfds_folder
-from dmpo_jax.data.convert import convert, sources
+from dmpo_jax.data.convert import convert, source_reader
 from dmpo_jax.data.convert.options import Options
-from dmpo_jax.data.convert.shard import RecordWriter
+from dmpo_jax.data.tfds_folder import RecordWriter
 from dmpo_jax.errors import InputError
 from tests.data import sets
 from tests.data.test_crops import encode, places
@@ -41,7 +41,7 @@ def row(number: int, **changes) -> dict:
 
 def write(root, rows: list[dict]) -> str:
   sets.pickapic(root / "source/train-0.parquet", rows)
-  source = sources.find("pickapic", root / "source")
+  source = source_reader.find("pickapic", root / "source")
   convert.convert(source, root / "out", Options(rows_per_shard=4))
   return str(root / "out")
 
@@ -321,7 +321,7 @@ def test_an_index_that_is_not_there_whole_is_named(copy, damage):
     path.write_bytes(data.replace(b"}", b"(", 1))
   elif damage is not None:
     path.write_bytes(damage or data[:-5])
-  with pytest.raises(InputError, match=r"index-train\.npy.*convert anew"):
+  with pytest.raises(InputError, match=r"index-train\.npy.*convert again"):
     load(str(copy))
 
 
@@ -362,7 +362,7 @@ def test_the_index_is_that_of_the_records_left_in_each_split(tmp_path):
   rows = [row(i) for i in range(10)]
   rows[6] = rows[1] | {"ranking_id": 6}  # the same pair again
   sets.pickapic(tmp_path / "source/train-0.parquet", rows)
-  source = sources.find("pickapic", tmp_path / "source")
+  source = source_reader.find("pickapic", tmp_path / "source")
   options = Options(rows_per_shard=3, duplicates="drop", splits={"train": 0.5, "test": 0.5})
   report = convert.convert(source, tmp_path / "out", options)
   assert report["kept"] == 9

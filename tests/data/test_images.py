@@ -1,4 +1,4 @@
-"""Images from anywhere become 8-bit RGB by stated rules, or are refused with a reason."""
+"""Images become 8-bit RGB by stated rules, or are refused with a reason."""
 
 import io
 import os
@@ -33,7 +33,7 @@ def test_pixels_of_a_lossless_file_come_back():
 
 def test_grey_becomes_three_equal_channels():
   picture = images.read(as_file(Image.fromarray(PIXELS[..., 0])))
-  assert picture.changed == "grey"
+  assert picture.reencoded == "grey"
   np.testing.assert_array_equal(
     np.asarray(images.decode(picture.encoded)), np.repeat(PIXELS[..., :1], 3, axis=2)
   )
@@ -42,36 +42,36 @@ def test_grey_becomes_three_equal_channels():
 def test_a_palette_becomes_its_colours():
   palette = Image.fromarray(PIXELS).quantize(16)
   picture = images.read(as_file(palette))
-  assert picture.changed == "palette"
+  assert picture.reencoded == "palette"
   colours = np.array(palette.getpalette()).reshape(-1, 3)
   np.testing.assert_array_equal(
     np.asarray(images.decode(picture.encoded)), colours[np.asarray(palette)]
   )
 
 
-def test_transparency_is_laid_over_white():
+def test_transparency_is_composed_over_white():
   alpha = RNG.integers(256, size=(12, 16, 1), dtype=np.uint8)
   picture = images.read(as_file(Image.fromarray(np.concatenate([PIXELS, alpha], axis=2))))
   a = alpha / 255
-  assert picture.changed == "alpha"
+  assert picture.reencoded == "alpha"
   np.testing.assert_allclose(
     np.asarray(images.decode(picture.encoded)), PIXELS * a + 255 * (1 - a), atol=1
   )
 
 
-def test_one_transparent_colour_is_laid_over_white():
+def test_one_transparent_colour_is_composed_over_white():
   flat = np.zeros((8, 8, 3), np.uint8)
   flat[0] = 9
   picture = images.read(as_file(Image.fromarray(flat), transparency=(0, 0, 0)))
-  assert picture.changed == "alpha"
+  assert picture.reencoded == "alpha"
   np.testing.assert_array_equal(np.asarray(images.decode(picture.encoded))[:2, 0, 0], [9, 255])
 
 
 def test_cmyk_becomes_rgb_without_a_profile():
   ink = np.zeros((16, 16, 4), np.uint8)
-  ink[..., 0] = 255  # cyan alone: no red is left
+  ink[..., 0] = 255  # cyan only: no red
   picture = images.read(as_file(Image.fromarray(ink, "CMYK"), "JPEG", quality=100))
-  assert picture.changed == "CMYK"
+  assert picture.reencoded == "CMYK"
   np.testing.assert_allclose(
     np.asarray(images.decode(picture.encoded))[4, 4], [0, 255, 255], atol=3
   )
@@ -82,21 +82,21 @@ def test_sixteen_bits_keep_the_high_byte(colour, channels):
   values = RNG.integers(2**16, size=(8, 9, channels), dtype=np.uint16)
   rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
   picture = images.read(png(9, 8, depth=16, colour=colour, rows=rows))
-  assert picture.changed == "16-bit"
+  assert picture.reencoded == "16-bit"
   expected = np.broadcast_to((values // 256).astype(np.uint8), (8, 9, 3))
   np.testing.assert_array_equal(np.asarray(images.decode(picture.encoded)), expected)
 
 
 def test_an_orientation_is_applied():
   exif = Image.Exif()
-  exif[images.ORIENTATION] = 6  # shown turned by 90 degrees clockwise
+  exif[images.ORIENTATION] = 6  # displayed rotated by 90 degrees clockwise
   picture = images.read(as_file(Image.fromarray(PIXELS), exif=exif))
-  assert picture.changed == "orientation"
+  assert picture.reencoded == "orientation"
   assert picture.size == (16, 12)
   np.testing.assert_array_equal(np.asarray(images.decode(picture.encoded)), np.rot90(PIXELS, -1))
 
 
-def test_what_was_stored_anew_stays_as_it_is():
+def test_a_reencoded_image_keeps_its_bytes():
   once = images.read(as_file(Image.fromarray(PIXELS[..., 0]))).encoded
   assert images.read(once).encoded is once
 
@@ -133,18 +133,18 @@ def test_an_animation_is_refused():
 @pytest.mark.parametrize(
   ("data", "message"),
   [
-    (encoded(mode="L"), "L of 16x12 pixels; it has not gone through"),
+    (encoded(mode="L"), "L of 16x12 pixels, not one that images.read returned"),
     (b"x", "cannot be decoded"),
     (png(60000, 60000), "cannot be decoded"),
   ],
 )
-def test_what_was_not_read_before_is_not_decoded(data, message):
+def test_images_that_read_did_not_return_are_not_decoded(data, message):
   with pytest.raises(images.UndecodableError, match=message):
     images.decode(data)
 
 
 @pytest.mark.parametrize("data", [b"", b"not an image", b"\xff\xd8\xff", "text", None])
-def test_what_is_no_image_is_refused(data):
+def test_bytes_of_no_image_are_refused(data):
   with pytest.raises(images.UndecodableError):
     images.read(data)
 
@@ -182,7 +182,7 @@ def test_links_of_the_hubs_cache_are_followed(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["b.png", "x" * 5000, "pipe", "ring"])
-def test_what_is_no_ordinary_file_is_refused(tmp_path, name):
+def test_a_path_of_no_ordinary_file_is_refused(tmp_path, name):
   os.mkfifo(tmp_path / "pipe")
   (tmp_path / "ring").symlink_to("ring")
   with pytest.raises(InputError, match=r"no file|cannot be opened"):

@@ -1,4 +1,4 @@
-"""The canonical pair, and what rankings, votes and scores become."""
+"""The pair, and pairs from rankings, votes and scores."""
 
 import itertools
 import math
@@ -16,7 +16,7 @@ GOOD = pairs.Pair(
 )
 
 
-def test_a_good_pair_passes():
+def test_a_valid_pair_is_returned():
   assert pairs.validate(GOOD) is GOOD
 
 
@@ -39,7 +39,7 @@ def test_a_good_pair_passes():
     ("size_0", (0, 8), "size_0 must be"),
   ],
 )
-def test_a_bad_value_is_named(name, value, message):
+def test_an_invalid_value_is_named(name, value, message):
   with pytest.raises(InputError, match=message):
     pairs.validate(GOOD._replace(**{name: value}))
 
@@ -49,15 +49,15 @@ def test_prompts_that_differ_in_case_and_spacing_share_their_key():
   assert pairs.prompt_key("a fox") != pairs.prompt_key("a fax")
 
 
-def test_splits_get_their_share_of_prompts():
-  shares = {"train": 0.7, "validation": 0.2, "test": 0.1}
-  found = [pairs.split_of(pairs.prompt_key(f"p{i}"), shares) for i in range(4000)]
-  for name, share in shares.items():
-    spread = math.sqrt(share * (1 - share) / 4000)
-    assert abs(found.count(name) / 4000 - share) < 4 * spread
+def test_splits_get_their_fraction_of_prompts():
+  fractions = {"train": 0.7, "validation": 0.2, "test": 0.1}
+  splits = [pairs.split_of(pairs.prompt_key(f"p{i}"), fractions) for i in range(4000)]
+  for name, fraction in fractions.items():
+    deviation = math.sqrt(fraction * (1 - fraction) / 4000)
+    assert abs(splits.count(name) / 4000 - fraction) < 4 * deviation
 
 
-def test_a_prompt_stays_in_training_when_the_training_share_grows():
+def test_a_prompt_stays_in_training_when_the_training_fraction_grows():
   keys = [pairs.prompt_key(f"p{i}") for i in range(500)]
   small, large = ({"train": s, "test": 1 - s} for s in (0.5, 0.8))
   assert all(
@@ -66,7 +66,7 @@ def test_a_prompt_stays_in_training_when_the_training_share_grows():
 
 
 @pytest.mark.parametrize(
-  ("shares", "message"),
+  ("fractions", "message"),
   [
     ({"train": 0.5}, "sum to 0.5"),
     ({"Train": 1.0}, "split name 'Train'"),
@@ -75,14 +75,14 @@ def test_a_prompt_stays_in_training_when_the_training_share_grows():
     ({"train": math.nan}, "must lie in"),
   ],
 )
-def test_splits_that_do_not_divide_are_refused(shares, message):
+def test_invalid_splits_are_refused(fractions, message):
   with pytest.raises(InputError, match=message):
-    pairs.check_splits(shares)
+    pairs.check_splits(fractions)
 
 
 def test_a_ranking_gives_each_pair_once_with_the_lower_rank_preferred():
-  found = list(pairs.ranking_pairs([2, 1, 2]))
-  assert [f[:3] for f in found] == [(0, 1, 0.0), (0, 2, 0.5), (1, 2, 1.0)]
+  ranked = list(pairs.ranking_pairs([2, 1, 2]))
+  assert [pair[:3] for pair in ranked] == [(0, 1, 0.0), (0, 2, 0.5), (1, 2, 1.0)]
 
 
 @given(st.lists(st.lists(st.integers(1, 4), min_size=4, max_size=4), min_size=1, max_size=5))
@@ -94,13 +94,13 @@ def test_votes_are_the_mean_of_the_annotators_rankings(rankings):
 
 @pytest.mark.parametrize("count", [2, 3, 9])
 def test_the_weights_of_a_ranking_sum_to_one(count):
-  found = list(pairs.ranking_pairs(range(count)))
-  assert len(found) == len(list(itertools.combinations(range(count), 2)))
-  assert sum(w for *_, w in found) == pytest.approx(1)
+  ranked = list(pairs.ranking_pairs(range(count)))
+  assert len(ranked) == len(list(itertools.combinations(range(count), 2)))
+  assert sum(w for *_, w in ranked) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("ranks", [[], [1], [1, math.nan], [1, math.inf], list(range(101))])
-def test_what_is_no_ranking_is_refused(ranks):
+def test_an_invalid_ranking_is_refused(ranks):
   with pytest.raises(InputError, match="rank"):
     pairs.ranking_pairs(ranks)
 
@@ -121,21 +121,11 @@ def test_swapped_scores_give_the_complement(a, b, t):
   ("scores", "temperature"),
   [((math.nan, 0), 1), ((0, math.inf), 1), ((0, 0), 0), ((1e308, 1e308), 1e-3)],
 )
-def test_scores_that_are_no_numbers_are_refused(scores, temperature):
+def test_invalid_scores_and_temperatures_are_refused(scores, temperature):
   with pytest.raises(InputError, match=r"score|temperature"):
     pairs.p0_of_scores(*scores, temperature=temperature)
 
 
-def test_a_pair_becomes_a_liked_and_a_disliked_image_as_certain_as_its_label():
-  found = pairs.single_images(GOOD._replace(p0=0.2, weight=2.0))
-  assert [(j.image, j.liked) for j in found] == [(b"0", False), (b"1", True)]
-  assert [j.weight for j in found] == pytest.approx([1.2, 1.2])
-
-
-def test_a_tie_is_neither_liked_nor_disliked():
-  assert pairs.single_images(GOOD) == []
-
-
 def test_half_of_all_keys_put_the_preferred_image_first():
-  share = np.mean([pairs.randomly_ordered(f"k{i}") for i in range(4000)])
-  assert abs(share - 0.5) < 4 * math.sqrt(0.25 / 4000)
+  fraction = np.mean([pairs.preferred_first(f"k{i}") for i in range(4000)])
+  assert abs(fraction - 0.5) < 4 * math.sqrt(0.25 / 4000)

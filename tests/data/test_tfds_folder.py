@@ -1,4 +1,4 @@
-"""The TFDS folder: TFDS and grain read what is written, and damage is found before it is used."""
+"""The TFDS folder is read by TFDS and grain, and its damage is an error before training."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dmpo_jax.data import images, pairs, tfds_folder
-from dmpo_jax.data.convert import convert, sources
+from dmpo_jax.data.convert import convert, source_reader
 from dmpo_jax.data.convert.options import Options
 from dmpo_jax.errors import InputError
 from tests.data import sets
@@ -24,14 +24,14 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20
 @pytest.fixture
 def folder(tmp_path):
   sets.pickapic(tmp_path / "source/train-0.parquet", ROWS)
-  source = sources.find("pickapic", tmp_path / "source")
+  source = source_reader.find("pickapic", tmp_path / "source")
   convert.convert(source, tmp_path / "out", Options(rows_per_shard=4))
   return tmp_path / "out"
 
 
 @settings(max_examples=50, deadline=None)
 @given(TEXT, TEXT.filter(str.strip), st.binary(min_size=1), st.floats(0, 1, width=32))
-def test_a_pair_comes_back_as_it_was_written(name, prompt, data, p0):
+def test_a_pair_survives_a_round_trip(name, prompt, data, p0):
   key = pairs.prompt_key(prompt)
   pair = pairs.Pair(
     name, prompt, data, b"1", p0, 0.5, key, "s", (8, 9), (10, 11), "m", "", "u", data
@@ -49,7 +49,7 @@ def test_tfds_reads_the_folder_with_images_decoded(folder):
     np.testing.assert_array_equal(example["image_1"], np.asarray(images.decode(row["jpg_1"])))
 
 
-def test_tfds_knows_version_splits_and_shards(folder):
+def test_tfds_reads_version_splits_and_shards(folder):
   info = tfds_folder.open_folder(folder).info
   assert str(info.version) == tfds_folder.VERSION
   assert info.splits["train"].shard_lengths == [4, 4, 2]
@@ -63,7 +63,7 @@ def test_grain_reads_the_files_themselves(folder):
   ]
 
 
-def test_grain_takes_pairs_by_number(folder):
+def test_grain_shuffles_the_pairs(folder):
   data = grain.MapDataset.source(tfds_folder.PairSource(folder, "train")).seed(0).shuffle()
   assert sorted(data[i].id for i in range(10)) == [f"{i}:{i}a:{i}b" for i in range(10)]
 
@@ -71,21 +71,22 @@ def test_grain_takes_pairs_by_number(folder):
 def test_neither_building_nor_reading_imports_tensorflow(folder):
   code = (
     "import sys\n"
-    "from dmpo_jax.data import builder, convert, sources\n"
-    "from dmpo_jax.data.convert_options import Options\n"
-    f"source = sources.find('pickapic', r'{folder.parent / 'source'}')\n"
+    "from dmpo_jax.data import tfds_folder\n"
+    "from dmpo_jax.data.convert import convert, source_reader\n"
+    "from dmpo_jax.data.convert.options import Options\n"
+    f"source = source_reader.find('pickapic', r'{folder.parent / 'source'}')\n"
     f"convert.convert(source, r'{folder.parent / 'again'}', Options())\n"
-    f"print(len(builder.open_folder(r'{folder.parent / 'again'}').as_data_source('train')))\n"
+    f"print(len(tfds_folder.open_folder(r'{folder.parent / 'again'}').as_data_source('train')))\n"
     "assert 'tensorflow' not in sys.modules"
   )
   done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
   assert done.stdout.strip() == "10", done.stderr
 
 
-def test_a_folder_that_is_open_leaves_no_import_of_tfds_to_threads(folder):
+def test_an_open_folder_has_imported_tfds(folder):
   program = (
-    "import sys; from dmpo_jax.data import builder\n"
-    "source = builder.PairSource(sys.argv[1], 'train')\n"
+    "import sys; from dmpo_jax.data import tfds_folder\n"
+    "source = tfds_folder.PairSource(sys.argv[1], 'train')\n"
     "before = set(sys.modules); source[0]; print(sorted(set(sys.modules) - before))"
   )
   done = subprocess.run(
@@ -103,7 +104,7 @@ def test_a_truncated_shard_is_named(folder, keep):
     tfds_folder.open_folder(folder)
 
 
-def test_a_shard_that_is_filled_with_other_bytes_is_named(folder):
+def test_a_shard_of_other_bytes_is_named(folder):
   path = sorted(folder.glob("*array_record-*"))[1]
   path.write_bytes(bytes(path.stat().st_size))
   with pytest.raises(InputError, match="00001-of-00003 is damaged: 4 records were written"):
@@ -130,5 +131,7 @@ def test_an_unfinished_conversion_is_no_data_set(folder):
 def test_records_of_another_version_are_refused(folder):
   path = folder / "report.json"
   path.write_text(json.dumps(json.loads(path.read_text()) | {"record": "2.0.0"}))
-  with pytest.raises(InputError, match=r"records of version 2\.0\.0, this program reads 1\."):
+  with pytest.raises(
+    InputError, match=r"records of version 2\.0\.0, this version of dmpo-jax reads 1\."
+  ):
     tfds_folder.open_folder(folder)

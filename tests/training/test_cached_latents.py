@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from dmpo_jax.data.convert import convert, sources
+from dmpo_jax.data.convert import convert, source_reader
 from dmpo_jax.data.convert.options import Options
 from dmpo_jax.data.latents import encode
 from dmpo_jax.data.latents import records as encoded
@@ -48,8 +48,8 @@ def pairs(tmp_path_factory):
     for i, (c, label) in enumerate(zip(captions, "101001", strict=True))
   ]
   lines[3] = lines[3][:-1] + "0.5"
-  table = sets.own(root / "source", lines, images=7)
-  convert.convert(sources.find("pairs", table), root / "out", Options())
+  table = sets.custom(root / "source", lines, images=7)
+  convert.convert(source_reader.find("custom", table), root / "out", Options())
   return str(root / "out")
 
 

@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from dmpo_jax.data.convert import convert, sources
+from dmpo_jax.data.convert import convert, source_reader
 from dmpo_jax.data.convert.options import Options
 from dmpo_jax.errors import InputError
 from dmpo_jax.training.monitor import metrics
@@ -22,8 +22,8 @@ def folder(tmp_path_factory):
   lines = ["prompt,image_0,image_1,label_0"]
   lines += [f"a drawing of {i},{i}.png,{i + 1}.png,{label}" for i, label in enumerate("101001")]
   lines[3] = lines[3][:-1] + "0.5"
-  table = sets.own(root / "source", lines, images=7)
-  convert.convert(sources.find("pairs", table), root / "out", Options(rows_per_shard=4))
+  table = sets.custom(root / "source", lines, images=7)
+  convert.convert(source_reader.find("custom", table), root / "out", Options(rows_per_shard=4))
   return root / "out"
 
 

@@ -2,40 +2,26 @@
 
   dmpo-jax data convert SOURCE PATH --out FOLDER
 
-turns a published set, or your own pairs, into a folder that TFDS and grain read; see
-`dmpo-jax data convert --help` for every source with an example.
+converts a published data set, or your own pairs, to a folder that TFDS and grain read; see
+`dmpo-jax data convert --help` for an example of every source.
 
-  dmpo-jax data encode FOLDER --pipeline PIPELINE --out ENCODED
+  dmpo-jax data cache-latents FOLDER --pipeline PIPELINE --out CACHED
 
-makes latents and text embeddings of such a folder once, for all runs of that pipeline.
+stores latents and text embeddings of such a folder, for all runs of that pipeline.
 """
 
 import argparse
 
-from dmpo_jax.commands.data import (
-  cache_latents as data_encode,
-)
-from dmpo_jax.commands.data import (
-  convert as data_convert,
-)
-from dmpo_jax.commands.data import (
-  emoji as data_emoji,
-)
-from dmpo_jax.commands.data import (
-  judge as data_judge,
-)
+from dmpo_jax.commands.data import cache_latents, convert, emoji, judge
+from dmpo_jax.commands.data.renamed import add_renamed_command
+
+COMMANDS = {"convert": convert, "emoji": emoji, "cache-latents": cache_latents, "judge": judge}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Declares the subcommands."""
   commands = parser.add_subparsers(title="data commands", metavar="COMMAND", required=True)
-  modules = {
-    "convert": data_convert,
-    "emoji": data_emoji,
-    "encode": data_encode,
-    "judge": data_judge,
-  }
-  for name, module in modules.items():
+  for name, module in COMMANDS.items():
     command = commands.add_parser(
       name,
       help=module.__doc__.splitlines()[0],
@@ -45,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     module.add_arguments(command)
     command.set_defaults(run_data=module.run)
+  add_renamed_command(commands, "encode", "cache-latents")
 
 
 def run(options: argparse.Namespace) -> None:

@@ -1,6 +1,6 @@
 """Encode converted pairs once: latents' moments and text embeddings, for every later run.
 
-  dmpo-jax data encode data/mine --pipeline stable-diffusion-v1-5/stable-diffusion-v1-5 \\
+  dmpo-jax data cache-latents data/mine --pipeline stable-diffusion-v1-5/stable-diffusion-v1-5 \\
       --size 512 --out data/mine_sd15
 
 writes a folder that training reads in the place of the pairs, with the same pipeline:

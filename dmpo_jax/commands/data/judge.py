@@ -2,7 +2,7 @@
 
   dmpo-jax sample --pipeline runs/reference/pipeline --prompts prompts.txt --seeds 4 --out samples
   dmpo-jax data judge samples --score colourfulness --temperature 0.02
-  dmpo-jax data convert pairs samples/pairs.csv --out data/mine
+  dmpo-jax data convert custom samples/pairs.csv --out data/mine
 
 Every two images of a prompt become a pair, and one of them is preferred with the probability
 sigmoid((score_0 - score_1) / temperature): an image with a higher score more often, but not always.

@@ -1,41 +1,48 @@
-"""The choices of a conversion; what loses rows is never a default."""
+"""Options of a conversion. No default drops rows."""
 
 from typing import NamedTuple
 
 from dmpo_jax.data.captions import CONTEXT
-from dmpo_jax.data.convert.sources import LABELS
 from dmpo_jax.data.pairs import check_splits
 from dmpo_jax.errors import InputError, unknown
 
+# Choices of an option, the default first, and their meaning for the command line's help.
 CHOICES = {
-  "ties": ("soft", "drop"),
-  "labels": LABELS,
-  "unlabelled": ("stop", "drop"),
-  "long_captions": ("keep", "drop"),
-  "size_mismatch": ("keep", "drop"),
-  "duplicates": ("keep", "drop"),
-  "on_bad_row": ("stop", "skip"),
+  "ties": (("soft", "drop"), "soft keeps them with p0 = 0.5"),
+  "labels": (
+    ("soft", "votes", "hard"),
+    "soft: the data set's probabilities; votes: fractions of votes; hard: 0 or 1",
+  ),
+  "unlabelled": (("stop", "drop"), "rows without a label"),
+  "long_captions": (("keep", "drop"), f"captions of more than {CONTEXT} CLIP tokens"),
+  "size_mismatch": (("keep", "drop"), "pairs whose images differ in size"),
+  "duplicates": (
+    ("keep", "drop"),
+    "same caption, images, label and annotator as an earlier pair, under another id",
+  ),
+  "on_bad_row": (("stop", "skip"), "invalid rows; skip lists them in bad_rows.jsonl"),
 }
-# With another of these choices a conversion may go on: where "stop" did not stop, nothing differs.
-FREE = ("unlabelled", "on_bad_row")
+LABELS = CHOICES["labels"][0]
+# Options that an interrupted conversion may change: rows converted so far do not depend on them.
+MUTABLE = ("unlabelled", "on_bad_row")
 
 
 class Options(NamedTuple):
   """How rows become pairs.
 
   Attributes:
-    ties: "soft" keeps them with p0 = 0.5, "drop" leaves them out.
-    labels: "soft" takes the source's probabilities, "votes" shares of votes, "hard" 0 or 1.
-    unlabelled: "stop" at a row that nobody judged, or "drop" it.
+    ties: "soft" keeps ties with p0 = 0.5, "drop" leaves them out.
+    labels: "soft" takes the source's probabilities, "votes" fractions of votes, "hard" 0 or 1.
+    unlabelled: "stop" at a row without a label, or "drop" it.
     long_captions: "keep" or "drop" captions of more than 77 CLIP tokens.
     size_mismatch: "keep" or "drop" pairs whose images differ in size.
-    duplicates: "keep" or "drop" pairs whose caption, images, label and judge occurred before.
-    on_bad_row: "stop" at a row that cannot be used, or "skip" and list it.
-    splits: Share of the prompts by split name.
-    split_salt: Another one divides the prompts in another way.
+    duplicates: "keep" or "drop" pairs whose caption, images, label and annotator occurred before.
+    on_bad_row: "stop" at an invalid row, or "skip" and list it.
+    splits: Fraction of the prompts by split.
+    split_seed: Decides which prompts go to which split; any text.
     tokenizer: Folder of a CLIP tokenizer that counts tokens; None counts a lower bound.
-    score_temperature: Turns scores of one's own tables into probabilities.
-    rows_per_shard: Rows of the source in an output shard, about.
+    score_temperature: Turns scores into probabilities, see `pairs.p0_of_scores`.
+    rows_per_shard: Approximate number of the source's rows in an output shard.
   """
 
   ties: str = "soft"
@@ -46,27 +53,27 @@ class Options(NamedTuple):
   duplicates: str = "keep"
   on_bad_row: str = "stop"
   splits: dict[str, float] = {"train": 1.0}  # noqa: RUF012  never changed
-  split_salt: str = "split"
+  split_seed: str = "split"
   tokenizer: str | None = None
   score_temperature: float = 1.0
   rows_per_shard: int = 1000
 
 
 def check(options: Options) -> Options:
-  """The options, if each is one that exists.
+  """Returns the options if every one is valid.
 
   Args:
-    options: The choices.
+    options: The options.
 
   Returns:
     The same.
 
   Raises:
-    InputError: One is unknown or out of range.
+    InputError: An option is unknown or out of range.
   """
-  for name, known in CHOICES.items():
-    if getattr(options, name) not in known:
-      raise unknown(f"choice for {name}", getattr(options, name), known)
+  for name, (choices, _) in CHOICES.items():
+    if getattr(options, name) not in choices:
+      raise unknown(f"choice for {name}", getattr(options, name), choices)
   check_splits(options.splits)
   if not 1 <= options.rows_per_shard <= 1_000_000:
     raise InputError(f"rows_per_shard must be from 1 to 1,000,000, got {options.rows_per_shard}")
@@ -75,7 +82,7 @@ def check(options: Options) -> Options:
   return options
 
 
-def lasting(options: Options) -> dict:
-  """The choices that a conversion cannot change once it has begun, for its plan."""
-  found = {name: value for name, value in options._asdict().items() if name not in FREE}
-  return found | {"splits": dict(options.splits), "caption_tokens": CONTEXT}
+def immutable(options: Options) -> dict:
+  """The options that an interrupted conversion cannot change, for its plan."""
+  fixed = {name: value for name, value in options._asdict().items() if name not in MUTABLE}
+  return fixed | {"splits": dict(options.splits), "caption_tokens": CONTEXT}

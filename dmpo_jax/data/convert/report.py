@@ -1,4 +1,4 @@
-"""What a conversion counted, as numbers and as lines of text; the page is `conversion_page`."""
+"""The counts of a conversion, as JSON and as text; `report_page` shows them as HTML."""
 
 import pathlib
 from collections import Counter
@@ -7,16 +7,16 @@ import numpy as np
 
 from dmpo_jax.data import captions, tfds_folder
 from dmpo_jax.data.convert import options as convert_options
+from dmpo_jax.data.convert.chunk_index import LONG_CAPTION, REENCODED, SIZE_MISMATCH, TIE
 from dmpo_jax.data.convert.options import Options
-from dmpo_jax.data.convert.shard import CHANGED, LONG, MISMATCH, TIE
 from dmpo_jax.data.pairs import Pair
 
-MAX_SIZES = 4096  # different sizes that are counted one by one
-SHOWN_SIZES = 15
+MAX_SIZES = 4096  # different sizes that are counted separately
+REPORTED_SIZES = 15
 EXAMPLES = 12
 TOKEN_EDGES = (0, 10, 20, 30, 40, 50, 60, 70, captions.CONTEXT + 1, 2**32)
 
-# Why pairs were left out, and the option that says so.
+# Reasons for which pairs are dropped, with the option of each.
 DROPPED = {
   "unlabelled": "unlabelled (--unlabelled=drop)",
   "dropped_ties": "ties (--ties=drop)",
@@ -28,10 +28,10 @@ DROPPED = {
 
 
 class Statistics:
-  """Histograms of the pairs that stay, fed with pieces of the index.
+  """Histograms of the pairs that are kept.
 
   Args:
-    names: Of the splits, in the index's order.
+    names: Names of the splits, in the order of their numbers in the entries.
   """
 
   def __init__(self, names: list[str]):
@@ -40,21 +40,21 @@ class Statistics:
     self.flags, self.sizes = Counter(), Counter()
     self.labels = np.zeros(11, np.int64)
     self.tokens = np.zeros(len(TOKEN_EDGES) - 1, np.int64)
-    self.examples = []  # (hash, split, number in the split): the smallest hashes
+    self.examples = []  # (hash of the id, split, number in the split), smallest hashes
 
   def add(self, entries: np.ndarray) -> None:
-    """Counts pairs in the order in which they lie in their splits.
+    """Counts pairs, in the order of their records.
 
     Args:
-      entries: Of `convert_piece.INDEX`.
+      entries: `[n]` of `chunk_index.DTYPE`.
     """
     self.labels += np.bincount(np.round(entries["p0"] * 10).astype(int), minlength=11)
     self.tokens += np.histogram(entries["tokens"], TOKEN_EDGES)[0]
     for name, flag in (
       ("ties", TIE),
-      ("long_captions", LONG),
-      ("size_mismatch", MISMATCH),
-      ("stored_anew", CHANGED),
+      ("long_captions", LONG_CAPTION),
+      ("size_mismatch", SIZE_MISMATCH),
+      ("reencoded", REENCODED),
     ):
       self.flags[name] += int(np.count_nonzero(entries["flags"] & flag))
     for sides in (entries["size"][:, :2], entries["size"][:, 2:]):
@@ -64,10 +64,10 @@ class Statistics:
           size = "others"
         self.sizes[size] += int(count)
     for i, name in enumerate(self.names):
-      mine = entries[entries["split"] == i]
-      for place in np.argsort(mine["id"][:, 0], kind="stable")[:EXAMPLES].tolist():
-        self.examples.append((int(mine["id"][place, 0]), name, self.kept[name] + place))
-      self.kept[name] += len(mine)
+      selected = entries[entries["split"] == i]
+      for row in np.argsort(selected["id"][:, 0], kind="stable")[:EXAMPLES].tolist():
+        self.examples.append((int(selected["id"][row, 0]), name, self.kept[name] + row))
+      self.kept[name] += len(selected)
     self.examples = sorted(self.examples)[:EXAMPLES]
 
 
@@ -80,26 +80,28 @@ def summary(
   options: Options,
   files: dict,
 ) -> dict:
-  """The report as numbers; what report.json holds.
+  """The report of a conversion, the content of report.json.
 
   Args:
-    kind: Of the source.
-    counts: Sums over all pieces.
-    statistics: Of what stays.
-    prompts: Different prompts by split.
-    options: Of the conversion.
+    kind: Name of the source.
+    counts: Counts by reason, summed over all chunks.
+    statistics: Histograms of the pairs that are kept.
+    prompts: Number of different prompts by split.
+    options: Options of the conversion.
     files: {name: {"records", "bytes"}} of the shards.
 
   Returns:
-    A dict that JSON can hold. Counts of "found" are made before anything is dropped.
+    JSON values. The counts of "found" include pairs that are dropped.
   """
   kept = sum(statistics.kept.values())
-  top = dict(sorted(statistics.sizes.items(), key=lambda item: (-item[1], item[0]))[:SHOWN_SIZES])
-  anew = {k.split("/")[1]: n for k, n in sorted(counts.items()) if k.startswith("stored_anew/")}
+  top = dict(
+    sorted(statistics.sizes.items(), key=lambda item: (-item[1], item[0]))[:REPORTED_SIZES]
+  )
+  reencoded = {k.split("/")[1]: n for k, n in sorted(counts.items()) if k.startswith("reencoded/")}
   return {
     "source": kind,
     "record": tfds_folder.VERSION,
-    "options": convert_options.lasting(options),
+    "options": convert_options.immutable(options),
     "read": {"rows": counts["rows"], "pairs": counts["pairs"]},
     "found": {
       "ties": counts["ties"],
@@ -119,7 +121,7 @@ def summary(
       if count
     },
     "kept_with": dict(statistics.flags),
-    "images_stored_anew": anew,
+    "reencoded_images": reencoded,
     "labels": {f"{i / 10:.1f}": n for i, n in enumerate(statistics.labels.tolist())},
     "caption_tokens": {
       f"{low}-{high - 1}" if high < 2**32 else f"{low}+": n
@@ -134,21 +136,14 @@ def summary(
 
 
 def lines(report: dict) -> str:
-  """The report in a few lines for a terminal.
-
-  Args:
-    report: From `summary`.
-
-  Returns:
-    Text.
-  """
+  """The report as a few lines of text."""
   read, found = report["read"], report["found"]
-  out = [f"read {read['rows']} rows, {read['pairs']} pairs of rows that could be used"]
+  out = [f"read {read['rows']} rows, {read['pairs']} pairs in valid rows"]
   out.append("found " + ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in found.items()))
   out += [f"dropped {n} {DROPPED[name]}" for name, n in report["dropped"].items() if n]
-  if report["images_stored_anew"]:
-    anew = report["images_stored_anew"].items()
-    out.append("stored anew as RGB: " + ", ".join(f"{n} {name}" for name, n in anew))
+  if report["reencoded_images"]:
+    reasons = report["reencoded_images"].items()
+    out.append("re-encoded as RGB: " + ", ".join(f"{n} {name}" for name, n in reasons))
   out.append(
     f"kept {report['kept']} pairs: "
     + ", ".join(
@@ -159,12 +154,12 @@ def lines(report: dict) -> str:
 
 
 def examples(out: pathlib.Path, files: dict, statistics: Statistics) -> list[tuple[str, Pair]]:
-  """A dozen pairs, those with the smallest hashes of their ids, read back from the shards.
+  """The pairs with the smallest hashes of their ids, at most `EXAMPLES`, read from the shards.
 
   Args:
     out: Folder of the data set.
     files: Names of its shards.
-    statistics: Knows where they lie.
+    statistics: Holds the positions of the examples.
 
   Returns:
     [(split, pair)].

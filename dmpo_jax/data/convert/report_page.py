@@ -8,7 +8,7 @@ from dmpo_jax.data import images
 from dmpo_jax.data.convert.report import DROPPED
 from dmpo_jax.data.pairs import Pair
 
-THUMBNAIL = 320  # pixels; twice as many as are shown, for screens that have them
+THUMBNAIL = 320  # pixels; twice the size on the page, for screens of high density
 MAX_CAPTION = 240  # characters of an example's caption
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2rem auto;padding:0 1rem;color:#222}
@@ -21,22 +21,23 @@ th{font-weight:600;border-bottom:1px solid #ccc}.n{text-align:right;white-space:
 td.n{font-variant-numeric:tabular-nums}tr.zero{color:#999}
 .bar{background:#4a7bb5;height:.75em;display:inline-block;border-radius:1px}
 .wide{overflow-wrap:anywhere}figure{margin:0}figure>div{display:flex;gap:8px}
-.shown{flex:1;min-width:0;text-align:center;font-size:12px;color:#666}
-.shown img{display:block;width:100%;height:160px;object-fit:contain;background:#f0f0f0;
+.image{flex:1;min-width:0;text-align:center;font-size:12px;color:#666}
+.image img{display:block;width:100%;height:160px;object-fit:contain;background:#f0f0f0;
 box-sizing:border-box;border:3px solid transparent}section{margin-bottom:1.2rem}
-.won{color:#1d7430;font-weight:600}
-.won img{border-color:#2c8a3d}figcaption{font-size:13px;overflow-wrap:anywhere;margin-top:.3rem}
+.preferred{color:#1d7430;font-weight:600}
+.preferred img{border-color:#2c8a3d}
+figcaption{font-size:13px;overflow-wrap:anywhere;margin-top:.3rem}
 figcaption small{color:#666}
 """
 
 
-def page(report: dict, shown: list[tuple[str, Pair]], bad: list[dict]) -> str:
-  """The report as an HTML page that needs nothing else.
+def page(report: dict, examples: list[tuple[str, Pair]], bad_rows: list[dict]) -> str:
+  """The report as a self-contained HTML page.
 
   Args:
-    report: From `conversion_report.summary`.
-    shown: From `conversion_report.examples`.
-    bad: The first bad rows.
+    report: From `report.summary`.
+    examples: From `report.examples`.
+    bad_rows: The first skipped rows.
 
   Returns:
     HTML.
@@ -44,9 +45,9 @@ def page(report: dict, shown: list[tuple[str, Pair]], bad: list[dict]) -> str:
   read, found, source = report["read"], report["found"], escape(report["source"])
   skipped = found["undecodable"] + found["bad_rows"]
   splits = ((n, s["pairs"], s["prompts"]) for n, s in report["splits"].items())
-  left_out = ((DROPPED[n], c) for n, c in report["dropped"].items())
-  anew = report["images_stored_anew"].items()
-  parts = [
+  dropped = ((DROPPED[n], c) for n, c in report["dropped"].items())
+  reencoded = report["reencoded_images"].items()
+  lines = [
     "<!doctype html><html lang='en'><meta charset='utf-8'>",
     "<meta name='viewport' content='width=device-width'>",
     f"<title>Conversion of {source}</title><style>{STYLE}</style>",
@@ -55,26 +56,29 @@ def page(report: dict, shown: list[tuple[str, Pair]], bad: list[dict]) -> str:
     f"from {read['rows']:,} rows{f', of which {skipped:,} were skipped' if skipped else ''}.</p>",
     "<div class=cards>",
     "<div>",
-    _card("Kept", ("split", "pairs", "prompts"), splits, "A prompt is in one split alone."),
-    _card("Stored anew as RGB", ("reason", "images"), anew, "Other images keep their bytes."),
+    _card("Kept", ("split", "pairs", "prompts"), splits, "A prompt is in one split only."),
+    _card("Re-encoded as RGB", ("reason", "images"), reencoded, "Other images keep their bytes."),
     "</div>",
-    _card("Found", ("", ""), _named(found), "Before anything was left out."),
-    _card("Left out", ("", ""), left_out, "By which option."),
-    "</div><h2>What is kept</h2><div class=cards>",
+    _card("Found", ("", ""), _named(found), "Before pairs were dropped."),
+    _card("Dropped", ("", ""), dropped, "With the option of each reason."),
+    "</div><h2>Pairs that are kept</h2><div class=cards>",
     _bars("P(image_0 is preferred)", report["labels"]),
     _bars("Sizes of images, height x width", report["sizes"]),
     _bars("Tokens of captions", report["caption_tokens"]),
-    f"</div><h2>Examples</h2><p class=note>{len(shown)} pairs, drawn by the hash of their ids.</p>",
+    "</div><h2>Examples</h2>",
+    f"<p class=note>{len(examples)} pairs, chosen by the hash of their ids.</p>",
     "<div class=pairs>",
-    *(_figure(split, pair) for split, pair in shown),
+    *(_figure(split, pair) for split, pair in examples),
     "</div>",
   ]
-  if bad:
-    rows = ((b["file"], b["row"], b["reason"]) for b in bad)
-    note = f"The first {len(bad)} of {skipped + found['repeated_ids']}; bad_rows.jsonl has all."
-    parts += ["<h2>Rows that were skipped</h2>", _table(("file", "row", "reason"), rows, note)]
-  parts += ["<h2>Options</h2>", _table(("", ""), _named(report["options"]), "")]
-  return "\n".join(parts) + "</html>\n"
+  if bad_rows:
+    rows = ((b["file"], b["row"], b["reason"]) for b in bad_rows)
+    note = (
+      f"The first {len(bad_rows)} of {skipped + found['repeated_ids']}; bad_rows.jsonl has all."
+    )
+    lines += ["<h2>Skipped rows</h2>", _table(("file", "row", "reason"), rows, note)]
+  lines += ["<h2>Options</h2>", _table(("", ""), _named(report["options"]), "")]
+  return "\n".join(lines) + "</html>\n"
 
 
 def _named(values: dict):
@@ -86,20 +90,20 @@ def _card(title: str, head: tuple[str, ...], rows, note: str) -> str:
 
 
 def _table(head: tuple[str, ...], rows, note: str) -> str:
-  """A table; numbers stand to the right, a row whose number is 0 is faint."""
+  """A table, with numbers aligned to the right and rows of zeros in grey."""
   lines = []
   for row in rows:
-    faint = " class=zero" if isinstance(row[1], int) and row[1] == 0 else ""
+    style = " class=zero" if isinstance(row[1], int) and row[1] == 0 else ""
     cells = (
       f"<td class=n>{value:,}" if isinstance(value, int) else f"<td class=wide>{escape(str(value))}"
       for value in row
     )
-    lines.append(f"<tr{faint}>{''.join(cells)}")
+    lines.append(f"<tr{style}>{''.join(cells)}")
   names = "".join(
     f"<th{' class=n' if n in ('pairs', 'prompts', 'images') else ''}>{n}" for n in head
   )
-  shown = f"<tr>{names}{''.join(lines)}" if any(head) else "".join(lines)
-  return f"<p class=note>{note}</p><table>{shown if lines else '<tr><td>none'}</table>"
+  body = f"<tr>{names}{''.join(lines)}" if any(head) else "".join(lines)
+  return f"<p class=note>{note}</p><table>{body if lines else '<tr><td>none'}</table>"
 
 
 def _bars(title: str, values: dict[str, int]) -> str:
@@ -114,7 +118,7 @@ def _bars(title: str, values: dict[str, int]) -> str:
 
 
 def _figure(split: str, pair: Pair) -> str:
-  pictures = []
+  figures = []
   for encoded, size, p, model in (
     (pair.image_0, pair.size_0, pair.p0, pair.model_0),
     (pair.image_1, pair.size_1, 1 - pair.p0, pair.model_1),
@@ -125,15 +129,15 @@ def _figure(split: str, pair: Pair) -> str:
     image.save(out, "PNG" if max(size) <= THUMBNAIL else "JPEG", quality=85)
     kind = "png" if max(size) <= THUMBNAIL else "jpeg"
     data = base64.b64encode(out.getvalue()).decode()
-    pictures.append(
-      f"<div class='shown{' won' if p > 0.5 else ''}'>"
+    figures.append(
+      f"<div class='image{' preferred' if p > 0.5 else ''}'>"
       f"<img alt='' src='data:image/{kind};base64,{data}'>"
       f"{f'P = {p:.3g}' if p != 0.5 else 'tie'} &middot; {size[0]}x{size[1]}"
       f"{f'<br>{escape(model[:60])}' if model else ''}</div>"
     )
   prompt = pair.prompt[:MAX_CAPTION] + ("..." if len(pair.prompt) > MAX_CAPTION else "")
   return (
-    f"<figure><div>{''.join(pictures)}</div><figcaption>{escape(prompt)}<br><small>"
+    f"<figure><div>{''.join(figures)}</div><figcaption>{escape(prompt)}<br><small>"
     f"{escape(split)}, weight {pair.weight:.3g}, id {escape(pair.id[:80])}</small>"
     "</figcaption></figure>"
   )

@@ -1,4 +1,4 @@
-"""Typed access to the values of a raw row: what comes back has the type, or an error says so."""
+"""Typed access to the values of a row: each function returns its type or raises an InputError."""
 
 import math
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ Row = Mapping[str, object]
 
 
 def get(row: Row, name: str) -> object:
-  """The value of a column that must be there.
+  """The value of a required column.
 
   Raises:
     InputError: The row has no such column.
@@ -24,10 +24,10 @@ def text(row: Row, name: str) -> str:
   """The text in a column.
 
   Raises:
-    InputError: It is missing, no text, or not UTF-8.
+    InputError: The value is missing, no text, or not UTF-8.
   """
   value = get(row, name)
-  if isinstance(value, bytes):  # parquet written without the mark that says text
+  if isinstance(value, bytes):  # parquet written without the logical type of strings
     try:
       return value.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -36,36 +36,36 @@ def text(row: Row, name: str) -> str:
 
 
 def label(row: Row, name: str) -> str:
-  """A name or number that only tells things apart, as text; "" if it is absent or null.
+  """An identifier, text or an integer, as text; "" if it is missing or null.
 
   Raises:
-    InputError: It is neither text nor an integer.
+    InputError: The value is neither text nor an integer.
   """
   value = row.get(name)
   if value is None:
     return ""
   if isinstance(value, bool) or not isinstance(value, int | str | bytes):
-    raise InputError(f"{name} must be text or an integer, got {_shown(value)}")
+    raise InputError(f"{name} must be text or an integer, got {_quote(value)}")
   return str(value) if isinstance(value, int) and abs(value) < 2**128 else text(row, name)
 
 
 def number(row: Row, name: str) -> float:
-  """The finite number in a column; text that reads as a number counts (CSV knows only text).
+  """The finite number in a column. Text is parsed, since CSV holds text only.
 
   Raises:
-    InputError: It is missing, no number, NaN or infinite.
+    InputError: The value is missing, no number, NaN or infinite.
   """
   value = get(row, name)
   if isinstance(value, str):
     try:
       value = float(value)
     except ValueError as error:
-      raise InputError(f"{name} must be a number, got {_shown(value)}") from error
+      raise InputError(f"{name} must be a number, got {_quote(value)}") from error
   if isinstance(value, bool) or not isinstance(value, int | float):
-    raise InputError(f"{name} must be a number, got {_shown(value)}")
+    raise InputError(f"{name} must be a number, got {_quote(value)}")
   if not (isinstance(value, int) and abs(value) > 2**1000) and math.isfinite(value):
     return float(value)
-  raise InputError(f"{name} must be a finite number, got {_shown(value)}")
+  raise InputError(f"{name} must be a finite number, got {_quote(value)}")
 
 
 def is_missing(row: Row, name: str) -> bool:
@@ -78,11 +78,11 @@ def sequence(row: Row, name: str) -> list:
   """The list in a column.
 
   Raises:
-    InputError: It is missing or no list.
+    InputError: The value is missing or no list.
   """
   value = get(row, name)
   if not isinstance(value, list):
-    raise InputError(f"{name} must be a list, got {_shown(value)}")
+    raise InputError(f"{name} must be a list, got {_quote(value)}")
   return value
 
 
@@ -95,7 +95,7 @@ def image(row: Row, name: str) -> bytes | str:
   """An image in a column: encoded bytes, a path, or the hub's struct of both.
 
   Raises:
-    InputError: It is missing or none of these.
+    InputError: The value is missing or none of these.
   """
   value = get(row, name)
   if isinstance(value, dict):  # the datasets library's Image: {"bytes": ..., "path": ...}
@@ -104,14 +104,15 @@ def image(row: Row, name: str) -> bytes | str:
     return value
   if isinstance(value, str) and value:
     return check_text(name, value)
-  raise InputError(f"{name} must hold an image's bytes or path, got {_shown(value)}")
+  raise InputError(f"{name} must hold an image's bytes or path, got {_quote(value)}")
 
 
-def _shown(value: object) -> str:
+def _quote(value: object) -> str:
+  """Type and beginning of a value, for a message."""
   if isinstance(value, int) and abs(value) > 2**64:
     return f"an integer of {value.bit_length()} bits"
   try:
-    written = repr(value)
-  except ValueError:  # integers of thousands of digits, deep inside
-    written = "..."
-  return f"{type(value).__name__} {written[:60]}{'...' if len(written) > 60 else ''}"
+    shortened = repr(value)
+  except ValueError:  # a nested integer of thousands of digits
+    shortened = "..."
+  return f"{type(value).__name__} {shortened[:60]}{'...' if len(shortened) > 60 else ''}"

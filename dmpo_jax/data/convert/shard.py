@@ -1,273 +1,201 @@
-"""One piece of a source becomes one shard per split, an index of its pairs, and counts."""
+"""Converts one chunk of a source to a shard per split, index entries, and counts."""
 
-import errno
-import hashlib
 import json
-import os
 import pathlib
 from collections import Counter
+from typing import NamedTuple
 
 import numpy as np
 
-from dmpo_jax.common.atomic_files import temporary_name, write_atomically, write_error
+from dmpo_jax.common.atomic_files import write_atomically
 from dmpo_jax.data import captions, images, pairs, tfds_folder
-from dmpo_jax.data.convert import sources
+from dmpo_jax.data.convert import chunk_index, paths, source_reader
+from dmpo_jax.data.convert.chunk_index import LONG_CAPTION, REENCODED, SIZE_MISMATCH, TIE
 from dmpo_jax.data.convert.options import Options
-from dmpo_jax.data.convert.tables import Piece
+from dmpo_jax.data.convert.tables import Chunk
+from dmpo_jax.data.resumable import ResumableFolder
 from dmpo_jax.errors import InputError
 
-# What is kept of each written pair until the whole set is there: enough to find duplicates and to
-# count, 92 bytes.
-INDEX = np.dtype(
-  [
-    ("id", "<u8", 2),
-    ("content", "<u8", 2),
-    ("prompt", "<u8"),
-    ("row", "<u8"),
-    ("place", "<u4"),  # in its shard
-    ("tokens", "<u4"),
-    ("p0", "<f4"),
-    ("weight", "<f4"),
-    ("size", "<u2", 4),  # height and width of image_0, of image_1
-    ("split", "u1"),
-    ("flags", "u1"),
-  ]
-)
-TIE, LONG, MISMATCH, CHANGED = 1, 2, 4, 8
+
+class ConvertedPair(NamedTuple):
+  """A pair of a row that is kept.
+
+  Attributes:
+    pair: The pair.
+    tokens: Tokens of its caption.
+    flags: Sum of the flags of `chunk_index` that apply.
+  """
+
+  pair: pairs.Pair
+  tokens: int
+  flags: int
 
 
-def paths(folder: pathlib.Path, number: int) -> dict[str, pathlib.Path]:
-  """Where a piece's results lie: its record of what was done, its index, its list of bad rows."""
-  units = folder / "units"
-  return {
-    "done": units / f"{number:06d}.json",
-    "index": units / f"{number:06d}.npy",
-    "bad": units / f"{number:06d}.bad.jsonl",
-  }
-
-
-def shard_path(folder: pathlib.Path, number: int, split: str) -> pathlib.Path:
-  """Where a piece's shard lies until the whole set is there."""
-  return folder / "shards" / f"{number:06d}-{split}.array_record"
-
-
-def convert_piece(
-  folder: pathlib.Path, number: int, source: sources.Source, piece: Piece, options: Options
+def convert_chunk(
+  folder: ResumableFolder,
+  number: int,
+  source: source_reader.Source,
+  chunk: Chunk,
+  options: Options,
 ) -> None:
-  """Converts a piece: all its files appear whole, the record of what was done last.
+  """Converts a chunk. Its files appear complete, the completion marker last.
 
   Args:
-    folder: The conversion's working folder.
-    number: Of the piece.
-    source: Where its rows come from.
-    piece: Which rows.
-    options: How.
+    folder: The conversion's folder.
+    number: Number of the chunk.
+    source: Source of the rows.
+    chunk: The rows.
+    options: Options of the conversion.
 
   Raises:
-    InputError: A row cannot be used and `on_bad_row` is "stop", or the table cannot be read.
-    OSError: A file cannot be written (no space).
+    InputError: A row is invalid and `on_bad_row` is "stop", or the table cannot be read.
+    OSError: A file cannot be written.
   """
-  for path in (folder / "shards").glob(f"{number:06d}-*.tmp"):
-    path.unlink(missing_ok=True)  # of a process that was killed
-  writers = _Writers(folder, number)
-  counts, bad, index = Counter(), [], []
+  working = folder.working
+  paths.remove_temporary_files(working, number)
+  writers = _ShardWriters(working, number)
+  counts, bad_rows, entries = Counter(), [], []
   try:
-    for row, values in sources.read(source, piece, scratch=folder / "shards"):
+    for row, values in source_reader.read(source, chunk, scratch=working):
       counts["rows"] += 1
-      where = f"{piece.file}:{row}"
       try:
-        found = _pairs(source, values, where, options, counts)
+        converted = pairs_of_row(source, values, f"{chunk.file}:{row}", options, counts)
       except InputError as error:
         if options.on_bad_row == "stop":
           raise InputError(
-            f"{source.root / piece.file}, row {row}: {error}\n"
-            "  (--on-bad-row=skip leaves such rows out and lists them; what is written stays)"
+            f"{source.root / chunk.file}, row {row}: {error}\n"
+            "  (--on-bad-row=skip leaves such rows out and lists them; finished chunks stay)"
           ) from error
-        kind = "undecodable" if isinstance(error, images.UndecodableError) else "bad"
-        counts[kind] += 1
-        bad.append({"file": piece.file, "row": row, "reason": str(error)})
+        counts["undecodable" if isinstance(error, images.UndecodableError) else "bad"] += 1
+        bad_rows.append({"file": chunk.file, "row": row, "reason": str(error)})
         continue
-      for pair, entry in found:
-        split = pairs.split_of(pair.prompt_id, options.splits, salt=options.split_salt)
-        place = writers.write(split, tfds_folder.serialize(pair))
-        index.append(
-          (*entry[:3], row, place, *entry[3:7], list(options.splits).index(split), entry[7])
+      for pair, tokens, flags in converted:
+        split = pairs.split_of(pair.prompt_id, options.splits, salt=options.split_seed)
+        position = writers.write(split, tfds_folder.serialize(pair))
+        number_of_split = list(options.splits).index(split)
+        entries.append(
+          chunk_index.entry(
+            pair, row=row, position=position, tokens=tokens, split=number_of_split, flags=flags
+          )
         )
     shards = writers.finish()
   except BaseException:
     writers.discard()
     raise
-  to = paths(folder, number)
-  units = folder / "units"
-  write_atomically(
-    to["index"], lambda stream: np.save(stream, np.array(index, INDEX)), scratch=units
-  )
-  lines = "".join(json.dumps(line) + "\n" for line in bad)
-  write_atomically(to["bad"], lines, scratch=units)
-  done = json.dumps({"counts": counts, "shards": shards}, sort_keys=True)
-  write_atomically(to["done"], done, scratch=units)
+  array = np.array(entries, chunk_index.DTYPE)
+  write_atomically(paths.index(working, number), lambda stream: np.save(stream, array))
+  lines = "".join(json.dumps(line) + "\n" for line in bad_rows)
+  write_atomically(paths.bad_rows(working, number), lines)
+  folder.mark_done(number, {"counts": counts, "shards": shards})
 
 
-def _pairs(
-  source: sources.Source, values: dict | InputError, where: str, options: Options, counts: Counter
-) -> list:
-  """(pair, its entry in the index) of a raw row's pairs that stay; all of them or an error."""
+def pairs_of_row(
+  source: source_reader.Source,
+  values: dict | InputError,
+  where: str,
+  options: Options,
+  counts: Counter,
+) -> list[ConvertedPair]:
+  """The pairs of a row that the options keep.
+
+  Args:
+    source: Source of the row.
+    values: From `source_reader.read`.
+    where: "FILE:ROW".
+    options: Options of the conversion.
+    counts: Counts by reason, to which the row's are added unless it is invalid.
+
+  Returns:
+    The pairs, with their images decoded once and in 8-bit RGB.
+
+  Raises:
+    InputError: The row is invalid. None of its pairs is kept then.
+  """
   if isinstance(values, InputError):
     raise values
-  temperature = options.score_temperature
-  drafts = sources.drafts(source, values, where, labels=options.labels, temperature=temperature)
-  found, row, read = [], Counter(), {}
+  kept, row_counts, pictures = [], Counter(), {}
 
-  def picture(value):
-    if value not in read:
-      read[value] = images.load(value, source.images)
-    return read[value]
+  def picture(value: bytes | str) -> images.Picture:
+    if value not in pictures:
+      pictures[value] = images.load(value, source.images)
+    return pictures[value]
 
-  for draft in drafts:
-    row["pairs"] += 1
-    pairs.check_prompt(pairs.check_text("prompt", draft.prompt))
-    if draft.p0 is None:
+  for raw in source_reader.raw_pairs(
+    source, values, where, labels=options.labels, temperature=options.score_temperature
+  ):
+    row_counts["pairs"] += 1
+    pairs.check_prompt(pairs.check_text("prompt", raw.prompt))
+    if raw.p0 is None:
       if options.unlabelled == "stop":
         raise InputError("the row has no label; --unlabelled=drop leaves such rows out")
-      row["unlabelled"] += 1
+      row_counts["unlabelled"] += 1
       continue
-    length = captions.tokens(draft.prompt, options.tokenizer)
-    flags = TIE * (draft.p0 == 0.5) + LONG * (length > captions.CONTEXT)
-    row["ties"] += draft.p0 == 0.5
-    row["long_captions"] += length > captions.CONTEXT
+    tokens = captions.tokens(raw.prompt, options.tokenizer)
+    flags = TIE * (raw.p0 == 0.5) + LONG_CAPTION * (tokens > captions.CONTEXT)
+    row_counts["ties"] += raw.p0 == 0.5
+    row_counts["long_captions"] += tokens > captions.CONTEXT
     if flags & TIE and options.ties == "drop":
-      row["dropped_ties"] += 1
+      row_counts["dropped_ties"] += 1
       continue
-    if flags & LONG and options.long_captions == "drop":
-      row["dropped_long_captions"] += 1
+    if flags & LONG_CAPTION and options.long_captions == "drop":
+      row_counts["dropped_long_captions"] += 1
       continue
-    first, second = picture(draft.image_0), picture(draft.image_1)
-    condition = picture(draft.condition).encoded if draft.condition else b""
+    first, second = picture(raw.image_0), picture(raw.image_1)
+    condition = picture(raw.condition).encoded if raw.condition else b""
     if first.size != second.size:
-      row["size_mismatch"] += 1
-      flags += MISMATCH
+      row_counts["size_mismatch"] += 1
+      flags += SIZE_MISMATCH
       if options.size_mismatch == "drop":
-        row["dropped_size_mismatch"] += 1
+        row_counts["dropped_size_mismatch"] += 1
         continue
-    for change in filter(None, (first.changed, second.changed)):
-      row[f"stored_anew/{change}"] += 1
-      flags |= CHANGED
+    for reason in filter(None, (first.reencoded, second.reencoded)):
+      row_counts[f"reencoded/{reason}"] += 1
+      flags |= REENCODED
     pair = pairs.validate(
       pairs.Pair(
-        id=draft.id,
-        prompt=draft.prompt,
+        id=raw.id,
+        prompt=raw.prompt,
         image_0=first.encoded,
         image_1=second.encoded,
-        p0=draft.p0,
-        weight=draft.weight,
-        prompt_id=pairs.prompt_key(draft.prompt),
+        p0=raw.p0,
+        weight=raw.weight,
+        prompt_id=pairs.prompt_key(raw.prompt),
         source=source.kind,
         size_0=first.size,
         size_1=second.size,
-        model_0=draft.model_0,
-        model_1=draft.model_1,
-        user_id=draft.user_id,
+        model_0=raw.model_0,
+        model_1=raw.model_1,
+        user_id=raw.user_id,
         condition=condition,
       )
     )
-    found.append((pair, _entry(pair, length, flags)))
-  counts.update(row)
-  return found
+    kept.append(ConvertedPair(pair, tokens, flags))
+  counts.update(row_counts)
+  return kept
 
 
-def _entry(pair: pairs.Pair, length: int, flags: int) -> tuple:
-  """id, content, prompt, tokens, p0, weight, size, flags."""
-  content = hashlib.sha256()
-  for part in (
-    *(pair.prompt.encode(), pair.image_0, pair.image_1, pair.condition, pair.user_id.encode()),
-    repr(pair.p0).encode(),
-  ):
-    content.update(len(part).to_bytes(8, "little") + part)
-  return (
-    _two_words(hashlib.sha256(pair.id.encode()).digest()),
-    _two_words(content.digest()),
-    int(pair.prompt_id[:16], 16),
-    length,
-    pair.p0,
-    pair.weight,
-    (*pair.size_0, *pair.size_1),
-    flags,
-  )
+class _ShardWriters:
+  """One shard per split, opened at its first pair."""
 
-
-def _two_words(digest: bytes) -> tuple[int, int]:
-  return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:16], "little")
-
-
-class _Writers:
-  """A shard per split, opened when its first pair comes, named when it is whole."""
-
-  def __init__(self, folder: pathlib.Path, number: int):
-    self.folder, self.number = folder, number
-    self.open, self.count = {}, Counter()
+  def __init__(self, working: pathlib.Path, chunk: int):
+    self.working, self.chunk = working, chunk
+    self.writers: dict[str, tfds_folder.RecordWriter] = {}
 
   def write(self, split: str, record: bytes) -> int:
-    """Appends a record and returns its place in the shard."""
-    if split not in self.open:
-      path = shard_path(self.folder, self.number, split)
-      self.open[split] = RecordWriter(path, path.parent)
-    self.open[split].write(record)
-    self.count[split] += 1
-    return self.count[split] - 1
+    """Appends a record and returns its position in the shard."""
+    if split not in self.writers:
+      path = paths.shard(self.working, self.chunk, split)
+      self.writers[split] = tfds_folder.RecordWriter(path, self.working)
+    self.writers[split].write(record)
+    return self.writers[split].count - 1
 
   def finish(self) -> dict[str, int]:
-    """Closes and names all shards; returns how many records each split has."""
-    for writer in self.open.values():
+    """Completes all shards; returns the number of records by split."""
+    for writer in self.writers.values():
       writer.finish()
-    return dict(self.count)
+    return {split: writer.count for split, writer in self.writers.items()}
 
   def discard(self) -> None:
-    """Removes what is not whole."""
-    for writer in self.open.values():
+    """Removes the incomplete shards."""
+    for writer in self.writers.values():
       writer.discard()
-
-
-class RecordWriter:
-  """An ArrayRecord file that appears under its name when it is whole, or not at all.
-
-  Args:
-    path: Its name.
-    scratch: Folder on the same disk where it lies until it is whole.
-
-  Raises:
-    OSError: It cannot be written; the message names the file, and lack of space if that is why.
-  """
-
-  def __init__(self, path: pathlib.Path, scratch: pathlib.Path):
-    from array_record.python.array_record_module import ArrayRecordWriter
-
-    self.path, self.part = path, scratch / temporary_name(path)
-    self.count = 0
-    self.writer = self._try(ArrayRecordWriter, str(self.part), tfds_folder.WRITER_OPTIONS)
-
-  def write(self, record: bytes) -> None:
-    """Appends a record."""
-    self._try(self.writer.write, record)
-    self.count += 1
-
-  def finish(self) -> None:
-    """Closes the file, checks that all records are in it, and gives it its name."""
-    self._try(self.writer.close)
-    if tfds_folder.count_records(self.part) != self.count:
-      raise OSError(
-        errno.EIO, "the file that was written does not hold all records", str(self.path)
-      )
-    with self.part.open("rb") as stream:
-      os.fsync(stream.fileno())
-    self.part.replace(self.path)
-
-  def discard(self) -> None:
-    """Removes the unfinished file."""
-    self.part.unlink(missing_ok=True)
-
-  def _try(self, call, *arguments):
-    try:
-      return call(*arguments)
-    except RuntimeError as error:  # what ArrayRecord makes of a failed system call
-      number = errno.ENOSPC if "No space left" in str(error) else errno.EIO
-      raise write_error(self.path, str(error), number) from error

@@ -25,7 +25,7 @@ class EncodedPairs:
   seed.
 
   Args:
-    folders: What `data encode` wrote.
+    folders: What `data cache-latents` wrote.
     weights: Shares of the examples that come from each of them, > 0.
     ties: "soft" or "drop", see `Folder`.
     embeddings: Whether batches hold text embeddings; without, the text encoders run in each step.

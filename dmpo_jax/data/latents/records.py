@@ -113,7 +113,7 @@ def read_manifest(folder: pathlib.Path) -> dict:
   """What encoded a folder and how, after a check that its files are there whole.
 
   Args:
-    folder: What `data encode` wrote.
+    folder: What `data cache-latents` wrote.
 
   Returns:
     The manifest.
@@ -127,7 +127,7 @@ def read_manifest(folder: pathlib.Path) -> dict:
   if not path.is_file():
     raise InputError(
       f"{folder} holds no finished encoding ({MANIFEST} is missing); if one was interrupted, the "
-      "same dmpo-jax data encode goes on where it was"
+      "same dmpo-jax data cache-latents goes on where it was"
     )
   damaged = f"{path} is damaged; copy the folder again or encode anew"
   try:
@@ -151,7 +151,7 @@ class EncodedSource:
   """The encoded pairs of a folder by number; safe to read from several threads.
 
   Args:
-    folder: What `data encode` wrote.
+    folder: What `data cache-latents` wrote.
 
   Attributes:
     manifest: See `read_manifest`.

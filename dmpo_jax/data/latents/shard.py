@@ -13,10 +13,10 @@ import numpy as np
 
 from dmpo_jax.common.atomic_files import write_atomically
 from dmpo_jax.data import crops
-from dmpo_jax.data.convert.shard import RecordWriter
 from dmpo_jax.data.latents import records as encoded
 from dmpo_jax.data.latents import rounding
 from dmpo_jax.data.mixture import Folder
+from dmpo_jax.data.tfds_folder import RecordWriter
 from dmpo_jax.errors import InputError
 
 

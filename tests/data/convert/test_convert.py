@@ -1,4 +1,4 @@
-"""A conversion: what it keeps, counts and refuses, in one process, many, or several hosts."""
+"""A conversion in one process, in many, and on several hosts."""
 
 import json
 import pathlib
@@ -9,22 +9,22 @@ import pytest
 
 from dmpo_jax.common import atomic_files
 from dmpo_jax.data import images, pairs, tfds_folder
-from dmpo_jax.data.convert import convert, finalize, sources, tables
-from dmpo_jax.data.convert import shard as convert_piece
+from dmpo_jax.data.convert import chunk_index, convert, finalize, paths, source_reader
 from dmpo_jax.data.convert.options import Options
+from dmpo_jax.data.convert.tables import parquet
 from dmpo_jax.errors import InputError
 from tests.data import sets
 
 
 def files(folder: pathlib.Path) -> dict[str, bytes]:
   """Everything in a folder."""
-  found = sorted(p for p in folder.rglob("*") if p.is_file())
-  return {str(p.relative_to(folder)): p.read_bytes() for p in found}
+  every = sorted(p for p in folder.rglob("*") if p.is_file())
+  return {str(p.relative_to(folder)): p.read_bytes() for p in every}
 
 
-def pickapic(root: pathlib.Path, rows: list[dict]) -> sources.Source:
+def pickapic(root: pathlib.Path, rows: list[dict]) -> source_reader.Source:
   sets.pickapic(root / "source/train-0.parquet", rows)
-  return sources.find("pickapic", root / "source")
+  return source_reader.find("pickapic", root / "source")
 
 
 def all_pairs(folder: pathlib.Path, split: str = "train") -> list[pairs.Pair]:
@@ -46,7 +46,7 @@ SPLITS = {"train": 0.6, "test": 0.4}
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-  """A source of 16 rows and its uninterrupted conversion in four pieces."""
+  """A source of 16 rows and its uninterrupted conversion in four chunks."""
   root = tmp_path_factory.mktemp("whole")
   source = pickapic(root, [sets.pickapic_row(i) for i in range(16)])
   options = Options(rows_per_shard=4, splits=SPLITS)
@@ -96,17 +96,17 @@ def test_several_hosts_share_the_work_and_the_last_one_finishes(whole, tmp_path)
   assert files(again) == files(out)
 
 
-def test_finished_pieces_are_not_done_again(whole, tmp_path):
+def test_finished_chunks_are_not_converted_again(whole, tmp_path):
   source, options, _, _ = whole
   again = tmp_path / "out"
   convert.convert(source, again, options, host=0, hosts=2)
-  before = {p: p.stat().st_mtime_ns for p in (again / "conversion").rglob("*") if p.is_file()}
+  before = {p: p.stat().st_mtime_ns for p in (again / paths.WORKING).rglob("*") if p.is_file()}
   convert.convert(source, again, options, host=0, hosts=2)
   assert {p: p.stat().st_mtime_ns for p in before} == before
 
 
 @pytest.mark.parametrize("stop_at", range(6))
-def test_an_end_that_is_interrupted_anywhere_can_be_done_again(
+def test_the_last_step_can_be_interrupted_anywhere_and_repeated(
   whole, tmp_path, monkeypatch, stop_at
 ):
   source, options, out, report = whole
@@ -127,7 +127,7 @@ def test_an_end_that_is_interrupted_anywhere_can_be_done_again(
   assert files(again) == files(out)
 
 
-def test_a_finished_conversion_given_again_only_reports(whole):
+def test_the_command_of_a_finished_conversion_only_reports(whole):
   source, options, out, report = whole
   before = files(out)
   assert convert.convert(source, out, options) == report
@@ -140,10 +140,10 @@ def test_another_option_needs_another_folder(whole):
     convert.convert(source, out, options._replace(ties="drop"))
 
 
-def test_files_that_changed_since_the_beginning_are_refused(tmp_path):
+def test_files_that_changed_since_the_start_are_refused(tmp_path):
   rows = [sets.pickapic_row(i) for i in range(8)]
   convert.convert(pickapic(tmp_path, rows), tmp_path / "out", Options(rows_per_shard=4), hosts=2)
-  with pytest.raises(InputError, match=r"(?s)files that have changed.*files\.train-0\.parquet: "):
+  with pytest.raises(InputError, match=r"unchanged input(.|\n)*sha256\.train-0\.parquet: "):
     run(tmp_path, rows[:6])
 
 
@@ -167,7 +167,7 @@ def test_ties_are_kept_as_one_half_or_dropped(tmp_path):
   assert (report["found"]["ties"], report["dropped"]["dropped_ties"], report["kept"]) == (1, 1, 1)
 
 
-def test_unlabelled_rows_stop_or_are_dropped_and_the_command_goes_on(tmp_path):
+def test_unlabelled_rows_stop_or_are_dropped_and_the_conversion_resumes(tmp_path):
   rows = [sets.pickapic_row(0), sets.pickapic_row(1, has_label=False)]
   with pytest.raises(InputError, match=r"train-0.parquet, row 1: .*--unlabelled=drop"):
     run(tmp_path, rows)
@@ -191,7 +191,7 @@ def test_pairs_of_two_sizes_are_counted_and_kept_or_dropped(tmp_path, choice, ke
 
 
 @pytest.mark.parametrize(("choice", "kept"), [("keep", 6), ("drop", 5)])
-def test_the_same_judgement_under_another_id_is_a_duplicate(tmp_path, choice, kept):
+def test_the_same_label_under_another_id_is_a_duplicate(tmp_path, choice, kept):
   rows = [sets.pickapic_row(i) for i in range(6)]
   rows[5] = rows[0] | {"ranking_id": 99}
   report = run(tmp_path, rows, duplicates=choice)
@@ -199,12 +199,12 @@ def test_the_same_judgement_under_another_id_is_a_duplicate(tmp_path, choice, ke
   assert len(all_pairs(tmp_path / "out")) == kept
 
 
-def test_another_persons_same_judgement_is_no_duplicate(tmp_path):
+def test_the_same_label_of_another_annotator_is_no_duplicate(tmp_path):
   rows = [sets.pickapic_row(0), sets.pickapic_row(0, ranking_id=9, user_id=8)]
   assert run(tmp_path, rows, duplicates="drop")["kept"] == 2
 
 
-def test_a_repeated_id_stops_at_both_rows_names(tmp_path):
+def test_the_error_of_a_repeated_id_names_both_rows(tmp_path):
   rows = [sets.pickapic_row(i) for i in range(6)]
   rows[5] |= {"ranking_id": 1, "image_0_uid": "1a", "image_1_uid": "1b"}
   with pytest.raises(InputError, match=r"row 5: its id occurred before, in train-0.parquet, row 1"):
@@ -219,7 +219,7 @@ def test_a_repeated_id_stops_at_both_rows_names(tmp_path):
 def test_duplicates_are_found_slice_by_slice_as_at_once(tmp_path, monkeypatch):
   rows = [sets.pickapic_row(i % 5, ranking_id=i) for i in range(12)]
   report = run(tmp_path, rows, duplicates="drop")
-  monkeypatch.setattr(finalize, "PAIRS_AT_A_TIME", 2)
+  monkeypatch.setattr(chunk_index, "PAIRS_AT_A_TIME", 2)
   assert run(tmp_path, rows, "sliced", duplicates="drop") == report
   assert report["found"]["duplicates"] == 7
   assert files(tmp_path / "out") == files(tmp_path / "sliced")
@@ -259,22 +259,22 @@ def test_bad_rows_are_skipped_counted_and_listed_when_asked(tmp_path):
     assert re.search(message, b["reason"])
 
 
-def test_bad_rows_of_ones_own_table_are_skipped_and_listed(tmp_path):
+def test_bad_rows_of_a_custom_table_are_skipped_and_listed(tmp_path):
   sets.save(tmp_path / "secret.png")
-  path = sets.own(tmp_path / "source", ["id,prompt,image_0,image_1,label_0"])
+  path = sets.custom(tmp_path / "source", ["id,prompt,image_0,image_1,label_0"])
   lines = ["a,x,0.png,1.png,1", "b,x,0.png,../secret.png,1", "c,für,0.png,1.png,1"]
   lines += ["a,x,2.png,3.png,0", "d,x,0.png,absent.png,1", "e,x,0.png,1.png,7", "f,,0.png,1.png,1"]
   path.write_bytes(path.read_bytes() + "\n".join(lines).encode("latin-1") + b"\n")
-  source = sources.find("pairs", path)
+  source = source_reader.find("custom", path)
   report = convert.convert(source, tmp_path / "out", Options(on_bad_row="skip"))
   assert (report["kept"], report["found"]["repeated_ids"]) == (1, 1)
   assert [p.id for p in all_pairs(tmp_path / "out")] == ["a"]
-  found = {b["row"]: b["reason"] for b in bad_rows(tmp_path / "out")}
+  skipped = {b["row"]: b["reason"] for b in bad_rows(tmp_path / "out")}
   reasons = ["leaves the folder", "not valid UTF-8", "id occurred before", "no file 'absent.png'"]
   reasons += ["must lie in", "caption is empty"]
-  assert sorted(found) == list(range(1, 7))
+  assert sorted(skipped) == list(range(1, 7))
   for row, reason in enumerate(reasons, start=1):
-    assert reason in found[row]
+    assert reason in skipped[row]
 
 
 def test_what_was_written_before_a_bad_row_stays_and_is_valid(tmp_path):
@@ -282,7 +282,7 @@ def test_what_was_written_before_a_bad_row_stays_and_is_valid(tmp_path):
   rows[6]["jpg_0"] = b"broken"
   with pytest.raises(InputError, match="row 6"):
     run(tmp_path, rows)
-  shard = tmp_path / "out/conversion/shards/000000-train.array_record"
+  shard = paths.shard(tmp_path / "out" / paths.WORKING, 0, "train")
   assert tfds_folder.count_records(shard) == 4
   assert run(tmp_path, rows, on_bad_row="skip")["kept"] == 7
 
@@ -336,7 +336,7 @@ def test_nothing_left_is_an_error(tmp_path):
 def test_a_ranking_with_one_bad_image_is_a_bad_row_as_a_whole(tmp_path):
   sets.imagereward(tmp_path / "source")
   (tmp_path / "source/2.webp").write_bytes(b"broken")
-  source = sources.find("imagerewarddb", tmp_path / "source", part="test")
+  source = source_reader.find("imagerewarddb", tmp_path / "source", split="test")
   with pytest.raises(InputError, match=r"test.json, row 0: '2.webp': not an image"):
     convert.convert(source, tmp_path / "out", Options())
 
@@ -344,26 +344,26 @@ def test_a_ranking_with_one_bad_image_is_a_bad_row_as_a_whole(tmp_path):
 def test_a_path_that_escapes_is_a_bad_row(tmp_path):
   sets.save(tmp_path / "secret.png")
   lines = ["prompt,image_0,image_1,label_0", "a,0.png,../secret.png,1"]
-  source = sources.find("pairs", sets.own(tmp_path / "source", lines))
+  source = source_reader.find("custom", sets.custom(tmp_path / "source", lines))
   with pytest.raises(InputError, match=r"pairs.csv, row 0: .*leaves the folder"):
     convert.convert(source, tmp_path / "out", Options())
 
 
 def test_a_caption_that_is_not_utf8_is_a_bad_row(tmp_path):
-  path = sets.own(tmp_path / "source", ["prompt,image_0,image_1,label_0"])
+  path = sets.custom(tmp_path / "source", ["prompt,image_0,image_1,label_0"])
   path.write_bytes(path.read_bytes() + "a,0.png,1.png,1\nfür,0.png,1.png,1\n".encode("latin-1"))
   with pytest.raises(InputError, match=r"pairs.csv, row 1: prompt is not valid UTF-8"):
-    convert.convert(sources.find("pairs", path), tmp_path / "out", Options())
+    convert.convert(source_reader.find("custom", path), tmp_path / "out", Options())
 
 
 def test_a_condition_image_is_kept(tmp_path):
   lines = ["prompt,image_0,image_1,label_0,condition", "a,0.png,1.png,1,2.png"]
-  source = sources.find("pairs", sets.own(tmp_path / "source", lines))
+  source = source_reader.find("custom", sets.custom(tmp_path / "source", lines))
   convert.convert(source, tmp_path / "out", Options())
   assert all_pairs(tmp_path / "out")[0].condition == sets.encoded(2)
 
 
-def test_images_are_stored_anew_by_reason(tmp_path):
+def test_reencoded_images_are_counted_by_reason(tmp_path):
   kinds = [sets.encoded(mode="P"), sets.encoded(mode="L"), sets.encoded(mode="LA")]
   kinds += [sets.encoded(mode="CMYK", kind="JPEG"), sets.encoded(mode="RGBA")]
   kinds.append(sets.png(12, 16, depth=16, rows=(b"\0" + bytes(72)) * 16))
@@ -371,7 +371,7 @@ def test_images_are_stored_anew_by_reason(tmp_path):
     sets.pickapic_row(i, jpg_0=a, jpg_1=b)
     for i, (a, b) in enumerate(zip(kinds[::2], kinds[1::2], strict=True))
   ]
-  assert run(tmp_path, rows)["images_stored_anew"] == {
+  assert run(tmp_path, rows)["reencoded_images"] == {
     **{"16-bit": 1, "CMYK": 1, "alpha": 2, "grey": 1, "palette": 1}
   }
   for pair in all_pairs(tmp_path / "out"):
@@ -384,11 +384,11 @@ def test_an_empty_shard_is_not_written(tmp_path):
   assert list(report["files"]) == ["preference_pairs-train.array_record-00000-of-00001"]
 
 
-def test_a_full_disk_is_told_and_leaves_nothing_half_written(tmp_path):
-  writer = convert_piece.RecordWriter(tmp_path / "a", tmp_path)
+def test_a_full_disk_is_an_error_and_leaves_no_incomplete_file(tmp_path):
+  writer = tfds_folder.RecordWriter(tmp_path / "a", tmp_path)
   (tmp_path / atomic_files.temporary_name(tmp_path / "b")).symlink_to("/dev/full")
   writer.discard()
-  full = convert_piece.RecordWriter(tmp_path / "b", tmp_path)
+  full = tfds_folder.RecordWriter(tmp_path / "b", tmp_path)
   full.write(np.random.default_rng(0).bytes(300_000))
   with pytest.raises(OSError, match=r"No space left on device.*free space"):
     full.finish()
@@ -396,7 +396,7 @@ def test_a_full_disk_is_told_and_leaves_nothing_half_written(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
-def test_a_full_disk_leaves_no_half_of_a_small_file_and_the_old_one_as_it_was(tmp_path):
+def test_a_full_disk_leaves_the_old_file_as_it_was(tmp_path):
   path = tmp_path / "index.npy"
   path.write_bytes(b"old")
   (tmp_path / atomic_files.temporary_name(path)).symlink_to("/dev/full")
@@ -405,10 +405,10 @@ def test_a_full_disk_leaves_no_half_of_a_small_file_and_the_old_one_as_it_was(tm
   assert files(tmp_path) == {"index.npy": b"old"}
 
 
-def test_a_full_disk_is_told_where_heavy_columns_wait_on_it(tmp_path, monkeypatch):
-  monkeypatch.setattr(tables, "HEAVY_GROUP", 0)
+def test_a_full_disk_is_an_error_where_heavy_columns_are_spooled(tmp_path, monkeypatch):
+  monkeypatch.setattr(parquet, "HEAVY_GROUP", 0)
   full = pathlib.Path("/dev/full")
-  monkeypatch.setattr(tables.tempfile, "TemporaryFile", lambda **_: full.open("r+b", buffering=0))
+  monkeypatch.setattr(parquet.tempfile, "TemporaryFile", lambda **_: full.open("r+b", buffering=0))
   with pytest.raises(OSError, match=r"No space left on device.*free space"):
     run(tmp_path, [sets.pickapic_row(0)])
   assert not list((tmp_path / "out").rglob("*.tmp"))
@@ -423,7 +423,7 @@ def test_a_full_disk_is_told_where_heavy_columns_wait_on_it(tmp_path, monkeypatc
     ({"score_temperature": float("nan")}, "score_temperature must be positive"),
   ],
 )
-def test_an_option_that_does_not_exist_is_refused(tmp_path, choices, message):
+def test_an_invalid_option_is_refused(tmp_path, choices, message):
   source = pickapic(tmp_path, [sets.pickapic_row(0)])
   with pytest.raises(InputError, match=message):
     convert.convert(source, tmp_path / "out", Options()._replace(**choices))

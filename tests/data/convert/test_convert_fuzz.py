@@ -1,7 +1,6 @@
-"""Whatever a row holds, a converter gives valid pairs or an InputError, and nothing else.
+"""Any row gives valid pairs or an InputError.
 
-Many more cases than in a usual run: DMPO_JAX_FUZZ_CASES=5000 python -m pytest
-tests/data/test_convert_fuzz.py
+More cases: DMPO_JAX_FUZZ_CASES=5000 python -m pytest tests/data/convert/test_convert_fuzz.py
 """
 
 import os
@@ -13,10 +12,10 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from dmpo_jax.data import images, pairs, tfds_folder
-from dmpo_jax.data.convert import sources, tables
-from dmpo_jax.data.convert.options import Options
-from dmpo_jax.data.convert.shard import _pairs as pairs_of_row
-from dmpo_jax.data.convert.sources.raw_pair import LABELS
+from dmpo_jax.data.convert import source_reader, tables
+from dmpo_jax.data.convert.options import LABELS, Options
+from dmpo_jax.data.convert.shard import pairs_of_row
+from dmpo_jax.data.convert.sources import SOURCES
 from dmpo_jax.errors import InputError
 from tests.data import sets
 
@@ -28,12 +27,12 @@ FUZZ = settings(
   derandomize=CASES == 40,
 )
 COLUMNS = {
-  "pickapic": (*sources.PUBLISHED["pickapic"].COLUMNS, "model_0", "user_id"),
+  "pickapic": (*SOURCES["pickapic"].COLUMNS, "model_0", "user_id"),
   "hpdv2": ("prompt", "file_path", "human_preference", "image_path", "rank", "raw_annotations"),
   "hpdv3": ("prompt", "path1", "path2", "model1", "confidence", "choice_dist"),
   "imagerewarddb": ("id", "prompt", "generations", "ranking"),
   "open-image-preferences": ("id", "prompt", "chosen", "rejected", "chosen_model"),
-  "pairs": (*("prompt", "image_0", "image_1", "label_0", "id", "weight"), "score_0", "score_1"),
+  "custom": (*("prompt", "image_0", "image_1", "label_0", "id", "weight"), "score_0", "score_1"),
 }
 IMAGES = [sets.encoded(i, kind=kind) for i, kind in enumerate(("JPEG", "PNG", "WEBP", "GIF"))]
 IMAGES.append(sets.encoded(5, mode="P"))
@@ -64,7 +63,7 @@ ANY = st.recursive(
   ),
   max_leaves=6,
 )
-# Values that fit often enough for rows to come through whole.
+# Values that are valid often enough for whole rows to be valid.
 LIKELY = {
   "has_label": st.booleans(),
   "label_0": st.sampled_from([0.0, 0.5, 1.0]),
@@ -91,7 +90,7 @@ LIKELY |= dict.fromkeys(("prompt", "caption", "id"), st.sampled_from(["a fox", "
 
 @st.composite
 def row(draw, kind: str) -> dict:
-  """A row of a set: likely values, up to three of them replaced by anything or left out."""
+  """A row of a source: likely values, up to three of them replaced by any value or left out."""
   values = {name: draw(LIKELY.get(name, st.sampled_from(["x", 3]))) for name in COLUMNS[kind]}
   if "label_1" in values:
     values["label_1"] = 1 - values["label_0"]
@@ -115,7 +114,7 @@ def folder(tmp_path_factory):
 @FUZZ
 @given(data=st.data())
 def test_any_row_gives_valid_pairs_or_an_input_error(folder, kind, data):
-  source = sources.Source(kind, "train", folder, folder, ["x"])
+  source = source_reader.Source(kind, "train", folder, folder, ["x"])
   options = Options(
     unlabelled=data.draw(st.sampled_from(["stop", "drop"])),
     labels=data.draw(st.sampled_from(LABELS)),
@@ -123,12 +122,12 @@ def test_any_row_gives_valid_pairs_or_an_input_error(folder, kind, data):
   )
   values = data.draw(row(kind))
   try:
-    found = pairs_of_row(source, values, "x:0", options, Counter())
+    converted = pairs_of_row(source, values, "x:0", options, Counter())
   except InputError:
     event("refused")
     return
-  event("converted" if found else "dropped")
-  for pair, _ in found:
+  event("converted" if converted else "dropped")
+  for pair, _, _ in converted:
     pairs.validate(pair)
     assert images.read(pair.image_0).size == pair.size_0
     assert tfds_folder.deserialize(tfds_folder.serialize(pair)).image_1 == pair.image_1
@@ -175,8 +174,8 @@ def test_corrupted_tables_are_read_or_refused(folder, name, data):
   path.write_bytes(data.draw(corrupted_table(path)))
   try:
     table = tables.plan(folder, name, (), rows=2)
-    for piece in table.pieces:
-      for _, values in tables.read(folder, piece, ("caption", "jpg_0", "prompt", "label_0")):
+    for chunk in table.chunks:
+      for _, values in tables.read(folder, chunk, ("caption", "jpg_0", "prompt", "label_0")):
         assert isinstance(values, dict | InputError)
   except InputError:
     event("refused")

@@ -1,4 +1,4 @@
-"""Each source reads its set's own form."""
+"""Each source reads the published form of its data set."""
 
 import json
 
@@ -6,38 +6,40 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dmpo_jax.data.convert import sources
+from dmpo_jax.data.convert import source_reader
+from dmpo_jax.data.convert.sources import SOURCES, RawPair, SourceModule
 from dmpo_jax.errors import InputError
 from tests.data import sets
 
 
-def drafts(kind, path, *, part="train", labels="soft", temperature=1.0):
-  """All drafts of a source."""
-  source = sources.find(kind, path, part=part)
-  found = []
-  for table in sources.plan(source, rows=2):
-    for piece in table.pieces:
-      for row, values in sources.read(source, piece):
+def raw_pairs(kind, path, *, split=None, labels="soft", temperature=1.0):
+  """All raw pairs of a source."""
+  source = source_reader.find(kind, path, split=split)
+  pairs = []
+  for table in source_reader.plan(source, rows=2):
+    for chunk in table.chunks:
+      for row, values in source_reader.read(source, chunk):
         if isinstance(values, InputError):
           raise values
-        where = f"{piece.file}:{row}"
-        found += sources.drafts(source, values, where, labels=labels, temperature=temperature)
-  return found
+        pairs += source_reader.raw_pairs(
+          source, values, f"{chunk.file}:{row}", labels=labels, temperature=temperature
+        )
+  return pairs
 
 
-def test_pickapic_keeps_label_weight_models_judge_and_uids(tmp_path):
+def test_pickapic_keeps_label_weight_models_annotator_and_uids(tmp_path):
   sets.pickapic(tmp_path / "data/train-0.parquet", [sets.pickapic_row(i) for i in range(5)])
-  found = drafts("pickapic", tmp_path)
-  assert [d.p0 for d in found] == [1, 0, 1, 0, 1]
-  assert found[3]._replace(image_0=b"", image_1=b"") == sources.Draft(
+  pairs = raw_pairs("pickapic", tmp_path)
+  assert [d.p0 for d in pairs] == [1, 0, 1, 0, 1]
+  assert pairs[3]._replace(image_0=b"", image_1=b"") == RawPair(
     "3:3a:3b", "caption 1", b"", b"", 0.0, 0.5, "left", "right", "7"
   )
-  assert found[3].image_1 == sets.pickapic_row(3)["jpg_1"]
+  assert pairs[3].image_1 == sets.pickapic_row(3)["jpg_1"]
 
 
 def test_pickapic_rows_without_a_label_have_no_probability(tmp_path):
   sets.pickapic(tmp_path / "train-0.parquet", [sets.pickapic_row(0, has_label=False)])
-  assert drafts("pickapic", tmp_path)[0].p0 is None
+  assert raw_pairs("pickapic", tmp_path)[0].p0 is None
 
 
 @pytest.mark.parametrize(
@@ -56,7 +58,7 @@ def test_pickapic_rows_without_a_label_have_no_probability(tmp_path):
 def test_a_bad_value_of_pickapic_is_named(tmp_path, changes, message):
   sets.pickapic(tmp_path / "train-0.parquet", [sets.pickapic_row(0, **changes)])
   with pytest.raises(InputError, match=message):
-    drafts("pickapic", tmp_path)
+    raw_pairs("pickapic", tmp_path)
 
 
 def test_a_column_of_the_wrong_type_is_named(tmp_path):
@@ -64,20 +66,20 @@ def test_a_column_of_the_wrong_type_is_named(tmp_path):
   schema = sets.PICKAPIC.set(index, pa.field("jpg_0", pa.float64()))
   sets.pickapic(tmp_path / "train-0.parquet", [sets.pickapic_row(0, jpg_0=1.0)], schema=schema)
   with pytest.raises(InputError, match="jpg_0 must hold an image's bytes, got float"):
-    drafts("pickapic", tmp_path)
+    raw_pairs("pickapic", tmp_path)
 
 
 @pytest.mark.parametrize(("preference", "p0"), [((0, 1), 0), ((1, 0), 1), ((1, 1), 0.5)])
 def test_a_training_row_of_hpdv2_is_one_pair(tmp_path, preference, p0):
   sets.hpdv2_train(tmp_path, preference)
-  (draft,) = drafts("hpdv2", tmp_path)
-  assert draft == sources.Draft("train.json:0", "p", "0.jpg", "1.jpg", p0)
+  (pair,) = raw_pairs("hpdv2", tmp_path)
+  assert pair == RawPair("train.json:0", "p", "0.jpg", "1.jpg", p0)
 
 
-def test_a_test_row_of_hpdv2_gives_all_pairs_with_the_annotators_shares(tmp_path):
+def test_a_test_row_of_hpdv2_gives_all_pairs_with_the_annotators_fractions(tmp_path):
   sets.hpdv2_test(tmp_path)
-  found = drafts("hpdv2", tmp_path, part="test")
-  assert [(d.image_0, d.image_1, d.p0) for d in found] == [
+  pairs = raw_pairs("hpdv2", tmp_path, split="test")
+  assert [(d.image_0, d.image_1, d.p0) for d in pairs] == [
     ("0.jpg", "1.jpg", 0.5),
     ("0.jpg", "2.jpg", 1.0),
     ("1.jpg", "2.jpg", 1.0),
@@ -86,65 +88,65 @@ def test_a_test_row_of_hpdv2_gives_all_pairs_with_the_annotators_shares(tmp_path
 
 def test_hard_labels_of_hpdv2_follow_the_joint_rank(tmp_path):
   sets.hpdv2_test(tmp_path)
-  assert [d.p0 for d in drafts("hpdv2", tmp_path, part="test", labels="hard")] == [1, 1, 1]
+  assert [d.p0 for d in raw_pairs("hpdv2", tmp_path, split="test", labels="hard")] == [1, 1, 1]
 
 
 @pytest.mark.parametrize(("labels", "p"), [("soft", 0.75), ("votes", 12 / 19), ("hard", 1)])
 def test_hpdv3_prefers_path1_by_confidence_votes_or_fully(tmp_path, labels, p):
   sets.hpdv3(tmp_path, 20)
-  for draft in drafts("hpdv3", tmp_path, labels=labels):
-    first = draft.image_0 == "images/a.jpg"
-    assert draft.p0 == pytest.approx(p if first else 1 - p)
-    assert (draft.model_0 == "good") == first
+  for pair in raw_pairs("hpdv3", tmp_path, labels=labels):
+    first = pair.image_0 == "images/a.jpg"
+    assert pair.p0 == pytest.approx(p if first else 1 - p)
+    assert (pair.model_0 == "good") == first
 
 
 def test_hpdv3_puts_the_preferred_image_first_in_about_half_of_the_rows(tmp_path):
   sets.hpdv3(tmp_path, 200)
-  first = [d.image_0 == "images/a.jpg" for d in drafts("hpdv3", tmp_path)]
+  first = [d.image_0 == "images/a.jpg" for d in raw_pairs("hpdv3", tmp_path)]
   assert 70 < sum(first) < 130
 
 
 def test_imagereward_rankings_become_pairs_and_equal_ranks_ties(tmp_path):
   sets.imagereward(tmp_path)
-  found = drafts("imagerewarddb", tmp_path, part="test")
-  assert [(d.id, d.p0) for d in found] == [("r1:0-1", 0.0), ("r1:0-2", 0.5), ("r1:1-2", 1.0)]
-  assert sum(d.weight for d in found) == pytest.approx(1)
+  pairs = raw_pairs("imagerewarddb", tmp_path, split="test")
+  assert [(d.id, d.p0) for d in pairs] == [("r1:0-1", 0.0), ("r1:0-2", 0.5), ("r1:1-2", 1.0)]
+  assert sum(d.weight for d in pairs) == pytest.approx(1)
 
 
 def test_open_image_preferences_keep_the_choice_in_random_order(tmp_path):
   sets.open_image_preferences(tmp_path / "data/train-0.parquet", 30)
-  found = drafts("open-image-preferences", tmp_path)
-  assert {d.p0 for d in found} == {0.0, 1.0}
-  for i, draft in enumerate(found):
-    chosen = draft.image_0 if draft.p0 else draft.image_1
+  pairs = raw_pairs("open-image-preferences", tmp_path)
+  assert {d.p0 for d in pairs} == {0.0, 1.0}
+  for i, pair in enumerate(pairs):
+    chosen = pair.image_0 if pair.p0 else pair.image_1
     assert chosen == sets.encoded(2 * i)
 
 
-def test_a_table_of_ones_own_needs_four_columns(tmp_path):
-  path = sets.own(tmp_path, ["prompt,image_0,image_1,label_0", "a fox,0.png,1.png,0.25"])
-  assert drafts("pairs", path) == [sources.Draft("pairs.csv:0", "a fox", "0.png", "1.png", 0.25)]
+def test_a_custom_table_needs_four_columns(tmp_path):
+  path = sets.custom(tmp_path, ["prompt,image_0,image_1,label_0", "a fox,0.png,1.png,0.25"])
+  assert raw_pairs("custom", path) == [RawPair("pairs.csv:0", "a fox", "0.png", "1.png", 0.25)]
 
 
 def test_scores_stand_in_place_of_a_label(tmp_path):
-  path = sets.own(tmp_path, ["prompt,image_0,image_1,score_0,score_1", "a,0.png,1.png,4,2"])
-  (draft,) = drafts("pairs", path, temperature=2.0)
-  assert draft.p0 == pytest.approx(0.7310585786300049)  # σ(1)
+  path = sets.custom(tmp_path, ["prompt,image_0,image_1,score_0,score_1", "a,0.png,1.png,4,2"])
+  (pair,) = raw_pairs("custom", path, temperature=2.0)
+  assert pair.p0 == pytest.approx(0.7310585786300049)  # σ(1)
 
 
-def test_ones_own_extra_columns_are_kept(tmp_path):
+def test_optional_columns_of_a_custom_table_are_kept(tmp_path):
   row = {"prompt": "p", "image_0": "0.png", "image_1": "1.png", "label_0": 1, "id": 12}
   row |= {"weight": 2.5, "model_0": "x", "user_id": "me", "condition": "2.png"}
-  path = sets.own(tmp_path, [json.dumps(row)], "pairs.jsonl")
-  assert drafts("pairs", path) == [
-    sources.Draft("12", "p", "0.png", "1.png", 1.0, 2.5, "x", "", "me", "2.png")
+  path = sets.custom(tmp_path, [json.dumps(row)], "pairs.jsonl")
+  assert raw_pairs("custom", path) == [
+    RawPair("12", "p", "0.png", "1.png", 1.0, 2.5, "x", "", "me", "2.png")
   ]
 
 
-def test_ones_own_parquet_may_hold_the_images(tmp_path):
+def test_a_custom_parquet_file_may_hold_the_images(tmp_path):
   image = {"bytes": sets.encoded(), "path": None}
   row = {"prompt": "p", "image_0": image, "image_1": image, "label_0": 1.0}
-  pq.write_table(pa.Table.from_pylist([row]), tmp_path / "own.parquet")
-  assert drafts("pairs", tmp_path / "own.parquet")[0].image_1 == sets.encoded()
+  pq.write_table(pa.Table.from_pylist([row]), tmp_path / "custom.parquet")
+  assert raw_pairs("custom", tmp_path / "custom.parquet")[0].image_1 == sets.encoded()
 
 
 def test_winner_and_loser_folders_are_pairs_in_random_order(tmp_path):
@@ -153,10 +155,10 @@ def test_winner_and_loser_folders_are_pairs_in_random_order(tmp_path):
     sets.save(tmp_path / f"loser/{i:02d}.jpg", 100 + i, kind="JPEG")
     (tmp_path / "captions").mkdir(exist_ok=True)
     (tmp_path / f"captions/{i:02d}.txt").write_text(f"caption {i}\n")
-  found = drafts("pairs", tmp_path)
-  assert [(d.id, d.prompt) for d in found] == [(f"{i:02d}", f"caption {i}") for i in range(20)]
-  assert {d.p0 for d in found} == {0.0, 1.0}
-  for d in found:
+  pairs = raw_pairs("custom", tmp_path)
+  assert [(d.id, d.prompt) for d in pairs] == [(f"{i:02d}", f"caption {i}") for i in range(20)]
+  assert {d.p0 for d in pairs} == {0.0, 1.0}
+  for d in pairs:
     assert (d.image_0 if d.p0 else d.image_1) == f"winner/{d.id}.png"
     assert (d.image_1 if d.p0 else d.image_0) == f"loser/{d.id}.jpg"
 
@@ -169,24 +171,32 @@ def test_a_winner_without_loser_or_caption_is_named(tmp_path, missing):
   (tmp_path / "captions/a.txt").write_text("a")
   (tmp_path / missing).unlink()
   with pytest.raises(InputError, match=missing.split("/")[0]):
-    drafts("pairs", tmp_path)
+    raw_pairs("custom", tmp_path)
 
 
 @pytest.mark.parametrize(
-  ("kind", "part", "message"),
+  ("kind", "split", "message"),
   [
     ("pickapik", "train", "did you mean 'pickapic'"),
     ("pickapic", "trian", "did you mean 'train'"),
-    ("hpdv3", "test", "holds no table of part 'test'"),
-    ("pairs", "train", "neither a table"),
+    ("hpdv3", "test", "has no table test.json"),
+    ("custom", None, "is no table"),
+    ("custom", "train", "unknown split of custom"),
   ],
 )
-def test_what_is_not_there_is_named(tmp_path, kind, part, message):
+def test_an_unknown_source_split_or_folder_is_named(tmp_path, kind, split, message):
   with pytest.raises(InputError, match=message):
-    sources.find(kind, tmp_path, part=part)
+    source_reader.find(kind, tmp_path, split=split)
 
 
-def test_votes_are_refused_where_a_set_tells_none(tmp_path):
+def test_votes_are_refused_where_a_data_set_has_none(tmp_path):
   sets.pickapic(tmp_path / "train-0.parquet", [sets.pickapic_row(0)])
-  with pytest.raises(InputError, match="pickapic tells no votes"):
-    drafts("pickapic", tmp_path, labels="votes")
+  with pytest.raises(InputError, match="pickapic has no votes"):
+    raw_pairs("pickapic", tmp_path, labels="votes")
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_every_source_has_what_the_contract_lists(kind):
+  members = {*SourceModule.__annotations__, "files", "images", "raw_pairs"}
+  assert members <= set(dir(SOURCES[kind]))
+  assert SOURCES[kind].__doc__

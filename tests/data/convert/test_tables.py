@@ -1,4 +1,4 @@
-"""Tables are read whole in pieces, whatever their form, and broken ones are named."""
+"""Tables of every format are read in chunks, and the errors name damaged ones."""
 
 import csv
 import json
@@ -11,20 +11,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dmpo_jax.data.convert import tables, text_tables
+from dmpo_jax.data.convert import tables
+from dmpo_jax.data.convert.tables import parquet, text
 from dmpo_jax.errors import InputError
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12)
 
 
 def everything(root: pathlib.Path, file: str, rows: int, columns=()) -> list:
-  found = tables.plan(root, file, columns, rows=rows)
-  return [row for piece in found.pieces for row in tables.read(root, piece, columns)]
+  table = tables.plan(root, file, columns, rows=rows)
+  return [row for chunk in table.chunks for row in tables.read(root, chunk, columns)]
 
 
 @pytest.mark.parametrize("rows", [1, 3, 100])
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.csv", "a.tsv", "a.parquet"])
-def test_the_pieces_of_a_table_are_its_rows_in_order(tmp_path, name, rows):
+def test_the_chunks_of_a_table_are_its_rows_in_order(tmp_path, name, rows):
   values = [{"a": f'é,\t"{i}\n', "b": "}]"} for i in range(10)]
   write(tmp_path / name, values)
   assert everything(tmp_path, name, rows, ["a", "b"]) == list(enumerate(values))
@@ -49,12 +50,12 @@ def write(path: pathlib.Path, values: list[dict]) -> None:
 def test_a_window_of_any_size_reads_any_text(tmp_path_factory, name, values):
   root = tmp_path_factory.mktemp("text")
   write(root / name, values)
-  chunk = text_tables.CHUNK
-  text_tables.CHUNK = 3
+  read_bytes = text.READ_BYTES
+  text.READ_BYTES = 3
   try:
     assert everything(root, name, 2, ["a", "b"]) == list(enumerate(values))
   finally:
-    text_tables.CHUNK = chunk
+    text.READ_BYTES = read_bytes
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path):
@@ -70,11 +71,11 @@ def test_lines_that_are_no_json_are_named_and_the_others_read(tmp_path):
   assert "must hold an object" in str(found[2][1])
 
 
-def test_a_row_of_another_length_than_the_head_is_named(tmp_path):
+def test_a_row_of_another_length_than_the_header_is_named(tmp_path):
   (tmp_path / "a.csv").write_text("a,b\n1\n")
   ((number, error),) = everything(tmp_path, "a.csv", 10)
   assert number == 0
-  assert "1 fields, the head of the file 2" in str(error)
+  assert "1 fields, the header of the file 2" in str(error)
 
 
 def test_text_that_is_not_utf8_spoils_its_own_row_alone(tmp_path):
@@ -149,7 +150,7 @@ def test_heavy_columns_that_are_read_one_by_one_give_the_same_rows(tmp_path, mon
   columns = {"a": [b"1", b"2", b"3"], "b": [b"4", b"5", None], "c": bad}
   pq.write_table(pa.table(columns), tmp_path / "a.parquet", row_group_size=2)
   at_once = everything(tmp_path, "a.parquet", 10, columns)
-  monkeypatch.setattr(tables, "HEAVY_GROUP", 0)
+  monkeypatch.setattr(parquet, "HEAVY_GROUP", 0)
   one_by_one = everything(tmp_path, "a.parquet", 10, columns)
   assert str(one_by_one[1][1]) == str(at_once[1][1])
   assert at_once[::2] == one_by_one[::2]

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from dmpo_jax.commands.main import main
-from dmpo_jax.data.convert import convert, sources
+from dmpo_jax.data.convert import convert, source_reader
 from dmpo_jax.data.convert.options import Options
 from dmpo_jax.data.pairs import prompt_key
 from dmpo_jax.data.tfds_folder import PairSource
@@ -101,7 +101,7 @@ def test_the_table_converts_to_the_canonical_record(samples, tmp_path):
   write_table(samples / "pairs.csv", rows)
   with (samples / "pairs.csv").open(newline="") as stream:
     assert tuple(next(csv.reader(stream))) == COLUMNS
-  convert.convert(sources.find("pairs", samples / "pairs.csv"), tmp_path / "out", Options())
+  convert.convert(source_reader.find("custom", samples / "pairs.csv"), tmp_path / "out", Options())
   found = PairSource(tmp_path / "out", "train")
   assert [found[i].p0 for i in range(6)] == [row["label_0"] for row in rows]
   assert found[0].prompt_id == prompt_key("square 0")

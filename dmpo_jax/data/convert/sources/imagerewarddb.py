@@ -1,33 +1,30 @@
-"""ImageRewardDB in the form of its repository's data/test.json: rankings of images in a folder."""
-
-import pathlib
+"""ImageRewardDB, in the form of its repository's data/test.json: rankings of images in a folder."""
 
 from dmpo_jax.data.convert import row_values
-from dmpo_jax.data.convert.sources.raw_pair import Draft
+from dmpo_jax.data.convert.sources import layouts
+from dmpo_jax.data.convert.sources.raw_pair import RawPair
 from dmpo_jax.data.pairs import ranking_pairs
 from dmpo_jax.errors import InputError
 
+EXAMPLE = "ImageReward/data/ --source-split test --out data/imagereward"
+SPLITS = ("train", "validation", "test")
+FILES, files = layouts.JSON_TABLE, layouts.json_table
+images = layouts.beside_tables
 COLUMNS = ("id", "prompt", "generations", "ranking")
 OPTIONAL = ()
 VOTES = False
-PARTS = "train", "validation", "test"
 
 
-def files(root: pathlib.Path, part: str) -> list[str]:
-  """`PART.json`."""
-  return [f"{part}.json"] if (root / f"{part}.json").is_file() else []
-
-
-def drafts(row: row_values.Row, where: str, labels: str) -> list[Draft]:
-  """All pairs of a row's ranking; equal ranks are ties, and the weights of a row sum to one.
+def raw_pairs(row: row_values.Row, where: str, labels: str) -> list[RawPair]:
+  """All pairs of a row's ranking. Equal ranks are ties; the weights of a row sum to one.
 
   Args:
     row: Values by key.
-    where: Not used: rows have ids of their own.
+    where: Not used: rows have ids.
     labels: Not used: a row is one ranking.
 
   Returns:
-    n (n - 1)/2 drafts for n images.
+    n (n - 1)/2 pairs for n images.
 
   Raises:
     InputError: A value is missing, of the wrong type or out of range.
@@ -44,6 +41,6 @@ def drafts(row: row_values.Row, where: str, labels: str) -> list[Draft]:
   if len(ranks) != len(paths):
     raise InputError(f"ranking has {len(ranks)} entries for {len(paths)} generations")
   return [
-    Draft(f"{name}:{i}-{j}", prompt, paths[i], paths[j], p0, weight)
+    RawPair(f"{name}:{i}-{j}", prompt, paths[i], paths[j], p0, weight)
     for i, j, p0, weight in ranking_pairs(ranks)
   ]

@@ -1,40 +1,36 @@
 """Pick-a-Pic v1 and v2: parquet files with both images of a row inside."""
 
-import pathlib
-
 from dmpo_jax.data.convert import row_values
-from dmpo_jax.data.convert.sources.raw_pair import Draft
+from dmpo_jax.data.convert.sources import layouts
+from dmpo_jax.data.convert.sources.raw_pair import RawPair
 from dmpo_jax.data.pairs import check_probability
 from dmpo_jax.errors import InputError
 
+EXAMPLE = "pickapic_v2/ --out data/pickapic --unlabelled=drop"
+SPLITS = ("train", "validation", "validation_unique", "test", "test_unique")
+FILES, files = layouts.PARQUET_TABLES, layouts.parquet_tables
+images = layouts.beside_tables
 COLUMNS = (
   *("caption", "jpg_0", "jpg_1", "label_0", "label_1", "has_label", "ranking_id"),
   *("image_0_uid", "image_1_uid", "num_example_per_prompt"),
 )
 OPTIONAL = ("model_0", "model_1", "user_id")
 VOTES = False
-PARTS = "train", "validation", "validation_unique", "test", "test_unique"
 
 
-def files(root: pathlib.Path, part: str) -> list[str]:
-  """Names of the part's tables: `PART-*.parquet`, in `root` or in its folder `data`."""
-  folder = "data/" if (root / "data").is_dir() else ""
-  return sorted(folder + p.name for p in (root / folder).glob(f"{part}-*.parquet"))
-
-
-def drafts(row: row_values.Row, where: str, labels: str) -> list[Draft]:
+def raw_pairs(row: row_values.Row, where: str, labels: str) -> list[RawPair]:
   """The pair of a row.
 
-  The weight is 1/num_example_per_prompt, so that a prompt that was judged often does not count more
-  than one that was judged once; the id joins `ranking_id` and both images' uids.
+  The weight is 1/num_example_per_prompt, so that each prompt counts the same, however many pairs it
+  has; the id joins `ranking_id` and both images' uids.
 
   Args:
     row: Values by column.
-    where: Not used: rows have ids of their own.
+    where: Not used: rows have ids.
     labels: Not used: a row is one person's choice.
 
   Returns:
-    One draft; its p0 is None where `has_label` is false.
+    One pair; its p0 is None where `has_label` is false.
 
   Raises:
     InputError: A value is missing, of the wrong type or out of range.
@@ -55,7 +51,7 @@ def drafts(row: row_values.Row, where: str, labels: str) -> list[Draft]:
   if count < 1:
     raise InputError(f"num_example_per_prompt must be at least 1, got {count}")
   return [
-    Draft(
+    RawPair(
       id=f"{ranking}:{first}:{second}",
       prompt=row_values.text(row, "caption"),
       image_0=_encoded(row, "jpg_0"),
@@ -70,6 +66,7 @@ def drafts(row: row_values.Row, where: str, labels: str) -> list[Draft]:
 
 
 def _encoded(row: row_values.Row, name: str) -> bytes:
+  """The image in a column, which must be encoded bytes."""
   value = row_values.get(row, name)
   if not isinstance(value, bytes):
     raise InputError(f"{name} must hold an image's bytes, got {type(value).__name__}")

@@ -1,26 +1,24 @@
-"""What a source makes of a raw row, before images are read and options applied."""
+"""A row's pair before its images are read and the options of a conversion are applied."""
 
 from typing import NamedTuple
 
-from dmpo_jax.errors import InputError
 
-LABELS = ("soft", "votes", "hard")
-
-
-class Draft(NamedTuple):
+class RawPair(NamedTuple):
   """A pair whose images are not read yet.
 
   Attributes:
     id: Unique in the data set.
     prompt: Caption.
     image_0: Encoded bytes, or a path relative to the source's folder of images.
-    image_1: The same.
-    p0: P(image_0 is preferred), or None where nobody said.
-    weight: How much the pair counts.
-    model_0: What made image_0.
-    model_1: What made image_1.
-    user_id: Who judged.
-    condition: Image that both were made from, b"" for none.
+    image_1: The same for the other image.
+    p0: P(image_0 is preferred), or None where the row has no label.
+    weight: Multiplies the loss of the pair, > 0.
+    model_0: Model that made image_0; "" where unknown.
+    model_1: Model that made image_1; "" where unknown.
+    user_id: Annotator; "" where unknown.
+    condition: Image that both images were edited from; b"" for none.
+    scores: Scores of image_0 and image_1, higher is better, from which p0 follows where it is None;
+      None: no scores.
   """
 
   id: str
@@ -33,19 +31,16 @@ class Draft(NamedTuple):
   model_1: str = ""
   user_id: str = ""
   condition: bytes | str = b""
+  scores: tuple[float, float] | None = None
 
 
-def swapped(draft: Draft) -> Draft:
+def swapped(pair: RawPair) -> RawPair:
   """The same pair with its images in the other order."""
-  return draft._replace(
-    image_0=draft.image_1,
-    image_1=draft.image_0,
-    p0=None if draft.p0 is None else 1 - draft.p0,
-    model_0=draft.model_1,
-    model_1=draft.model_0,
+  return pair._replace(
+    image_0=pair.image_1,
+    image_1=pair.image_0,
+    p0=None if pair.p0 is None else 1 - pair.p0,
+    model_0=pair.model_1,
+    model_1=pair.model_0,
+    scores=None if pair.scores is None else pair.scores[::-1],
   )
-
-
-def no_votes(source: str) -> InputError:
-  """The error for `--labels=votes` where a source does not tell votes."""
-  return InputError(f"{source} tells no votes; use --labels=soft or --labels=hard")

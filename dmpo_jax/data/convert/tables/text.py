@@ -1,4 +1,4 @@
-"""Tables in text files: CSV, JSON lines, and a JSON array read as a stream."""
+"""Text tables, read as a stream: CSV, JSON lines, and a JSON array of objects."""
 
 import codecs
 import csv
@@ -7,75 +7,55 @@ import json
 import pathlib
 from collections.abc import Iterator, Sequence
 
+from dmpo_jax.data.convert.tables.chunk import Chunk, Table
 from dmpo_jax.errors import InputError
 
 SUFFIXES = (".csv", ".tsv", ".json", ".jsonl")
 MAX_ROW = 2**24  # bytes of one row of text
-CHUNK = 2**20
+READ_BYTES = 2**20
 BOM = codecs.BOM_UTF8
-# Bytes that are not UTF-8 come through as lone surrogates, and the row that holds them is named.
+# Bytes that are not UTF-8 become lone surrogates; the check of the row's text names the row.
 LENIENT = "surrogateescape"
 
 
-def plan(
-  path: pathlib.Path, columns: Sequence[str], *, rows: int
-) -> tuple[list[tuple[int, int, int]], str]:
-  """Cuts a text table into pieces.
-
-  Args:
-    path: The file.
-    columns: Names that the head of a CSV file must have.
-    rows: Rows in a piece.
-
-  Returns:
-    ([(number of the first row, rows, byte at which it starts)], SHA-256 of the file).
-
-  Raises:
-    InputError: The file is broken or lacks a column.
-  """
+def plan(root: pathlib.Path, file: str, columns: Sequence[str], *, rows: int) -> Table:
+  """Divides a text table into chunks; see `tables.plan`."""
+  path = root / file
   if path.suffix in (".csv", ".tsv"):
     with path.open("rb") as stream:
-      check_columns(path, columns, _head(path, stream))
+      check_columns(path, columns, _header(path, stream))
   starts, count = [], 0
   with path.open("rb") as stream:
     for start, _ in _items(path, stream, None):
       if count % rows == 0:
         starts.append(start)
       count += 1
-  cuts = [(i * rows, min(rows, count - i * rows), start) for i, start in enumerate(starts)]
+  chunks = [
+    Chunk(file, i * rows, min(rows, count - i * rows), start, 0) for i, start in enumerate(starts)
+  ]
   with path.open("rb") as stream:
-    return cuts, hashlib.file_digest(stream, "sha256").hexdigest()
+    return Table(chunks, hashlib.file_digest(stream, "sha256").hexdigest())
 
 
 def read(
-  path: pathlib.Path, *, first: int, rows: int, start: int
+  root: pathlib.Path, chunk: Chunk, columns: Sequence[str], *, scratch: pathlib.Path | None = None
 ) -> Iterator[tuple[int, dict | InputError]]:
-  """The rows of a piece, see `tables.read`.
-
-  Args:
-    path: The file.
-    first: Number of the piece's first row.
-    rows: How many rows.
-    start: Byte at which the first one starts.
-
-  Yields:
-    (number of the row, its values or what is wrong with it).
-
-  Raises:
-    InputError: The file cannot be read on.
-  """
+  """Rows of a chunk, with all their columns; see `tables.read`."""
+  del columns, scratch
+  path, end = root / chunk.file, chunk.first + chunk.rows
   with path.open("rb") as stream:
-    items = _items(path, stream, (start, first))
-    for number in range(first, first + rows):
-      found = next(items, None)
-      if found is None:
-        raise InputError(f"{path} ended at row {number}, {first + rows} were announced")
-      yield number, found[1]() if callable(found[1]) else found[1]
+    items = _items(path, stream, (chunk.start, chunk.first))
+    for number in range(chunk.first, end):
+      item = next(items, None)
+      if item is None:
+        raise InputError(f"{path} ended at row {number}, {end} were announced")
+      _, row = item
+      yield number, row() if callable(row) else row
 
 
-def check_columns(path: pathlib.Path, wanted: Sequence[str], present: Sequence[str]) -> None:
-  """Raises InputError if a column that is wanted is not there."""
-  missing = [name for name in wanted if name not in present]
+def check_columns(path: pathlib.Path, required: Sequence[str], present: Sequence[str]) -> None:
+  """Raises InputError if a required column is missing."""
+  missing = [name for name in required if name not in present]
   if missing:
     raise InputError(
       f"{path} lacks the column{'s' if len(missing) > 1 else ''} {', '.join(missing)}; "
@@ -84,10 +64,10 @@ def check_columns(path: pathlib.Path, wanted: Sequence[str], present: Sequence[s
 
 
 def _items(path: pathlib.Path, stream, at: tuple[int, int] | None):
-  """(byte at which a row starts, the row or a function that parses it), from a place on."""
+  """Pairs of (byte at which a row starts, the row or a function that parses it)."""
   if path.suffix in (".csv", ".tsv"):
     return _csv_rows(path, stream, at)
-  head = stream.read(CHUNK).removeprefix(BOM).lstrip()
+  head = stream.read(READ_BYTES).removeprefix(BOM).lstrip()
   is_array = head.startswith(b"[")
   stream.seek(0)
   if stream.read(3) != BOM:
@@ -98,7 +78,7 @@ def _items(path: pathlib.Path, stream, at: tuple[int, int] | None):
 
 
 def _lines(path: pathlib.Path, stream, at):
-  """Rows of JSON lines; blank lines are none."""
+  """Rows of JSON lines; blank lines are skipped."""
   start, number = at or (stream.tell(), 0)
   stream.seek(start)
   while line := stream.readline(MAX_ROW + 1):
@@ -121,72 +101,72 @@ def _parse(line: bytes) -> dict | InputError:
 
 
 def _array_items(path: pathlib.Path, stream, at):
-  """Objects of a JSON array, parsed one at a time out of a window on the file."""
+  """Objects of a JSON array, parsed one at a time in a window on the file."""
   parse = json.JSONDecoder().raw_decode
   decode = codecs.getincrementaldecoder("utf-8")(LENIENT)
   begin, number = at or (stream.tell(), 0)
   stream.seek(begin)
-  window, place, ended = "", 0, False
+  window, position, ended = "", 0, False
   counted = 0  # `begin` is the byte of the file at which window[counted] lies
   expected = "[" if at is None else "{"
 
-  def byte_of_place():
+  def byte_offset():
     nonlocal begin, counted
-    begin += len(window[counted:place].encode("utf-8", LENIENT))
-    counted = place
+    begin += len(window[counted:position].encode("utf-8", LENIENT))
+    counted = position
     return begin
 
   def grow():
-    nonlocal window, place, counted, ended
-    byte_of_place()
+    nonlocal window, position, counted, ended
+    byte_offset()
     counted = 0
-    more = stream.read(max(CHUNK, len(window) - place))
+    more = stream.read(max(READ_BYTES, len(window) - position))
     ended = not more
-    window, place = window[place:] + decode.decode(more, final=ended), 0
+    window, position = window[position:] + decode.decode(more, final=ended), 0
 
   def fault(why: str):
     return InputError(f"{path} is no JSON array of objects after {number} rows: {why}")
 
   while True:
-    while place < len(window) and window[place] in " \t\r\n":
-      place += 1
-    if place == len(window):
+    while position < len(window) and window[position] in " \t\r\n":
+      position += 1
+    if position == len(window):
       if ended:
         raise fault("it ends without ']'")
       grow()
       continue
-    mark = window[place]
+    mark = window[position]
     if expected == "[":
       if mark != "[":
         raise fault(f"it starts with {mark!r}")
-      place, expected = place + 1, "{]"
+      position, expected = position + 1, "{]"
     elif expected == ",":
       if mark == "]":
         return
       if mark != ",":
         raise fault(f"expected ',' or ']', found {mark!r}")
-      place, expected = place + 1, "{"
+      position, expected = position + 1, "{"
     elif mark == "]" and expected == "{]":
       return
     elif mark != "{":
       raise fault(f"expected an object, found {mark!r}")
     else:
       try:
-        value, end = parse(window, place)
+        value, end = parse(window, position)
       except json.JSONDecodeError as error:
-        if ended or len(window) - place > MAX_ROW:
+        if ended or len(window) - position > MAX_ROW:
           raise fault(f"{error.msg} (or a row of more than {MAX_ROW} bytes)") from error
         grow()
         continue
       except (ValueError, RecursionError) as error:
         raise fault(str(error)) from error
-      yield byte_of_place(), value
+      yield byte_offset(), value
       number += 1
-      place, expected = end, ","
+      position, expected = end, ","
 
 
 def _text_lines(stream, position: list[int]):
-  """Decoded lines; `position[0]` is the byte behind the last one."""
+  """Decoded lines; `position[0]` is the byte after the last one."""
   while line := stream.readline(MAX_ROW + 1):
     position[0] = stream.tell()
     yield line.decode("utf-8", LENIENT)
@@ -197,13 +177,13 @@ def _csv_reader(path: pathlib.Path, stream, position: list[int]):
   return csv.reader(_text_lines(stream, position), delimiter=delimiter, strict=True)
 
 
-def _head(path: pathlib.Path, stream, position: list[int] | None = None) -> list[str]:
+def _header(path: pathlib.Path, stream, position: list[int] | None = None) -> list[str]:
   if stream.read(3) != BOM:
     stream.seek(0)
   try:
     names = next(_csv_reader(path, stream, position or [0]), [])
   except csv.Error as error:
-    raise InputError(f"{path}: the head is no CSV: {error}") from error
+    raise InputError(f"{path}: the header is no CSV: {error}") from error
   names = [name.strip() for name in names]
   if not names or len(set(names)) != len(names) or "" in names:
     raise InputError(f"{path}: the first line must name the columns, each once; got {names[:40]}")
@@ -211,9 +191,9 @@ def _head(path: pathlib.Path, stream, position: list[int] | None = None) -> list
 
 
 def _csv_rows(path: pathlib.Path, stream, at):
-  """Rows of a CSV file; blank lines are none."""
+  """Rows of a CSV file; blank lines are skipped."""
   position = [0]
-  names = _head(path, stream, position)
+  names = _header(path, stream, position)
   start, number = at or (position[0], 0)
   stream.seek(start)
   position[0] = start
@@ -233,6 +213,6 @@ def _csv_rows(path: pathlib.Path, stream, at):
     else:
       yield (
         start,
-        InputError(f"the row has {len(values)} fields, the head of the file {len(names)}"),
+        InputError(f"the row has {len(values)} fields, the header of the file {len(names)}"),
       )
     number += 1

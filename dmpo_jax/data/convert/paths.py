@@ -1,0 +1,36 @@
+"""Names of a conversion's files before they become the data set's files."""
+
+import pathlib
+
+from dmpo_jax.data.resumable import ResumableFolder
+
+WORKING = "conversion"
+BAD_ROWS = "bad_rows.jsonl"
+PAGE = "report.html"
+
+
+def folder(out: pathlib.Path) -> ResumableFolder:
+  """The folder of a conversion to `out`."""
+  out = pathlib.Path(out)
+  return ResumableFolder(out, out / WORKING, out / "dataset_info.json", "conversion")
+
+
+def index(working: pathlib.Path, chunk: int) -> pathlib.Path:
+  """Entries of a chunk's pairs, see `chunk_index`."""
+  return working / f"{chunk:06d}.npy"
+
+
+def bad_rows(working: pathlib.Path, chunk: int) -> pathlib.Path:
+  """Rows of a chunk that were skipped, with the reasons."""
+  return working / f"{chunk:06d}.{BAD_ROWS}"
+
+
+def shard(working: pathlib.Path, chunk: int, split: str) -> pathlib.Path:
+  """Records of a chunk's pairs in a split."""
+  return working / f"{chunk:06d}-{split}.array_record"
+
+
+def remove_temporary_files(working: pathlib.Path, chunk: int) -> None:
+  """Removes the incomplete files that a killed process left of a chunk."""
+  for path in working.glob(f"{chunk:06d}[-.]*.tmp"):
+    path.unlink(missing_ok=True)
