@@ -1,7 +1,7 @@
-"""Reading a compiled TPU program: its arithmetic, its memory traffic, and its collectives.
+"""FLOPs, memory traffic and collectives of a compiled TPU program.
 
-XLA's own cost analysis counts the body of a loop once and a Pallas kernel not at all. This reads
-the text of the optimised program instead, with loops times their trips.
+XLA's own cost analysis counts the body of a loop once and a Pallas kernel not at all. This module
+parses the text of the optimised program instead and multiplies loop bodies by their trip counts.
 """
 
 import dataclasses
@@ -14,9 +14,9 @@ BYTES |= {"f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8, "u64": 8, "c64": 8}
 BYTES |= {"f8e4m3fn": 1, "f8e5m2": 1}
 FLOATS = ("bf16", "f16", "f32")
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-# What moves nothing by itself.
-FREE = frozenset({"parameter", "constant", "tuple", "get-tuple-element", "bitcast"})
-FREE |= {"after-all", "partition-id", "replica-id"}
+# Opcodes without memory traffic of their own.
+NO_TRAFFIC = frozenset({"parameter", "constant", "tuple", "get-tuple-element", "bitcast"})
+NO_TRAFFIC |= {"after-all", "partition-id", "replica-id"}
 
 _HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .* )?\{")
 _LINE = re.compile(
@@ -28,7 +28,7 @@ _NAME = re.compile(r"%([\w.\-]+)")
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-  """An array of a program: its dtype, sizes, and bytes as it is laid out (tiles are padded)."""
+  """Dtype, shape and bytes of an array; bytes include the padding of its tiles."""
 
   dtype: str
   shape: tuple[int, ...]
@@ -37,14 +37,14 @@ class Array:
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-  """One line of a program.
+  """One instruction of a program.
 
   Attributes:
-    name: Without the percent sign.
-    opcode: Such as "fusion".
-    results: The arrays it returns.
-    operands: Names of what it reads.
-    attributes: The text behind the operands.
+    name: Name without the percent sign.
+    opcode: Opcode, such as "fusion".
+    results: Arrays that it returns.
+    operands: Names of the instructions whose results it reads.
+    attributes: Text after the operands.
   """
 
   name: str
@@ -54,14 +54,14 @@ class Instruction:
   attributes: str
 
   def called(self, attribute: str) -> str | None:
-    """The computation that an attribute names."""
-    found = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.attributes)
-    return found and found.group(1)
+    """Name of the computation in an attribute, or None."""
+    match = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.attributes)
+    return match and match.group(1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """A program's computations by name, and the name of the one that is run."""
+  """Computations of a program by name, and the name of the entry computation."""
 
   computations: dict[str, dict[str, Instruction]]
   entry: str
@@ -69,28 +69,28 @@ class Program:
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
-  """What one instruction costs a chip in a step.
+  """Cost of one instruction on a chip in a step.
 
   Attributes:
-    name: Of the instruction.
-    times: How often it runs.
-    flops: Of matrix products and convolutions, each time.
-    bytes: Between chip and memory, each time: what it reads and writes in HBM.
-    kernel: Whether it is a Pallas kernel, `flops` being those of `attention_flops`.
+    name: Name of the instruction.
+    count: Number of executions in a step.
+    flops: FLOPs of matrix products and convolutions in one execution.
+    bytes: Bytes read from and written to HBM in one execution.
+    is_kernel: True for a Pallas kernel, whose `flops` come from `attention_flops`.
   """
 
   name: str
-  times: int
+  count: int
   flops: float
   bytes: float
-  kernel: bool
+  is_kernel: bool
 
 
 def parse(text: str) -> Program:
-  """Reads `compiled.as_text()`.
+  """Parses an optimised program.
 
   Args:
-    text: The optimised program.
+    text: Result of `compiled.as_text()`.
 
   Returns:
     `Program`.
@@ -100,8 +100,8 @@ def parse(text: str) -> Program:
 
   def finish() -> None:
     if pending and current is not None:
-      found = _instruction(pending)
-      computations[current][found.name] = found
+      instruction = _instruction(pending)
+      computations[current][instruction.name] = instruction
 
   for line in text.splitlines():
     if current is None:
@@ -116,7 +116,7 @@ def parse(text: str) -> Program:
     elif re.match(r"\s+(?:ROOT )?%?[\w.\-]+ = ", line):
       finish()
       pending = line
-    else:  # attributes of a kernel go over several lines
+    else:  # the attributes of a kernel span several lines
       pending += line
   return Program(computations, entry)
 
@@ -130,12 +130,12 @@ def _instruction(line: str) -> Instruction:
 
 
 def _closing(text: str) -> int:
-  """Where the parenthesis closes that was opened before the text."""
+  """Index of the parenthesis that closes one opened before the text."""
   depth = 1
-  for place, sign in enumerate(text):
-    depth += (sign == "(") - (sign == ")")
+  for index, character in enumerate(text):
+    depth += (character == "(") - (character == ")")
     if depth == 0:
-      return place
+      return index
   return len(text)
 
 
@@ -144,11 +144,11 @@ def _arrays(shape: str) -> Iterator[Array]:
     if dtype not in BYTES:
       continue
     dims = tuple(int(size) for size in sizes.split(",") if size)
-    yield Array(dtype, dims, _laid_out(dims, order, layout) * BYTES[dtype])
+    yield Array(dtype, dims, _padded_size(dims, order, layout) * BYTES[dtype])
 
 
-def _laid_out(dims: tuple[int, ...], order: str, layout: str) -> int:
-  """Elements of an array in HBM: its minor axes are padded to whole tiles; 0 in on-chip memory."""
+def _padded_size(dims: tuple[int, ...], order: str, layout: str) -> int:
+  """Elements of an array in HBM, minor axes padded to full tiles; 0 for on-chip memory."""
   if re.search(r"S\([1-9]", layout):
     return 0
   tile = re.search(r"T\(([\d,]+)\)", layout)
@@ -160,127 +160,135 @@ def _laid_out(dims: tuple[int, ...], order: str, layout: str) -> int:
 
 
 def walk(program: Program) -> Iterator[tuple[Instruction, dict[str, Instruction], int]]:
-  """Every instruction that is run as one, with its computation and how often it runs.
+  """Yields each executed instruction with its computation and its number of executions.
 
-  Loops and calls are gone into, fusions are not: they are one operation. Of a conditional all
-  branches are counted.
+  The bodies of loops and calls are visited, a fusion is one instruction. All branches of a
+  conditional count.
   """
 
-  def visit(name: str, times: int):
-    here = program.computations[name]
-    for instruction in here.values():
+  def visit(name: str, count: int):
+    computation = program.computations[name]
+    for instruction in computation.values():
       opcode = instruction.opcode
       if opcode == "while":
-        yield from visit(instruction.called("body"), times * trips(program, instruction))
+        yield from visit(instruction.called("body"), count * trip_count(program, instruction))
       elif opcode in ("call", "async-start"):
         inner = instruction.called("to_apply") or instruction.called("calls")
-        yield from visit(inner, times)
+        yield from visit(inner, count)
       elif opcode == "conditional":
         listed = re.search(r"branch_computations=\{([^}]*)\}", instruction.attributes)
         names = _NAME.findall(listed.group(1)) if listed else []
         pair = (instruction.called("true_computation"), instruction.called("false_computation"))
         for inner in names or [name for name in pair if name]:
-          yield from visit(inner, times)
+          yield from visit(inner, count)
       else:
-        yield instruction, here, times
+        yield instruction, computation, count
 
   yield from visit(program.entry, 1)
 
 
-def trips(program: Program, loop: Instruction) -> int:
-  """How often a loop runs: as the compiler says, or the number its condition compares with.
+def trip_count(program: Program, loop: Instruction) -> int:
+  """Number of iterations of a loop: the compiler's, or the constant in the loop's condition.
 
-  A loop of which neither tells counts once.
+  A loop with neither counts once.
   """
-  known = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes)
-  if known:
-    return int(known.group(1))
-  inside = program.computations[loop.called("condition")].values()
-  compared = {o for i in inside if "direction=LT" in i.attributes for o in i.operands}
+  annotation = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes)
+  if annotation:
+    return int(annotation.group(1))
+  condition = program.computations[loop.called("condition")].values()
+  compared = {o for i in condition if "direction=LT" in i.attributes for o in i.operands}
   limits = [
     re.match(r"(\d+)\)", i.attributes)
-    for i in inside
+    for i in condition
     if i.opcode == "constant" and i.name in compared
   ]
   return max([int(limit.group(1)) for limit in limits if limit], default=1)
 
 
-def operations(program: Program, unit: int = 128) -> list[Operation]:
-  """What each instruction of a program costs, but for the collectives.
+def operations(program: Program, mxu_size: int = 128) -> list[Operation]:
+  """Cost of each instruction of a program, without collectives.
 
   Args:
-    program: From `parse`.
-    unit: Side of a matrix unit.
+    program: Result of `parse`.
+    mxu_size: Rows and columns of a matrix unit.
 
   Returns:
-    `Operation`s of at least one FLOP or byte.
+    `Operation`s with at least one FLOP or byte.
   """
-  found = []
-  for instruction, here, times in walk(program):
-    if instruction.opcode in FREE or instruction.opcode.startswith(COLLECTIVES):
+  result = []
+  for instruction, computation, count in walk(program):
+    if instruction.opcode in NO_TRAFFIC or instruction.opcode.startswith(COLLECTIVES):
       continue
-    read = [a for name in instruction.operands if name in here for a in here[name].results]
-    kernel = 'custom_call_target="tpu_custom_call"' in instruction.attributes
-    if instruction.opcode == "custom-call" and not kernel:
+    operands = _operands(instruction, computation)
+    is_kernel = 'custom_call_target="tpu_custom_call"' in instruction.attributes
+    if instruction.opcode == "custom-call" and not is_kernel:
       continue  # hints to the compiler
-    flops = (
-      attention_flops(instruction, read, unit) if kernel else _flops(program, instruction, here)
-    )
-    moved = sum(a.bytes for a in (*read, *instruction.results))
-    if flops or moved:
-      found.append(Operation(instruction.name, times, flops, moved, kernel))
-  return found
+    if is_kernel:
+      flops = attention_flops(instruction, operands, mxu_size)
+    else:
+      flops = _flops(program, instruction, computation)
+    traffic = sum(array.bytes for array in (*operands, *instruction.results))
+    if flops or traffic:
+      result.append(Operation(instruction.name, count, flops, traffic, is_kernel))
+  return result
 
 
-def attention_flops(kernel: Instruction, read: list[Array], unit: int) -> float:
-  """FLOPs of a splash attention kernel as a matrix unit does them: heads padded to its side.
+def _operands(instruction: Instruction, computation: dict[str, Instruction]) -> list[Array]:
+  names = [name for name in instruction.operands if name in computation]
+  return [array for name in names for array in computation[name].results]
 
-      2 products of [L, D] with [D, M] forward; 5 for all gradients, or 3 and 4 apart
+
+def attention_flops(kernel: Instruction, operands: list[Array], mxu_size: int) -> float:
+  """FLOPs of a splash attention kernel, with heads padded to the size of the matrix unit.
+
+      2 products of [L, D] with [D, M] forward; 5 for all gradients, or 3 and 4 in two kernels
 
   Args:
     kernel: The custom call; the first result of its operands' rank is `[..., N, L or M, D]`.
-    read: Its operands; queries and keys are the first two of the largest rank, with their last two
-      axes in either order.
-    unit: Side of a matrix unit.
+    operands: Its operands; queries and keys are the first two of the largest rank, with their last
+      two axes in either order.
+    mxu_size: Rows and columns of a matrix unit.
 
   Returns:
     FLOPs; 0 for another kernel.
   """
   products = {"splash_mha_fwd": 2, "splash_mha_dkv": 4, "splash_mha_dq": 3}
   count = next((n for stem, n in products.items() if kernel.name.startswith(stem)), 0)
-  rank = max((len(a.shape) for a in read if a.dtype in FLOATS), default=0)
+  rank = max((len(a.shape) for a in operands if a.dtype in FLOATS), default=0)
   if count == 4 and any(len(a.shape) > rank for a in kernel.results):
-    count = 5  # it also returns a part of the queries' gradient for each group of keys
-  inputs = [a.shape for a in read if len(a.shape) == rank and a.dtype in FLOATS]
+    count = 5  # the kernel also returns the queries' gradient of each group of keys
+  inputs = [a.shape for a in operands if len(a.shape) == rank and a.dtype in FLOATS]
   results = [a.shape for a in kernel.results if len(a.shape) == rank]
   if not count or rank < 3 or len(inputs) < 2 or not results:
     return 0.0
   *leading, _, channels = results[0]
   heads = math.prod(leading)
   queries, keys = (math.prod(shape) / (heads * channels) for shape in inputs[:2])
-  return count * 2.0 * heads * queries * keys * (-(-channels // unit) * unit)
+  return count * 2.0 * heads * queries * keys * (-(-channels // mxu_size) * mxu_size)
 
 
-def _flops(program: Program, instruction: Instruction, here: dict[str, Instruction]) -> float:
-  """FLOPs of a product or convolution, or of those inside a fusion."""
+def _flops(
+  program: Program, instruction: Instruction, computation: dict[str, Instruction]
+) -> float:
+  """FLOPs of a matrix product or convolution, or of those inside a fusion."""
   if instruction.opcode == "fusion":
-    inner = program.computations[instruction.called("calls")]
-    return sum(_flops(program, each, inner) for each in inner.values())
+    fused = program.computations[instruction.called("calls")]
+    return sum(_flops(program, inner, fused) for inner in fused.values())
   if instruction.opcode not in ("dot", "convolution"):
     return 0.0
-  left, right = (here[name].results[0].shape for name in instruction.operands[:2])
+  left, right = (computation[name].results[0].shape for name in instruction.operands[:2])
   result = math.prod(instruction.results[0].shape)
   if instruction.opcode == "dot":
     contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes).group(1)
     return 2.0 * result * math.prod(left[int(axis)] for axis in contracted.split(",") if axis)
-  # Each number of the result is a sum over the window and the kernel's input features.
+  # Each element of the result is a sum over the window and the input features.
   labels = re.search(r"dim_labels=\w+_(\w+)->", instruction.attributes).group(1)
   outputs = right[labels.index("o")]
-  return 2.0 * result * math.prod(right) / outputs * _inside(instruction, left)
+  return 2.0 * result * math.prod(right) / outputs * _window_fraction(instruction, left)
 
 
-def _inside(convolution: Instruction, image: tuple[int, ...]) -> float:
-  """The share of a convolution's window that falls on numbers instead of padding or dilation.
+def _window_fraction(convolution: Instruction, image: tuple[int, ...]) -> float:
+  """Fraction of a convolution's window positions on elements, not on padding or dilation.
 
   Gradients of convolutions are convolutions with large windows over much padding.
   """
@@ -294,7 +302,7 @@ def _inside(convolution: Instruction, image: tuple[int, ...]) -> float:
   def field(name: str, default: str) -> list[str]:
     return fields[name].split("x") if name in fields else [default] * len(sizes)
 
-  share = 1.0
+  fraction = 1.0
   for axis, size in enumerate(sizes):
     length = image[labels.index(str(axis))]
     out = convolution.results[0].shape[result.index(str(axis))]
@@ -302,61 +310,59 @@ def _inside(convolution: Instruction, image: tuple[int, ...]) -> float:
     stride, dilation, base = (
       int(field(name, "1")[axis]) for name in ("stride", "rhs_dilate", "lhs_dilate")
     )
-    hit = 0
+    inside = 0
     for i in range(out):
-      places = (i * stride + k * dilation - low for k in range(size))
-      hit += sum(place % base == 0 and 0 <= place // base < length for place in places)
-    share *= hit / (out * size)
-  return share
+      positions = (i * stride + k * dilation - low for k in range(size))
+      inside += sum(x % base == 0 and 0 <= x // base < length for x in positions)
+    fraction *= inside / (out * size)
+  return fraction
 
 
 def collectives(program: Program, devices: int) -> dict[str, tuple[int, float]]:
-  """The collectives of a step by kind.
+  """Number and traffic of the collectives of a step, by kind.
 
-      bytes sent by a chip, of a group of g and an operand of n bytes:
+      bytes that a chip sends, in a group of g, with an operand of n bytes:
       all-gather (g - 1) n,   all-reduce 2 (g - 1)/g n,   reduce-scatter, all-to-all (g - 1)/g n,
       collective-permute n
 
   Args:
-    program: From `parse`.
-    devices: How many run it.
+    program: Result of `parse`.
+    devices: Number of devices that run the program.
 
   Returns:
-    Kind -> (how many, bytes).
+    Kind -> (count, bytes).
   """
-  found: dict[str, tuple[int, float]] = {}
+  totals: dict[str, tuple[int, float]] = {}
 
-  def visit(instruction: Instruction, here: dict[str, Instruction], times: int) -> None:
+  def visit(instruction: Instruction, computation: dict[str, Instruction], count: int) -> None:
     kind = instruction.opcode.removesuffix("-start")
-    if instruction.opcode == "fusion":  # the compiler runs some beside a product, as one fusion
-      inner = program.computations[instruction.called("calls")]
-      for each in inner.values():
-        visit(each, inner, times)
+    if instruction.opcode == "fusion":  # a fusion may run a collective beside a product
+      fused = program.computations[instruction.called("calls")]
+      for inner in fused.values():
+        visit(inner, fused, count)
     if kind not in COLLECTIVES:
       return
-    size = sum(
-      _bare(a) for name in instruction.operands if name in here for a in here[name].results
-    )
-    group = _group(instruction.attributes, devices)
-    share = {
+    size = sum(map(_unpadded_bytes, _operands(instruction, computation)))
+    group = _group_size(instruction.attributes, devices)
+    factor = {
       "all-gather": group - 1,
       "all-reduce": 2 * (group - 1) / group,
       "collective-permute": 1,
     }.get(kind, (group - 1) / group)
-    count, total = found.get(kind, (0, 0.0))
-    found[kind] = (count + times, total + times * share * size)
+    total_count, total = totals.get(kind, (0, 0.0))
+    totals[kind] = (total_count + count, total + count * factor * size)
 
-  for instruction, here, times in walk(program):
-    visit(instruction, here, times)
-  return found
+  for instruction, computation, count in walk(program):
+    visit(instruction, computation, count)
+  return totals
 
 
-def _bare(array: Array) -> float:
+def _unpadded_bytes(array: Array) -> float:
   return math.prod(array.shape) * BYTES[array.dtype]
 
 
-def _group(attributes: str, devices: int) -> int:
-  """How many devices take part in a collective."""
+def _group_size(attributes: str, devices: int) -> int:
+  """Number of devices in a group of a collective."""
   listed = re.search(r"replica_groups=\{\{([\d,]+)\}", attributes)
   if listed:
     return listed.group(1).count(",") + 1

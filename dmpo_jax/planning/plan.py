@@ -247,33 +247,39 @@ def _per_chip(tree: Any) -> int:
 
 
 def _costs(compiled: Any, of: tpu_slices.Slice, devices: int, plan: Mapping) -> dict[str, Any]:
-  """What only the compiled program tells."""
+  """Entries of a plan that come from the compiled program."""
   memory, chip = compiled.memory_analysis(), of.chip
-  # The state is donated: what is returned lies where it lay.
-  held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+  # The state is donated: its new values take the memory of the old ones.
+  live = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
   program = hlo.parse(compiled.as_text())
-  moved = hlo.collectives(program, devices)
+  collectives = hlo.collectives(program, devices)
   seconds = dict.fromkeys(("matrix", "attention", "memory"), 0.0)
-  done = hlo.operations(program, chip.unit)
-  for each in done:
-    arithmetic, traffic = each.flops / chip.peak, each.bytes / chip.bandwidth
-    kind = "attention" if each.kernel else "matrix" if arithmetic > traffic else "memory"
-    seconds[kind] += each.times * max(arithmetic, traffic)
-  computing = sum(seconds.values())
-  seconds["collectives"] = sum(size for _, size in moved.values()) / chip.links
-  ideal = plan["model_flops"] / chip.peak
-  theirs = compiled.cost_analysis().get("optimal_seconds", 0.0)
-  hidden = max(computing, seconds["collectives"])
-  exposed = computing + seconds["collectives"]
+  operations = hlo.operations(program, chip.mxu_size)
+  for operation in operations:
+    compute = operation.flops / chip.peak_flops
+    traffic = operation.bytes / chip.hbm_bandwidth
+    kind = "attention" if operation.is_kernel else "matrix" if compute > traffic else "memory"
+    seconds[kind] += operation.count * max(compute, traffic)
+  on_chip = sum(seconds.values())
+  seconds["collectives"] = sum(size for _, size in collectives.values()) / chip.ici_bandwidth
+  ideal = plan["model_flops"] / chip.peak_flops
+  compiler_estimate = compiled.cost_analysis().get("optimal_seconds", 0.0)
+  overlapped = max(on_chip, seconds["collectives"])
+  exposed = on_chip + seconds["collectives"]
   return {
-    "total": held + memory.temp_size_in_bytes,
+    "total": live + memory.temp_size_in_bytes,
     "temporaries": memory.temp_size_in_bytes,
-    "program_flops": sum(each.times * each.flops for each in done),
-    "collectives": {kind: {"count": n, "bytes": size} for kind, (n, size) in moved.items()},
-    "seconds": {**seconds, "step": hidden, "step_exposed": exposed, "compiler": theirs},
+    "program_flops": sum(each.count * each.flops for each in operations),
+    "collectives": {kind: {"count": n, "bytes": size} for kind, (n, size) in collectives.items()},
+    "seconds": {
+      **seconds,
+      "step": overlapped,
+      "step_exposed": exposed,
+      "compiler": compiler_estimate,
+    },
     "mfu": {
-      "step": ideal / hidden,
+      "step": ideal / overlapped,
       "step_exposed": ideal / exposed,
-      "compiler": ideal / theirs if theirs > 0 else None,
+      "compiler": ideal / compiler_estimate if compiler_estimate > 0 else None,
     },
   }

@@ -1,4 +1,4 @@
-"""TPU slices by name: their chips, their shape, and the devices that a program is compiled for."""
+"""TPU slices by name: their chips, their shape, and devices to compile programs for."""
 
 import dataclasses
 import math
@@ -12,32 +12,34 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """What a chip of a generation has.
+  """Specification of a TPU chip.
 
   Attributes:
-    peak: Dense bfloat16 FLOP/s.
+    peak_flops: Dense bfloat16 FLOP/s.
     hbm: Bytes of memory.
-    bandwidth: Bytes/s between chip and memory.
-    links: Bytes/s that leave a chip over all its links to other chips.
-    unit: Side of a matrix unit, to which a kernel's heads are padded.
-    axes: Of the torus.
-    cores: Tensor cores per chip, in which Google's names of v4 and v5p slices count.
-    options: Arguments of `get_topology_desc` beside the name.
+    hbm_bandwidth: Bytes/s between chip and memory.
+    ici_bandwidth: Bytes/s that a chip sends over all its links to other chips.
+    mxu_size: Rows and columns of a matrix unit, to which kernels pad attention heads.
+    axes: Number of axes of the torus.
+    tensor_cores: Tensor cores per chip. Google's names of v4 and v5p slices count these.
+    topology_options: Arguments of `get_topology_desc` beside the name.
 
   Source: cloud.google.com/tpu/docs, pages v4, v5e, v5p, v6e: "key chip specifications".
   """
 
-  peak: float
+  peak_flops: float
   hbm: float
-  bandwidth: float
-  links: float
-  unit: int
+  hbm_bandwidth: float
+  ici_bandwidth: float
+  mxu_size: int
   axes: int
-  cores: int = 1
-  options: tuple[tuple[str, Any], ...] = ()
+  tensor_cores: int = 1
+  topology_options: tuple[tuple[str, Any], ...] = ()
 
 
-MEGACORE = (("chip_config_name", "megacore"),)  # else a device is half a chip
+MEGACORE = (
+  ("chip_config_name", "megacore"),
+)  # without it a device is one tensor core, half a chip
 
 CHIPS = {
   "v4": Chip(275e12, 32 * GIB, 1228e9, 300e9, 128, 3, 2, MEGACORE),
@@ -62,27 +64,27 @@ class Slice:
 
   @property
   def chip(self) -> Chip:
-    """What its chips have."""
+    """Specification of its chips."""
     return CHIPS[self.generation]
 
   @property
   def chips(self) -> int:
-    """How many there are."""
+    """Number of chips."""
     return math.prod(self.shape)
 
   @property
   def topology(self) -> str:
-    """Generation and shape: "v5e:4x4"."""
+    """Generation and shape in chips: "v5e:4x4"."""
     return f"{self.generation}:{'x'.join(map(str, self.shape))}"
 
   @property
   def name(self) -> str:
-    """As Google names the accelerator type, in tensor cores: "v5e-16", "v5p-32"."""
-    return f"{self.generation}-{self.chips * self.chip.cores}"
+    """Google's accelerator type, which counts tensor cores: "v5e-16", "v5p-32"."""
+    return f"{self.generation}-{self.chips * self.chip.tensor_cores}"
 
 
 def parse(name: str) -> Slice:
-  """The slice of a name.
+  """Parses the name of a slice.
 
   Args:
     name: Shape in chips ("v5e:4x4", "v5p:2x2x4"), or Google's accelerator type ("v5e-16", which
@@ -92,7 +94,7 @@ def parse(name: str) -> Slice:
     `Slice`.
 
   Raises:
-    InputError: The name cannot be read, the generation is not known, or the shape is no slice's.
+    InputError: The name cannot be parsed, the generation is unknown, or no slice has the shape.
   """
   match = PATTERN.fullmatch(name)
   if not match:
@@ -112,9 +114,9 @@ def parse(name: str) -> Slice:
         f"example {'x'.join(['4'] * chip.axes)}"
       )
     return Slice(generation, sides)
-  chips, rest = divmod(int(count), chip.cores)
+  chips, rest = divmod(int(count), chip.tensor_cores)
   if rest or chips < 1 or chips & (chips - 1):
-    counted = "tensor cores, two a chip" if chip.cores == 2 else "chips"
+    counted = "tensor cores, two a chip" if chip.tensor_cores == 2 else "chips"
     raise InputError(
       f"accelerator type {name!r} counts {counted}, which must be a power of two; name another "
       f"slice by its shape, {generation}:{'x'.join(['4'] * chip.axes)}"
@@ -123,41 +125,42 @@ def parse(name: str) -> Slice:
 
 
 def _near_cube(chips: int, axes: int) -> tuple[int, ...]:
-  """A power of two as sides that differ by a factor of two at most, the longest last, then ones."""
+  """Factors a power of two into sides within a factor of two, ascending, ones at the end."""
   sides = [1] * axes
   while math.prod(sides) < chips:
     sides[sides.index(min(sides))] *= 2
   return tuple(sorted(sides, key=lambda side: (side == 1, side)))
 
 
-def devices(of: Slice) -> list[Any]:
-  """Stand-ins for a slice's chips, which programs can be compiled for on any machine with libtpu.
+def devices(tpu_slice: Slice) -> list[Any]:
+  """Devices to compile programs for a slice, on any machine with libtpu.
 
   Args:
-    of: The slice.
+    tpu_slice: The slice.
 
   Returns:
     A device for each chip.
 
   Raises:
-    InputError: libtpu is not installed, or does not know such a slice.
+    InputError: libtpu is not installed, or has no such slice.
   """
   from jax.experimental import topologies
 
-  options: dict[str, Any] = dict(of.chip.options)
-  if of.chips < 2**of.chip.axes // (2 if of.chip.axes == 3 else 1):
-    # Hosts have four chips; a slice of fewer is a part of one host.
-    options["chips_per_host_bounds"] = (*of.shape, *(1,) * (3 - len(of.shape)))
+  chip = tpu_slice.chip
+  options: dict[str, Any] = dict(chip.topology_options)
+  if tpu_slice.chips < 2**chip.axes // (2 if chip.axes == 3 else 1):
+    # A host has four chips; a smaller slice is a part of one host.
+    options["chips_per_host_bounds"] = (*tpu_slice.shape, *(1,) * (3 - len(tpu_slice.shape)))
   try:
-    found = topologies.get_topology_desc(
-      platform="tpu", topology_name=of.topology, **options
-    ).devices
-  except Exception as error:  # libtpu has no class of its own for any of these
-    raise InputError(_explain(of, error)) from error
-  return list(found)
+    topology = topologies.get_topology_desc(
+      platform="tpu", topology_name=tpu_slice.topology, **options
+    )
+  except Exception as error:  # libtpu has no exception class of its own
+    raise InputError(_explain(tpu_slice, error)) from error
+  return list(topology.devices)
 
 
-def _explain(of: Slice, error: Exception) -> str:
+def _explain(tpu_slice: Slice, error: Exception) -> str:
   try:
     import libtpu  # noqa: F401
   except ImportError:
@@ -165,4 +168,4 @@ def _explain(of: Slice, error: Exception) -> str:
       "compiling for a TPU needs libtpu, which is not installed: pip install 'dmpo-jax[tpu]' "
       "(a TPU is not needed)"
     )
-  return f"libtpu knows no slice {of.topology}: {str(error).splitlines()[0]}"
+  return f"libtpu knows no slice {tpu_slice.topology}: {str(error).splitlines()[0]}"

@@ -1,4 +1,4 @@
-"""Reading compiled programs: against XLA's own count, and on lines written by hand."""
+"""FLOPs, traffic and collectives of programs: against XLA's count, and of a handwritten program."""
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +13,10 @@ def compiled(function, *shapes):
 
 
 def flops(program):
-  return sum(each.times * each.flops for each in hlo.operations(hlo.parse(program.as_text())))
+  return sum(each.count * each.flops for each in hlo.operations(hlo.parse(program.as_text())))
 
 
-def test_a_product_in_a_loop_counts_as_often_as_the_loop_runs():
+def test_a_matrix_product_in_a_loop_counts_once_per_iteration():
   def repeat(x, w):
     return jax.lax.scan(lambda x, _: (jnp.tanh(x @ w), None), x, None, length=7)[0]
 
@@ -25,7 +25,7 @@ def test_a_product_in_a_loop_counts_as_often_as_the_loop_runs():
 
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("argument", [None, 0, 1])
-def test_convolutions_and_their_gradients_count_as_xla_counts_them(stride, argument):
+def test_convolutions_and_their_gradients_have_the_flops_that_xla_counts(stride, argument):
   def convolve(x, w):
     return jax.lax.conv_general_dilated(
       x, w, (stride, stride), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
@@ -37,8 +37,8 @@ def test_convolutions_and_their_gradients_count_as_xla_counts_them(stride, argum
     return jax.grad(lambda *inputs: convolve(*inputs).sum(), argument)(x, w)
 
   program = compiled(run, (2, 6, 7, 3), (3, 3, 3, 5))
-  wanted = program.cost_analysis()["flops"]
-  assert flops(program) == pytest.approx(wanted, rel=0.05)  # XLA adds a few additions
+  expected = program.cost_analysis()["flops"]
+  assert flops(program) == pytest.approx(expected, rel=0.05)  # XLA also counts some additions
 
 
 KERNEL = (
@@ -97,42 +97,41 @@ def operations(program):
   return {each.name: each for each in hlo.operations(program)}
 
 
-def test_arrays_are_as_large_as_their_tiles(program):
+def test_the_bytes_of_an_array_include_the_padding_of_its_tiles(program):
   (x,) = program.computations["body"]["x"].results
   assert x.bytes == 16 * 80 * 384 * 2
 
 
-def test_what_lies_on_the_chip_is_no_traffic(operations):
+def test_arrays_in_on_chip_memory_are_no_traffic(operations):
   assert operations["near"].bytes == 8 * 128 * 4
 
 
-def test_a_kernel_s_heads_are_padded_to_the_matrix_unit(operations):
+def test_heads_of_a_kernel_are_padded_to_the_matrix_unit(operations):
   each = 2 * 2 * 8 * 4096 * 128 * 128
   assert operations["splash_mha_fwd_residuals.1"].flops == 2 * each
-  assert (
-    operations["splash_mha_fwd_no_residuals.3"].flops == 2 * each
-  )  # positions next to each other
+  # Queries and keys with positions as the minor axis.
+  assert operations["splash_mha_fwd_no_residuals.3"].flops == 2 * each
 
 
-def test_one_kernel_for_all_gradients_makes_five_products(operations):
+def test_a_kernel_for_all_gradients_has_five_products(operations):
   each = 2 * 2 * 8 * 4096 * 128 * 128
   assert operations["splash_mha_dkv.2"].flops == 5 * each
 
 
-def test_collectives_count_by_group_and_loop(program):
-  found = hlo.collectives(program, 16)
-  block, part = 8 * 16 * 4, 16 * 77 * 320 * 2
-  assert found == {
+def test_traffic_of_collectives_depends_on_group_size_and_trip_count(program):
+  traffic = hlo.collectives(program, 16)
+  block, shard = 8 * 16 * 4, 16 * 77 * 320 * 2
+  assert traffic == {
     "collective-permute": (1, block),
     "all-reduce": (1, block),  # 2 (g - 1) / g with g = 2
-    "all-gather": (5, 5 * 3 * part),
+    "all-gather": (5, 5 * 3 * shard),
     "reduce-scatter": (1, block * 7 / 8),
   }
 
 
-def test_the_sum_over_devices_of_a_compiled_program_is_found():
+def test_a_sum_over_devices_is_one_all_reduce():
   mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
-  split = NamedSharding(mesh, PartitionSpec("data"))
-  x = jax.ShapeDtypeStruct((8, 3), jnp.float32, sharding=split)
+  sharded = NamedSharding(mesh, PartitionSpec("data"))
+  x = jax.ShapeDtypeStruct((8, 3), jnp.float32, sharding=sharded)
   program = jax.jit(lambda x: x.sum(0)).lower(x).compile()
   assert hlo.collectives(hlo.parse(program.as_text()), 4) == {"all-reduce": (1, 2 * 3 / 4 * 12)}

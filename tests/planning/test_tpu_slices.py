@@ -1,4 +1,4 @@
-"""Names of TPU slices."""
+"""Names and devices of TPU slices."""
 
 import sys
 
@@ -25,12 +25,12 @@ from dmpo_jax.planning import tpu_slices
     ("v5p-512", "v5p:4x8x8", 256),
   ],
 )
-def test_a_name_is_a_topology_and_a_number_of_chips(name, topology, chips):
-  found = tpu_slices.parse(name)
-  assert (found.topology, found.chips) == (topology, chips)
+def test_a_name_gives_a_topology_and_a_number_of_chips(name, topology, chips):
+  tpu_slice = tpu_slices.parse(name)
+  assert (tpu_slice.topology, tpu_slice.chips) == (topology, chips)
 
 
-def test_v5p_is_named_in_tensor_cores():
+def test_the_name_of_a_v5p_slice_counts_tensor_cores():
   assert tpu_slices.parse("v5p:2x2x4").name == "v5p-32"
 
 
@@ -45,7 +45,7 @@ def test_v5p_is_named_in_tensor_cores():
     ("v5p-3", "counts tensor cores, two a chip"),
   ],
 )
-def test_a_name_that_is_none_is_refused_with_what_is_expected(name, message):
+def test_an_invalid_name_is_refused_with_the_expected_form(name, message):
   with pytest.raises(InputError, match=message):
     tpu_slices.parse(name)
 
@@ -55,8 +55,8 @@ def test_libtpu_has_a_device_for_each_chip(name, monkeypatch):
   pytest.importorskip("libtpu", reason="pip install 'dmpo-jax[tpu]' to compile for TPUs")
   for key, value in ENVIRONMENT.items():
     monkeypatch.setenv(key, value)
-  found = tpu_slices.parse(name)
-  assert len(tpu_slices.devices(found)) == found.chips
+  tpu_slice = tpu_slices.parse(name)
+  assert len(tpu_slices.devices(tpu_slice)) == tpu_slice.chips
 
 
 def test_a_slice_that_libtpu_does_not_know_is_refused(monkeypatch):
