@@ -13,12 +13,11 @@ import pathlib
 
 import numpy as np
 
-from dmpo_jax import configs, interop, losses, pipelines
+from dmpo_jax import configs, losses, pipelines
 from dmpo_jax.data import datasets
 from dmpo_jax.data.toy import digits
 from dmpo_jax.demos.digits import classifier, quickstart
 from dmpo_jax.demos.digits.measurement import measure
-from dmpo_jax.pipelines.generate import requests_for, sampler_of
 from dmpo_jax.training.config_file import load_config
 from dmpo_jax.training.monitor import metrics
 from dmpo_jax.training.run import train
@@ -54,13 +53,15 @@ def main():
     digits.load(), test_fraction=datasets.TEST_FRACTION, seed=datasets.SPLIT_SEED
   )
   fitted = classifier.fit(*parts)
-  reference = interop.load_pipeline(options.reference)
-  sampler = sampler_of(reference, num_steps=quickstart.SOLVER_STEPS, guidance=quickstart.GUIDANCE)
-  requests = requests_for(reference, prompts, seeds)[0]
+  reference = pipelines.load(options.reference)
+  functions = pipelines.build(reference, dtype=pipelines.default_dtype())
+  solver = functions.make_solver(quickstart.SOLVER_STEPS)
+  sampler = pipelines.make_sampler(functions, solver, guidance=quickstart.GUIDANCE)
+  inputs, _ = pipelines.sampling_inputs(functions, prompts, seeds)
 
   def sample(pipeline):
-    return pipelines.sample_in_batches(
-      sampler, pipeline.params, requests, batch_size=quickstart.SAMPLING_BATCH_SIZE
+    return pipelines.sample_all(
+      sampler, pipeline.params, inputs, batch_size=quickstart.SAMPLING_BATCH_SIZE
     )
 
   def report(name, scores, change, seconds):
@@ -79,7 +80,7 @@ def main():
   report("reference", measured, None, "")
   for name in options.names or sorted(losses.LOSSES):
     result, change = run(name, options)
-    images = sample(interop.load_pipeline(result.pipeline))
+    images = sample(pipelines.load(result.pipeline))
     measured = measure(images, labels, predict=fitted.predict, baseline=baseline)
     report(name, measured, change, f"{result.seconds:.0f}")
 

@@ -44,7 +44,7 @@ class OurSide:
       setup.make_objective(settings, pipeline, mesh=mesh),
       optimizer,
       ema_decay=settings.ema_decay,
-      accumulation=parts,
+      grad_accumulation_steps=parts,
       constrain=functools.partial(sharding.constrain, mesh),
     )
     self.initial = policy
@@ -56,7 +56,11 @@ class OurSide:
     self.jitted = compile_step(step, mesh, self.state, self.frozen, self.reference)
     self.split = sharding.batch(mesh)
     with np.load(folder / "batch.npz") as arrays:
-      self.batch = Batch(**{name: arrays[name] for name in Batch._fields if name in arrays})
+      self.batch = Batch(
+        text={"input_ids": arrays["input_ids"]},
+        example_id=arrays["example_id"],
+        pixels=arrays["pixels"],
+      )
 
   def prepare(self) -> float:
     """Compiles the step; returns the seconds that took, tracing included."""

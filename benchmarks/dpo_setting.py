@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from dmpo_jax import interop
 from dmpo_jax.configs import digits_reference
 from dmpo_jax.training import setup
-from dmpo_jax.training.batch import Batch, draw
+from dmpo_jax.training.batch import Batch, sample_noise
 from dmpo_jax.training.config import default
 
 CAPTIONS = [f"the digit {word}" for word in ("one", "two", "three", "four", "five", "six", "seven")]
@@ -122,21 +122,21 @@ def write(size: Size, folder: pathlib.Path) -> None:
     interop.save_pipeline(
       folder / name, interop.pixel_pipeline(pipeline.configs, params, pipeline.tokenizer)
     )
-  unet = size.model["unet"]
+  ours, unet = setup.make_objective(settings, pipeline), size.model["unet"]
   shape = (size.pairs, 2, unet["sample_size"], unet["sample_size"], unet["in_channels"])
   captions = [CAPTIONS[i % len(CAPTIONS)] for i in range(size.pairs)]
   batch = Batch(
-    images=rng.uniform(-1, 1, shape).astype(np.float32),  # [pairs, 2, H, W, C]
-    input_ids=interop.tokenize(pipeline.tokenizer, captions).ids,
+    pixels=rng.uniform(-1, 1, shape).astype(np.float32),  # [pairs, 2, H, W, C]
+    text=ours.pipeline.tokenize(captions)[0],
     example_id=np.arange(size.pairs, dtype=np.uint32),
   )
-  ours = setup.make_objective(settings, pipeline)
   draws = [
-    draw(ours.seed, step, ours.prepare(batch, step), ours.caption_dropout)
+    sample_noise(ours.seed, step, ours.prepare(batch, step), shape[2:], ours.caption_dropout)
     for step in range(CHECKED_STEPS)
   ]
-  held = {name: array for name, array in batch._asdict().items() if array is not None}
-  np.savez(folder / "batch.npz", null_ids=np.asarray(ours.null_ids[0]), **held)
+  arrays = {"pixels": batch.pixels, "example_id": batch.example_id, **batch.text}
+  null = {f"null_{name}": np.asarray(ids) for name, ids in ours.null_text.items()}
+  np.savez(folder / "batch.npz", **arrays, **null)
   stacked = {name: np.stack([getattr(d, name) for d in draws]) for name in draws[0]._fields}
   np.savez(folder / "draws.npz", **stacked)
 

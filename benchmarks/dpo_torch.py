@@ -61,11 +61,11 @@ class TorchSide:
       torch.compile(network) if options["compile"] else network for network in (policy, reference)
     )
     with np.load(folder / "batch.npz") as arrays:
-      images = self._put(arrays["images"])  # [pairs, 2, H, W, C]
+      images = self._put(arrays["pixels"])  # [pairs, 2, H, W, C]
       images = images.flatten(0, 1).permute(0, 3, 1, 2)  # [2 pairs, C, H, W]
       self.images = images.contiguous(memory_format=layout)
       self.input_ids = self._put(arrays["input_ids"]).long()
-      self.null_ids = self._put(arrays["null_ids"]).long()
+      self.null_ids = self._put(arrays["null_input_ids"]).long()
     with np.load(folder / "draws.npz") as arrays:
       self.given = [
         (

@@ -17,11 +17,10 @@ import unicodedata
 
 import numpy as np
 
-from dmpo_jax import interop, pipelines
+from dmpo_jax import pipelines
 from dmpo_jax.data.toy import captioned
 from dmpo_jax.evaluation import image_grids, statistics
 from dmpo_jax.evaluation.scorers import SCORERS
-from dmpo_jax.pipelines.generate import requests_for, sampler_of
 
 PARTS = {"train": "training captions", "test": "held-out captions"}
 
@@ -55,7 +54,7 @@ def main(arguments=None):
   folders |= {
     name: pathlib.Path(path) for name, _, path in (m.partition("=") for m in options.models)
   }
-  models = {name: interop.load_pipeline(folder) for name, folder in folders.items()}
+  models = {name: pipelines.load(folder) for name, folder in folders.items()}
   reference = models["reference"]
   size = reference.configs["unet"]["sample_size"]
   parts = {
@@ -69,12 +68,12 @@ def main(arguments=None):
   }
   captions = [parts[name].captions[i] for name, rows in chosen.items() for i in rows]
   prompts = np.repeat(captions, options.seeds).tolist()
-  sampler = sampler_of(
-    reference, num_steps=options.steps, guidance=options.guidance, solver="dpm_solver_pp_2m"
-  )
-  requests, _ = requests_for(reference, prompts, np.arange(len(prompts)))
+  functions = pipelines.build(reference, dtype=pipelines.default_dtype())
+  solver = functions.make_solver(options.steps, name="dpm_solver_pp_2m")
+  sampler = pipelines.make_sampler(functions, solver, guidance=options.guidance)
+  inputs, _ = pipelines.sampling_inputs(functions, prompts, np.arange(len(prompts)))
   images = {
-    name: pipelines.sample_in_batches(sampler, pipeline.params, requests, batch_size=64)
+    name: pipelines.sample_all(sampler, pipeline.params, inputs, batch_size=64)
     for name, pipeline in models.items()
   }
   scorer, half = SCORERS[options.score], count * options.seeds

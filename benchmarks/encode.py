@@ -29,7 +29,7 @@ from dmpo_jax import interop, models
 from dmpo_jax.data import Encoders, datasets
 from dmpo_jax.data.latents import encode
 from dmpo_jax.data.latents import records as encoded
-from dmpo_jax.pipelines import encoders
+from dmpo_jax.pipelines import latent_encoders
 
 VAE = {
   "_class_name": "AutoencoderKL",
@@ -97,18 +97,18 @@ def made_up(size: Size) -> Encoders:
 
   def text(ids):
     count = len(ids["input_ids"])
-    found = {"embeddings": rng.normal(size=(count, 77, size.width))}
-    return found | ({"pooled": rng.normal(size=(count, size.pooled))} if size.pooled else {})
+    found = {"encoder_hidden_states": rng.normal(size=(count, 77, size.width))}
+    return found | ({"text_embeds": rng.normal(size=(count, size.pooled))} if size.pooled else {})
 
-  identity = {"encoders": {}, "tokenizers": {}}
-  return Encoders(identity, tokenize, moments, text, pairs=4, captions=8, channels=3)
+  fingerprint = {"encoders": {}, "tokenizers": {}}
+  return Encoders(fingerprint, tokenize, moments, text, pairs=4, captions=8, channels=3)
 
 
 def measure_encode(work: pathlib.Path, options: argparse.Namespace) -> dict:
   """Pairs a second with real networks, compiled before."""
   make_source(work / "few", options.encode_pairs, options.side)
   time_convert(work / "few", work / "few_pairs", options.encode_pairs, 1)
-  networks = encoders.make(make_pipeline(), embeddings=True, pairs=options.encode_batch)
+  networks = latent_encoders.make(make_pipeline(), embeddings=True, pairs=options.encode_batch)
   chosen = encode.Options(size=options.side, batch_size=options.encode_batch)
   for out in ("first", "second"):
     started = time.perf_counter()
@@ -163,7 +163,11 @@ def tell(result: dict, options: argparse.Namespace) -> list[str]:
       f"{found['pairs_per_second']:.3g} pairs/s"
     )
   for name, found in result["sizes"].items():
-    mean, text, read = found["errors"]["mean"], found["errors"]["embeddings"], found["read"]
+    mean, text, read = (
+      found["errors"]["mean"],
+      found["errors"]["encoder_hidden_states"],
+      found["read"],
+    )
     lines.append(
       f"{name}: {found['bytes_per_pair']:,.0f} bytes a pair, "
       f"{found['bytes_per_caption']:,.0f} a caption; rounding: means rms {mean['rms']:.2g} "

@@ -10,7 +10,7 @@ the public scripts of Diffusion-DPO share (Pick-a-Pic v2 without ties, 512 pixel
 are those of DMPO's public re-implementation. 16 chips that hold 8 pairs each, and share parameters
 and optimizer state, go through a batch in 16 parts:
 
-    --config.mesh.fsdp=16 --config.accumulation=16
+    --config.mesh.fsdp=16 --config.grad_accumulation_steps=16
 
 On pairs that `dmpo-jax data cache-latents` has encoded: --config configs/sd15_dmpo.py:encoded
 --config.data.folder=data/codes. For a LoRA: --config.lora.rank=16 --config.lora.alpha=16.

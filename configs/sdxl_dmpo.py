@@ -1,7 +1,7 @@
 """Stable Diffusion XL aligned with DMPO on pairs from disk at 1024 pixels.
 
     dmpo-jax train --config configs/sdxl_dmpo.py --workdir runs/sdxl \\
-      --config.data.folder=data/pairs --config.mesh.fsdp=16 --config.accumulation=64
+      --config.data.folder=data/pairs --config.mesh.fsdp=16 --config.grad_accumulation_steps=64
 
 This project has not run it at full size: time and scores are unknown; what memory it needs on a TPU
 slice `dmpo-jax plan` says (docs/plan.md). beta and alpha are those of DMPO's public

@@ -166,7 +166,7 @@ def _in_child(options: argparse.Namespace, pairs: int) -> dict:
 
 def _plan(options: argparse.Namespace) -> dict:
   """The plan itself, in the child."""
-  from dmpo_jax import interop
+  from dmpo_jax import pipelines
   from dmpo_jax.interop import published
   from dmpo_jax.planning import plan, tpu_slices
   from dmpo_jax.training import config as configs
@@ -177,15 +177,13 @@ def _plan(options: argparse.Namespace) -> dict:
   of = tpu_slices.parse(options.topology)
   if options.pairs_per_chip:
     count = config.num_devices or of.chips
-    config.batch_size = options.pairs_per_chip * count * config.accumulation
+    config.batch_size = options.pairs_per_chip * count * config.grad_accumulation_steps
   config = configs.check(config)
   if options.model:
     pipeline = published.pipeline(options.model)
   elif config.pipeline:
-    pipeline = interop.load_pipeline(config.pipeline, components=())
+    pipeline = pipelines.load(config.pipeline, components=())
   else:
     pipeline = setup.load_pipeline(config, setup.load_examples(config).captions)
-  inputs = plan.inputs_of(
-    config, pipeline.configs["unet"], pipeline.configs.get("vae"), options.inputs, options.size
-  )
+  inputs = plan.inputs_of(config, pipelines.build(pipeline), options.inputs, options.size)
   return plan.make(config, pipeline, of, inputs)

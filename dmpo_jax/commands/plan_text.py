@@ -26,7 +26,8 @@ def describe(plan: dict) -> str:
   lines = [
     f"{plan['slice']} ({plan['topology']}, {plan['chips']} chips), mesh {mesh}, jax "
     f"{plan['versions']['jax']}, libtpu {plan['versions']['libtpu']}",
-    f"{plan['examples_per_chip']:g} {images} per chip and step in {plan['accumulation']} part(s), "
+    f"{plan['examples_per_chip']:g} {images} per chip and step in "
+    f"{plan['grad_accumulation_steps']} microbatch(es), "
     f"{inputs['size']} px, inputs: {inputs['kind']}, remat {plan['remat']}",
     "",
     "bytes per chip, GiB",

@@ -64,33 +64,32 @@ def run(options: argparse.Namespace) -> None:
   from tqdm import tqdm
 
   from dmpo_jax import interop, models, pipelines, sampling
-  from dmpo_jax.pipelines import generate
   from dmpo_jax.sampling import image_folder
 
   _check_no_workdir(pathlib.Path(options.pipeline))
-  pipeline = interop.load_pipeline(
+  pipeline = pipelines.load(
     options.pipeline, revision=options.revision, variant=options.variant, dtype=None
   )
-  settings = _settings(options, pipeline, prompts)
-  sampler = generate.sampler_of(
-    pipeline,
-    num_steps=settings["steps"],
+  dtype = options.dtype or pipelines.default_dtype()
+  functions = pipelines.build(pipeline, dtype=dtype)
+  settings = _settings(options, functions, prompts, dtype)
+  size = (settings["height"], settings["width"])
+  sampler = pipelines.make_sampler(
+    functions,
+    functions.make_solver(settings["steps"], name=settings["solver"], karras=options.karras),
+    size=size,
     guidance=settings["guidance"],
     guidance_rescale=settings["guidance_rescale"],
-    size=(settings["height"], settings["width"]),
-    solver=settings["solver"],
-    karras=options.karras,
-    negative=options.negative,
-    dtype=settings["dtype"],
+    negative=options.negative is not None,
   )
   rows = [(row, prompt, seed) for row, prompt in enumerate(prompts) for seed in settings["seeds"]]
   names = [f"{row:05d}_{seed:010d}.png" for row, _, seed in rows]
-  requests, truncated = generate.requests_for(
-    pipeline,
+  inputs, truncated = pipelines.sampling_inputs(
+    functions,
     [prompt for _, prompt, _ in rows],
     np.array([seed for _, _, seed in rows], np.uint32),
     negative=options.negative,
-    size=(settings["height"], settings["width"]),
+    size=size,
     original=options.original_size,
     crop=tuple(options.crop or (0, 0)),
     target=options.target_size,
@@ -103,12 +102,12 @@ def run(options: argparse.Namespace) -> None:
     }
     pipeline = dataclasses.replace(pipeline, params={**pipeline.params, **merged})
   missing = np.flatnonzero(~np.array(image_folder.open_folder(options.out, settings, names)))
-  batch_size = options.batch_size or (4 if "vae" in pipeline.configs else 64)
+  batch_size = options.batch_size or (64 if functions.autoencoder is None else 4)
   if missing.size:
     batches = pipelines.sample_batches(
       sampler,
-      generate.cast(pipeline.params, settings["dtype"]),
-      jax.tree.map(lambda x: x[missing], requests),
+      pipelines.cast_params(functions, pipeline.params, dtype),
+      jax.tree.map(lambda x: x[missing], inputs),
       batch_size=batch_size,
       progress=lambda batches: tqdm(batches, desc="sample", unit="batch"),
     )
@@ -150,24 +149,17 @@ def _check_no_workdir(folder: pathlib.Path) -> None:
     )
 
 
-def _settings(options: argparse.Namespace, pipeline, prompts: list[str]) -> dict:
+def _settings(options: argparse.Namespace, functions, prompts: list[str], dtype: str) -> dict:
   """All that the images depend on, with the defaults of this pipeline filled in."""
   import jax
 
   import dmpo_jax
-  from dmpo_jax import diffusion
-  from dmpo_jax.pipelines import generate
 
   height, width = options.height, options.width
   if height is None or width is None:
-    size = generate.default_size(pipeline)
+    size = functions.default_size()
     height, width = height or size[0], width or size[1]
   guidance = options.guidance
-  scheduler = generate.scheduler_config(pipeline)
-  solver = options.solver or diffusion.solver_name(scheduler)
-  karras = options.karras
-  if karras is None and solver in ("euler", "dpm_solver_pp_2m"):
-    karras = bool(scheduler.get("use_karras_sigmas"))
   return {
     "dmpo_jax": dmpo_jax.__version__,
     "jax": jax.__version__,
@@ -175,18 +167,16 @@ def _settings(options: argparse.Namespace, pipeline, prompts: list[str]) -> dict
     "revision": options.revision,
     "variant": options.variant,
     "lora": str(options.lora) if options.lora else None,
-    "scheduler": dict(scheduler),
-    "solver": solver,
-    "karras": bool(karras),
+    **functions.solver_settings(options.solver, options.karras),
     "steps": options.steps,
-    "guidance": generate.default_guidance(pipeline) if guidance is None else guidance,
+    "guidance": functions.default_guidance if guidance is None else guidance,
     "guidance_rescale": options.guidance_rescale,
     "height": height,
     "width": width,
     "original_size": options.original_size,
     "crop": options.crop,
     "target_size": options.target_size,
-    "dtype": options.dtype or generate.default_dtype(),
+    "dtype": dtype,
     "negative": options.negative,
     "prompts": prompts,
     "seeds": list(range(options.first_seed, options.first_seed + options.seeds)),

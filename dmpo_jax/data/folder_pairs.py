@@ -90,9 +90,9 @@ class StoredPairs:
   ) -> StoredLoader:
     """Batches for a pipeline.
 
-    Columns, P rows each: images uint8 `[P, 2, H, W, C]`; those of the tokenizer;
+    Columns, P rows each: pixels uint8 `[P, 2, H, W, C]`; text, the tokenizer's by name;
     example_id uint32; label float32, left out where every pair is certain; weight float32, left out
-    where all are 1; where asked for, time_ids float32 `[P, 6]`: original height and width, top and
+    where all are 1; where asked for, geometry float32 `[P, 6]`: original height and width, top and
     left of the crop in the scaled image, height and width of the result, all of image_0 of the
     record.
 
@@ -143,17 +143,17 @@ class StoredPairs:
       label=max(pair.p0, 1 - pair.p0),
       weight=pair.weight,
       # Which image is stored first says nothing about which is preferred.
-      time_ids=(*seen[0][1], self.size, self.size),
+      geometry=(*seen[0][1], self.size, self.size),
     )
 
   def _collate(self, tokenize: Tokenize, examples: Sequence["_Example"]) -> dict[str, np.ndarray]:
     column = {name: [getattr(e, name) for e in examples] for name in _Example._fields}
-    batch = {"images": crops.stack(column["images"]), **tokenize(column["caption"])[0]}
+    batch = {"pixels": crops.stack(column["images"]), "text": tokenize(column["caption"])[0]}
     batch["example_id"] = np.array(column["example_id"], np.uint32)
     there = {
       "label": self.mixture.some_uncertain,
       "weight": self.mixture.some_weighted,
-      "time_ids": self.time_ids,
+      "geometry": self.time_ids,
     }
     return batch | {n: np.array(column[n], np.float32) for n, wanted in there.items() if wanted}
 
@@ -166,4 +166,4 @@ class _Example(NamedTuple):
   example_id: int
   label: float
   weight: float
-  time_ids: tuple[int, ...]
+  geometry: tuple[int, ...]

@@ -111,7 +111,7 @@ class Examples:
       process_count: Into how many parts batches are cut.
 
     Returns:
-      `Loader` with the columns images, those of the tokenizer, example_id, and label and weight
+      `Loader` with the columns pixels, text (the tokenizer's), example_id, and label and weight
       where there are any.
 
     Raises:
@@ -124,8 +124,8 @@ class Examples:
       )
     ids, truncated = tokenize(self.captions)
     columns = {
-      "images": self.images,
-      **ids,
+      "pixels": self.images,
+      "text": ids,
       "example_id": self.ids,
       "label": self.labels,
       "weight": self.weights,

@@ -3,13 +3,17 @@
 import itertools
 import operator
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import grain
 import numpy as np
 
 from dmpo_jax.data.shuffle import Order, share
 from dmpo_jax.errors import InputError
+
+# Name -> array [N, ...], or a dict of such arrays.
+Columns = Mapping[str, Any]
 
 
 class _Batches:
@@ -19,15 +23,15 @@ class _Batches:
   45 microseconds an item, more than a small image is worth.
   """
 
-  def __init__(self, arrays: dict[str, np.ndarray], order: Order, shares: dict[str, int]):
+  def __init__(self, arrays: Columns, order: Order, shares: dict[str, int]):
     self.arrays, self.order, self.shares = arrays, order, shares
 
   def __len__(self) -> int:
     return sys.maxsize
 
-  def __getitem__(self, step: int) -> dict[str, np.ndarray]:
+  def __getitem__(self, step: int) -> Columns:
     rows, _ = self.order.at(share(int(step), **self.shares))
-    return {name: array[rows] for name, array in self.arrays.items()}
+    return _map(lambda array: array[rows], self.arrays)
 
 
 class Loader:
@@ -38,7 +42,7 @@ class Loader:
   random order of all rows; a batch that an epoch cannot fill goes on in the next one.
 
   Args:
-    arrays: Arrays of one length N >= 1 by name, `[N, ...]`.
+    arrays: Arrays of one length N >= 1 by name, `[N, ...]`, or dicts of such arrays by name.
     batch_size: Rows in a batch over all processes, 1 to N.
     seed: Decides the order, 0 to 2⁶⁴ - 1.
     process_index: Which part of each batch is given, 0 to process_count - 1.
@@ -55,7 +59,7 @@ class Loader:
 
   def __init__(
     self,
-    arrays: Mapping[str, np.ndarray],
+    arrays: Columns,
     *,
     batch_size: int,
     seed: int,
@@ -63,22 +67,29 @@ class Loader:
     process_count: int = 1,
     truncated: int = 0,
   ):
-    arrays = {name: np.asarray(array) for name, array in arrays.items()}
-    lengths = {name: len(a) if a.ndim else None for name, a in arrays.items()}
-    if not arrays or None in lengths.values() or len(set(lengths.values())) != 1:
-      raise InputError(f"the loader takes arrays [N, ...] of one length N, got lengths {lengths}")
-    count = next(iter(lengths.values()))
+    arrays, lengths = _map(np.asarray, arrays), {}
+    _map(lambda a: lengths.setdefault(len(a) if a.ndim else None, a.shape), arrays)
+    if len(lengths) != 1 or None in lengths:
+      shapes = _map(np.shape, arrays)
+      raise InputError(f"the loader takes arrays [N, ...] of one length N, got shapes {shapes}")
+    (count,) = lengths
     shares = check_shares(count, batch_size, seed, process_index, process_count)
     order = Order(count, seed=operator.index(seed))
     self.batches = grain.MapDataset.source(_Batches(arrays, order, shares))
     self.truncated = truncated
 
-  def __getitem__(self, step: int) -> dict[str, np.ndarray]:
+  def __getitem__(self, step: int) -> Columns:
     return self.batches[check_step(step)]
 
-  def iterate(self, start: int) -> Iterator[dict[str, np.ndarray]]:
+  def iterate(self, start: int) -> Iterator[Columns]:
     """The batches from a step on, without end."""
     return (self[step] for step in itertools.count(start))
+
+
+def _map(function: Callable, columns: Any) -> Any:
+  if isinstance(columns, Mapping):
+    return {name: _map(function, column) for name, column in columns.items()}
+  return function(columns)
 
 
 def check_step(step: int) -> int:

@@ -1,25 +1,18 @@
-"""Noise schedules, targets, timestep samplers and solver steps: pure array maths."""
+"""Noise processes, timestep samplers, error weights and solver steps: pure array maths."""
 
 from dmpo_jax.diffusion import ddim, dpm_solver, euler, solver, timesteps, weights
-from dmpo_jax.diffusion.ddpm import (
-  Schedule,
-  add_noise,
-  from_config,
-  snr,
-  target,
-  to_epsilon,
-  to_x0,
-  velocity,
-)
+from dmpo_jax.diffusion.ddpm import DiscreteProcess
 from dmpo_jax.diffusion.guidance import guide, rescale
-from dmpo_jax.diffusion.scheduler_config import CLASSES, make_solver, solver_name
-from dmpo_jax.diffusion.solver import Solver
+from dmpo_jax.diffusion.process import Process
+from dmpo_jax.diffusion.scheduler_config import CLASSES, from_config, make_solver, solver_name
+from dmpo_jax.diffusion.solver import Solver, Steps
 
 __all__ = [
   "CLASSES",
-  "Schedule",
+  "DiscreteProcess",
+  "Process",
   "Solver",
-  "add_noise",
+  "Steps",
   "ddim",
   "dpm_solver",
   "euler",
@@ -27,13 +20,8 @@ __all__ = [
   "guide",
   "make_solver",
   "rescale",
-  "snr",
   "solver",
   "solver_name",
-  "target",
   "timesteps",
-  "to_epsilon",
-  "to_x0",
-  "velocity",
   "weights",
 ]

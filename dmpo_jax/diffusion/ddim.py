@@ -4,12 +4,12 @@ import math
 
 import numpy as np
 
-from dmpo_jax.diffusion.ddpm import Schedule
+from dmpo_jax.diffusion.ddpm import DiscreteProcess
 from dmpo_jax.diffusion.solver import Solver, Steps, clean_weights
 from dmpo_jax.errors import InputError
 
 
-def timesteps(schedule: Schedule, num_steps: int) -> np.ndarray:
+def timesteps(process: DiscreteProcess, num_steps: int) -> np.ndarray:
   """The S timesteps that a sampler visits, noisiest first.
 
       leading:   t_i = (S - 1 - i) floor(T / S) + steps_offset
@@ -19,7 +19,7 @@ def timesteps(schedule: Schedule, num_steps: int) -> np.ndarray:
   Only "trailing" and "linspace" begin at the noisiest level T - 1, as zero terminal SNR needs.
 
   Args:
-    schedule: The noise schedule, which names the spacing.
+    process: The noise process, which names the spacing.
     num_steps: S, the number of network evaluations, 1 to T.
 
   Returns:
@@ -30,21 +30,21 @@ def timesteps(schedule: Schedule, num_steps: int) -> np.ndarray:
 
   Source: diffusers' DDIMScheduler; arXiv 2305.08891, Table 2.
   """
-  total = schedule.num_timesteps
-  check_count(schedule, num_steps)
-  if schedule.timestep_spacing == "leading":
-    steps = np.arange(num_steps)[::-1] * (total // num_steps) + schedule.steps_offset
-  elif schedule.timestep_spacing == "trailing":
+  total = process.num_timesteps
+  check_count(process, num_steps)
+  if process.timestep_spacing == "leading":
+    steps = np.arange(num_steps)[::-1] * (total // num_steps) + process.steps_offset
+  elif process.timestep_spacing == "trailing":
     # By arange, as diffusers does, so that its rounding of halves is met; where its own rounding
     # adds a last step at timestep -1, that step is left away.
     steps = np.round(np.arange(total, 0, -total / num_steps))[:num_steps] - 1
   else:
     steps = np.round(np.linspace(0, total - 1, num_steps))[::-1]
-  check_first(schedule, num_steps, steps[0])
+  check_first(process, num_steps, steps[0])
   return steps.astype(np.int32)
 
 
-def previous(schedule: Schedule, num_steps: int) -> np.ndarray:
+def previous(process: DiscreteProcess, num_steps: int) -> np.ndarray:
   """The level each of the S steps leads to: t - floor(T / S), negative behind the last step.
 
   This is diffusers' rule, kept so that an exported model samples alike there. It is the next
@@ -56,10 +56,10 @@ def previous(schedule: Schedule, num_steps: int) -> np.ndarray:
   Returns:
     int32 `[S]`.
   """
-  return timesteps(schedule, num_steps) - np.int32(schedule.num_timesteps // num_steps)
+  return timesteps(process, num_steps) - np.int32(process.num_timesteps // num_steps)
 
 
-def make(schedule: Schedule, num_steps: int, *, eta: float = 0.0) -> Solver:
+def make(process: DiscreteProcess, num_steps: int, *, eta: float = 0.0) -> Solver:
   """DDIM in S steps.
 
       x_prev  = sqrt(abar_prev) x_0 + sqrt(1 - abar_prev - s^2) eps + s noise
@@ -70,7 +70,7 @@ def make(schedule: Schedule, num_steps: int, *, eta: float = 0.0) -> Solver:
   `final_alpha_cumprod` behind the last step. eta = 0 is deterministic, eta = 1 ancestral.
 
   Args:
-    schedule: The noise schedule, with spacing and clipping.
+    process: The noise process, with spacing and clipping.
     num_steps: S, 1 to the schedule's T.
     eta: In [0, 1].
 
@@ -84,17 +84,17 @@ def make(schedule: Schedule, num_steps: int, *, eta: float = 0.0) -> Solver:
   """
   if not 0 <= eta <= 1:
     raise InputError(f"eta is {eta}; expected 0 (deterministic) to 1 (ancestral)")
-  t = timesteps(schedule, num_steps)
+  t = timesteps(process, num_steps)
   # abar, with what lies behind the last step put before timestep 0.
-  table = np.concatenate([[schedule.final_alpha_cumprod], schedule.alphas_cumprod])
+  table = np.concatenate([[process.final_alpha_cumprod], process.alphas_cumprod])
   here = table[t + 1]
-  there = table[np.maximum(previous(schedule, num_steps), -1) + 1]
+  there = table[np.maximum(previous(process, num_steps), -1) + 1]
   signal, sigma = np.sqrt(here), np.sqrt(1 - here)
   variance = eta**2 * (1 - there) / (1 - here) * (1 - here / there)
   # At eta = 1 from abar_t = 0 no direction is left: rounding must not make its square negative.
   direction = np.sqrt(np.maximum(1 - there - variance, 0))
-  noise_x, noise_f = _noise_weights(schedule.prediction_type, signal, sigma)
-  clean_x, clean_f = clean_weights(schedule.prediction_type, signal, sigma)
+  noise_x, noise_f = _noise_weights(process.prediction_type, signal, sigma)
+  clean_x, clean_f = clean_weights(process.prediction_type, signal, sigma)
   steps = Steps(
     timestep=t,
     input_scale=np.ones(num_steps),
@@ -106,23 +106,23 @@ def make(schedule: Schedule, num_steps: int, *, eta: float = 0.0) -> Solver:
     on_before=np.zeros(num_steps),
     on_noise=np.sqrt(np.maximum(variance, 0)),
   )
-  clip = schedule.clip_sample_range if schedule.clip_sample else math.inf
+  clip = process.clip_sample_range if process.clip_sample else math.inf
   return Solver(steps, initial_scale=1.0, clip=clip, stochastic=eta > 0)
 
 
-def check_count(schedule: Schedule, num_steps: int) -> None:
+def check_count(process: DiscreteProcess, num_steps: int) -> None:
   """Raises InputError where S lies outside of [1, T]."""
-  total = schedule.num_timesteps
+  total = process.num_timesteps
   if not 1 <= num_steps <= total:
     raise InputError(f"num_steps is {num_steps}; expected 1 to {total}, the schedule's timesteps")
 
 
-def check_first(schedule: Schedule, num_steps: int, first: float) -> None:
+def check_first(process: DiscreteProcess, num_steps: int, first: float) -> None:
   """Raises InputError where the first timestep lies past T - 1."""
-  if first >= schedule.num_timesteps:
+  if first >= process.num_timesteps:
     raise InputError(
-      f"num_steps {num_steps} with steps_offset {schedule.steps_offset} begins at timestep "
-      f"{first:.0f}, but the schedule ends at {schedule.num_timesteps - 1}: take fewer steps"
+      f"num_steps {num_steps} with steps_offset {process.steps_offset} begins at timestep "
+      f"{first:.0f}, but the schedule ends at {process.num_timesteps - 1}: take fewer steps"
     )
 
 

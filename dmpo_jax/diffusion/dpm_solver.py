@@ -3,11 +3,11 @@
 import numpy as np
 
 from dmpo_jax.diffusion import ddim, sigmas
-from dmpo_jax.diffusion.ddpm import Schedule
+from dmpo_jax.diffusion.ddpm import DiscreteProcess
 from dmpo_jax.diffusion.solver import Solver, Steps, clean_weights
 
 
-def timesteps(schedule: Schedule, num_steps: int) -> np.ndarray:
+def timesteps(process: DiscreteProcess, num_steps: int) -> np.ndarray:
   """The S timesteps of the spacing, noisiest first.
 
       leading:   t_i = (S - i) floor(T / (S + 1)) + steps_offset
@@ -15,7 +15,7 @@ def timesteps(schedule: Schedule, num_steps: int) -> np.ndarray:
       linspace:  t_i = round((T - 1) (S - i) / S)
 
   Args:
-    schedule: The noise schedule, which names the spacing.
+    process: The noise process, which names the spacing.
     num_steps: S, 1 to T.
 
   Returns:
@@ -26,20 +26,20 @@ def timesteps(schedule: Schedule, num_steps: int) -> np.ndarray:
 
   Source: diffusers' DPMSolverMultistepScheduler.
   """
-  if schedule.timestep_spacing == "trailing":
-    return ddim.timesteps(schedule, num_steps)
-  ddim.check_count(schedule, num_steps)
-  total = schedule.num_timesteps
-  if schedule.timestep_spacing == "leading":
-    steps = np.arange(num_steps, 0, -1) * (total // (num_steps + 1)) + schedule.steps_offset
+  if process.timestep_spacing == "trailing":
+    return ddim.timesteps(process, num_steps)
+  ddim.check_count(process, num_steps)
+  total = process.num_timesteps
+  if process.timestep_spacing == "leading":
+    steps = np.arange(num_steps, 0, -1) * (total // (num_steps + 1)) + process.steps_offset
   else:
     steps = np.round(np.linspace(0, total - 1, num_steps + 1))[::-1][:-1]
-  ddim.check_first(schedule, num_steps, steps[0])
+  ddim.check_first(process, num_steps, steps[0])
   return steps.astype(np.int32)
 
 
 def make(
-  schedule: Schedule, num_steps: int, *, karras: bool = False, round_timesteps: bool = True
+  process: DiscreteProcess, num_steps: int, *, karras: bool = False, round_timesteps: bool = True
 ) -> Solver:
   """DPM-Solver++ of second order (multistep, midpoint) in S steps.
 
@@ -50,7 +50,7 @@ def make(
   whose h is infinite, are of first order: they leave the difference away.
 
   Args:
-    schedule: The noise schedule. It clips nothing.
+    process: The noise process. It clips nothing.
     num_steps: S, 1 to the schedule's T.
     karras: Takes Karras' levels between the schedule's noisiest and cleanest one.
     round_timesteps: Whether the timesteps of Karras' levels are rounded to the nearest integer, or
@@ -64,14 +64,14 @@ def make(
 
   Source: arXiv 2211.01095, Algorithm 2; diffusers' DPMSolverMultistepScheduler.
   """
-  every = sigmas.table(schedule)
+  every = sigmas.table(process)
   if karras:
-    ddim.check_count(schedule, num_steps)
+    ddim.check_count(process, num_steps)
     levels = sigmas.karras(every[-1], every[0], num_steps)
     t = sigmas.to_timesteps(levels, every)
     t = (np.round(t) if round_timesteps else np.floor(t)).astype(np.int32)
   else:
-    t = timesteps(schedule, num_steps)
+    t = timesteps(process, num_steps)
     levels = every[t]
   levels = sigmas.with_end(levels)
   here, there = levels[:-1], levels[1:]
@@ -81,7 +81,7 @@ def make(
   look_back = np.zeros(num_steps)
   look_back[1:-1] = h[1:] / (2 * h[:-1])
   moved = signal_there * (1 - there / here)
-  clean_x, clean_f = clean_weights(schedule.prediction_type, signal, here * signal)
+  clean_x, clean_f = clean_weights(process.prediction_type, signal, here * signal)
   steps = Steps(
     timestep=t,
     input_scale=np.ones(num_steps),

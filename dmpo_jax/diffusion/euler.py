@@ -3,11 +3,11 @@
 import numpy as np
 
 from dmpo_jax.diffusion import ddim, sigmas
-from dmpo_jax.diffusion.ddpm import Schedule
+from dmpo_jax.diffusion.ddpm import DiscreteProcess
 from dmpo_jax.diffusion.solver import Solver, Steps, clean_weights
 
 
-def make(schedule: Schedule, num_steps: int, *, karras: bool = False) -> Solver:
+def make(process: DiscreteProcess, num_steps: int, *, karras: bool = False) -> Solver:
   """Euler's method in S steps, on images whose noise is not scaled down: x = x_0 + sigma eps.
 
       x_{i+1} = x_i + (sigma_{i+1} - sigma_i) (x_i - m_i) / sigma_i
@@ -15,7 +15,7 @@ def make(schedule: Schedule, num_steps: int, *, karras: bool = False) -> Solver:
   with m_i the clean image and sigma_S = 0. The network sees x / sqrt(1 + sigma^2).
 
   Args:
-    schedule: The noise schedule; "linspace" visits fractional timesteps. It clips nothing.
+    process: The noise process; "linspace" visits fractional timesteps. It clips nothing.
     num_steps: S, 1 to the schedule's T.
     karras: Takes Karras' levels between the first and the last one of the spacing; their timesteps
       are fractional.
@@ -28,16 +28,16 @@ def make(schedule: Schedule, num_steps: int, *, karras: bool = False) -> Solver:
 
   Source: arXiv 2206.00364, Algorithm 1; diffusers' EulerDiscreteScheduler.
   """
-  t, levels = _levels(schedule, num_steps)
+  t, levels = _levels(process, num_steps)
   if karras:
     levels = sigmas.karras(levels[0], levels[-1], num_steps)
-    t = sigmas.to_timesteps(levels, sigmas.table(schedule))
+    t = sigmas.to_timesteps(levels, sigmas.table(process))
   levels = sigmas.with_end(levels)
   noise = np.zeros(num_steps)
-  return _solver(schedule, t, levels, reached=levels[1:], noise=noise, stochastic=False)
+  return _solver(process, t, levels, reached=levels[1:], noise=noise, stochastic=False)
 
 
-def make_ancestral(schedule: Schedule, num_steps: int) -> Solver:
+def make_ancestral(process: DiscreteProcess, num_steps: int) -> Solver:
   """Euler's method in S steps, each of which overshoots and puts fresh noise back.
 
       x_{i+1} = x_i + (down_i - sigma_i) (x_i - m_i) / sigma_i + up_i z_i
@@ -48,27 +48,27 @@ def make_ancestral(schedule: Schedule, num_steps: int) -> Solver:
 
   Source: diffusers' EulerAncestralDiscreteScheduler.
   """
-  t, levels = _levels(schedule, num_steps)
+  t, levels = _levels(process, num_steps)
   levels = sigmas.with_end(levels)
   here, there = levels[:-1], levels[1:]
   # down = sigma_{i+1}^2 / sigma_i, by the two equations above.
   up = there * np.sqrt((1 - there / here) * (1 + there / here))
-  return _solver(schedule, t, levels, reached=there**2 / here, noise=up, stochastic=True)
+  return _solver(process, t, levels, reached=there**2 / here, noise=up, stochastic=True)
 
 
-def _levels(schedule: Schedule, num_steps: int) -> tuple[np.ndarray, np.ndarray]:
+def _levels(process: DiscreteProcess, num_steps: int) -> tuple[np.ndarray, np.ndarray]:
   """Timesteps and sigma at each step, float64 `[S]`."""
-  if schedule.timestep_spacing == "linspace":
-    ddim.check_count(schedule, num_steps)
-    t = np.linspace(0, schedule.num_timesteps - 1, num_steps)[::-1].astype(np.float32)
+  if process.timestep_spacing == "linspace":
+    ddim.check_count(process, num_steps)
+    t = np.linspace(0, process.num_timesteps - 1, num_steps)[::-1].astype(np.float32)
   else:
-    t = ddim.timesteps(schedule, num_steps)
-  every = sigmas.table(schedule)
+    t = ddim.timesteps(process, num_steps)
+  every = sigmas.table(process)
   return t, np.interp(t, np.arange(len(every)), every)
 
 
 def _solver(
-  schedule: Schedule,
+  process: DiscreteProcess,
   t: np.ndarray,
   levels: np.ndarray,
   *,
@@ -78,7 +78,7 @@ def _solver(
 ) -> Solver:
   here = levels[:-1]
   signal = 1 / np.sqrt(1 + here**2)
-  clean_x, clean_f = clean_weights(schedule.prediction_type, signal, here * signal)
+  clean_x, clean_f = clean_weights(process.prediction_type, signal, here * signal)
   kept = reached / here
   steps = Steps(
     timestep=t.astype(np.float32),
@@ -91,6 +91,6 @@ def _solver(
     on_before=np.zeros_like(here),
     on_noise=noise,
   )
-  leading = schedule.timestep_spacing == "leading"
+  leading = process.timestep_spacing == "leading"
   scale = np.hypot(levels[0], 1.0) if leading else levels[0]
   return Solver(steps, initial_scale=float(scale), stochastic=stochastic)

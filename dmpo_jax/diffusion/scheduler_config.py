@@ -1,12 +1,18 @@
-"""Which solver a diffusers `scheduler_config.json` asks for, and with which settings."""
+"""Noise process and solver that a diffusers `scheduler_config.json` describes."""
 
+import math
+import numbers
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from dmpo_jax.diffusion import ddim, dpm_solver, euler
-from dmpo_jax.diffusion.ddpm import from_config
+from dmpo_jax.diffusion.ddpm import DiscreteProcess
 from dmpo_jax.diffusion.solver import Solver
 from dmpo_jax.errors import InputError, unknown
+
+BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 
 CLASSES = {
   "ddim": "DDIMScheduler",
@@ -40,6 +46,180 @@ _OFFERED: dict[str, dict[str, tuple[Any, ...]]] = {
     "lambda_min_clipped": (float("-inf"),),
   },
 }
+
+
+# What diffusers takes for a field that a file leaves out, where it differs by the class that the
+# file names; for a field the class does not have, what that class's own sampler does.
+_BY_SIGMA = {"timestep_spacing": "linspace"}
+_DEFAULTS: dict[str, dict[str, Any]] = {
+  "DDIMScheduler": {"clip_sample": True},
+  "DDPMScheduler": {"clip_sample": True},
+  "PNDMScheduler": {"set_alpha_to_one": False},
+  "EulerDiscreteScheduler": _BY_SIGMA,
+  "EulerAncestralDiscreteScheduler": _BY_SIGMA,
+  "DPMSolverMultistepScheduler": _BY_SIGMA,
+  "DPMSolverSinglestepScheduler": _BY_SIGMA,
+  "DEISMultistepScheduler": _BY_SIGMA,
+  "UniPCMultistepScheduler": _BY_SIGMA,
+  "LMSDiscreteScheduler": _BY_SIGMA,
+  "HeunDiscreteScheduler": {**_BY_SIGMA, "beta_start": 0.00085, "beta_end": 0.012},
+}
+_FIELDS: dict[str, Any] = {
+  "num_train_timesteps": 1000,
+  "beta_start": 0.0001,
+  "beta_end": 0.02,
+  "beta_schedule": "linear",
+  "trained_betas": None,
+  "rescale_betas_zero_snr": False,
+  "prediction_type": "epsilon",
+  "timestep_spacing": "leading",
+  "steps_offset": 0,
+  "set_alpha_to_one": True,
+  "clip_sample": False,
+  "clip_sample_range": 1.0,
+}
+
+# Fields that would change the noise process or the sampler in ways that are not offered, with the
+# values that leave them alone.
+_REFUSED: dict[str, tuple[Any, ...]] = {
+  "thresholding": (False,),
+  "use_flow_sigmas": (False, None),
+  "use_dynamic_shifting": (False, None),
+  "shift_terminal": (None,),
+  "variance_type": (None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"),
+}
+
+# Fields that only steer other solvers, or have no effect while those above are off.
+_OTHER_SOLVERS = frozenset(
+  {
+    "_class_name",
+    "_diffusers_version",
+    "_use_default_values",
+    "dynamic_thresholding_ratio",
+    "sample_max_value",
+    "skip_prk_steps",
+    "interpolation_type",
+    "timestep_type",
+    "use_karras_sigmas",
+    "use_exponential_sigmas",
+    "use_beta_sigmas",
+    "sigma_min",
+    "sigma_max",
+    "final_sigmas_type",
+    "solver_order",
+    "algorithm_type",
+    "solver_type",
+    "lower_order_final",
+    "euler_at_final",
+    "use_lu_lambdas",
+    "lambda_min_clipped",
+    "predict_x0",
+    "disable_corrector",
+    "solver_p",
+    "flow_shift",
+    "time_shift_type",
+  }
+)
+
+
+def from_config(config: Mapping[str, Any]) -> DiscreteProcess:
+  """The noise process that a diffusers `scheduler_config.json` describes.
+
+      linear:             beta_t = linspace(beta_start, beta_end, T)
+      scaled_linear:      beta_t = linspace(sqrt(beta_start), sqrt(beta_end), T)^2
+      squaredcos_cap_v2:  beta_t = min(1 - f((t + 1) / T) / f(t / T), 0.999),
+                          f(u) = cos^2(pi/2 (u + 0.008) / 1.008)
+      trained_betas:      beta_t as given
+
+  With `rescale_betas_zero_snr`, sqrt(abar) is shifted and scaled so that its last value is 0 and
+  its first is kept. Whatever solver a file names, the noise process of training is the same: files
+  of DDIM, DDPM, PNDM, Euler, Heun, LMS, DPM-Solver, DEIS and UniPC are read, fields that only steer
+  another solver have no effect, and a field that is left out has the default of the class that is
+  named (DDIM where none is; clip_sample is false where that class has no such field). Some of those
+  solvers put 2^-24 in the place of a zero abar; here it is 0, as in training.
+
+  Args:
+    config: The file's fields.
+
+  Returns:
+    The `DiscreteProcess`.
+
+  Raises:
+    InputError: A field is unknown, or has a value that is not supported; the message names both.
+
+  Source: diffusers 0.42 schedulers; the rescaling is Algorithm 1 of arXiv 2305.08891.
+  """
+  config = dict(config)
+  name = config.get("_class_name", "DDIMScheduler")
+  if name not in _DEFAULTS:
+    raise unknown("scheduler _class_name", name, _DEFAULTS)
+  for field in config:
+    if field not in _FIELDS and field not in _REFUSED and field not in _OTHER_SOLVERS:
+      raise unknown("scheduler field", field, {*_FIELDS, *_REFUSED, *_OTHER_SOLVERS})
+  for field, allowed in _REFUSED.items():
+    if config.get(field, allowed[0]) not in allowed:
+      raise InputError(
+        f"scheduler field {field} is {config[field]!r}, which is not supported; "
+        f"expected {' or '.join(map(repr, allowed))}"
+      )
+  fields = {**_FIELDS, **_DEFAULTS[name], **{k: config[k] for k in _FIELDS if k in config}}
+  for field in ("rescale_betas_zero_snr", "set_alpha_to_one", "clip_sample"):
+    if not isinstance(fields[field], bool):
+      raise InputError(f"scheduler field {field} is {fields[field]!r}; expected true or false")
+  for field, least in (("num_train_timesteps", 1), ("steps_offset", 0)):
+    value = fields[field]
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
+      raise InputError(f"scheduler field {field} is {value!r}; expected an integer >= {least}")
+  for field in ("beta_start", "beta_end", "clip_sample_range"):
+    value = fields[field]
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not value > 0:
+      raise InputError(f"scheduler field {field} is {value!r}; expected a number > 0")
+
+  abar = np.cumprod(1 - _betas(fields))
+  if fields["rescale_betas_zero_snr"]:
+    root = np.sqrt(abar)
+    if not root[0] > root[-1]:
+      raise InputError("rescale_betas_zero_snr needs more than one timestep")
+    abar = np.square((root - root[-1]) * (root[0] / (root[0] - root[-1])))
+  return DiscreteProcess(
+    alphas_cumprod=abar,
+    prediction_type=fields["prediction_type"],
+    timestep_spacing=fields["timestep_spacing"],
+    steps_offset=int(fields["steps_offset"]),
+    final_alpha_cumprod=1.0 if fields["set_alpha_to_one"] else float(abar[0]),
+    clip_sample=fields["clip_sample"],
+    clip_sample_range=float(fields["clip_sample_range"]),
+  )
+
+
+def _betas(fields: Mapping[str, Any]) -> np.ndarray:
+  """beta, float64 `[T]`, each in (0, 1]."""
+  steps, name = fields["num_train_timesteps"], fields["beta_schedule"]
+  start, end = fields["beta_start"], fields["beta_end"]
+  if fields["trained_betas"] is not None:
+    betas = np.asarray(fields["trained_betas"], np.float64)
+    if betas.shape != (steps,):
+      raise InputError(
+        f"trained_betas has shape {betas.shape}; expected one beta for each of the {steps} "
+        "timesteps that num_train_timesteps states"
+      )
+  elif name == "linear":
+    betas = np.linspace(start, end, steps)
+  elif name == "scaled_linear":
+    betas = np.square(np.linspace(math.sqrt(start), math.sqrt(end), steps))
+  elif name == "squaredcos_cap_v2":
+    u = np.arange(steps + 1) / steps
+    f = np.square(np.cos((u + 0.008) / 1.008 * np.pi / 2))
+    betas = np.minimum(1 - f[1:] / f[:-1], 0.999)
+  else:
+    raise unknown("beta_schedule", name, BETA_SCHEDULES)
+  wrong = np.flatnonzero(~((betas > 0) & (betas <= 1)))
+  if wrong.size:
+    raise InputError(
+      f"beta at timestep {wrong[0]} is {betas[wrong[0]]:g}; expected every beta in (0, 1]: check "
+      "beta_start, beta_end and trained_betas"
+    )
+  return betas
 
 
 def solver_name(config: Mapping[str, Any]) -> str:
@@ -102,7 +282,7 @@ def make_solver(
         f"scheduler field {field} is {config[field]!r}, which solver {name!r} does not offer; "
         f"expected {' or '.join(map(repr, allowed))}"
       )
-  schedule = from_config({**config, "_class_name": CLASSES[name]})
+  process = from_config({**config, "_class_name": CLASSES[name]})
   if eta and name != "ddim":
     raise InputError(f"eta is {eta}, which solver {name!r} does not have; only 'ddim' does")
   if name in ("ddim", "euler_ancestral"):
@@ -112,10 +292,10 @@ def make_solver(
         "'dpm_solver_pp_2m' do"
       )
     if name == "ddim":
-      return ddim.make(schedule, num_steps, eta=eta)
-    return euler.make_ancestral(schedule, num_steps)
+      return ddim.make(process, num_steps, eta=eta)
+    return euler.make_ancestral(process, num_steps)
   karras = bool(config.get("use_karras_sigmas")) if karras is None else karras
   if name == "euler":
-    return euler.make(schedule, num_steps, karras=karras)
+    return euler.make(process, num_steps, karras=karras)
   cosine = config.get("beta_schedule") == "squaredcos_cap_v2"
-  return dpm_solver.make(schedule, num_steps, karras=karras, round_timesteps=not cosine)
+  return dpm_solver.make(process, num_steps, karras=karras, round_timesteps=not cosine)

@@ -2,16 +2,16 @@
 
 import numpy as np
 
-from dmpo_jax.diffusion.ddpm import Schedule
+from dmpo_jax.diffusion.ddpm import DiscreteProcess
 from dmpo_jax.errors import InputError
 
 # What stands in the place of a zero abar, where sigma would be infinite (diffusers' choice).
 SMALLEST_ABAR = 2.0**-24
 
 
-def table(schedule: Schedule) -> np.ndarray:
+def table(process: DiscreteProcess) -> np.ndarray:
   """sigma_t of every timestep, float64 `[T]`, rising; at zero terminal SNR the last is 4096."""
-  abar = np.maximum(schedule.alphas_cumprod, SMALLEST_ABAR)
+  abar = np.maximum(process.alphas_cumprod, SMALLEST_ABAR)
   return np.sqrt((1 - abar) / abar)  # [T]
 
 

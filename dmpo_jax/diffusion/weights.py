@@ -9,14 +9,14 @@ import jax
 import numpy as np
 
 from dmpo_jax.common import choose
-from dmpo_jax.diffusion.ddpm import Schedule, lookup
+from dmpo_jax.diffusion.table import lookup
 from dmpo_jax.errors import InputError
 
 FIELDS = {"none": (), "min_snr": ("gamma",), "table": ("values",)}
 
 
-def min_snr(schedule: Schedule, gamma: float) -> list[float]:
-  """The min-SNR weight of each timestep, in the units of the schedule's own target.
+def min_snr(alphas_cumprod: np.ndarray, prediction_type: str, gamma: float) -> list[float]:
+  """The min-SNR weight of each timestep, in the units of the process's own target.
 
       w_t = min(SNR_t, γ)/SNR_t (epsilon),   min(SNR_t, γ)/(SNR_t + 1) (velocity),
       w_t = min(SNR_t, γ) (x_0)
@@ -24,7 +24,8 @@ def min_snr(schedule: Schedule, gamma: float) -> list[float]:
   All three weight the error of x_0 by min(SNR_t, γ).
 
   Args:
-    schedule: The noise schedule; SNR_t = abar_t / (1 - abar_t).
+    alphas_cumprod: abar, `[T]`; SNR_t = abar_t / (1 - abar_t).
+    prediction_type: What the network predicts.
     gamma: γ > 0; published: 5.
 
   Returns:
@@ -35,15 +36,17 @@ def min_snr(schedule: Schedule, gamma: float) -> list[float]:
 
   def weight(abar: float) -> float:
     snr = abar / (1 - abar)
-    if schedule.prediction_type == "epsilon":
+    if prediction_type == "epsilon":
       return min(1.0, gamma / snr) if snr else 1.0
     capped = min(snr, gamma)
-    return capped / (snr + 1) if schedule.prediction_type == "v_prediction" else capped
+    return capped / (snr + 1) if prediction_type == "v_prediction" else capped
 
-  return [weight(abar) for abar in schedule.alphas_cumprod.tolist()]
+  return [weight(abar) for abar in alphas_cumprod.tolist()]
 
 
-def make(config: Mapping[str, Any], schedule: Schedule) -> Callable[[jax.Array], jax.Array] | None:
+def make(
+  config: Mapping[str, Any], alphas_cumprod: np.ndarray, prediction_type: str
+) -> Callable[[jax.Array], jax.Array] | None:
   """The weights that a config names.
 
       {"name": "none"}                       every error counts once
@@ -52,7 +55,8 @@ def make(config: Mapping[str, Any], schedule: Schedule) -> Callable[[jax.Array],
 
   Args:
     config: The name and its fields.
-    schedule: The noise schedule.
+    alphas_cumprod: abar of the noise process, `[T]`.
+    prediction_type: What the network predicts.
 
   Returns:
     t -> w_t: int32 `[B]` to float32 `[B]`; None for "none".
@@ -64,7 +68,7 @@ def make(config: Mapping[str, Any], schedule: Schedule) -> Callable[[jax.Array],
   name, config = choose.choose("timestep weight", config, FIELDS)
   if name == "none":
     return None
-  count = len(schedule.alphas_cumprod)
+  count = len(alphas_cumprod)
   if name == "table":
     values = tuple(config["values"])
     if len(values) != count or not all(_weight(value) for value in values) or not any(values):
@@ -76,7 +80,7 @@ def make(config: Mapping[str, Any], schedule: Schedule) -> Callable[[jax.Array],
     gamma = config["gamma"]
     if not (_weight(gamma) and gamma > 0):
       raise InputError(f"gamma of timestep weight 'min_snr' must be positive, got {gamma!r}")
-    values = min_snr(schedule, gamma)
+    values = min_snr(alphas_cumprod, prediction_type, gamma)
   table = np.asarray(values, np.float64)
   return lambda t: lookup(table, t)
 

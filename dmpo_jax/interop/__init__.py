@@ -1,6 +1,6 @@
 """Diffusers folders and torch state dicts, to and from parameter trees."""
 
-from dmpo_jax.interop.load import load_network, load_pipeline
+from dmpo_jax.interop.load import load_network, load_pipeline, read_model_index
 from dmpo_jax.interop.lora import Lora, load_lora, save_kohya_lora, save_lora
 from dmpo_jax.interop.pipeline import Pipeline, pixel_pipeline
 from dmpo_jax.interop.save import save_pipeline
@@ -17,6 +17,7 @@ __all__ = [
   "load_network",
   "load_pipeline",
   "pixel_pipeline",
+  "read_model_index",
   "save_kohya_lora",
   "save_lora",
   "save_pipeline",

@@ -65,12 +65,7 @@ def load_pipeline(
     lambda folder, names: _wanted(folder, names, variant, components),
     revision=revision,
   )
-  if not (folder / INDEX).is_file():
-    raise InputError(
-      f"{folder} is no pipeline folder: it has no {INDEX}; expected a folder in diffusers' layout "
-      '(unet/, text_encoder/, tokenizer/, scheduler/), or a repository of the hub as "owner/name"'
-    )
-  model_index = files.read_json(folder / INDEX)
+  model_index = _read_index(folder)
   there = components_of(model_index)
   for component in REQUIRED:
     if component not in there:
@@ -114,6 +109,32 @@ def load_pipeline(
     carried,
     tokenizers.get("tokenizer_2"),
   )
+
+
+def read_model_index(source: str | os.PathLike, *, revision: str | None = None) -> dict[str, Any]:
+  """The content of a pipeline's model_index.json: its class and components.
+
+  Args:
+    source: A folder, or the "owner/name" of a repository on the hub.
+    revision: Branch, tag or commit of the repository.
+
+  Returns:
+    The fields of the file.
+
+  Raises:
+    InputError: The source is no pipeline or cannot be had.
+  """
+  folder = hub.locate(source, INDEX, lambda folder, names: [INDEX], revision=revision)
+  return _read_index(folder)
+
+
+def _read_index(folder: pathlib.Path) -> dict[str, Any]:
+  if not (folder / INDEX).is_file():
+    raise InputError(
+      f"{folder} is no pipeline folder: it has no {INDEX}; expected a folder in diffusers' layout "
+      '(unet/, text_encoder/, tokenizer/, scheduler/), or a repository of the hub as "owner/name"'
+    )
+  return files.read_json(folder / INDEX)
 
 
 def load_network(

@@ -6,21 +6,21 @@ from dmpo_jax.models.clip.text import TextOutput
 from dmpo_jax.models.compute import Compute
 from dmpo_jax.models.fsdp import Placement, dividing_axes
 from dmpo_jax.models.functional import Model
-from dmpo_jax.models.vae.build import Autoencoder, Moments, draw_latents
+from dmpo_jax.models.vae.build import Autoencoder, Posterior, sample_latents
 
 __all__ = [
   "Autoencoder",
   "Compute",
   "Model",
-  "Moments",
   "Placement",
+  "Posterior",
   "TextOutput",
   "abstract",
   "build",
   "build_autoencoder",
   "dividing_axes",
-  "draw_latents",
   "lora",
   "remat",
+  "sample_latents",
   "trees",
 ]

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dmpo_jax import models
@@ -117,6 +118,25 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
+def put(tree: Any, shardings: Any) -> Any:
+  """Puts arrays on the devices of all processes.
+
+  Args:
+    tree: Arrays on the host, of which every process has all, or on devices.
+    shardings: A sharding for each.
+
+  Returns:
+    The tree of jax.Arrays; those that have their sharding already are the same.
+  """
+
+  def put_one(array: np.ndarray | jax.Array, sharding: jax.sharding.Sharding) -> jax.Array:
+    if isinstance(array, jax.Array):
+      return jax.device_put(array, sharding)
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+  return jax.tree.map(put_one, tree, shardings)
+
+
 def placement(mesh: Mesh) -> models.Placement | None:
   """How networks run on the mesh: each device computes its examples and all-gathers weights.
 
@@ -162,20 +182,21 @@ def constrain(mesh: Mesh, tree: Any) -> Any:
   return jax.lax.with_sharding_constraint(tree, shardings(mesh, tree))
 
 
-def check_batch(mesh: Mesh, batch_size: int, accumulation: int) -> None:
-  """Refuses a batch whose parts do not divide over the devices.
+def check_batch(mesh: Mesh, batch_size: int, grad_accumulation_steps: int) -> None:
+  """Refuses a batch whose microbatches do not divide over the devices.
 
   Args:
     mesh: From `make_mesh`.
     batch_size: Examples in a step.
-    accumulation: Into how many parts they are cut.
+    grad_accumulation_steps: Microbatches of a step.
 
   Raises:
-    InputError: A part does not divide.
+    InputError: A microbatch does not divide.
   """
-  if batch_size % (accumulation * mesh.size):
+  if batch_size % (grad_accumulation_steps * mesh.size):
     raise InputError(
       f"config.batch_size {batch_size} does not divide over {mesh.size} devices x "
-      f"{accumulation} accumulated parts; make it a multiple of {accumulation * mesh.size}, or "
-      "change config.num_devices or config.accumulation"
+      f"{grad_accumulation_steps} microbatches; make it a multiple of "
+      f"{grad_accumulation_steps * mesh.size}, or change config.num_devices or "
+      "config.grad_accumulation_steps"
     )

@@ -1,20 +1,47 @@
 """Model families: the only room that knows what a pipeline is made of."""
 
-from dmpo_jax.pipelines.sampler import (
-  Networks,
-  Sampler,
-  make_sampler,
-  sample_batches,
-  sample_in_batches,
+from dmpo_jax.pipelines.families import (
+  FAMILIES,
+  build,
+  create,
+  encoder_fingerprint,
+  family_of,
+  load,
+  save,
 )
-from dmpo_jax.pipelines.stable_diffusion import Requests, size_ids
+from dmpo_jax.pipelines.generate import (
+  Sampler,
+  SamplingInputs,
+  cast_params,
+  default_dtype,
+  geometry,
+  make_sampler,
+  sample_all,
+  sample_batches,
+  sampling_inputs,
+)
+from dmpo_jax.pipelines.interface import Conditioning, Family, Params, Text, TextToImage
 
 __all__ = [
-  "Networks",
-  "Requests",
+  "FAMILIES",
+  "Conditioning",
+  "Family",
+  "Params",
   "Sampler",
+  "SamplingInputs",
+  "Text",
+  "TextToImage",
+  "build",
+  "cast_params",
+  "create",
+  "default_dtype",
+  "encoder_fingerprint",
+  "family_of",
+  "geometry",
+  "load",
   "make_sampler",
+  "sample_all",
   "sample_batches",
-  "sample_in_batches",
-  "size_ids",
+  "sampling_inputs",
+  "save",
 ]

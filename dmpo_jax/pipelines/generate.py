@@ -1,107 +1,43 @@
-"""The sampler of a pipeline, and what it is asked to draw."""
+"""From prompts and seeds to images: text encoders, denoiser, solver and decoder in one program."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from dmpo_jax import diffusion, interop, models, pipelines
-from dmpo_jax.errors import InputError
-from dmpo_jax.pipelines import stable_diffusion
+from dmpo_jax import diffusion
+from dmpo_jax.pipelines.interface import Conditioning, Params, Text, TextToImage
+from dmpo_jax.sampling.noise import checked_seeds, initial_noise, seed_keys
+from dmpo_jax.sampling.solve import guided, interleave, separate, solve
 
 Size = tuple[int, int]
 
 
-def sampler_of(
-  pipeline: interop.Pipeline,
-  *,
-  num_steps: int,
-  guidance: float,
-  guidance_rescale: float = 0.0,
-  size: Size | None = None,
-  solver: str | None = None,
-  karras: bool | None = None,
-  negative: str | None = None,
-  dtype: str | None = None,
-  compute: models.Compute = models.Compute(),
-) -> pipelines.Sampler:
-  """A compiled sampler for pipelines of this one's configs, with their parameters as an argument.
+class SamplingInputs(NamedTuple):
+  """Inputs of N images to sample, one row each.
 
-  Args:
-    pipeline: The pipeline; its parameters are not read.
-    num_steps: Steps of the solver.
-    guidance: Scale of classifier-free guidance; 1 is none.
-    guidance_rescale: Strength of `diffusion.rescale`.
-    size: Height and width in pixels; by default `default_size`.
-    solver: As for `diffusion.make_solver`.
-    karras: As for `diffusion.make_solver`.
-    negative: The negative prompt, of which only matters whether there is one: without it, a
-      pipeline with force_zeros_for_empty_prompt takes zeros for the encoded null prompt.
-    dtype: Of the computation, by default `default_dtype`. The autoencoder computes in float32
-      unless its config sets force_upcast to false.
-    compute: Attention kernels and sharding of the networks.
-
-  Returns:
-    A `pipelines.Sampler`.
-
-  Raises:
-    InputError: The pipeline is of a kind that is not drawn here, or a value does not fit it.
+  Attributes:
+    seeds: uint32 `[N]`.
+    text: The pipeline's text inputs of the prompts, arrays `[N, ...]`.
+    negative_text: The same of the negative or empty prompts.
+    geometry: float32 `[N, 6]`, see `TextToImage.condition`; None where the pipeline uses none.
   """
-  unet = pipeline.configs["unet"]
-  dtype = jnp.dtype(dtype or default_dtype())
-  has_sizes = unet.get("addition_embed_type") == "text_time"
-  if has_sizes != ("text_encoder_2" in pipeline.configs):
-    raise InputError(
-      f"unet/config.json: addition_embed_type is {unet.get('addition_embed_type')!r} beside "
-      f"{'one text encoder' if has_sizes else 'two text encoders'}; pipelines of SDXL have "
-      "'text_time' and two, all others neither"
-    )
-  encoders = ("text_encoder", "text_encoder_2")[: 1 + has_sizes]
-  height, width = size or default_size(pipeline)
-  channels, decode = unet["in_channels"], None
-  if "vae" in pipeline.configs:
-    vae = pipeline.configs["vae"]
-    autoencoder = models.build_autoencoder(vae, compute=compute)
-    factor, wanted = autoencoder.downscale, (vae.get("latent_channels", 4),)
-    dtype_of_vae = jnp.float32 if vae.get("force_upcast", True) else dtype
 
-    def decode(params: Any, latents: jax.Array) -> jax.Array:
-      images = autoencoder.decode(params, autoencoder.unscale(latents), dtype=dtype_of_vae)
-      return images.astype(jnp.float32)
-
-  else:
-    factor, wanted = 1, (1, 3)
-  if channels not in wanted:
-    raise InputError(
-      f"unet/config.json: in_channels is {channels}; expected {' or '.join(map(str, wanted))}, the "
-      "channels of what is drawn: networks that read more, for editing, are not drawn here"
-    )
-  for name, value in (("height", height), ("width", width)):
-    if value < factor or value % factor:
-      raise InputError(
-        f"{name} is {value}; expected a multiple of {factor}, the pixels of a latent"
-      )
-  return pipelines.make_sampler(
-    pipelines.Networks(
-      unet=models.build(unet, compute=compute).apply,
-      text_encoders=tuple(
-        models.build(pipeline.configs[name], compute=compute).apply for name in encoders
-      ),
-      decode=decode,
-    ),
-    diffusion.make_solver(scheduler_config(pipeline), num_steps, name=solver, karras=karras),
-    shape=(height // factor, width // factor, channels),
-    guidance=guidance,
-    guidance_rescale=guidance_rescale,
-    zero_null=takes_zeros(pipeline, negative),
-    dtype=dtype,
-  )
+  seeds: np.ndarray
+  text: Text
+  negative_text: Text
+  geometry: np.ndarray | None = None
 
 
-def requests_for(
-  pipeline: interop.Pipeline,
+Sampler = Callable[[Params, SamplingInputs], jax.Array]
+
+
+def sampling_inputs(
+  pipeline: TextToImage,
   prompts: Sequence[str],
   seeds: np.ndarray,
   *,
@@ -110,87 +46,208 @@ def requests_for(
   original: Size | None = None,
   crop: Size = (0, 0),
   target: Size | None = None,
-) -> tuple[pipelines.Requests, int]:
-  """What is to be drawn, as the pipeline's sampler takes it.
+) -> tuple[SamplingInputs, int]:
+  """Tokenised prompts, seeds and geometry of the images to sample.
 
   Args:
-    pipeline: The pipeline, for its tokenizers.
+    pipeline: The pipeline.
     prompts: One for each image, N.
     seeds: As many, integers from 0 to 2^32 - 1.
-    negative: The negative prompt of all, by default the empty one.
-    size, original, crop, target: Of SDXL, as for `pipelines.size_ids`.
+    negative: The negative prompt of all; by default the empty one.
+    size: Height and width in pixels; by default the pipeline's.
+    original: Height and width of the training image before it was resized; by default `size`.
+    crop: Top and left of the crop that the pipeline was trained on.
+    target: Height and width that the training image was resized for; by default `size`.
 
   Returns:
-    `pipelines.Requests`, and how many of the prompts were longer than the context and were cut.
+    `SamplingInputs`, and the number of prompts that were longer than the context and were cut.
 
   Raises:
     InputError: The pipeline has no tokenizer for one of its text encoders.
   """
-  ids, truncated = stable_diffusion.tokenize(pipeline, prompts)
-  nulls, _ = stable_diffusion.tokenize(pipeline, [negative or ""])
-  null_ids = tuple(np.repeat(row, len(prompts), axis=0) for row in nulls.values())
-  time_ids = None
-  if "text_encoder_2" in pipeline.configs:
-    size = size or default_size(pipeline)
-    row = pipelines.size_ids(size, original=original, crop=crop, target=target)
-    time_ids = np.repeat(row[None], len(prompts), axis=0)  # [N, 6]
-  requests = pipelines.Requests(
-    np.asarray(seeds), tuple(ids.values()), null_ids, time_ids, null_time_ids=time_ids
-  )
-  return requests, truncated
+  count = len(prompts)
+  text, truncated = pipeline.tokenize(prompts)
+  null, _ = pipeline.tokenize([negative or ""])
+  negative_text = {name: np.repeat(row, count, axis=0) for name, row in null.items()}
+  rows = None
+  if pipeline.uses_geometry:
+    row = geometry(size or pipeline.default_size(), original=original, crop=crop, target=target)
+    rows = np.repeat(row[None], count, axis=0)  # [N, 6]
+  return SamplingInputs(np.asarray(seeds), text, negative_text, rows), truncated
 
 
-def default_size(pipeline: interop.Pipeline) -> Size:
-  """Height and width in pixels that the UNet was trained at.
+def geometry(
+  size: Size, *, original: Size | None = None, crop: Size = (0, 0), target: Size | None = None
+) -> np.ndarray:
+  """The geometry that SDXL is conditioned on (micro-conditioning).
+
+  Args:
+    size: Height and width of the image in pixels.
+    original: Height and width of the training image before it was resized; by default `size`.
+    crop: Top and left of the crop.
+    target: Height and width that the training image was resized for; by default `size`.
+
+  Returns:
+    float32 `[6]`.
+
+  Source: arXiv 2307.01952, section 2.2.
+  """
+  return np.asarray([*(original or size), *crop, *(target or size)], np.float32)
+
+
+def make_sampler(
+  pipeline: TextToImage,
+  solver: diffusion.Solver,
+  *,
+  size: Size | None = None,
+  guidance: float,
+  guidance_rescale: float = 0.0,
+  negative: bool = False,
+) -> Sampler:
+  """A compiled function from parameters, prompts and seeds to images.
+
+  The parameters are an argument: models of one shape share one compilation.
+
+  Args:
+    pipeline: The pipeline.
+    solver: The solver with its steps, such as `pipeline.make_solver(30)`.
+    size: Height and width in pixels; by default the pipeline's.
+    guidance: Scale of classifier-free guidance; 1: none.
+    guidance_rescale: Strength of `diffusion.rescale`; 0: none.
+    negative: Whether a negative prompt was given. Without one, pipelines with `zero_null_text`
+      condition on zeros in place of the encoded empty prompt.
+
+  Returns:
+    `sampler(params, inputs) -> float32 [B, H, W, C]`: images around [-1, 1]. The work is sharded as
+    the rows of the inputs are.
 
   Raises:
-    InputError: Its config does not say.
+    InputError: The pipeline cannot sample that size.
   """
-  size = pipeline.configs["unet"].get("sample_size")
-  if size is None:
-    raise InputError("unet/config.json has no sample_size: give height and width")
-  vae = pipeline.configs.get("vae")
-  factor = 1 if vae is None else models.build_autoencoder(vae).downscale
-  height, width = (size, size) if isinstance(size, int) else size
-  return height * factor, width * factor
+  shape = pipeline.sample_shape(size or pipeline.default_size())
+  zero_null = pipeline.zero_null_text and not negative
+
+  def conditionings(params: Params, inputs: SamplingInputs) -> tuple[Conditioning, Conditioning]:
+    """Conditioning on prompts and on negative prompts."""
+    if guidance == 1 or zero_null:
+      text = pipeline.encode_text(params, inputs.text)
+      null = jax.tree.map(jnp.zeros_like, text)
+    else:
+      both = jax.tree.map(interleave, inputs.negative_text, inputs.text)  # [2B, ...]
+      both = pipeline.encode_text(params, both)
+      null, text = (jax.tree.map(lambda x, i=i: separate(x)[i], both) for i in (0, 1))
+    return tuple(pipeline.condition(each, inputs.geometry, None) for each in (text, null))
+
+  # The solver's numbers are arguments, so that those with as many steps share one program, which
+  # jax's compilation cache then finds.
+  numbers = jax.tree.map(np.float32, (solver.steps, solver.initial_scale))
+
+  @jax.jit
+  def sample(params: Params, inputs: SamplingInputs, *, numbers) -> jax.Array:
+    def network(x: jax.Array, t: jax.Array, conditioning: Conditioning) -> jax.Array:
+      return pipeline.denoise(params, x, t, conditioning)
+
+    text, null = conditionings(params, inputs)
+    predict = guided(network, text, null, scale=guidance, rescale=guidance_rescale)
+    noise = initial_noise(inputs.seeds, shape)  # [B, h, w, Z]
+    steps, scale = numbers
+    traced = solver._replace(steps=steps, initial_scale=scale)
+    x = solve(predict, traced, noise, keys=seed_keys(inputs.seeds))
+    return pipeline.decode(params, x)  # [B, H, W, C]
+
+  return functools.partial(sample, numbers=numbers)
 
 
-def default_guidance(pipeline: interop.Pipeline) -> float:
-  """diffusers' scales, 7.5 and (for two text encoders) 5; 2 for pipelines that denoise pixels."""
-  if "vae" not in pipeline.configs:
-    return 2.0
-  return 5.0 if "text_encoder_2" in pipeline.configs else 7.5
+def sample_batches(
+  sampler: Sampler,
+  params: Params,
+  inputs: SamplingInputs,
+  *,
+  batch_size: int,
+  devices: Sequence[jax.Device] | None = None,
+  progress: Callable = iter,
+) -> Iterator[np.ndarray]:
+  """Samples any number of images, batch by batch, each batch sharded over all devices.
+
+  All batches have one size, a multiple of the number of devices: the last is padded, then cut.
+
+  Args:
+    sampler: From `make_sampler`.
+    params: Parameters by component. Arrays that lie on these very devices keep their sharding, all
+      others are copied to each device.
+    inputs: N of them.
+    batch_size: Images at a time; rounded up.
+    devices: By default all of this process's backend.
+    progress: Wraps the sequence of batches, for a progress bar.
+
+  Yields:
+    float32 `[n, H, W, C]`, in the order of the inputs.
+
+  Raises:
+    InputError: The seeds are not integers from 0 to 2^32 - 1.
+  """
+  inputs = inputs._replace(seeds=checked_seeds(inputs.seeds))
+  devices = jax.devices() if devices is None else list(devices)
+  mesh = jax.make_mesh(
+    (len(devices),), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=devices
+  )
+  params = jax.tree.map(lambda leaf: _on_devices(leaf, mesh), params)
+  count = len(inputs.seeds)
+  size = -(-min(batch_size, count) // len(devices)) * len(devices)
+  sharded = NamedSharding(mesh, PartitionSpec("data"))
+  for start in progress(range(0, count, size)):
+    rows = np.minimum(np.arange(start, start + size), count - 1)
+    batch = jax.tree.map(lambda x, rows=rows: jax.device_put(np.asarray(x)[rows], sharded), inputs)
+    with jax.set_mesh(mesh):
+      images = sampler(params, batch)
+    yield jax.device_get(images)[: count - start]  # [n, H, W, C]
+
+
+def sample_all(
+  sampler: Sampler, params: Params, inputs: SamplingInputs, **options: Any
+) -> np.ndarray:
+  """Samples any number of images into one array.
+
+  Args:
+    sampler: From `make_sampler`.
+    params: Parameters by component.
+    inputs: N of them.
+    **options: Those of `sample_batches`.
+
+  Returns:
+    float32 `[N, H, W, C]`.
+  """
+  return np.concatenate(list(sample_batches(sampler, params, inputs, **options)))
 
 
 def default_dtype() -> str:
-  """float32 on CPUs, which gain nothing from less, otherwise bfloat16."""
+  """The compute dtype of sampling: float32 on CPUs, which gain nothing from less, else bfloat16."""
   return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
-def scheduler_config(pipeline: interop.Pipeline) -> Mapping[str, Any]:
-  """The scheduler's config as diffusers' pipeline of the same class uses it.
+def cast_params(pipeline: TextToImage, params: Params, dtype: Any) -> dict[str, Any]:
+  """Parameters in the compute dtype; the autoencoder's stay as they are.
 
-  StableDiffusionPipeline sets two fields when it is loaded, whatever the file says.
+  Args:
+    pipeline: The pipeline.
+    params: Parameters by component.
+    dtype: The compute dtype.
+
+  Returns:
+    Parameters by component; leaves that have the dtype already are the same arrays.
   """
-  config = pipeline.configs["scheduler"]
-  if pipeline.model_index.get("_class_name") == "StableDiffusionPipeline":
-    return {**config, "steps_offset": 1, "clip_sample": False}
-  return config
+  dtype = jnp.dtype(dtype)
 
-
-def takes_zeros(pipeline: interop.Pipeline, negative: str | None) -> bool:
-  """Whether the null prompt is zeros: for SDXL, where the index says so and no prompt is given."""
-  forced = pipeline.model_index.get("force_zeros_for_empty_prompt", True)
-  return negative is None and "text_encoder_2" in pipeline.configs and bool(forced)
-
-
-def cast(params: Mapping[str, Any], dtype: str) -> dict[str, Any]:
-  """The parameters in the computation's dtype, but the autoencoder's as they are."""
-  wanted = jnp.dtype(dtype)
-
-  def to_wanted(leaf: Any) -> Any:
-    return leaf if leaf.dtype == wanted else leaf.astype(wanted)
+  def cast(leaf: Any) -> Any:
+    return leaf if leaf.dtype == dtype else leaf.astype(dtype)
 
   return {
-    name: tree if name == "vae" else jax.tree.map(to_wanted, tree) for name, tree in params.items()
+    name: tree if name == pipeline.autoencoder else jax.tree.map(cast, tree)
+    for name, tree in params.items()
   }
+
+
+def _on_devices(leaf: Any, mesh: Mesh) -> jax.Array:
+  if isinstance(leaf, jax.Array) and leaf.sharding.device_set == set(mesh.devices.flat):
+    return leaf
+  return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec()))

@@ -1,189 +1,411 @@
-"""From token ids to what the network is told of a prompt."""
+"""The family of Stable Diffusion: SD1.5, SD2.1, SDXL, InstructPix2Pix, and UNets on pixels."""
 
 import dataclasses
 import functools
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dmpo_jax import interop, models
-from dmpo_jax.errors import InputError
-from dmpo_jax.pipelines import stable_diffusion
+from dmpo_jax import diffusion, interop, models
+from dmpo_jax.errors import InputError, unknown
+from dmpo_jax.models import flops, trees
+from dmpo_jax.models.clip import config as clip_config
+from dmpo_jax.models.unet import config as unet_config
+from dmpo_jax.models.vae import config as vae_config
+from dmpo_jax.parallel.to_host import on_host
+from dmpo_jax.pipelines.interface import Conditioning, Family, Params, Text, TextToImage
 
-Conditioning = dict[str, jax.Array]
-Params = Mapping[str, Any]
+DENOISER, AUTOENCODER = "unet", "vae"
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
+# The order fixes the random initialisation of LoRAs: append, never reorder.
+COMPONENTS = (DENOISER, AUTOENCODER, *TEXT_ENCODERS)
 
-
-class Requests(NamedTuple):
-  """N images to be drawn, one row each.
-
-  Attributes:
-    seeds: uint32 `[N]`.
-    ids: int32 `[N, L]` for each text encoder: the tokens of the prompts.
-    null_ids: The same of the negative or empty prompts.
-    time_ids: float32 `[N, 6]` for networks that are told sizes (SDXL), otherwise None: height and
-      width of the original image, top and left of the crop, height and width of the target, pixels.
-    null_time_ids: The same beside the negative prompts.
-  """
-
-  seeds: np.ndarray
-  ids: tuple[np.ndarray, ...]
-  null_ids: tuple[np.ndarray, ...]
-  time_ids: np.ndarray | None = None
-  null_time_ids: np.ndarray | None = None
+# Parts of the autoencoder, and fields of its config, that cached latents depend on: another decoder
+# changes no latent, and neither does another scale, which is applied after latents are sampled.
+ENCODER_PARTS = ("encoder", "quant_conv")
+DECODER_FIELDS = ("out_channels", "scaling_factor", "shift_factor", "use_post_quant_conv")
 
 
-def encode(
-  text_encoders: Sequence[Callable[..., Any]],
-  params: Mapping[str, Any],
-  ids: Sequence[jax.Array],
+def build(
+  pipeline: interop.Pipeline,
   *,
-  dtype: Any,
-) -> Conditioning:
-  """Encodes prompts as the UNet of the pipeline expects it.
+  dtype: Any = "float32",
+  compute: models.Compute = models.Compute(),
+) -> TextToImage:
+  """A pipeline of Stable Diffusion as pure functions of its parameters.
+
+  UNet and text encoders compute in `dtype`: parameters are cast where they are used. The
+  autoencoder computes in float32, unless its config sets force_upcast to false.
+
+  Args:
+    pipeline: Its configs, index and tokenizers are used, its parameters are not.
+    dtype: Compute dtype of UNet and text encoders.
+    compute: Attention kernels, rematerialisation (of the UNet alone) and sharding.
+
+  Returns:
+    `TextToImage`.
+
+  Raises:
+    InputError: A network, or a value in a config, is not supported.
+  """
+  configs = pipeline.configs
+  unet = unet_config.read(configs[DENOISER])
+  encoders = tuple(name for name in TEXT_ENCODERS if name in configs)
+  if (unet.text_time is not None) != (len(encoders) == 2):
+    raise InputError(
+      f"unet/config.json: addition_embed_type is {configs[DENOISER].get('addition_embed_type')!r} "
+      f"beside {len(encoders)} text encoder{'s' * (len(encoders) != 1)}; pipelines of SDXL have "
+      "'text_time' and two, all others neither"
+    )
+  frozen = dataclasses.replace(compute, remat="none")
+  denoiser = models.build(configs[DENOISER], compute=compute).apply
+  encode = [models.build(configs[name], compute=frozen).apply for name in encoders]
+
+  def encode_text(params: Params, text: Text) -> Conditioning:
+    if "encoder_hidden_states" in text:
+      return {name: x.astype(jnp.float32) for name, x in text.items()}
+    outputs = [
+      apply(params[name], text[ids], dtype=dtype)
+      for apply, name, ids in zip(encode, encoders, text, strict=True)
+    ]
+    return join_encodings(outputs)
+
+  def condition(
+    text: Conditioning, geometry: jax.Array | None, source: jax.Array | None
+  ) -> Conditioning:
+    if source is not None:
+      raise InputError("source images are for editing pipelines, which are not trained yet")
+    if unet.text_time is None:
+      return text
+    if geometry is None:
+      raise InputError(
+        "SDXL is conditioned on original size, crop and target size, which cached latents carry as "
+        "geometry: this batch has none"
+      )
+    return {**text, "time_ids": geometry}
+
+  def denoise(params: Params, x_t: jax.Array, t: jax.Array, text: Conditioning) -> jax.Array:
+    return denoiser(params[DENOISER], x_t, t, **text, dtype=dtype)
+
+  autoencoder = None
+  if AUTOENCODER in configs:
+    autoencoder = _autoencoder(configs[AUTOENCODER], dtype, frozen)
+  forced = pipeline.model_index.get("force_zeros_for_empty_prompt", True)
+  lengths = [clip_config.read(configs[name]).max_position_embeddings for name in encoders]
+  scheduler = _scheduler(pipeline)
+  return TextToImage(
+    components=COMPONENTS,
+    denoiser=DENOISER,
+    text_encoders=encoders,
+    autoencoder=AUTOENCODER if autoencoder else None,
+    process=diffusion.from_config(configs["scheduler"]),
+    image_channels=autoencoder.channels if autoencoder else unet.in_channels,
+    text_shapes={
+      _ids(name): jax.ShapeDtypeStruct((length,), jnp.int32)
+      for name, length in zip(encoders, lengths, strict=True)
+    },
+    uses_geometry=unet.text_time is not None,
+    zero_null_text=len(encoders) == 2 and bool(forced),
+    default_guidance=(5.0 if len(encoders) == 2 else 7.5) if autoencoder else 2.0,
+    default_size=functools.partial(_default_size, configs, autoencoder),
+    lora_targets={
+      DENOISER: models.lora.ATTENTION,
+      **dict.fromkeys(encoders, models.lora.TEXT_ATTENTION),
+    },
+    tokenize=functools.partial(tokenize, pipeline),
+    encode_text=encode_text,
+    condition=condition,
+    denoise=denoise,
+    posterior=autoencoder and autoencoder.posterior,
+    scale=autoencoder.scale if autoencoder else lambda x: x,
+    decode=autoencoder.decode if autoencoder else lambda params, x: x,
+    sample_shape=functools.partial(_sample_shape, configs, autoencoder),
+    make_solver=functools.partial(_make_solver, scheduler),
+    solver_settings=functools.partial(_solver_settings, scheduler),
+    flops=functools.partial(_flops, configs, encoders, autoencoder),
+  )
+
+
+def tokenize(
+  pipeline: interop.Pipeline, captions: Sequence[str]
+) -> tuple[dict[str, np.ndarray], int]:
+  """Token ids of captions for each text encoder of a pipeline.
+
+  Args:
+    pipeline: Its tokenizers are used.
+    captions: N strings.
+
+  Returns:
+    "input_ids" and, with a second text encoder, "input_ids_2" -> int32 `[N, L]`; and the number of
+    captions that lost words at their end.
+
+  Raises:
+    InputError: The pipeline has no tokenizer for one of its text encoders.
+  """
+  ids, truncated = {}, 0
+  for name in TEXT_ENCODERS:
+    if name not in pipeline.configs:
+      continue
+    tokenizer = getattr(pipeline, name.replace("text_encoder", "tokenizer"))
+    if tokenizer is None:
+      suffix = name.removeprefix("text_encoder")
+      raise InputError(f"the pipeline has a text_encoder{suffix} and no tokenizer{suffix}")
+    tokens = interop.tokenize(tokenizer, captions)
+    ids[_ids(name)] = tokens.ids
+    truncated = max(truncated, tokens.truncated)
+  return ids, truncated
+
+
+def join_encodings(outputs: Sequence[models.TextOutput]) -> Conditioning:
+  """The UNet's conditioning on a caption, from the results of its text encoders.
 
   One encoder (SD1.5, SD2.1): its last hidden state. Two (SDXL): their penultimate hidden states
   side by side, and the second one's projected end token.
 
   Args:
-    text_encoders: `models.Model.apply` of the one or two encoders.
-    params: Parameters with "text_encoder" and "text_encoder_2".
-    ids: int32 `[B, L]` for each encoder.
-    dtype: Of the computation and the result.
+    outputs: Of the one or two encoders, `[B, L, D]` each.
 
   Returns:
     "encoder_hidden_states" `[B, L, D]` and, of two encoders, "text_embeds" `[B, P]`.
 
   Source: diffusers' StableDiffusionPipeline and StableDiffusionXLPipeline, `encode_prompt`.
   """
-  names = ("text_encoder", "text_encoder_2")
-  outputs = [
-    encoder(params[name], tokens, dtype=dtype)
-    for encoder, name, tokens in zip(text_encoders, names, ids, strict=False)
-  ]
   if len(outputs) == 1:
     return {"encoder_hidden_states": outputs[0].last_hidden_state}
   hidden = jnp.concatenate([output.penultimate for output in outputs], axis=-1)  # [B, L, D]
   return {"encoder_hidden_states": hidden, "text_embeds": outputs[1].text_embeds}
 
 
-def size_ids(
-  size: tuple[int, int],
-  *,
-  original: tuple[int, int] | None = None,
-  crop: tuple[int, int] = (0, 0),
-  target: tuple[int, int] | None = None,
-) -> np.ndarray:
-  """What SDXL is told of sizes.
+def create(model: Mapping[str, Any], captions: Sequence[str], seed: int) -> interop.Pipeline:
+  """A pipeline with new random networks that denoises pixels.
 
   Args:
-    size: Height and width of the image to be drawn, in pixels.
-    original: Height and width that the training image had before it was scaled; by default `size`.
-    crop: Top and left of the crop that was trained on.
-    target: Height and width that it was scaled for; by default `size`.
+    model: "unet", "text_encoder" and "scheduler" -> config, with the class in `_class_name`
+      (`architectures` for the text encoder).
+    captions: The tokenizer's vocabulary is made of their words.
+    seed: Seed of the initialisation.
 
   Returns:
-    float32 `[6]`, a row of `Requests.time_ids`.
-
-  Source: arXiv 2307.01952, section 2.2.
-  """
-  return np.asarray([*(original or size), *crop, *(target or size)], np.float32)
-
-
-class Networks(NamedTuple):
-  """The forward functions of a pipeline; `params` of the last two holds all components.
-
-  Attributes:
-    unet: `(unet's params, noisy [B, H, W, C], timesteps [B], context [B, L, D]) -> [B, H, W, C]`.
-      A UNet that is told sizes also takes `text_embeds` `[B, P]` and `time_ids` `[B, 6]`.
-    text: `(params, input_ids [B, L] for each text encoder)` -> "encoder_hidden_states" `[B, L, D]`
-      and, of two encoders, "text_embeds" `[B, P]`.
-    moments: `(params, images [B, H, W, C])` -> mean and log variance `[B, h, w, Z]` of their
-      latents; None where the UNet denoises the images themselves.
-    scale: Those latents -> the ones that the UNet sees.
-  """
-
-  unet: Callable[..., jax.Array]
-  text: Callable[[Params, tuple[jax.Array, ...]], Conditioning]
-  moments: Callable[[Params, jax.Array], models.Moments] | None = None
-  scale: Callable[[jax.Array], jax.Array] | None = None
-
-
-def tokenize(pipeline: interop.Pipeline, captions: list[str]) -> tuple[dict[str, np.ndarray], int]:
-  """The tokens of captions for each text encoder of a pipeline.
-
-  Args:
-    pipeline: For its tokenizers.
-    captions: N strings.
-
-  Returns:
-    "input_ids" and, where there is a second text encoder, "input_ids_2" -> int32 `[N, L]`, as
-    `Batch` names them; and how many captions lost words at their end.
+    `interop.Pipeline`.
 
   Raises:
-    InputError: The pipeline has no tokenizer for one of its text encoders.
+    InputError: A component is missing or unknown, or a config is not supported.
   """
-  ids, truncated = {}, 0
-  for suffix in ("", "_2"):
-    if f"text_encoder{suffix}" not in pipeline.configs:
-      continue
-    tokenizer = getattr(pipeline, f"tokenizer{suffix}")
-    if tokenizer is None:
-      raise InputError(f"the pipeline has a text_encoder{suffix} and no tokenizer{suffix}")
-    tokens = interop.tokenize(tokenizer, captions)
-    ids[f"input_ids{suffix}"] = tokens.ids
-    truncated = max(truncated, tokens.truncated)
-  return ids, truncated
+  model, components = dict(model), {DENOISER, TEXT_ENCODERS[0], "scheduler"}
+  for name in model:
+    if name not in components:
+      raise unknown("component in config.model", name, components)
+  if missing := components - set(model):
+    raise InputError(f"config.pipeline is empty and config.model lacks {sorted(missing)}")
+  words = sorted({word for caption in captions for word in caption.split()})
+  length = model["text_encoder"]["max_position_embeddings"]
+  tokenizer = interop.build_tokenizer(words, length)
+  model["text_encoder"] = {
+    **model["text_encoder"],
+    "vocab_size": len(tokenizer),
+    "bos_token_id": tokenizer.bos_token_id,
+    "eos_token_id": tokenizer.eos_token_id,
+    "pad_token_id": tokenizer.pad_token_id,
+  }
+  root = jax.random.key(seed)
+  params = {
+    name: models.build(model[name]).init(jax.random.fold_in(root, i))
+    for i, name in enumerate((DENOISER, TEXT_ENCODERS[0]))
+  }
+  return interop.pixel_pipeline(model, params, tokenizer)
 
 
-def make_networks(
-  pipeline: interop.Pipeline,
-  dtype: str = "float32",
-  *,
-  compute: models.Compute = models.Compute(),
-) -> Networks:
-  """The forward functions of a pipeline.
+def encoder_fingerprint(pipeline: interop.Pipeline, *, embeddings: bool) -> dict[str, Any]:
+  """Everything that cached latents and text embeddings depend on beside images and captions.
 
   Args:
-    pipeline: For its configs.
-    dtype: In which UNet and text encoders compute; parameters are cast where they are used. The
-      autoencoder computes in float32, unless its force_upcast is false.
-    compute: Attention kernels, rematerialisation (of the UNet alone) and sharding.
+    pipeline: Its autoencoder and, for embeddings, text encoders must be loaded.
+    embeddings: Whether text embeddings are cached too.
 
   Returns:
-    `Networks`.
-
-  Raises:
-    InputError: A network is not supported.
+    "encoders": network -> "config" and "weights", a SHA-256; "tokenizers": tokenizer -> SHA-256.
   """
-  encoders = [name for name in ("text_encoder", "text_encoder_2") if name in pipeline.configs]
-  frozen = dataclasses.replace(compute, remat="none")
-  networks = Networks(
-    unet=functools.partial(
-      models.build(pipeline.configs["unet"], compute=compute).apply, dtype=dtype
-    ),
-    text=functools.partial(
-      stable_diffusion.encode,
-      [models.build(pipeline.configs[name], compute=frozen).apply for name in encoders],
-      dtype=dtype,
-    ),
-  )
-  if "vae" not in pipeline.configs:
-    return networks
-  vae = pipeline.configs["vae"]
-  autoencoder = models.build_autoencoder(vae, compute=frozen)
-  dtype_of_vae = jnp.float32 if vae.get("force_upcast", True) else dtype
+  vae = pipeline.params[AUTOENCODER]
+  config = dataclasses.asdict(vae_config.read(pipeline.configs[AUTOENCODER]))
+  networks = {
+    AUTOENCODER: {
+      "config": {k: v for k, v in config.items() if k not in DECODER_FIELDS},
+      "weights": params_digest({k: vae[k] for k in ENCODER_PARTS if k in vae}),
+    }
+  }
+  encoders = [name for name in TEXT_ENCODERS if name in pipeline.configs]
+  for name in encoders if embeddings else ():
+    config = dataclasses.asdict(clip_config.read(pipeline.configs[name]))
+    networks[name] = {"config": config, "weights": params_digest(pipeline.params[name])}
+  tokenizers = {
+    name: _tokenizer_digest(getattr(pipeline, name.replace("text_encoder", "tokenizer")))
+    for name in encoders
+  }
+  return json.loads(json.dumps({"encoders": networks, "tokenizers": tokenizers}))
 
-  def moments(params: Params, images: jax.Array) -> models.Moments:
+
+FAMILY = Family(build=build, encoder_fingerprint=encoder_fingerprint, create=create)
+
+
+def params_digest(params: Mapping[str, Any]) -> str:
+  """SHA-256 of parameters: of names, dtypes, shapes and bytes."""
+  digest = hashlib.sha256()
+  for name, leaf in sorted(trees.flatten(params).items()):
+    array = np.ascontiguousarray(on_host(leaf))
+    digest.update(f"{name} {array.dtype} {array.shape} ".encode())
+    digest.update(array.reshape(-1).view(np.uint8).data)
+  return digest.hexdigest()
+
+
+def _tokenizer_digest(tokenizer: Any) -> str:
+  """SHA-256 of everything that a tokenizer's ids depend on."""
+  merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
+  # Older versions of tokenizers write "a b" for ["a", "b"].
+  merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in merges]
+  vocabulary = sorted(tokenizer.get_vocab().items())
+  content = [vocabulary, merges, tokenizer.model_max_length, tokenizer.pad_token_id]
+  return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _ids(text_encoder: str) -> str:
+  """Name of the token ids of a text encoder."""
+  return text_encoder.replace("text_encoder", "input_ids")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Autoencoder:
+  """The autoencoder's functions over the parameters of all components."""
+
+  posterior: Callable[[Params, jax.Array], models.Posterior]
+  scale: Callable[[jax.Array], jax.Array]
+  decode: Callable[[Params, jax.Array], jax.Array]
+  downscale: int
+  channels: int
+  latent_channels: int
+
+
+def _autoencoder(config: Mapping[str, Any], dtype: Any, compute: models.Compute) -> _Autoencoder:
+  network, fields = models.build_autoencoder(config, compute=compute), vae_config.read(config)
+  dtype = jnp.float32 if config.get("force_upcast", True) else dtype
+
+  def posterior(params: Params, images: jax.Array) -> models.Posterior:
     height, width = images.shape[1:3]
-    if height % autoencoder.downscale or width % autoencoder.downscale:
+    if height % network.downscale or width % network.downscale:
       raise InputError(
         f"the images are {height}x{width}; height and width must be multiples of "
-        f"{autoencoder.downscale}, the pixels of a latent"
+        f"{network.downscale}, the pixels of a latent"
       )
-    return autoencoder.encode(params["vae"], images, dtype=dtype_of_vae)
+    return network.encode(params[AUTOENCODER], images, dtype=dtype)
 
-  return networks._replace(moments=moments, scale=autoencoder.scale)
+  def decode(params: Params, latents: jax.Array) -> jax.Array:
+    images = network.decode(params[AUTOENCODER], network.unscale(latents), dtype=dtype)
+    return images.astype(jnp.float32)
+
+  return _Autoencoder(
+    posterior,
+    network.scale,
+    decode,
+    network.downscale,
+    fields.in_channels,
+    fields.latent_channels,
+  )
+
+
+def _default_size(configs: Mapping[str, Any], autoencoder: _Autoencoder | None) -> tuple[int, int]:
+  size = configs[DENOISER].get("sample_size")
+  if size is None:
+    raise InputError("unet/config.json has no sample_size: give height and width")
+  factor = autoencoder.downscale if autoencoder else 1
+  height, width = (size, size) if isinstance(size, int) else size
+  return height * factor, width * factor
+
+
+def _sample_shape(
+  configs: Mapping[str, Any], autoencoder: _Autoencoder | None, size: tuple[int, int]
+) -> tuple[int, int, int]:
+  channels = configs[DENOISER]["in_channels"]
+  factor, allowed = (
+    (autoencoder.downscale, (autoencoder.latent_channels,)) if autoencoder else (1, (1, 3))
+  )
+  if channels not in allowed:
+    raise InputError(
+      f"unet/config.json: in_channels is {channels}; expected "
+      f"{' or '.join(map(str, allowed))}, the channels of a sample: pipelines for editing, whose "
+      "UNets read more, are not sampled here"
+    )
+  for name, value in zip(("height", "width"), size, strict=True):
+    if value < factor or value % factor:
+      raise InputError(
+        f"{name} is {value}; expected a multiple of {factor}, the pixels of a latent"
+      )
+  return size[0] // factor, size[1] // factor, channels
+
+
+def _scheduler(pipeline: interop.Pipeline) -> Mapping[str, Any]:
+  """The scheduler's config as diffusers' pipeline of the same class uses it.
+
+  StableDiffusionPipeline sets two fields when it is loaded, whatever the file says.
+  """
+  config = pipeline.configs["scheduler"]
+  if pipeline.model_index.get("_class_name") == "StableDiffusionPipeline":
+    return {**config, "steps_offset": 1, "clip_sample": False}
+  return config
+
+
+def _make_solver(
+  scheduler: Mapping[str, Any],
+  num_steps: int,
+  *,
+  name: str | None = None,
+  karras: bool | None = None,
+) -> diffusion.Solver:
+  return diffusion.make_solver(scheduler, num_steps, name=name, karras=karras)
+
+
+def _solver_settings(
+  scheduler: Mapping[str, Any], name: str | None = None, karras: bool | None = None
+) -> dict[str, Any]:
+  name = name or diffusion.solver_name(scheduler)
+  if karras is None and name in ("euler", "dpm_solver_pp_2m"):
+    karras = bool(scheduler.get("use_karras_sigmas"))
+  return {"scheduler": dict(scheduler), "solver": name, "karras": bool(karras)}
+
+
+def _flops(
+  configs: Mapping[str, Any],
+  encoders: Sequence[str],
+  autoencoder: _Autoencoder | None,
+  batch: Any,
+  *,
+  trained: Sequence[str],
+  reference: bool,
+  lora: bool,
+) -> dict[str, int]:
+  cached = []
+  if batch.latents is None:
+    images, (height, width) = batch.pixels.shape[1], batch.pixels.shape[2:4]
+  else:
+    cached.append(AUTOENCODER)
+    images = batch.latents.shape[1]
+    height, width = (side * autoencoder.downscale for side in batch.latents.shape[3:5])
+  if "encoder_hidden_states" in batch.text:
+    cached += encoders
+    tokens = batch.text["encoder_hidden_states"].shape[1]
+  else:
+    tokens = batch.text[_ids(encoders[0])].shape[1]
+  return flops.per_example(
+    {name: configs[name] for name in COMPONENTS if name in configs},
+    height=height,
+    width=width,
+    tokens=tokens,
+    images=images,
+    trained=trained,
+    reference=reference,
+    lora=lora,
+    cached=cached,
+  )

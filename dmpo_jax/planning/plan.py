@@ -6,31 +6,24 @@ import importlib.metadata
 import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from dmpo_jax import interop, models
+from dmpo_jax import interop, models, pipelines
 from dmpo_jax.errors import InputError, unknown
-from dmpo_jax.models import flops
-from dmpo_jax.models.clip import config as clip_config
-from dmpo_jax.models.unet import config as unet_config
-from dmpo_jax.models.vae import config as vae_config
 from dmpo_jax.parallel import sharding
+from dmpo_jax.pipelines import Params, TextToImage
 from dmpo_jax.planning import hlo, tpu_slices
 from dmpo_jax.training import setup
 from dmpo_jax.training.batch import Batch
 from dmpo_jax.training.step import abstract_state, compile_step, make_optimizer, make_step
 
-# What a step is given of a pair, and what of the pipeline it does without then.
-INPUTS = {
-  "images": (),
-  "latents": ("vae",),
-  "encoded": ("vae", "text_encoder", "text_encoder_2"),
-}
+# Forms of a batch: images, cached latents, or cached latents and text embeddings.
+INPUTS = ("images", "latents", "encoded")
 SINGLE = ("captioned", "digits")  # data sets of images without preference
 # The compiler's two ways to say that a program does not fit.
 FULL = re.compile(
@@ -56,23 +49,20 @@ class Inputs:
   images: int = 2
 
 
-def inputs_of(
-  config: ConfigDict, unet: Mapping[str, Any], vae: Mapping[str, Any] | None, kind: str, size: int
-) -> Inputs:
-  """What a config's data set gives, or what is asked for instead.
+def inputs_of(config: ConfigDict, pipeline: TextToImage, kind: str = "", size: int = 0) -> Inputs:
+  """The inputs of a config's data set, or other ones in their place.
 
   Args:
     config: A checked config.
-    unet: The UNet's config.
-    vae: The autoencoder's, or None.
-    kind: Of `INPUTS`, or "": what the data set is.
-    size: In pixels, or 0: the data set's, or else what the UNet was made for.
+    pipeline: The pipeline.
+    kind: Of `INPUTS`; empty: the data set's.
+    size: Side of the images in pixels; 0: the data set's, or else the pipeline's default.
 
   Returns:
     `Inputs`.
 
   Raises:
-    InputError: The kind is not known, or nobody says how large the images are.
+    InputError: The kind is not known, or neither data set nor pipeline has a size.
   """
   data = config.data
   if not kind and data.name.startswith("encoded"):
@@ -80,58 +70,56 @@ def inputs_of(
   kind = kind or "images"
   if kind not in INPUTS:
     raise unknown("kind of inputs", kind, INPUTS)
-  if kind != "images" and vae is None:
+  if kind != "images" and pipeline.autoencoder is None:
     raise InputError(f"inputs {kind!r} are an autoencoder's, and the pipeline has none")
+  size = size or data.get("size", 0)
   if not size:
-    size = data.get("size", 0) or unet.get("sample_size", 0) * _downscale(vae)
-  if not size:
-    raise InputError("neither the data set nor the UNet says how large images are; give --size")
+    try:
+      size = max(pipeline.default_size())
+    except InputError as error:
+      raise InputError(f"nothing says how large images are ({error}); give --size") from error
   return Inputs(kind, size, 1 if data.name in SINGLE else 2)
 
 
-def _downscale(vae: Mapping[str, Any] | None) -> int:
-  return 1 if vae is None else 2 ** (len(vae_config.read(vae).block_out_channels) - 1)
-
-
 def abstract_batch(
-  pipeline: interop.Pipeline, inputs: Inputs, examples: int, place: jax.sharding.Sharding
+  pipeline: TextToImage,
+  params: Params,
+  inputs: Inputs,
+  examples: int,
+  place: jax.sharding.Sharding,
 ) -> Batch:
-  """The shapes of a batch, spread over devices.
+  """The shapes of a batch, sharded over devices.
 
   Args:
-    pipeline: For its configs.
-    inputs: What the batch holds of an example.
-    examples: How many.
-    place: Of the first axis.
+    pipeline: The pipeline.
+    params: Shapes of the parameters of all components.
+    inputs: The inputs of an example.
+    examples: Number of examples.
+    place: Sharding of the first axis.
 
   Returns:
     `Batch` of `jax.ShapeDtypeStruct`s, in the dtypes that the data sets have.
   """
-  configs = pipeline.configs
-  vae, unet = configs.get("vae"), unet_config.read(configs["unet"])
-  texts = [clip_config.read(configs[n]) for n in ("text_encoder", "text_encoder_2") if n in configs]
 
-  def array(*shape: int, dtype: Any) -> jax.ShapeDtypeStruct:
+  def array(shape: Sequence[int], dtype: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((examples, *shape), dtype, sharding=place)
 
-  ids = [array(text.max_position_embeddings, dtype=jnp.int32) for text in texts]
-  side = inputs.size
+  text = {name: array(x.shape, x.dtype) for name, x in pipeline.text_shapes.items()}
+  image = (inputs.size, inputs.size, pipeline.image_channels)
+  if inputs.kind == "encoded":
+    embeddings = jax.eval_shape(pipeline.encode_text, params, text)
+    text = {name: array(x.shape[1:], jnp.bfloat16) for name, x in embeddings.items()}
+  batch = Batch(text, array((), jnp.uint32))
   if inputs.kind == "images":
-    channels = unet.in_channels if vae is None else vae_config.read(vae).in_channels
-    images = array(inputs.images, side, side, channels, dtype=jnp.uint8)
+    batch = batch._replace(pixels=array((inputs.images, *image), jnp.uint8))
   else:
-    side //= _downscale(vae)
-    latents = vae_config.read(vae).latent_channels
-    images = array(inputs.images, 2, side, side, latents, dtype=jnp.bfloat16)
-  batch = Batch(images, ids[0], array(dtype=jnp.uint32), input_ids_2=ids[1] if ids[1:] else None)
-  if unet.text_time is not None:
-    batch = batch._replace(time_ids=array(6, dtype=jnp.float32))
-  if inputs.kind != "encoded":
-    return batch
-  tokens = texts[0].max_position_embeddings
-  embeddings = array(tokens, unet.cross_attention_dim, dtype=jnp.bfloat16)
-  pooled = unet.text_time and array(unet.text_time.text, dtype=jnp.bfloat16)
-  return batch._replace(embeddings=embeddings, pooled=pooled)
+    pixels = jax.ShapeDtypeStruct((1, *image), jnp.float32)
+    posterior = jax.eval_shape(pipeline.posterior, params, pixels)
+    shape = (inputs.images, 2, *posterior.mean.shape[1:])
+    batch = batch._replace(latents=array(shape, jnp.bfloat16))
+  if pipeline.uses_geometry:
+    batch = batch._replace(geometry=array((6,), jnp.float32))
+  return batch
 
 
 def make(
@@ -153,38 +141,34 @@ def make(
       pipeline is not supported.
   """
   mesh = sharding.make_mesh(config.num_devices, **config.mesh, devices=tpu_slices.devices(of))
-  sharding.check_batch(mesh, config.batch_size, config.accumulation)
-  networks = [name for name in interop.pipeline.NETWORKS if name in pipeline.configs]
-  run = [name for name in networks if name not in INPUTS[inputs.kind]]
-  shapes = {name: models.abstract(pipeline.configs[name]) for name in run}
-  pipeline = dataclasses.replace(pipeline, params=shapes)
+  sharding.check_batch(mesh, config.batch_size, config.grad_accumulation_steps)
+  functions = pipelines.build(pipeline)
+  shapes = {name: models.abstract(pipeline.configs[name]) for name in _networks(functions)}
+  batch = abstract_batch(functions, shapes, inputs, config.batch_size, sharding.batch(mesh))
+  cached = {
+    "images": (),
+    "latents": (functions.autoencoder,),
+    "encoded": (functions.autoencoder, *functions.text_encoders),
+  }[inputs.kind]
+  params = {name: tree for name, tree in shapes.items() if name not in cached}
+  pipeline = dataclasses.replace(pipeline, params=params)
   trained, frozen, reference = setup.split_params(config, pipeline)
   optimizer = make_optimizer(config.optimizer)
   state = abstract_state(trained, optimizer, mesh, ema=config.ema_decay > 0)
   frozen, reference = (sharding.abstract(mesh, tree) for tree in (frozen, reference))
-  batch = abstract_batch(pipeline, inputs, config.batch_size, sharding.batch(mesh))
   objective = setup.make_objective(config, pipeline, mesh=mesh, attention="splash")
-  if inputs.kind == "encoded" and objective.null_ids is not None:
-    stored = {"encoder_hidden_states": batch.embeddings, "text_embeds": batch.pooled}
-    null = {name: jnp.zeros(x.shape[1:]) for name, x in stored.items() if x is not None}
+  if inputs.kind == "encoded" and objective.null_text is not None:
+    null = {name: jnp.zeros(x.shape[1:]) for name, x in batch.text.items()}
     objective = objective._replace(null_text=null)
   step = make_step(
     objective,
     optimizer,
     ema_decay=config.ema_decay,
-    accumulation=config.accumulation,
+    grad_accumulation_steps=config.grad_accumulation_steps,
     constrain=functools.partial(sharding.constrain, mesh),
   )
-  forwards = flops.per_example(
-    pipeline.configs,
-    height=inputs.size,
-    width=inputs.size,
-    tokens=batch.input_ids.shape[1],
-    images=inputs.images,
-    trained=config.trained,
-    reference=config.reference,
-    lora=config.lora.rank > 0,
-    cached=[name for name in networks if name not in run],
+  forwards = functions.flops(
+    batch, trained=tuple(trained), reference=config.reference, lora=config.lora.rank > 0
   )
   plan: dict[str, Any] = {
     "slice": of.name,
@@ -192,7 +176,7 @@ def make(
     "chips": mesh.size,
     "mesh": dict(mesh.shape),
     "examples_per_chip": config.batch_size / mesh.size,
-    "accumulation": config.accumulation,
+    "grad_accumulation_steps": config.grad_accumulation_steps,
     "remat": config.remat,
     "inputs": dataclasses.asdict(inputs),
     "versions": {name: importlib.metadata.version(name) for name in ("jax", "libtpu")},
@@ -221,6 +205,12 @@ def make(
     return {**plan, "fits": False, "total": full[0], "available": full[1]}
   plan["compile_seconds"] = time.monotonic() - began
   return {**plan, "fits": True, **_costs(compiled, of, mesh.size, plan)}
+
+
+def _networks(pipeline: TextToImage) -> tuple[str, ...]:
+  """Names of the networks of a pipeline."""
+  autoencoder = () if pipeline.autoencoder is None else (pipeline.autoencoder,)
+  return (pipeline.denoiser, *autoencoder, *pipeline.text_encoders)
 
 
 def overflow(message: str) -> tuple[float, float] | None:

@@ -11,125 +11,141 @@ from dmpo_jax.errors import InputError, unknown
 
 OPTIMIZERS = ("adamw", "adafactor")
 # Former name of a key or section -> its name now, for the error about the former one.
-RENAMED = {"health": "held_out"}
+RENAMED = {
+  "accumulation": "grad_accumulation_steps",
+  "health": "held_out",
+  "label_noise": "label_flip_rate",
+}
 # Sections whose keys depend on their `name`: whoever consumes them checks them.
-OPEN_SECTIONS = ("data", "held_out.data", "loss", "model", "timesteps", "timestep_weights")
+OPEN_SECTIONS = (
+  "data",
+  "held_out.data",
+  "lora.targets",
+  "loss",
+  "model",
+  "timesteps",
+  "timestep_weights",
+)
 
 
 def default() -> ConfigDict:
   """The config that every file under configs/ starts from: all keys, with neutral values."""
   config = ConfigDict()
-  # Every random draw derives from it, the step, and the example's id.
+  # Seed of every random number, together with the step and the example's id.
   config.seed = 0
 
-  # Folder in diffusers' format to start from; empty: a new network as `model` describes.
+  # Pipeline to start from: a folder in diffusers' format or "owner/name" on the hub; empty: new.
   config.pipeline = ""
-  # diffusers' config fields by component: unet, text_encoder, scheduler. With a pipeline, only
-  # scheduler may be given; it replaces fields of the pipeline's noise schedule.
+  # New networks: component -> its config. With a pipeline: {"scheduler": fields to override}.
   config.model = ConfigDict()
-  # Components that are trained; the others stay frozen.
-  config.trained = ("unet",)
-  # In which UNet and text encoders compute: float32 or bfloat16. Parameters, their average, the
-  # optimizer, errors and noise are float32 either way. In bfloat16 beside a reference, remat "none"
-  # and "weights" compute each forward again for the gradient, so that policy and reference are
-  # rounded alike; with the other policies they are without that.
+  # Components to train, e.g. ("unet", "text_encoder"); empty: the denoiser.
+  config.trained = ()
+  # Compute dtype of denoiser and text encoders, float32 or bfloat16; everything else is float32.
   config.dtype = "float32"
-  # LoRA instead of whole components: W + (alpha / rank) down up; rank 0: none.
   config.lora = ConfigDict()
+  # Rank of the LoRA to train; 0: train whole components.
   config.lora.rank = 0
+  # Scale of the LoRA: W + (alpha / rank) down up.
   config.lora.alpha = 0.0
-  # By component, patterns of the layers that get one; * matches dots too.
+  # Glob patterns of the layers to adapt, per component; * matches dots too; empty: attention.
   config.lora.targets = ConfigDict()
-  config.lora.targets.unet = models.lora.ATTENTION
-  config.lora.targets.text_encoder = models.lora.TEXT_ATTENTION
-  config.lora.targets.text_encoder_2 = models.lora.TEXT_ATTENTION
-  # Whether errors of the frozen starting pipeline enter the loss: what the objective needs, no more
-  # and no less (dmpo-jax objectives lists it). False saves a copy of the parameters and a forward.
+  # Whether the loss uses errors of the frozen starting pipeline (dmpo-jax objectives lists it).
   config.reference = True
-  # In which the kernels of the frozen reference (with LoRA: of the base) are held: float32, or,
-  # where config.dtype is bfloat16, bfloat16. They are rounded to that where they are used anyway;
-  # with LoRA it is the base that is rounded, and what is added to it then.
+  # Storage dtype of the reference's (with LoRA: the base's) kernels, float32 or config.dtype.
   config.reference_dtype = "float32"
 
+  # Data set: a name in dmpo_jax.data.DATASETS and its options.
   config.data = ConfigDict({"name": ""})
+  # Loss: a name in dmpo_jax.losses and its hyperparameters.
   config.loss = ConfigDict({"name": ""})
+  # Timestep sampler: a name in dmpo_jax.diffusion.timesteps and its fields.
   config.timesteps = ConfigDict({"name": "uniform"})
-  # What errors are multiplied by at each timestep, see dmpo_jax.diffusion.weights.
+  # Factor of the errors at each timestep: a name in dmpo_jax.diffusion.weights and its fields.
   config.timestep_weights = ConfigDict({"name": "none"})
-  # Share of examples whose caption is replaced by the empty one (for classifier-free guidance).
+  # Probability that a caption is replaced by the empty one, for classifier-free guidance.
   config.caption_dropout = 0.0
-  # Share of pairs whose images change places, the same ones in every epoch: for experiments.
-  config.label_noise = 0.0
+  # Probability that a pair's label is flipped, the same pairs in every epoch; for experiments.
+  config.label_flip_rate = 0.0
 
-  # Examples (pairs, or single images) per step over all devices, and steps of the run.
+  # Global batch size in examples (pairs, or single images), over all devices.
   config.batch_size = 0
+  # Optimizer steps of the run.
   config.num_steps = 0
-  # Parts in which a batch is gone through; their gradients are summed for one optimizer step.
-  config.accumulation = 1
-  # What of a forward is computed again for its gradient instead of kept in memory, see
-  # dmpo_jax.models.remat.
+  # Gradient accumulation: microbatches per step.
+  config.grad_accumulation_steps = 1
+  # Rematerialisation (activation checkpointing) policy, a name in dmpo_jax.models.remat.
   config.remat = "none"
 
   config.optimizer = ConfigDict()
-  # "adamw" or "adafactor", which keeps a row and a column of second moments for each matrix.
+  # "adamw", or "adafactor" with factored second moments.
   config.optimizer.name = "adamw"
-  # In which AdamW keeps first moments: float32 or bfloat16.
+  # Storage dtype of AdamW's first moments, float32 or bfloat16.
   config.optimizer.moment_dtype = "float32"
-  # The rate the optimizer uses; nothing multiplies it by the batch size.
+  # Peak learning rate; it is not scaled by the batch size.
   config.optimizer.learning_rate = 0.0
-  # Steps of linear warm-up from 0, then constant.
+  # Steps of linear warm-up from 0; constant afterwards.
   config.optimizer.warmup_steps = 0
+  # Decay of AdamW's first moments.
   config.optimizer.b1 = 0.9
+  # Decay of AdamW's second moments.
   config.optimizer.b2 = 0.999
+  # AdamW's epsilon.
   config.optimizer.eps = 1e-8
+  # Decoupled weight decay: parameters shrink by learning_rate * weight_decay per step.
   config.optimizer.weight_decay = 1e-2
-  # Global gradient norm above which the gradient is scaled down.
+  # Global gradient norm above which gradients are scaled down.
   config.optimizer.clip_norm = 1.0
-  # Decay of the moving average of the trained parameters; 0: no average is kept.
+  # Decay of the EMA of the trained parameters; 0: no EMA.
   config.ema_decay = 0.0
 
-  # Devices that are used; 0: all there are.
+  # Devices to use; 0: all.
   config.num_devices = 0
-  # They are data x fsdp: a batch is split over all of them, parameters, their average, optimizer
-  # state and frozen networks over fsdp. data 0: what fsdp leaves.
   config.mesh = ConfigDict()
+  # Data-parallel size of the mesh; 0: devices / fsdp.
   config.mesh.data = 0
+  # FSDP size of the mesh: parameters, EMA, optimizer state and frozen networks are sharded over it.
   config.mesh.fsdp = 1
 
   config.checkpoint = ConfigDict()
-  # Steps between checkpoints (the last step is always saved), and how many are kept.
+  # Steps between checkpoints; the last step is always saved.
   config.checkpoint.every = 0
+  # Number of checkpoints to keep.
   config.checkpoint.keep = 2
-  # Steps between rows of the metrics files.
+  # Steps between records of metrics.
   config.log_every = 1
 
-  # Held-out evaluation, see docs/monitoring.md: steps between evaluations; 0: none.
   config.held_out = ConfigDict()
+  # Steps between held-out evaluations (docs/monitoring.md); 0: none.
   config.held_out.every = 0
   # Data section of the held-out pairs; without a name: config.data with the split below.
   config.held_out.data = ConfigDict({"name": ""})
+  # Split of the held-out pairs.
   config.held_out.split = "validation"
-  # Number of pairs, and number of timestep bins of equal length.
+  # Number of held-out pairs.
   config.held_out.pairs = 64
+  # Number of timestep bins of equal length.
   config.held_out.bins = 5
 
-  # Sample grids: steps between them; 0: none.
   config.samples = ConfigDict()
+  # Steps between sample grids; 0: none.
   config.samples.every = 0
-  # A row of images for each prompt, a column for each of the seeds 0, 1, ...
+  # Prompts of a grid, one row of images each.
   config.samples.prompts = ()
+  # Columns of a grid: images of seeds 0, 1, ...
   config.samples.seeds = 4
-  # Steps of the solver, and guidance; 0: the usual one of such pipelines.
+  # Solver steps.
   config.samples.steps = 30
+  # Guidance scale; 0: the pipeline's published one.
   config.samples.guidance = 0.0
 
-  # jax's profiler: steps to trace, and those taken before; 0 steps: no trace.
   config.profile = ConfigDict()
+  # First step that jax's profiler traces.
   config.profile.start = 10
+  # Number of steps to trace; 0: no trace.
   config.profile.steps = 0
 
-  # Project of Weights & Biases that gets the metrics too; empty: none.
   config.wandb = ConfigDict()
+  # Weights & Biases project that receives the metrics too; empty: none.
   config.wandb.project = ""
   return config
 
@@ -158,15 +174,15 @@ def check(config: ConfigDict) -> ConfigDict:
   require(0 <= config.seed < 2**32, "seed", "in [0, 2**32)")
   require(0 <= config.caption_dropout < 1, "caption_dropout", "in [0, 1)")
   require(0 <= config.ema_decay < 1, "ema_decay", "in [0, 1), 0 for none")
-  require(0 <= config.label_noise <= 1, "label_noise", "in [0, 1]")
+  require(0 <= config.label_flip_rate <= 1, "label_flip_rate", "in [0, 1]")
   require(config.num_devices >= 0, "num_devices", "at least 0 (0: all)")
   require(config.mesh.data >= 0, "mesh.data", "at least 0 (0: what fsdp leaves)")
   require(config.mesh.fsdp > 0, "mesh.fsdp", "at least 1")
   require(config.remat in models.remat.POLICIES, "remat", f"one of {list(models.remat.POLICIES)}")
-  require(config.accumulation > 0, "accumulation", "at least 1")
+  require(config.grad_accumulation_steps > 0, "grad_accumulation_steps", "at least 1")
   require(
-    config.batch_size % config.accumulation == 0,
-    "accumulation",
+    config.batch_size % config.grad_accumulation_steps == 0,
+    "grad_accumulation_steps",
     f"a divisor of config.batch_size {config.batch_size}",
   )
   require(config.log_every > 0, "log_every", "at least 1")
@@ -184,7 +200,6 @@ def check(config: ConfigDict) -> ConfigDict:
     require(config.lora.alpha > 0, "lora.alpha", "positive beside a rank (often the rank itself)")
   else:
     require(config.lora.alpha == 0, "lora.alpha", "0 without a rank; set config.lora.rank")
-  require(len(config.trained) > 0, "trained", "a tuple of component names, e.g. ('unet',)")
   optimizer = config.optimizer
   require(optimizer.name in OPTIMIZERS, "optimizer.name", f"one of {OPTIMIZERS}")
   if optimizer.name != "adamw":

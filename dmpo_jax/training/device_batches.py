@@ -1,7 +1,8 @@
 """The batches of a run on its devices: each process reads the rows that its own devices hold."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,7 +24,7 @@ def check_devices(mesh: Mesh) -> None:
     )
 
 
-class Feed:
+class DeviceBatches:
   """Batches by step, on the devices of all processes.
 
   Row r of the batch of a step is the same example whatever the layout; only which process reads it
@@ -73,9 +74,9 @@ class Feed:
       for reader in readers:
         reader.close()
 
-  def _on_devices(self, parts: list[dict[str, np.ndarray]]) -> Batch:
-    columns = {name: _joined([part[name] for part in parts]) for name in parts[0]}
-    return Batch(**{name: self._array(column) for name, column in columns.items()})
+  def _on_devices(self, parts: list[dict[str, Any]]) -> Batch:
+    columns = jax.tree.map(lambda *pieces: _joined(pieces), *parts)
+    return Batch(**jax.tree.map(self._array, columns))
 
   def _array(self, column: np.ndarray) -> jax.Array:
     shape = (self._batch_size, *column.shape[1:])
@@ -92,5 +93,5 @@ def _bounds(index: tuple[slice, ...], size: int) -> tuple[int, int]:
   return index[0].indices(size)[:2]
 
 
-def _joined(parts: list[np.ndarray]) -> np.ndarray:
+def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
   return parts[0] if len(parts) == 1 else np.concatenate(parts)

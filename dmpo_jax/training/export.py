@@ -8,7 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from dmpo_jax import interop
+from dmpo_jax import interop, pipelines
 from dmpo_jax.errors import InputError
 from dmpo_jax.parallel.processes import Processes
 from dmpo_jax.parallel.to_host import on_host
@@ -73,7 +73,7 @@ def save_trained(
   else:
     params = {**pipeline.params, **trained}
   params = on_host(params)
-  interop.save_pipeline(folder, dataclasses.replace(pipeline, params=params), **options)
+  pipelines.save(folder, dataclasses.replace(pipeline, params=params), **options)
 
 
 def save_lora(

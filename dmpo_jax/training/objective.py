@@ -1,149 +1,146 @@
-"""From parameters and a batch to the loss of each example: where networks meet objectives."""
+"""From parameters and a batch to the loss of each example: where networks meet losses."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from dmpo_jax import diffusion, losses, models
-from dmpo_jax.pipelines.stable_diffusion import Conditioning, Networks, size_ids
+from dmpo_jax import losses, models, pipelines
+from dmpo_jax.pipelines import Conditioning, Params, Text, TextToImage
 from dmpo_jax.sampling import to_floats
 from dmpo_jax.training.batch import (
   Batch,
-  Draws,
-  draw,
-  draw_encodings,
-  draw_timesteps,
-  misjudged,
+  NoiseSample,
+  flipped_labels,
+  sample_noise,
+  sample_posterior_noise,
+  sample_timesteps,
 )
 
-Params = Mapping[str, Any]
-
-# Compiler options for whoever compiles an objective. XLA may keep float32 between operations that
-# are asked for in bfloat16, and does so where it fuses them, which differs between a forward whose
-# intermediate results a gradient needs and the reference's. Every rounding is done, then. With what
-# models.remat.checkpoint_name does beside it, the logit of a tiny network at policy = reference and
-# beta 5000 had a standard deviation of 0.0001 in place of 2.5 (remat "dots") and of 0.4 ("full").
-ROUNDING = {"xla_allow_excess_precision": False}
+# Compiler options of every program that contains an objective. XLA may keep float32 between
+# bfloat16 operations, and does so where it fuses them, which differs between a forward whose
+# intermediate results a gradient needs and the reference's. Without that, and with the barriers of
+# models.remat.checkpoint_name, policy and reference round alike: the logit of a tiny network at
+# policy = reference and beta 5000 has a standard deviation of 0.0001 in place of 2.5 (remat "dots")
+# and 0.4 ("full").
+EXACT_ROUNDING = {"xla_allow_excess_precision": False}
 
 # (errors) or (errors, residuals), as its requirements say -> (loss [examples], diagnostics)
 Loss = Callable[..., tuple[jax.Array, losses.Diagnostics]]
 
 
-def encode_images(
-  networks: Networks, params: Params, batch: Batch, seed: int, step: jax.Array
-) -> Batch:
-  """The batch with what is denoised in the place of its images; no gradient passes.
+def clean_samples(
+  pipeline: TextToImage, params: Params, batch: Batch, seed: int, step: jax.Array
+) -> jax.Array:
+  """x_0 of each image, without gradient: its pixels, or latents sampled from its posterior.
 
-      x_0 = scale(mean + exp(log_variance / 2) ε'),   mean, log_variance = encode(image)
+      x_0 = scale(mean + exp(log_variance / 2) ε'),   mean, log_variance = posterior(image)
 
   Args:
-    networks: Forward functions; without `moments` the images themselves are denoised.
-    params: Parameters of all components; those of the autoencoder are not needed for moments.
-    batch: The examples, in pixels or as moments.
+    pipeline: The networks.
+    params: Parameters of all components; the autoencoder's are not needed for cached latents.
+    batch: The examples, in pixels or as cached latents.
     seed: The run's seed.
     step: int32 scalar.
 
   Returns:
-    The batch with images `[examples, images, h, w, Z]`, float32.
+    float32 `[examples, images, h, w, Z]`.
   """
-  if batch.images.ndim == 6:
-    flat = batch.images.reshape(-1, *batch.images.shape[2:])  # [B, 2, h, w, Z]
-    moments = (flat[:, 0], flat[:, 1])
+  if batch.latents is not None:
+    images = batch.latents.shape[1]
+    cached = batch.latents.reshape(-1, *batch.latents.shape[2:])  # [B, 2, h, w, Z]
+    posterior = models.Posterior(cached[:, 0], cached[:, 1])
   else:
-    batch = batch._replace(images=to_floats(batch.images))
-    if networks.moments is None:
-      return batch
-    pixels = batch.images.reshape(-1, *batch.images.shape[2:])  # [B, H, W, C]
-    moments = networks.moments(params, pixels)
-  moments = models.Moments(*(m.astype(jnp.float32) for m in moments))  # [B, h, w, Z]
-  noise = draw_encodings(seed, step, batch, moments.mean.shape[1:])
-  latents = models.draw_latents(moments, noise.reshape(moments.mean.shape))
-  latents = jax.lax.stop_gradient(networks.scale(latents))
-  return batch._replace(images=latents.reshape(noise.shape))
+    images = batch.pixels.shape[1]
+    pixels = to_floats(batch.pixels)
+    if pipeline.posterior is None:
+      return pixels
+    posterior = pipeline.posterior(params, pixels.reshape(-1, *pixels.shape[2:]))  # [B, H, W, C]
+  posterior = models.Posterior(*(x.astype(jnp.float32) for x in posterior))  # [B, h, w, Z]
+  shape = posterior.mean.shape
+  noise = sample_posterior_noise(seed, step, batch, images, shape[1:])
+  latents = models.sample_latents(posterior, noise.reshape(shape))
+  return jax.lax.stop_gradient(pipeline.scale(latents)).reshape(noise.shape)
+
+
+def conditioning(
+  pipeline: TextToImage,
+  params: Params,
+  batch: Batch,
+  dropped: jax.Array,
+  null_text: Text | None,
+) -> Conditioning:
+  """The denoiser's conditioning on each example, with dropped captions replaced.
+
+  Args:
+    pipeline: The networks.
+    params: Parameters of all components; the text encoders' are not needed for cached embeddings.
+    batch: The examples.
+    dropped: bool `[examples]`.
+    null_text: The empty caption in the form of `batch.text`, without the first axis; None: a
+      dropped caption conditions on zeros.
+
+  Returns:
+    Arrays `[examples, ...]` by name.
+  """
+
+  def drop(x: jax.Array, null: jax.Array) -> jax.Array:  # [examples, ...], [...]
+    return jnp.where(dropped.reshape(-1, *[1] * (x.ndim - 1)), null[None], x)
+
+  text = batch.text
+  if null_text is not None:
+    text = {name: drop(x, null_text[name]) for name, x in text.items()}
+  encoded = pipeline.encode_text(params, text)
+  if null_text is None:
+    encoded = jax.tree.map(lambda x: drop(x, jnp.zeros_like(x[0])), encoded)
+  return pipeline.condition(encoded, batch.geometry, batch.source)
 
 
 def image_errors(
-  networks: Networks,
-  schedule: diffusion.Schedule,
+  pipeline: TextToImage,
   params: Params,
   batch: Batch,
-  draws: Draws,
-  null_ids: tuple[jax.Array, ...] | None,
-  null_text: Conditioning | None = None,
+  x0: jax.Array,
+  sample: NoiseSample,
+  null_text: Text | None,
 ) -> tuple[jax.Array, jax.Array]:
-  """Denoising error of each image under one set of parameters, and what it is the square of.
+  """Denoising error of each image under one set of parameters, and the residual it comes from.
 
-      R = f(x_t, t, c) - target,   e = mean(R²),   x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) ε
+      R = denoise(x_t, t, c) - target,   e = mean(R²),   x_t = add_noise(x_0, ε, t)
 
   Args:
-    networks: Forward functions.
-    schedule: Noise schedule; its prediction type says what the target is.
+    pipeline: Networks and noise process.
     params: Parameters of all components.
-    batch: The examples; images in the units of the UNet.
-    draws: Their timesteps, noise and caption dropout.
-    null_ids: int32 `[L]` for each text encoder, the tokens of the empty caption; None: of a dropped
-      caption the UNet is told zeros.
-    null_text: What the text encoders gave for the empty caption, `[L, D]` and perhaps `[P]`, for a
-      batch that has embeddings; with null_ids None it is not used either.
+    batch: The examples.
+    x0: Their clean samples, float32 `[examples, images, h, w, Z]`.
+    sample: Their timesteps, noise and caption dropout.
+    null_text: The empty caption, see `conditioning`.
 
   Returns:
     errors: float32 `[examples, images]`.
-    residuals: R, float32 `[examples, images, H, W, C]`; compiled, it costs nothing where it is not
+    residuals: R, float32 `[examples, images, h, w, Z]`; compiled, it costs nothing where it is not
       used.
   """
-  examples, images = batch.images.shape[:2]
+  examples, images = x0.shape[:2]
 
   def per_image(x: jax.Array) -> jax.Array:  # [examples, ...] -> [examples * images, ...]
     return jnp.repeat(x, images, axis=0, total_repeat_length=examples * images)
 
-  told = _conditioning(networks, params, batch, draws.dropped, null_ids, null_text)
-  context = per_image(told.pop("encoder_hidden_states"))  # [B, L, D]
-  added = {name: per_image(x) for name, x in told.items()}
-  clean = batch.images.reshape(examples * images, *batch.images.shape[2:])  # [B, H, W, C]
-  noise, t = per_image(draws.noise), per_image(draws.timesteps)
-  noisy = diffusion.add_noise(schedule, clean, noise, t)  # [B, H, W, C]
-  prediction = networks.unet(params["unet"], noisy, t, context, **added)  # [B, H, W, C]
-  target = diffusion.target(schedule, clean, noise, t)  # [B, H, W, C]
+  conditions = conditioning(pipeline, params, batch, sample.dropped, null_text)
+  conditions = jax.tree.map(per_image, conditions)
+  clean = x0.reshape(examples * images, *x0.shape[2:])  # [B, h, w, Z]
+  noise, t = per_image(sample.noise), per_image(sample.timesteps)
+  noisy = pipeline.process.add_noise(clean, noise, t)  # [B, h, w, Z]
+  prediction = pipeline.denoise(params, noisy, t, conditions)  # [B, h, w, Z]
+  target = pipeline.process.target(clean, noise, t)  # [B, h, w, Z]
   errors = losses.denoising_error(prediction, target).reshape(examples, images)
   residuals = prediction.astype(jnp.float32) - target
-  return errors, residuals.reshape(batch.images.shape)
-
-
-def _conditioning(
-  networks: Networks,
-  params: Params,
-  batch: Batch,
-  dropped: jax.Array,
-  null_ids: tuple[jax.Array, ...] | None,
-  null_text: Conditioning | None,
-) -> Conditioning:
-  """What the UNet is told of each example's caption and, where it listens, sizes."""
-
-  def drop(given: jax.Array, null: jax.Array | None) -> jax.Array:  # [examples, ...]
-    null = jnp.zeros_like(given) if null is None else null[None]
-    return jnp.where(dropped.reshape(-1, *[1] * (given.ndim - 1)), null, given)
-
-  if batch.embeddings is not None:
-    told = {"encoder_hidden_states": batch.embeddings, "text_embeds": batch.pooled}
-    told = {k: x.astype(jnp.float32) for k, x in told.items() if x is not None}
-    nulls = dict.fromkeys(told) if null_ids is None else null_text
-    told = {name: drop(x, nulls[name]) for name, x in told.items()}
-  else:
-    ids = tuple(x for x in (batch.input_ids, batch.input_ids_2) if x is not None)
-    if null_ids is not None:
-      ids = tuple(drop(x, null) for x, null in zip(ids, null_ids, strict=True))
-    told = dict(networks.text(params, ids))
-    if null_ids is None:
-      told = {name: drop(x, None) for name, x in told.items()}
-  if "text_embeds" in told:
-    told["time_ids"] = batch.time_ids
-  return told
+  return errors, residuals.reshape(x0.shape)
 
 
 def pair_up(kind: type, policy: jax.Array, reference: jax.Array | None) -> NamedTuple:
-  """What both networks found on winners and losers, as four arrays `[examples, ...]`.
+  """Errors or residuals of policy and reference as four arrays `[examples, ...]`.
 
   Args:
     kind: `losses.PairErrors` or `losses.Residuals`.
@@ -151,8 +148,8 @@ def pair_up(kind: type, policy: jax.Array, reference: jax.Array | None) -> Named
     reference: The same of the frozen reference, or None without one. No gradient passes.
   """
 
-  def column(found: jax.Array | None, i: int) -> jax.Array | None:
-    return found[:, i] if found is not None and i < found.shape[1] else None
+  def column(x: jax.Array | None, i: int) -> jax.Array | None:
+    return x[:, i] if x is not None and i < x.shape[1] else None
 
   if reference is not None:
     reference = jax.lax.stop_gradient(reference)
@@ -165,12 +162,12 @@ def pair_up(kind: type, policy: jax.Array, reference: jax.Array | None) -> Named
 
 
 def replace(frozen: Params, trained: Params) -> Params:
-  """All components' parameters, where whole components are trained."""
+  """Parameters of all components, where whole components are trained."""
   return {**frozen, **trained}
 
 
 def adapt(frozen: Params, trained: Params, *, alpha: float) -> Params:
-  """All components' parameters, where LoRAs of some are trained; see `models.lora.merge`."""
+  """Parameters of all components, where LoRAs of some are trained; see `models.lora.merge`."""
   merged = {
     name: models.lora.merge(frozen[name], lora, alpha=alpha) for name, lora in trained.items()
   }
@@ -178,100 +175,110 @@ def adapt(frozen: Params, trained: Params, *, alpha: float) -> Params:
 
 
 class Objective(NamedTuple):
-  """All that fixes the loss of a batch but parameters, batch and step.
+  """The training objective: everything that fixes the loss of a batch but parameters and step.
 
       loss = objective(trained, frozen, reference, batch, step)
-           = score(batch, *evaluate(trained, frozen, reference, batch, step)),  batch prepared
+           = loss_of(batch, *evaluate(trained, frozen, reference, batch, step)),  batch prepared
 
-  The parts are there for who goes through a batch in pieces: `prepare` is given all of it, then
-  `evaluate` any part, then `score` what was found on all of it.
+  With gradient accumulation, `prepare` takes the whole batch, `evaluate` one microbatch, and
+  `loss_of` the results of the whole batch again.
+
+  Three arguments recur. `trained` holds whole components, or LoRAs of some. `frozen` holds the
+  parameters of the other components; with LoRA, of all. `reference` holds what the reference has in
+  place of the trained components: copies of them, nothing ({}) with LoRA, None for a loss without
+  reference.
 
   Attributes:
-    networks: Forward functions.
-    schedule: Noise schedule.
-    loss: The objective over errors.
-    timesteps: See `draw_timesteps`.
+    pipeline: Networks and noise process.
+    loss: The loss over errors, its hyperparameters bound.
+    timestep_sampler: `(step key, example keys [examples]) -> t [examples]`.
     caption_dropout: Probability of dropping a caption.
     seed: The run's seed.
-    null_ids: See `image_errors`.
+    null_text: The empty caption, see `conditioning`.
     combine: (frozen, trained) -> the parameters of all components.
-    recompute: Whether a forward as a whole is computed again for its gradient, so that policy and
-      reference are the same program and round alike where nothing else sees to it.
-    weights: t -> w_t, what the errors at a timestep are multiplied by; None: 1.
-    label_noise: Share of pairs whose images change places.
+    recompute: Whether a forward as a whole is rematerialised for its gradient, so that policy and
+      reference are the same program and round alike where nothing else makes them.
+    weights: t -> w_t, factor of the errors at a timestep; None: 1.
+    label_flip_rate: Probability that the images of a pair are swapped.
   """
 
-  networks: Networks
-  schedule: diffusion.Schedule
+  pipeline: TextToImage
   loss: Loss
-  timesteps: Callable
+  timestep_sampler: Callable
   caption_dropout: float
   seed: int
-  null_ids: tuple[jax.Array, ...] | None
+  null_text: Text | None
   combine: Callable[[Params, Params], Params] = replace
-  null_text: Conditioning | None = None
   recompute: bool = False
   weights: Callable[[jax.Array], jax.Array] | None = None
-  label_noise: float = 0.0
+  label_flip_rate: float = 0.0
 
   def __call__(
     self, trained: Params, frozen: Params, reference: Params | None, batch: Batch, step: jax.Array
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The loss of each example, and what is worth watching.
+    """Loss and metrics of each example.
 
     Args:
-      trained: What is trained: whole components, or LoRAs of some.
-      frozen: Parameters of the other components, of all of them with LoRA.
-      reference: What the reference has in the place of the frozen components: copies of the trained
-        ones, or nothing ({}) with LoRA; None for a loss without reference.
+      trained: Trained components or LoRAs.
+      frozen: Parameters that are not trained.
+      reference: The reference's components, or None.
       batch: The examples.
       step: int32 scalar.
 
     Returns:
       loss: float32 `[examples]`, weights included.
       metrics: float32 `[examples]` each: the loss, the errors of the first image (w) and the second
-        (l), the objective's diagnostics, and labels and weights where there are any. Only the loss
-        is weighted, and the diagnostics are those of the errors that timestep weights multiply.
+        (l), the loss's diagnostics, and labels and weights where there are any. Only the loss is
+        weighted, and the diagnostics are those of the errors that timestep weights multiply.
     """
     batch = self.prepare(batch, step)
-    return self.score(batch, *self.evaluate(trained, frozen, reference, batch, step))
+    return self.loss_of(batch, *self.evaluate(trained, frozen, reference, batch, step))
 
   def prepare(self, batch: Batch, step: jax.Array) -> Batch:
-    """The batch with sizes, timesteps and label noise, which are drawn for all of it at once."""
-    if batch.time_ids is None:
-      sizes = jnp.asarray(size_ids(batch.images.shape[2:4]))
-      batch = batch._replace(time_ids=jnp.tile(sizes, (batch.images.shape[0], 1)))
+    """The batch with geometry, timesteps and label flips, which are sampled for all of it at once.
+
+    Args:
+      batch: The examples of all devices.
+      step: int32 scalar.
+    """
+    if batch.geometry is None and batch.pixels is not None:
+      row = jnp.asarray(pipelines.geometry(batch.pixels.shape[2:4]))
+      batch = batch._replace(geometry=jnp.tile(row, (batch.pixels.shape[0], 1)))
     if batch.timesteps is None:
-      drawn = draw_timesteps(self.seed, step, batch, self.timesteps)
-      batch = batch._replace(timesteps=drawn)
-    if self.label_noise:
-      wrong = misjudged(self.seed, batch, self.label_noise)
-      wrong = wrong.reshape(-1, *[1] * (batch.images.ndim - 1))
-      batch = batch._replace(images=jnp.where(wrong, batch.images[:, ::-1], batch.images))
+      timesteps = sample_timesteps(self.seed, step, batch, self.timestep_sampler)
+      batch = batch._replace(timesteps=timesteps)
+    if self.label_flip_rate:
+      flipped = flipped_labels(self.seed, batch, self.label_flip_rate)
+
+      def flip(images: jax.Array | None) -> jax.Array | None:
+        if images is None:
+          return None
+        return jnp.where(flipped.reshape(-1, *[1] * (images.ndim - 1)), images[:, ::-1], images)
+
+      batch = batch._replace(pixels=flip(batch.pixels), latents=flip(batch.latents))
     return batch
 
   def evaluate(
     self, trained: Params, frozen: Params, reference: Params | None, batch: Batch, step: jax.Array
   ) -> tuple[losses.PairErrors, losses.Residuals | None]:
-    """What policy and reference find on a prepared batch, or on a part of one.
+    """Errors and residuals of policy and reference on a prepared batch or microbatch.
 
     Args:
-      trained: As for a call, and so are the next two.
-      frozen: See there.
-      reference: See there.
+      trained: Trained components or LoRAs.
+      frozen: Parameters that are not trained.
+      reference: The reference's components, or None.
       batch: From `prepare`, or some rows of it.
       step: int32 scalar.
 
     Returns:
       errors: float32 `[examples]`, not weighted.
-      residuals: float32 `[examples, H, W, C]`; None where the objective takes none.
+      residuals: float32 `[examples, h, w, Z]`; None where the loss takes none.
     """
-    batch = encode_images(self.networks, frozen, batch, self.seed, step)
-    draws = draw(self.seed, step, batch, self.caption_dropout)
+    x0 = clean_samples(self.pipeline, frozen, batch, self.seed, step)
+    sample = sample_noise(self.seed, step, batch, x0.shape[2:], self.caption_dropout)
 
     def evaluate(params: Params) -> tuple[jax.Array, jax.Array]:
-      nulls = (self.null_ids, self.null_text)
-      return image_errors(self.networks, self.schedule, params, batch, draws, *nulls)
+      return image_errors(self.pipeline, params, batch, x0, sample, self.null_text)
 
     if self.recompute:
       evaluate = jax.checkpoint(evaluate)
@@ -282,32 +289,32 @@ class Objective(NamedTuple):
       return pairs, None
     return pairs, pair_up(losses.Residuals, policy[1], frozen_policy[1])
 
-  def score(
+  def loss_of(
     self, batch: Batch, pairs: losses.PairErrors, residuals: losses.Residuals | None
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The loss of each example from what was found on it, as a call returns it.
+    """Loss and metrics of each example from its errors, as a call returns them.
 
         e <- w_t e,  R <- sqrt(w_t) R
 
     Args:
       batch: The prepared batch.
       pairs: Its errors.
-      residuals: Its residuals, where the objective takes them.
+      residuals: Its residuals, where the loss takes them.
 
     Returns:
       (loss, metrics).
     """
-    counted, more = pairs, residuals
+    errors = pairs
     if self.weights is not None:
       weights = self.weights(batch.timesteps)
-      counted = jax.tree.map(lambda e: weights * e, pairs)
+      errors = jax.tree.map(lambda e: weights * e, pairs)
       root = jnp.sqrt(weights)[:, None, None, None]
-      more = jax.tree.map(lambda r: root * r, residuals)
-    inputs = (counted,) if more is None else (counted, more)
+      residuals = jax.tree.map(lambda r: root * r, residuals)
+    inputs = (errors,) if residuals is None else (errors, residuals)
     if batch.label is None:
       loss, diagnostics = self.loss(*inputs)
     else:
-      loss, diagnostics = losses.soft_label_loss(self.loss, counted, batch.label, *inputs[1:])
+      loss, diagnostics = losses.soft_label_loss(self.loss, errors, batch.label, *inputs[1:])
     if batch.weight is not None:
       loss = batch.weight * loss
     metrics = {"loss": loss, **pairs._asdict(), **diagnostics._asdict()}

@@ -20,7 +20,7 @@ from dmpo_jax.parallel.to_host import on_host
 from dmpo_jax.training import config as configs
 from dmpo_jax.training import setup
 from dmpo_jax.training.checkpoint import Checkpoints
-from dmpo_jax.training.device_batches import Feed, check_devices
+from dmpo_jax.training.device_batches import DeviceBatches, check_devices
 from dmpo_jax.training.export import save_run
 from dmpo_jax.training.monitor.monitor import Monitor
 from dmpo_jax.training.monitor.monitored_run import MonitoredRun
@@ -42,7 +42,7 @@ from dmpo_jax.training.step import (
 
 # What may change between two starts of the same run: it changes no number that is computed, or, as
 # the layout of the computation does, by rounding alone.
-LAYOUT_KEYS = ("num_devices", "mesh", "accumulation", "remat")
+LAYOUT_KEYS = ("num_devices", "mesh", "grad_accumulation_steps", "remat")
 WATCHING_KEYS = ("held_out", "log_every", "profile", "samples", "wandb")
 FREE_KEYS = ("num_steps", "checkpoint", *WATCHING_KEYS, *LAYOUT_KEYS)
 
@@ -121,13 +121,13 @@ class _Run:
     self.config, self.workdir, self.processes = config, workdir, processes
     check_base_pipeline(config.pipeline, workdir)
     self.mesh = sharding.make_mesh(config.num_devices, **config.mesh)
-    sharding.check_batch(self.mesh, config.batch_size, config.accumulation)
+    sharding.check_batch(self.mesh, config.batch_size, config.grad_accumulation_steps)
     check_devices(self.mesh)
     examples = setup.load_examples(config)
     self.captions = [] if config.pipeline else examples.captions
     held = functools.partial(sharding.shardings, self.mesh)
     pipeline = setup.load_pipeline(config, self.captions, shardings=held)
-    self.feed = Feed(
+    self.feed = DeviceBatches(
       setup.make_loaders(config, pipeline, examples), config.batch_size, sharding.batch(self.mesh)
     )
     self.identity = self._identity(examples.fingerprint(), pipeline.params)
@@ -137,14 +137,14 @@ class _Run:
       check_fingerprint(workdir, self.identity)
     objective = setup.make_objective(config, pipeline, examples, mesh=self.mesh)
     self.trained, self.frozen, self.reference = (
-      setup.placed(tree, held(tree)) for tree in setup.split_params(config, pipeline, examples)
+      sharding.put(tree, held(tree)) for tree in setup.split_params(config, pipeline, examples)
     )
     self.optimizer = make_optimizer(config.optimizer)
     self.step = make_step(
       objective,
       self.optimizer,
       ema_decay=config.ema_decay,
-      accumulation=config.accumulation,
+      grad_accumulation_steps=config.grad_accumulation_steps,
       constrain=functools.partial(sharding.constrain, self.mesh),
     )
     self.monitor = Monitor(

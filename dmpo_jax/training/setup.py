@@ -1,4 +1,4 @@
-"""What a run starts from, as its config says: examples, pipeline, objective."""
+"""What a run starts from, as its config says: examples, pipeline, objective, parameters."""
 
 import dataclasses
 import functools
@@ -7,22 +7,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dmpo_jax import data, diffusion, interop, losses, models
+from dmpo_jax import data, interop, losses, models, pipelines
 from dmpo_jax.common import choose
 from dmpo_jax.errors import InputError, unknown
-from dmpo_jax.interop.pipeline import NETWORKS
 from dmpo_jax.parallel import sharding
-from dmpo_jax.pipelines import fingerprint, stable_diffusion
-from dmpo_jax.training.objective import Loss, Objective, Params, adapt, replace
+from dmpo_jax.pipelines import Params, Text, TextToImage, latent_encoders
+from dmpo_jax.training.objective import Loss, Objective, adapt, replace
 
 Data = data.Examples | data.StoredPairs | data.EncodedPairs
-
-# What a batch can hold encoded, and the networks that no step runs then.
-RUN_FOR = {"images": ("vae",), "embeddings": fingerprint.TEXT_ENCODERS}
 
 
 def load_examples(config: ConfigDict) -> Data:
@@ -34,25 +29,29 @@ def load_examples(config: ConfigDict) -> Data:
 def make_loaders(
   config: ConfigDict, pipeline: interop.Pipeline, examples: Data
 ) -> Callable[..., data.Loader | data.StoredLoader]:
-  """What makes loaders of the batches that a run of a pipeline sees.
+  """The function that makes loaders of a run's batches.
 
-  Of a pipeline that lies on devices of several processes, all of them call this.
+  All processes call this if the pipeline's parameters are sharded over several.
+
+  Args:
+    config: A checked config.
+    pipeline: The pipeline that the run starts from, with its parameters.
+    examples: The data set.
 
   Returns:
     `(process_index=0, process_count=1)` -> the loader of one of so many equal parts of each batch.
 
   Raises:
-    InputError: The data set does not fit the pipeline, or, by what is returned, the batch size.
+    InputError: The data set does not fit the pipeline; or, from the function, the batch size.
   """
   if isinstance(examples, data.EncodedPairs):
-    fingerprint.check(examples, pipeline, config.trained)
+    latent_encoders.check(examples, pipeline, trained_components(config, pipeline))
     return functools.partial(examples.loader, batch_size=config.batch_size, seed=config.seed)
-  parts = pipeline.configs
-  seen = {"in_channels": 3, **parts["vae"]} if "vae" in parts else parts["unet"]
+  functions = pipelines.build(pipeline)
   return functools.partial(
     examples.loader,
-    functools.partial(stable_diffusion.tokenize, pipeline),
-    channels=seen["in_channels"],
+    functions.tokenize,
+    channels=functions.image_channels,
     batch_size=config.batch_size,
     seed=config.seed,
   )
@@ -69,7 +68,7 @@ def load_pipeline(
   Args:
     config: A checked config; its pipeline is a folder or the "owner/name" of one on the hub.
     captions: The captions of the data; a new pipeline's vocabulary is made of their words.
-    shardings: Of a network's parameters, by their shapes: each process then reads and holds what
+    shardings: `(parameters) -> shardings` of one network; each process then reads and holds what
       its devices do. None: numpy arrays.
 
   Returns:
@@ -79,68 +78,30 @@ def load_pipeline(
     InputError: The pipeline cannot be read, or the description of new networks is incomplete.
   """
   model = config.model.to_dict()
-  components = {"unet", "text_encoder", "scheduler"}
-  for name in model:
-    if name not in components:
-      raise unknown("component in config.model", name, components)
-  if config.pipeline:
-    pipeline = interop.load_pipeline(
-      config.pipeline, shardings=shardings and (lambda name, tree: shardings(tree))
+  if not config.pipeline:
+    pipeline = pipelines.create(model, captions, config.seed)
+    if shardings is None:
+      return pipeline
+    params = {name: sharding.put(tree, shardings(tree)) for name, tree in pipeline.params.items()}
+    return dataclasses.replace(pipeline, params=params)
+  if surplus := sorted(set(model) - {"scheduler"}):
+    raise InputError(
+      f"config.pipeline is {config.pipeline!r}, so config.model may only change its scheduler, "
+      f"not {surplus}"
     )
-    if set(model) - {"scheduler"}:
-      raise InputError(
-        f"config.pipeline is {config.pipeline!r}, so config.model may only change its scheduler, "
-        f"not {sorted(set(model) - {'scheduler'})}"
-      )
-    scheduler = {**pipeline.configs["scheduler"], **model.get("scheduler", {})}
-    return dataclasses.replace(pipeline, configs={**pipeline.configs, "scheduler": scheduler})
-  missing = components - set(model)
-  if missing:
-    raise InputError(f"config.pipeline is empty and config.model lacks {sorted(missing)}")
-  words = sorted({word for caption in captions for word in caption.split()})
-  tokenizer = interop.build_tokenizer(words, model["text_encoder"]["max_position_embeddings"])
-  model["text_encoder"] = {
-    **model["text_encoder"],
-    "vocab_size": len(tokenizer),
-    "bos_token_id": tokenizer.bos_token_id,
-    "eos_token_id": tokenizer.eos_token_id,
-    "pad_token_id": tokenizer.pad_token_id,
-  }
-  root = jax.random.key(config.seed)
-  params = {
-    name: models.build(model[name]).init(jax.random.fold_in(root, i))
-    for i, name in enumerate(("unet", "text_encoder"))
-  }
-  if shardings:
-    params = {name: placed(tree, shardings(tree)) for name, tree in params.items()}
-  return interop.pixel_pipeline(model, params, tokenizer)
-
-
-def placed(tree: Any, shardings: Any) -> Any:
-  """Arrays on the devices of all processes.
-
-  Args:
-    tree: Arrays on the host, of which every process has all, or on devices.
-    shardings: Where they are to lie.
-
-  Returns:
-    The tree of jax.Arrays; those that lie there already are the same.
-  """
-
-  def place(array: np.ndarray | jax.Array, sharding: jax.sharding.Sharding) -> jax.Array:
-    if isinstance(array, jax.Array):
-      return jax.device_put(array, sharding)
-    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
-
-  return jax.tree.map(place, tree, shardings)
+  pipeline = pipelines.load(
+    config.pipeline, shardings=shardings and (lambda name, tree: shardings(tree))
+  )
+  scheduler = {**pipeline.configs["scheduler"], **model.get("scheduler", {})}
+  return dataclasses.replace(pipeline, configs={**pipeline.configs, "scheduler": scheduler})
 
 
 def make_loss(section: Mapping) -> Loss:
-  """The objective that a config's `loss` section names, its hyperparameters bound.
+  """The loss that a config's `loss` section names, its hyperparameters bound.
 
   Args:
-    section: `name` and the objective's keyword-only arguments; the `base` of a wrapper is a section
-      of the same kind: {"name": "sdpo", "mu": 0.9, "base": {"name": "dpo", "beta": 2000.0}}.
+    section: `name` and the loss's keyword-only arguments; the `base` of a wrapper is a section of
+      the same kind: {"name": "sdpo", "mu": 0.9, "base": {"name": "dpo", "beta": 2000.0}}.
 
   Returns:
     (errors) or (errors, residuals) -> (loss, diagnostics), as `losses.requirements` of it says.
@@ -149,8 +110,8 @@ def make_loss(section: Mapping) -> Loss:
     InputError: A name or a key is not known, or a needed key is missing.
   """
   if not isinstance(section, Mapping | ConfigDict):
-    raise InputError(f"an objective is a section with a name and its arguments, got {section!r}")
-  function, hyperparameters = choose.select("objective", section, losses.LOSSES)
+    raise InputError(f"a loss is a section with a name and its arguments, got {section!r}")
+  function, hyperparameters = choose.select("loss", section, losses.LOSSES)
   if "base" in hyperparameters:
     hyperparameters["base"] = make_loss(hyperparameters["base"])
   return functools.partial(function, **hyperparameters)
@@ -164,26 +125,24 @@ def make_objective(
   mesh: Mesh | None = None,
   attention: str | None = None,
 ) -> Objective:
-  """The objective a config describes, over the networks of a pipeline.
+  """The training objective that a config describes, over the networks of a pipeline.
+
+  A dropped caption is the encoded empty one, or zeros where the pipeline's family conditions on
+  zeros for an empty caption. Where text embeddings are cached, so is the empty caption's.
 
   Args:
     config: A checked config.
-    pipeline: For its configs and tokenizers.
-    examples: The data set, for what of the pipeline it holds the results of; None: of nothing.
-    mesh: What parameters and examples are spread over; None: one device.
-    attention: Attention implementation, as for `models.Compute`.
+    pipeline: Its configs and tokenizers are used, its parameters are not.
+    examples: The data set, where it may hold cached latents; None: images.
+    mesh: Devices that parameters and examples are sharded over; None: one device.
+    attention: Attention implementation, see `models.Compute`.
 
   Returns:
     `Objective`.
 
-  A dropped caption is the encoded empty one, or zeros where diffusers' pipeline takes them: SDXL,
-  unless its index has force_zeros_for_empty_prompt false. Where examples have stored embeddings,
-  so has the empty caption.
-
   Raises:
-    InputError: The objective, one of its keys, or the timestep sampler is not known.
+    InputError: The loss, one of its keys, or the timestep sampler is not known.
   """
-  schedule = diffusion.from_config(pipeline.configs["scheduler"])
   loss = make_loss(config.loss)
   if losses.requirements(loss).reference != config.reference:
     name = config.loss.name
@@ -193,56 +152,86 @@ def make_objective(
       else f"objective {name!r} uses no reference, which would only cost a copy of the parameters "
       "and a forward: config.reference=False"
     )
-  null_ids = tuple(
-    jnp.asarray(ids[0]) for ids in stable_diffusion.tokenize(pipeline, [""])[0].values()
+  compute = models.Compute(
+    attention=attention,
+    remat=config.remat,
+    placement=None if mesh is None else sharding.placement(mesh),
   )
-  zeros = pipeline.model_index.get("force_zeros_for_empty_prompt", True)
+  functions = pipelines.build(pipeline, dtype=config.dtype, compute=compute)
   return Objective(
-    networks=stable_diffusion.make_networks(
-      pipeline,
-      config.dtype,
-      compute=models.Compute(
-        attention=attention,
-        remat=config.remat,
-        placement=None if mesh is None else sharding.placement(mesh),
-      ),
-    ),
-    schedule=schedule,
+    pipeline=functions,
     loss=loss,
-    timesteps=diffusion.timesteps.make(config.timesteps.to_dict(), len(schedule.alphas_cumprod)),
+    timestep_sampler=functions.process.timestep_sampler(config.timesteps.to_dict()),
     caption_dropout=config.caption_dropout,
     seed=config.seed,
-    null_ids=None if len(null_ids) == 2 and zeros else null_ids,
+    null_text=_null_text(functions, examples),
     combine=functools.partial(adapt, alpha=config.lora.alpha) if config.lora.rank else replace,
-    # Policies that name what they keep see to equal rounding themselves, see `objective.ROUNDING`.
+    # Policies that name what they save make policy and reference round alike by themselves, see
+    # `objective.EXACT_ROUNDING`.
     recompute=config.reference
     and config.dtype != "float32"
     and config.remat not in models.remat.SAVED,
-    weights=diffusion.weights.make(config.timestep_weights.to_dict(), schedule),
-    label_noise=config.label_noise,
-    null_text=_null_text(examples) if "embeddings" in stored(examples) else None,
+    weights=functions.process.weights(config.timestep_weights.to_dict()),
+    label_flip_rate=config.label_flip_rate,
   )
 
 
-def stored(examples: Data | None) -> tuple[str, ...]:
-  """What of a batch is encoded before: "images", "embeddings"."""
+def _null_text(pipeline: TextToImage, examples: Data | None) -> Text | None:
+  """The empty caption in the form of a batch's text; None where it is zeros."""
+  if pipeline.zero_null_text:
+    return None
+  if isinstance(examples, data.EncodedPairs) and examples.embeddings:
+    return examples.null()
+  return {name: jnp.asarray(rows[0]) for name, rows in pipeline.tokenize([""])[0].items()}
+
+
+def cached_components(pipeline: TextToImage, examples: Data | None) -> tuple[str, ...]:
+  """The components that no step runs, because the examples hold their results.
+
+  Args:
+    pipeline: The pipeline.
+    examples: The data set; None: images.
+  """
   if not isinstance(examples, data.EncodedPairs):
     return ()
-  return ("images", "embeddings") if examples.embeddings else ("images",)
+  return (pipeline.autoencoder, *(pipeline.text_encoders if examples.embeddings else ()))
 
 
-def _null_text(examples: data.EncodedPairs) -> stable_diffusion.Conditioning:
-  found = examples.null()
-  names = {"embeddings": "encoder_hidden_states", "pooled": "text_embeds"}
-  return {names[name]: x for name, x in found.items()}
+def trained_components(config: ConfigDict, pipeline: interop.Pipeline) -> tuple[str, ...]:
+  """The components that a run trains: config.trained, by default the denoiser.
+
+  Args:
+    config: A checked config.
+    pipeline: The pipeline, of which configs are used.
+
+  Raises:
+    InputError: A component is not there, or is the autoencoder.
+  """
+  functions = pipelines.build(pipeline)
+  trained = tuple(config.trained) or (functions.denoiser,)
+  possible = {functions.denoiser, *functions.text_encoders}
+  for name in trained:
+    if name == functions.autoencoder:
+      raise InputError(
+        f"config.trained names {name!r}, but images are encoded without gradient, so that policy "
+        "and reference denoise the same latents; leave it out"
+      )
+    if name not in possible:
+      raise unknown("component in config.trained", name, possible)
+  return trained
 
 
 def split_params(
   config: ConfigDict, pipeline: interop.Pipeline, examples: Data | None = None
 ) -> tuple[Params, Params, Params | None]:
-  """What a config trains, what stays as it is, and the reference.
+  """Trained, frozen and reference parameters of a run.
 
-  Networks that no step runs, because the examples hold what they give, are left out.
+  Networks that no step runs, because the examples hold their results, are left out.
+
+  Args:
+    config: A checked config.
+    pipeline: The pipeline that the run starts from.
+    examples: The data set; None: images.
 
   Returns:
     (trained, frozen, reference), each component -> tree, as `Objective` takes them. With LoRA the
@@ -254,41 +243,38 @@ def split_params(
     InputError: A component that is to be trained is not there, or is the autoencoder, or no LoRA
       can be made for it.
   """
-  for name in config.trained:
-    if name == "vae":
-      raise InputError(
-        "config.trained names 'vae', but images are encoded without gradient, so that policy and "
-        "reference denoise the same latents; leave it out"
-      )
-    if name not in pipeline.params:
-      raise unknown("component in config.trained", name, set(pipeline.params) - {"vae"})
-  idle = [name for part in stored(examples) for name in RUN_FOR[part]]
-  params = {name: tree for name, tree in pipeline.params.items() if name not in idle}
-  trained = {name: pipeline.params[name] for name in config.trained}
+  functions = pipelines.build(pipeline)
+  names = trained_components(config, pipeline)
+  cached = cached_components(functions, examples)
+  params = {name: tree for name, tree in pipeline.params.items() if name not in cached}
+  trained = {name: pipeline.params[name] for name in names}
+  reference = {name: _kernels_in(tree, config.reference_dtype) for name, tree in trained.items()}
   if not config.lora.rank:
     frozen = {name: tree for name, tree in params.items() if name not in trained}
-    reference = {name: _rounded(tree, config.reference_dtype) for name, tree in trained.items()}
     return trained, frozen, reference if config.reference else None
   root, adapted = jax.random.key(config.seed), {}
+  chosen = config.lora.targets.to_dict()
+  for name in chosen:
+    if name not in functions.lora_targets:
+      raise unknown("component in config.lora.targets", name, functions.lora_targets)
+  targets = {**functions.lora_targets, **chosen}
   for name, base in trained.items():
-    key = jax.random.fold_in(root, NETWORKS.index(name))
-    targets = config.lora.targets[name]
-    adapted[name] = models.lora.init(key, base, targets=targets, rank=config.lora.rank)
-  rounded = {name: _rounded(tree, config.reference_dtype) for name, tree in trained.items()}
-  return adapted, {**params, **rounded}, {} if config.reference else None
+    key = jax.random.fold_in(root, functions.components.index(name))
+    adapted[name] = models.lora.init(key, base, targets=targets[name], rank=config.lora.rank)
+  return adapted, {**params, **reference}, {} if config.reference else None
 
 
-def _rounded(tree: Params, dtype: str) -> Params:
+def _kernels_in(tree: Params, dtype: str) -> Params:
   """A network with its kernels in a dtype.
 
-  Only they are cast to that of the computation where they are used; norms and sums of embeddings
-  are computed in float32, and would be another network's.
+  Kernels alone are cast to the compute dtype where they are used; norms and sums of embeddings are
+  computed in float32, and rounding them would make another network.
   """
 
   def cast(path: tuple, x: Any) -> Any:
     if path[-1].key != "kernel" or x.dtype == dtype:
       return x
-    if isinstance(x, jax.ShapeDtypeStruct):  # a run that is planned has no numbers
+    if isinstance(x, jax.ShapeDtypeStruct):  # a run that is planned has shapes alone
       return jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype))
     return x.astype(jnp.dtype(dtype))
 

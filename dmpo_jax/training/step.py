@@ -13,7 +13,7 @@ from dmpo_jax.models import trees
 from dmpo_jax.parallel import sharding
 from dmpo_jax.training import gradient
 from dmpo_jax.training.batch import Batch
-from dmpo_jax.training.objective import ROUNDING, Objective, Params
+from dmpo_jax.training.objective import EXACT_ROUNDING, Objective, Params
 
 
 class State(NamedTuple):
@@ -121,7 +121,7 @@ def make_step(
   optimizer: optax.GradientTransformation,
   *,
   ema_decay: float,
-  accumulation: int = 1,
+  grad_accumulation_steps: int = 1,
   constrain: Callable[[Any], Any] = lambda tree: tree,
 ) -> Callable[..., tuple[State, dict[str, jax.Array], jax.Array]]:
   """One optimizer step as a pure function, to be compiled by `compile_step`.
@@ -134,29 +134,29 @@ def make_step(
       `Objective` where a batch is accumulated.
     optimizer: optax transformation.
     ema_decay: Decay of the moving average; not used where the state has none.
-    accumulation: Parts in which the batch is gone through; see `gradient.in_parts`.
+    grad_accumulation_steps: Microbatches of a step; see `gradient.accumulated`.
     constrain: Lays a tree that looks like the parameters out over devices, inside a jit.
 
   Returns:
     `(state, frozen, reference, batch) -> (state, metrics, losses)`: metrics are means over the
     examples, losses is float32 `[examples]` so that a bad example can be named.
   """
-  if accumulation == 1:
-    find = gradient.whole(objective)
+  if grad_accumulation_steps == 1:
+    grads_of = gradient.full_batch(objective)
   else:
-    find = gradient.in_parts(objective, accumulation, constrain)
+    grads_of = gradient.accumulated(objective, grad_accumulation_steps, constrain)
 
   def step(state: State, frozen: Params, reference: Params | None, batch: Batch):
-    found, metrics = find(state.params, frozen, reference, batch, state.step)
-    found = constrain(found)
-    updates, opt_state = optimizer.update(found, state.opt_state, state.params)
+    grads, metrics = grads_of(state.params, frozen, reference, batch, state.step)
+    grads = constrain(grads)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     average = None
     if state.ema is not None:
       age = state.step.astype(jnp.float32)
       average = trees.ema(state.ema, params, jnp.minimum(ema_decay, (1 + age) / (10 + age)))
     means = {name: jnp.mean(value) for name, value in metrics.items()}
-    means["gradient_norm"] = optax.global_norm(found)
+    means["gradient_norm"] = optax.global_norm(grads)
     means["parameter_norm"] = optax.global_norm(params)
     return State(state.step + 1, params, opt_state, average), means, metrics["loss"]
 
@@ -185,5 +185,5 @@ def compile_step(
     in_shardings=(*held, split),
     out_shardings=(held[0], everywhere, split),
     donate_argnums=0,
-    compiler_options=ROUNDING,
+    compiler_options=EXACT_ROUNDING,
   )

@@ -14,7 +14,7 @@ PLAN = {
   "chips": 16,
   "mesh": {"data": 1, "fsdp": 16},
   "examples_per_chip": 8.0,
-  "accumulation": 1,
+  "grad_accumulation_steps": 1,
   "remat": "full",
   "inputs": {"kind": "encoded", "size": 512, "images": 2},
   "versions": {"jax": "0.10.2", "libtpu": "0.0.42.1"},

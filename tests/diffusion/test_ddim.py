@@ -121,7 +121,7 @@ def test_ancestral_sampling_from_pure_noise_lands_on_the_clean_sample_with_fresh
     solver = ddim.make(schedule, num_steps, eta=1.0)
     x = step(solver, 0, x0, start, jnp.zeros_like(x0), noise)
     t_prev = jnp.array(ddim.previous(schedule, num_steps)[0])
-    np.testing.assert_allclose(x, diffusion.add_noise(schedule, x0, noise, t_prev), atol=1e-6)
+    np.testing.assert_allclose(x, schedule.add_noise(x0, noise, t_prev), atol=1e-6)
 
 
 @pytest.mark.parametrize("zero", [False, True])
@@ -139,8 +139,8 @@ def test_a_step_behind_the_last_level_returns_the_clean_sample(zero):
   for num_steps in (1, 2, 1000):
     solver = ddim.make(schedule, num_steps)
     t = jnp.array(solver.steps.timestep[-1])
-    x_t = diffusion.add_noise(schedule, x0, noise, t)
-    output = diffusion.target(schedule, x0, noise, t)
+    x_t = schedule.add_noise(x0, noise, t)
+    output = schedule.target(x0, noise, t)
     x = step(solver, -1, output, x_t, jnp.zeros_like(x0))
     np.testing.assert_allclose(x, x0, atol=1e-5)
 
@@ -150,11 +150,11 @@ def test_with_the_true_target_a_step_lands_on_the_noised_sample_of_the_level_bel
   rng = np.random.default_rng(0)
   x0, noise = jnp.asarray(rng.standard_normal((2, *SHAPE)), jnp.float32)
   solver = ddim.make(schedule, 10)
-  x_t = diffusion.add_noise(schedule, x0, noise, jnp.array(700))
+  x_t = schedule.add_noise(x0, noise, jnp.array(700))
   assert solver.steps.timestep[2] == 700
   np.testing.assert_allclose(
     step(solver, 2, noise, x_t, jnp.zeros_like(x0)),
-    diffusion.add_noise(schedule, x0, noise, jnp.array(600)),
+    schedule.add_noise(x0, noise, jnp.array(600)),
     atol=1e-5,
   )
 

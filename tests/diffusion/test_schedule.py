@@ -80,7 +80,7 @@ def test_add_noise_is_that_of_diffusers(name, zero):
   arrays = batch(schedule)
   x0, noise, t = torches(*arrays)
   theirs = diffusers.DDPMScheduler(**config(name, zero)).add_noise(x0, noise, t.long())
-  np.testing.assert_allclose(diffusion.add_noise(schedule, *arrays), theirs, atol=CLOSE)
+  np.testing.assert_allclose(schedule.add_noise(*arrays), theirs, atol=CLOSE)
 
 
 @pytest.mark.parametrize(("name", "zero"), CASES)
@@ -89,7 +89,7 @@ def test_velocity_is_that_of_diffusers(name, zero):
   arrays = batch(schedule)
   x0, noise, t = torches(*arrays)
   theirs = diffusers.DDPMScheduler(**config(name, zero)).get_velocity(x0, noise, t.long())
-  np.testing.assert_allclose(diffusion.velocity(schedule, *arrays), theirs, atol=CLOSE)
+  np.testing.assert_allclose(schedule.velocity(*arrays), theirs, atol=CLOSE)
 
 
 def test_alphas_cumprod_of_linear_betas_are_the_running_product_in_float64():
@@ -105,7 +105,7 @@ def test_add_noise_agrees_with_the_formula_in_float64(name, zero):
   x0, noise, t = (np.asarray(a, np.float64) for a in arrays)
   abar = schedule.alphas_cumprod[t.astype(int), None, None, None]
   exact = np.sqrt(abar) * x0 + np.sqrt(1 - abar) * noise
-  np.testing.assert_allclose(diffusion.add_noise(schedule, *arrays), exact, atol=1e-6)
+  np.testing.assert_allclose(schedule.add_noise(*arrays), exact, atol=1e-6)
 
 
 def test_zero_terminal_snr_ends_in_pure_noise_and_keeps_the_first_level():
@@ -118,7 +118,7 @@ def test_zero_terminal_snr_ends_in_pure_noise_and_keeps_the_first_level():
 def test_add_noise_at_zero_terminal_snr_returns_the_noise_itself():
   schedule = diffusion.from_config(config("linear", True))
   x0, noise, _ = batch(schedule)
-  np.testing.assert_array_equal(diffusion.add_noise(schedule, x0, noise, jnp.array(999)), noise)
+  np.testing.assert_array_equal(schedule.add_noise(x0, noise, jnp.array(999)), noise)
 
 
 @pytest.mark.parametrize(("name", "zero"), CASES)
@@ -126,15 +126,13 @@ def test_snr_is_the_ratio_of_the_powers(name, zero):
   schedule = diffusion.from_config(config(name, zero))
   t = np.arange(schedule.num_timesteps)
   abar = schedule.alphas_cumprod
-  np.testing.assert_allclose(diffusion.snr(schedule, jnp.asarray(t)), abar / (1 - abar), rtol=1e-6)
+  np.testing.assert_allclose(schedule.snr(jnp.asarray(t)), abar / (1 - abar), rtol=1e-6)
 
 
 def test_snr_of_constant_betas_has_its_closed_form():
   schedule = diffusion.from_config({"beta_start": 0.01, "beta_end": 0.01})
   kept = 0.99 ** np.arange(1, 1001)
-  np.testing.assert_allclose(
-    diffusion.snr(schedule, jnp.arange(1000)), kept / (1 - kept), rtol=1e-6
-  )
+  np.testing.assert_allclose(schedule.snr(jnp.arange(1000)), kept / (1 - kept), rtol=1e-6)
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
@@ -142,9 +140,9 @@ def test_snr_of_constant_betas_has_its_closed_form():
 def test_the_clean_sample_comes_back_from_the_target(name, prediction):
   schedule = diffusion.from_config({**BETAS[name], "prediction_type": prediction})
   x0, noise, t = batch(schedule)
-  x_t = diffusion.add_noise(schedule, x0, noise, t)
-  target = diffusion.target(schedule, x0, noise, t)
-  np.testing.assert_allclose(diffusion.to_x0(schedule, target, x_t, t), x0, atol=2e-4)
+  x_t = schedule.add_noise(x0, noise, t)
+  target = schedule.target(x0, noise, t)
+  np.testing.assert_allclose(schedule.to_x0(target, x_t, t), x0, atol=2e-4)
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
@@ -152,9 +150,9 @@ def test_the_clean_sample_comes_back_from_the_target(name, prediction):
 def test_the_noise_comes_back_from_the_target(name, prediction):
   schedule = diffusion.from_config({**BETAS[name], "prediction_type": prediction})
   x0, noise, t = batch(schedule)
-  x_t = diffusion.add_noise(schedule, x0, noise, t)
-  target = diffusion.target(schedule, x0, noise, t)
-  np.testing.assert_allclose(diffusion.to_epsilon(schedule, target, x_t, t), noise, atol=2e-4)
+  x_t = schedule.add_noise(x0, noise, t)
+  target = schedule.target(x0, noise, t)
+  np.testing.assert_allclose(schedule.to_epsilon(target, x_t, t), noise, atol=2e-4)
 
 
 @pytest.mark.parametrize("prediction", ["sample", "v_prediction"])
@@ -162,37 +160,37 @@ def test_sample_and_noise_come_back_at_zero_terminal_snr(prediction):
   schedule = diffusion.from_config(config("linear", True, prediction_type=prediction))
   x0, noise, _ = batch(schedule)
   t = jnp.full(6, 999)
-  x_t = diffusion.add_noise(schedule, x0, noise, t)
-  target = diffusion.target(schedule, x0, noise, t)
-  np.testing.assert_allclose(diffusion.to_x0(schedule, target, x_t, t), x0, atol=1e-6)
-  np.testing.assert_allclose(diffusion.to_epsilon(schedule, target, x_t, t), noise, atol=1e-6)
+  x_t = schedule.add_noise(x0, noise, t)
+  target = schedule.target(x0, noise, t)
+  np.testing.assert_allclose(schedule.to_x0(target, x_t, t), x0, atol=1e-6)
+  np.testing.assert_allclose(schedule.to_epsilon(target, x_t, t), noise, atol=1e-6)
 
 
 def test_the_target_of_epsilon_prediction_is_the_noise():
   schedule = diffusion.from_config({"prediction_type": "epsilon"})
   x0, noise, t = batch(schedule)
-  np.testing.assert_array_equal(diffusion.target(schedule, x0, noise, t), noise)
+  np.testing.assert_array_equal(schedule.target(x0, noise, t), noise)
 
 
 def test_the_target_of_sample_prediction_is_the_clean_sample():
   schedule = diffusion.from_config({"prediction_type": "sample"})
   x0, noise, t = batch(schedule)
-  np.testing.assert_array_equal(diffusion.target(schedule, x0, noise, t), x0)
+  np.testing.assert_array_equal(schedule.target(x0, noise, t), x0)
 
 
 def test_the_target_of_v_prediction_is_the_velocity():
   schedule = diffusion.from_config({"prediction_type": "v_prediction"})
   x0, noise, t = batch(schedule)
   theirs = diffusers.DDPMScheduler().get_velocity(*torches(x0, noise, np.asarray(t, np.int64)))
-  np.testing.assert_allclose(diffusion.target(schedule, x0, noise, t), theirs, atol=CLOSE)
+  np.testing.assert_allclose(schedule.target(x0, noise, t), theirs, atol=CLOSE)
 
 
 def test_a_scalar_timestep_serves_the_whole_batch():
   schedule = diffusion.from_config({})
   x0, noise, _ = batch(schedule)
   np.testing.assert_array_equal(
-    diffusion.add_noise(schedule, x0, noise, jnp.array(300)),
-    diffusion.add_noise(schedule, x0, noise, jnp.full(6, 300)),
+    schedule.add_noise(x0, noise, jnp.array(300)),
+    schedule.add_noise(x0, noise, jnp.full(6, 300)),
   )
 
 
@@ -200,7 +198,7 @@ def test_bfloat16_samples_are_noised_in_float32():
   schedule = diffusion.from_config({})
   x0, noise, t = batch(schedule)
   x0 = x0.astype(jnp.bfloat16)
-  x_t = diffusion.add_noise(schedule, x0, noise.astype(jnp.bfloat16), t)
+  x_t = schedule.add_noise(x0, noise.astype(jnp.bfloat16), t)
   assert x_t.dtype == jnp.float32
 
 
@@ -208,14 +206,14 @@ def test_bfloat16_samples_are_noised_in_float32():
 def test_a_timestep_outside_of_the_schedule_gives_nan_and_no_wrong_level(t):
   schedule = diffusion.from_config({})
   x0, noise, _ = batch(schedule)
-  assert np.all(np.isnan(diffusion.add_noise(schedule, x0, noise, jnp.array(t))))
+  assert np.all(np.isnan(schedule.add_noise(x0, noise, jnp.array(t))))
 
 
 def test_the_schedule_can_be_closed_over_by_a_jitted_function():
   schedule = diffusion.from_config({})
   arrays = batch(schedule)
-  jitted = jax.jit(lambda *a: diffusion.add_noise(schedule, *a))(*arrays)
-  np.testing.assert_allclose(jitted, diffusion.add_noise(schedule, *arrays), atol=1e-6)
+  jitted = jax.jit(lambda *a: schedule.add_noise(*a))(*arrays)
+  np.testing.assert_allclose(jitted, schedule.add_noise(*arrays), atol=1e-6)
 
 
 def test_the_tables_of_a_schedule_cannot_be_written():
@@ -321,25 +319,25 @@ def test_epsilon_prediction_with_a_last_trained_beta_of_one_is_refused():
 
 def test_alphas_that_do_not_fall_are_refused():
   with pytest.raises(InputError, match="fall strictly"):
-    diffusion.Schedule(alphas_cumprod=np.array([0.5, 0.5]))
+    diffusion.DiscreteProcess(alphas_cumprod=np.array([0.5, 0.5]))
 
 
 def test_noise_of_another_shape_is_refused():
   schedule = diffusion.from_config({})
   x0, noise, t = batch(schedule)
   with pytest.raises(InputError, match=r"x0 has shape \(6, 3, 5, 2\) and noise \(5, 3, 5, 2\)"):
-    diffusion.add_noise(schedule, x0, noise[:5], t)
+    schedule.add_noise(x0, noise[:5], t)
 
 
 def test_timesteps_of_another_batch_are_refused():
   schedule = diffusion.from_config({})
   x0, noise, t = batch(schedule)
   with pytest.raises(InputError, match=r"timesteps have shape \(5,\)"):
-    diffusion.add_noise(schedule, x0, noise, t[:5])
+    schedule.add_noise(x0, noise, t[:5])
 
 
 def test_timesteps_that_are_not_integers_are_refused():
   schedule = diffusion.from_config({})
   x0, noise, t = batch(schedule)
   with pytest.raises(InputError, match="dtype float32"):
-    diffusion.add_noise(schedule, x0, noise, t.astype(jnp.float32))
+    schedule.add_noise(x0, noise, t.astype(jnp.float32))

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from dmpo_jax import diffusion
-from dmpo_jax.diffusion import weights
 
 FIELDS = {"num_train_timesteps": 6, "beta_start": 0.01, "beta_end": 0.6, "beta_schedule": "linear"}
 T = np.arange(6, dtype=np.int32)
@@ -19,19 +18,19 @@ def test_min_snr_weights_the_error_of_the_image_by_the_capped_snr(kind):
   schedule = _schedule(kind)
   rng = np.random.default_rng(0)
   x0, noise, off = rng.normal(size=(3, 6, 4, 4, 1)).astype(np.float32)
-  x_t = diffusion.add_noise(schedule, x0, noise, T)
-  target = diffusion.target(schedule, x0, noise, T)
+  x_t = schedule.add_noise(x0, noise, T)
+  target = schedule.target(x0, noise, T)
   error = np.mean(np.square(off), axis=(1, 2, 3))  # of a prediction that is wrong by `off`
-  of_image = np.square(np.asarray(diffusion.to_x0(schedule, target + off, x_t, T)) - x0)
+  of_image = np.square(np.asarray(schedule.to_x0(target + off, x_t, T)) - x0)
   abar = np.cumprod(1 - np.linspace(0.01, 0.6, 6))
   wanted = np.minimum(abar / (1 - abar), 0.9) * of_image.mean(axis=(1, 2, 3))
-  weight = weights.make({"name": "min_snr", "gamma": 0.9}, schedule)(T)
+  weight = schedule.weights({"name": "min_snr", "gamma": 0.9})(T)
   np.testing.assert_allclose(weight * error, wanted, rtol=2e-4)
 
 
 def test_none_is_no_weight_and_a_table_is_looked_up():
-  assert weights.make({"name": "none"}, _schedule("epsilon")) is None
-  table = weights.make({"name": "table", "values": (1, 0, 2.5, 0, 0, 3)}, _schedule("epsilon"))
+  assert _schedule("epsilon").weights({"name": "none"}) is None
+  table = _schedule("epsilon").weights({"name": "table", "values": (1, 0, 2.5, 0, 0, 3)})
   np.testing.assert_array_equal(table(np.array([2, 5, 1])), [2.5, 3, 0])
 
 
@@ -49,4 +48,4 @@ def test_none_is_no_weight_and_a_table_is_looked_up():
 )
 def test_what_is_no_weight_is_refused(config, words):
   with pytest.raises(ValueError, match=words):
-    weights.make(config, _schedule("epsilon"))
+    _schedule("epsilon").weights(config)

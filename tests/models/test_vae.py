@@ -196,13 +196,13 @@ def test_the_downscale_is_a_factor_of_two_for_each_halving():
 
 def test_latents_are_drawn_with_the_mean_and_the_deviation_of_the_moments():
   mean, log_variance, noise = normal(2, 3), normal(2, 3), normal(2, 3)
-  found = models.draw_latents(models.Moments(mean, log_variance), noise)
+  found = models.sample_latents(models.Posterior(mean, log_variance), noise)
   np.testing.assert_allclose(found, mean + np.sqrt(np.exp(log_variance)) * noise, rtol=1e-5)
 
 
 def test_noise_of_another_shape_is_refused():
   with pytest.raises(InputError, match=r"noise is \[1, 3\], expected \[2, 3\]"):
-    models.draw_latents(models.Moments(np.zeros((2, 3)), np.zeros((2, 3))), np.zeros((1, 3)))
+    models.sample_latents(models.Posterior(np.zeros((2, 3)), np.zeros((2, 3))), np.zeros((1, 3)))
 
 
 @pytest.fixture(scope="module")

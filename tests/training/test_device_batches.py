@@ -8,7 +8,7 @@ import pytest
 
 from dmpo_jax.data import Loader
 from dmpo_jax.parallel import sharding
-from dmpo_jax.training.device_batches import Feed
+from dmpo_jax.training.device_batches import DeviceBatches
 
 ROWS = {
   "images": np.arange(40, dtype=np.float32).reshape(40, 1, 1, 1, 1),
@@ -23,7 +23,7 @@ def make_loader(**part):
 
 @pytest.mark.parametrize("mesh", [{"num_devices": 1}, {"num_devices": 4, "fsdp": 2}])
 def test_a_batch_on_devices_is_the_loaders(mesh):
-  feed = Feed(make_loader, 8, sharding.batch(sharding.make_mesh(**mesh)))
+  feed = DeviceBatches(make_loader, 8, sharding.batch(sharding.make_mesh(**mesh)))
   batches = feed.iterate(3)
   for step in (3, 4):
     wanted, found = make_loader()[step], next(batches)
@@ -34,7 +34,7 @@ def test_a_batch_on_devices_is_the_loaders(mesh):
 
 
 def test_each_device_holds_its_own_rows():
-  feed = Feed(make_loader, 8, sharding.batch(sharding.make_mesh(4)))
+  feed = DeviceBatches(make_loader, 8, sharding.batch(sharding.make_mesh(4)))
   shards = feed[0].example_id.addressable_shards
   rows = [np.asarray(s.data) for s in sorted(shards, key=lambda s: s.index[0].start)]
   assert [len(x) for x in rows] == [2] * 4

@@ -53,9 +53,9 @@ def found(setting, name, parts, **fields):
   objective, policy, frozen, reference, batch = setting
   objective = objective._replace(loss=LOSSES[name])
   find = (
-    gradient.whole(objective)
+    gradient.full_batch(objective)
     if parts == 1
-    else gradient.in_parts(objective, parts, lambda tree: tree)
+    else gradient.accumulated(objective, parts, lambda tree: tree)
   )
   if not losses.requirements(LOSSES[name]).reference:
     reference = None
@@ -77,7 +77,7 @@ def test_a_mean_over_a_part_would_give_another_gradient(setting):
   objective, policy, frozen, reference, batch = setting
   objective = objective._replace(loss=LOSSES["kto"])
   each = [jax.tree.map(lambda x, p=p: x[p::4], batch) for p in range(4)]
-  find = jax.jit(gradient.whole(objective))
+  find = jax.jit(gradient.full_batch(objective))
   naive = [find(policy, frozen, reference, part, jnp.int32(3))[0] for part in each]
   naive = jax.tree.map(lambda *g: sum(g) / 4, *naive)
   exact, _ = found(setting, "kto", 1)
@@ -88,8 +88,8 @@ def test_a_mean_over_a_part_would_give_another_gradient(setting):
 def test_an_objective_of_means_and_residuals_is_refused_in_parts(setting):
   base = functools.partial(losses.kto, beta=500.0)
   objective = setting[0]._replace(loss=functools.partial(losses.sdpo, base=base, mu=0.9))
-  with pytest.raises(ValueError, match="accumulation=1"):
-    gradient.in_parts(objective, 2, lambda tree: tree)
+  with pytest.raises(ValueError, match="grad_accumulation_steps=1"):
+    gradient.accumulated(objective, 2, lambda tree: tree)
 
 
 def test_what_was_split_is_joined_in_order():
@@ -126,10 +126,10 @@ def test_weighted_residuals_have_the_weighted_errors_as_their_mean_squares(setti
   np.testing.assert_allclose(*seen[0], rtol=1e-5)
 
 
-def test_label_noise_exchanges_the_images_of_the_same_pairs_in_every_step(setting):
+def test_label_flips_swap_the_images_of_the_same_pairs_in_every_step(setting):
   objective, *_, batch = setting
   batch = batch._replace(example_id=np.arange(8, dtype=np.uint32) + 100)
-  noisy = objective._replace(label_noise=0.4)
+  noisy = objective._replace(label_flip_rate=0.4)
   wrong = np.asarray(misjudged(objective.seed, batch, 0.4))
   assert 0 < wrong.sum() < 8
   for step in (0, 7):

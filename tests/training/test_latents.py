@@ -10,7 +10,7 @@ import pytest
 from dmpo_jax.pipelines import stable_diffusion
 from dmpo_jax.training import setup
 from dmpo_jax.training.batch import Batch, draw, draw_encodings
-from dmpo_jax.training.objective import ROUNDING
+from dmpo_jax.training.objective import EXACT_ROUNDING
 from dmpo_jax.training.step import initial_state, make_optimizer, make_step
 from tests.training import latents
 from tests.training.tiny import smallest_config
@@ -151,7 +151,9 @@ def halves():
       return loss.mean(), found
 
     # All of them arguments, as in a run: constants are computed with in another way.
-    run = jax.jit(jax.value_and_grad(total, has_aux=True), compiler_options={**QUICK, **ROUNDING})
+    run = jax.jit(
+      jax.value_and_grad(total, has_aux=True), compiler_options={**QUICK, **EXACT_ROUNDING}
+    )
     return objective, lambda step: run(reference, frozen, reference, batch, step)[0][1]
 
   found = {dtype: compiled(dtype) for dtype in ("float32", "bfloat16")}

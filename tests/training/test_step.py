@@ -216,7 +216,7 @@ def on_mesh(setting, pipeline):
       objective._replace(loss=loss),
       optimizer,
       ema_decay=0.0,
-      accumulation=accumulation,
+      grad_accumulation_steps=accumulation,
       constrain=functools.partial(sharding.constrain, mesh),
     )
     with jax.set_mesh(mesh):

@@ -75,7 +75,7 @@ def run(options: argparse.Namespace) -> None:
   from dmpo_jax.data import tfds_folder
   from dmpo_jax.data.latents import encode
   from dmpo_jax.errors import InputError
-  from dmpo_jax.pipelines import encoders
+  from dmpo_jax.pipelines import latent_encoders
 
   chosen = encode.Options(
     embeddings=options.text == "embeddings",
@@ -89,8 +89,8 @@ def run(options: argparse.Namespace) -> None:
     jax.distributed.initialize()
     host, hosts = jax.process_index(), jax.process_count()
   total = len(tfds_folder.PairSource(options.folder, options.split))
-  pipeline = encoders.load(options.pipeline, embeddings=chosen.embeddings)
-  networks = encoders.make(pipeline, embeddings=chosen.embeddings, pairs=chosen.batch_size)
+  pipeline = latent_encoders.load(options.pipeline, embeddings=chosen.embeddings)
+  networks = latent_encoders.make(pipeline, embeddings=chosen.embeddings, pairs=chosen.batch_size)
   with tqdm(total=-(-total // hosts), desc="encode", unit="pair") as bar:
     manifest = encode.encode(
       options.folder, options.out, networks, chosen, host=host, hosts=hosts, advance=bar.update

@@ -105,11 +105,10 @@ class EncodedPairs:
   ) -> StoredLoader:
     """Batches for the pipeline that encoded the pairs.
 
-    Columns, P rows each: images `[P, 2, 2, h, w, Z]`, (preferred, rejected) by (mean, log variance)
-    in the stored dtype; input_ids and perhaps input_ids_2 int32
-    `[P, L]`; where they are asked for, embeddings `[P, L, D]` and perhaps pooled `[P, D']` in the
-    stored dtype; example_id, label, weight and time_ids as `StoredPairs.loader` has them, time_ids
-    always.
+    Columns, P rows each: latents `[P, 2, 2, h, w, Z]`, (preferred, rejected) by (mean, log
+    variance) in the stored dtype; text, the cached embeddings by name in the stored dtype where
+    they are asked for, else token ids by name, int32 `[P, L]`; example_id, label, weight and
+    geometry as `StoredPairs.loader` has them, geometry always.
 
     Args:
       batch_size: Pairs in a batch over all processes.
@@ -123,7 +122,9 @@ class EncodedPairs:
     Raises:
       InputError: A number is out of range.
     """
-    layout = {name: shape for name, _, shape in self.manifest["layout"]["pairs"]}
+    token_ids = encoded.token_ids(
+      {name: shape for name, _, shape in self.manifest["layout"]["pairs"]}
+    )
     return StoredLoader(
       self.mixture,
       self._read,
@@ -132,7 +133,7 @@ class EncodedPairs:
       seed=seed,
       process_index=process_index,
       process_count=process_count,
-      truncated=self.mixture.longer_than(layout["input_ids"][0]),
+      truncated=self.mixture.longer_than(max(shape[0] for shape in token_ids.values())),
     )
 
   def _read(self, folder: Folder, number: int, epoch: int, example_id: int) -> "_Example":
@@ -148,20 +149,22 @@ class EncodedPairs:
   def _collate(self, examples: Sequence["_Example"]) -> dict[str, np.ndarray]:
     pairs, texts = ([getattr(e.stored, part) for e in examples] for part in ("pair", "text"))
     batch = {
-      "images": np.stack([p["moments"][:: e.swap] for p, e in zip(pairs, examples, strict=True)]),
+      "latents": np.stack(
+        [p[encoded.LATENTS][:: e.swap] for p, e in zip(pairs, examples, strict=True)]
+      ),
       "example_id": np.array([e.example_id for e in examples], np.uint32),
     }
-    ids = [name for name in pairs[0] if name.startswith("input_ids")]
-    batch |= {name: np.stack([p[name] for p in pairs]) for name in ids}
-    batch |= {name: np.stack([t[name] for t in texts]) for name in texts[0]}
+    if not self.embeddings:
+      texts = [encoded.token_ids(pair) for pair in pairs]
+    batch["text"] = {name: np.stack([text[name] for text in texts]) for name in texts[0]}
     if self.mixture.some_uncertain:
       batch["label"] = np.array([e.label for e in examples], np.float32)
     if self.mixture.some_weighted:
       batch["weight"] = np.array([e.weight for e in examples], np.float32)
-    sizes = np.array([p["time_ids"] for p in pairs], np.float32)
+    sizes = np.array([pair[encoded.GEOMETRY] for pair in pairs], np.float32)
     if not self.time_ids:
       sizes[:] = (self.size, self.size, 0, 0, self.size, self.size)
-    return batch | {"time_ids": sizes}
+    return batch | {"geometry": sizes}
 
 
 def _get(source: encoded.EncodedSource, row: int, epoch: int, embeddings: bool) -> encoded.Encoded:

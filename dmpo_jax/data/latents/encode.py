@@ -114,7 +114,7 @@ def encode(
   plan = {
     "version": encoded.VERSION,
     "source": {"pairs": len(pairs), "fingerprint": Mixture([folder], [1.0]).fingerprint()},
-    **encoders.identity,
+    **encoders.fingerprint,
     "options": options._asdict(),
   }
   _begin(out, plan)

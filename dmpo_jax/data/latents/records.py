@@ -2,7 +2,7 @@
 
 A folder holds the pairs of one split in ArrayRecord files, V views of each, one record a view:
 
-    pairs-SPLIT.array_record-...      record V row + view: moments of both images, tokens, sizes
+    pairs-SPLIT.array_record-...      record V row + view: latents of both images, tokens, geometry
     captions-SPLIT.array_record-...   text embeddings, each caption once in a shard, "" before all
     index-SPLIT.npy                   that of the pairs, see `index`
     manifest.json                     what encoded them and how; there once all is finished
@@ -24,7 +24,7 @@ import numpy as np
 from dmpo_jax.data import pair_index, tfds_folder
 from dmpo_jax.errors import InputError
 
-VERSION = "1.0.0"
+VERSION = "2.0.0"
 MANIFEST = "manifest.json"
 KINDS = ("pairs", "captions")
 DTYPES = {
@@ -33,7 +33,8 @@ DTYPES = {
   "float32": np.dtype("<f4"),
   "int32": np.dtype("<i4"),
 }
-EMBEDDINGS = ("embeddings", "pooled")
+# Arrays of a pair's record that are not token ids.
+LATENTS, GEOMETRY, CAPTION = "latents", "geometry", "caption"
 MEAN, LOG_VARIANCE = 0, 1  # places along the moments' axis
 
 # [[name, dtype, shape], ...]
@@ -44,10 +45,11 @@ class Encoded(NamedTuple):
   """A view of a pair as it is stored.
 
   Attributes:
-    pair: "moments" `[image, moment, h, w, Z]`, moment `MEAN` or `LOG_VARIANCE`, the images in the
-      record's order; "input_ids" and perhaps "input_ids_2" int32 `[L]`; "time_ids" int32 `[6]`;
-      "caption" int32 `[]`.
-    text: "embeddings" `[L, D]` and perhaps "pooled" `[P]`; empty where they were not asked for.
+    pair: "latents" `[image, moment, h, w, Z]`, moment `MEAN` or `LOG_VARIANCE`, the images in the
+      record's order; "geometry" int32 `[6]`; "caption" int32 `[]`; and token ids int32 `[L]` under
+      the names that the pipeline's tokenizer gives them.
+    text: Text embeddings under the names that the pipeline's text encoders give them; empty where
+      they were not asked for.
   """
 
   pair: dict[str, np.ndarray]
@@ -57,6 +59,11 @@ class Encoded(NamedTuple):
 def file_name(kind: str, split: str, shard: int, count: int) -> str:
   """Name of a shard of "pairs" or "captions"."""
   return f"{kind}-{split}.array_record-{shard:05d}-of-{count:05d}"
+
+
+def token_ids(pair: Mapping[str, Any]) -> dict[str, Any]:
+  """The token ids among the arrays of a pair's record, by name."""
+  return {k: x for k, x in pair.items() if k not in (LATENTS, GEOMETRY, CAPTION)}
 
 
 def size_of(layout: Layout) -> int:
@@ -201,10 +208,10 @@ class EncodedSource:
     if not embeddings:
       return Encoded(pair, {})
     first = int(self.starts["captions"][row // self.each])
-    return Encoded(pair, self._text(first + int(pair["caption"])))
+    return Encoded(pair, self._text(first + int(pair[CAPTION])))
 
   def null(self) -> dict[str, np.ndarray]:
-    """The text embeddings of the empty caption, float32 `[L, D]` and perhaps `[P]`."""
+    """The text embeddings of the empty caption, float32 by name, without the first axis."""
     return {name: x.astype(np.float32) for name, x in self._text(0).items()}
 
   def _text(self, number: int) -> dict[str, np.ndarray]:

@@ -24,20 +24,20 @@ class Encoders(NamedTuple):
   """The frozen networks of a pipeline as functions of arrays.
 
   Attributes:
-    identity: What tells these networks and tokenizers from others, JSON values by name.
+    fingerprint: Digests of networks and tokenizers, JSON values by name.
     tokenize: captions -> (token ids by name, int32 `[N, L]`; how many captions were cut).
-    moments: uint8 `[2 pairs, H, W, C]` -> float32 `[2 pairs, 2, h, w, Z]`, means and log variances;
+    latents: uint8 `[2 pairs, H, W, C]` -> float32 `[2 pairs, 2, h, w, Z]`, means and log variances;
       the result may be an array that is still being computed.
-    text: token ids by name `[captions, L]` -> float32 "embeddings" `[captions, L, D]` and perhaps
-      "pooled" `[captions, P]`.
-    pairs: How many pairs `moments` takes at a time.
+    text: token ids by name `[captions, L]` -> float32 text embeddings by name,
+      `[captions, ...]`.
+    pairs: How many pairs `latents` takes at a time.
     captions: How many captions `text` takes at a time.
     channels: Of the images.
   """
 
-  identity: dict[str, Any]
+  fingerprint: dict[str, Any]
   tokenize: Callable[[Sequence[str]], tuple[dict[str, np.ndarray], int]]
-  moments: Callable[[np.ndarray], Any]
+  latents: Callable[[np.ndarray], Any]
   text: Callable[[dict[str, np.ndarray]], dict[str, Any]]
   pairs: int
   captions: int
@@ -76,7 +76,7 @@ class _View(NamedTuple):
   prompt: str
   row: int
   number: int
-  time_ids: tuple[int, ...]
+  geometry: tuple[int, ...]
 
 
 def done_path(working: pathlib.Path, number: int) -> pathlib.Path:
@@ -108,17 +108,17 @@ def encode_shard(job: Job, number: int, advance: Callable[[int], None]) -> None:
       values = _round_moments(job, views, moments, statistics)
       tokens, _ = job.encoders.tokenize([view.prompt for view in views])
       layout["pairs"] = [
-        ["moments", options.dtype, list(values.shape[1:])],
+        [encoded.LATENTS, options.dtype, list(values.shape[1:])],
         *([name, "int32", list(ids.shape[1:])] for name, ids in tokens.items()),
-        ["time_ids", "int32", [6]],
-        ["caption", "int32", []],
+        [encoded.GEOMETRY, "int32", [6]],
+        [encoded.CAPTION, "int32", []],
       ]
       for i, view in enumerate(views):
         place = captions.setdefault(view.prompt, len(captions))
         record = {name: ids[i] for name, ids in tokens.items()} | {
-          "moments": values[i],
-          "time_ids": np.array(view.time_ids, np.int32),
-          "caption": np.array(place, np.int32),
+          encoded.LATENTS: values[i],
+          encoded.GEOMETRY: np.array(view.geometry, np.int32),
+          encoded.CAPTION: np.array(place, np.int32),
         }
         writers[0].write(encoded.pack(layout["pairs"], record))
       advance(sum(view.number == options.augmentations - 1 for view in views))
@@ -163,8 +163,8 @@ def _views(job: Job, number: int) -> Iterator[_View]:
         (first, place), (second, _) = (look(i, view) for i in (pair.image_0, pair.image_1))
       except InputError as error:
         raise folder.damaged(row, error) from error
-      time_ids = (*place, options.size, options.size)
-      seen.append(_View((first, second), pair.prompt, row, v, time_ids))
+      geometry = (*place, options.size, options.size)
+      seen.append(_View((first, second), pair.prompt, row, v, geometry))
     return seen
 
   read = grain.ReadOptions(
@@ -184,7 +184,7 @@ def _moments(job: Job, number: int) -> Iterator[tuple[list[_View], np.ndarray]]:
   while batch := list(itertools.islice(views, size)):
     # One size for all, so that there is one program and each image is computed the same way.
     padded = [*batch, *[batch[-1]] * (size - len(batch))]
-    found = job.encoders.moments(np.stack([pixels for v in padded for pixels in v.pixels]))
+    found = job.encoders.latents(np.stack([pixels for v in padded for pixels in v.pixels]))
     if before:
       yield before[0], _pairs(*before)
     before = batch, found

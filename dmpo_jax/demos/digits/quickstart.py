@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from dmpo_jax import configs as config_files
-from dmpo_jax import interop, pipelines, sampling
+from dmpo_jax import pipelines, sampling
 from dmpo_jax.common.atomic_files import write_atomically
 from dmpo_jax.data import datasets
 from dmpo_jax.data.toy import digits
@@ -30,7 +30,6 @@ from dmpo_jax.demos.digits.report import render
 from dmpo_jax.errors import InputError
 from dmpo_jax.evaluation import image_grids, statistics
 from dmpo_jax.evaluation.diffusers_parity import compare_with_diffusers
-from dmpo_jax.pipelines.generate import requests_for, sampler_of
 from dmpo_jax.training.config_file import load_config
 from dmpo_jax.training.monitor import metrics
 from dmpo_jax.training.run import Result, train
@@ -165,13 +164,16 @@ def _sample_all(
     if path.exists() and path.stat().st_mtime > weights.stat().st_mtime:
       images[name] = np.load(path)["images"]
       continue
-    pipeline = interop.load_pipeline(result.pipeline)
+    pipeline = pipelines.load(result.pipeline)
     # The models differ in parameters alone, so one compiled sampler serves them all.
-    sampler = sampler or sampler_of(pipeline, num_steps=SOLVER_STEPS, guidance=GUIDANCE)
-    images[name] = pipelines.sample_in_batches(
+    functions = pipelines.build(pipeline, dtype=pipelines.default_dtype())
+    sampler = sampler or pipelines.make_sampler(
+      functions, functions.make_solver(SOLVER_STEPS), guidance=GUIDANCE
+    )
+    images[name] = pipelines.sample_all(
       sampler,
       pipeline.params,
-      requests_for(pipeline, prompts, seeds)[0],
+      pipelines.sampling_inputs(functions, prompts, seeds)[0],
       batch_size=SAMPLING_BATCH_SIZE,
       progress=functools.partial(
         tqdm, desc=f"sampling {name}", unit="batch", disable=not show_progress

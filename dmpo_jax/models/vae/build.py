@@ -11,7 +11,7 @@ from dmpo_jax.models import trees
 from dmpo_jax.models.functional import Functional
 
 
-class Moments(NamedTuple):
+class Posterior(NamedTuple):
   """A Gaussian over latents, independent per element, in the autoencoder's own units.
 
   Attributes:
@@ -28,7 +28,7 @@ class Autoencoder(NamedTuple):
 
   Attributes:
     encode: `encode(params, images, *, dtype=float32)` with images `[B, H, W, C]` in [-1, 1] returns
-      `Moments` `[B, H // downscale, W // downscale, Z]`; rows and columns beyond a multiple of
+      `Posterior` `[B, H // downscale, W // downscale, Z]`; rows and columns beyond a multiple of
       downscale have little influence or none, as in diffusers.
     decode: `decode(params, z, *, dtype=float32)` with z `[B, h, w, Z]` in the autoencoder's own
       units returns images `[B, h * downscale, w * downscale, C]`, near [-1, 1] and not clipped.
@@ -42,7 +42,7 @@ class Autoencoder(NamedTuple):
   float32. Statistics of norms and the softmax always are.
   """
 
-  encode: Callable[..., Moments]
+  encode: Callable[..., Posterior]
   decode: Callable[..., jax.Array]
   init: Callable[[jax.Array], trees.Tree]
   scale: Callable[[jax.Array], jax.Array]
@@ -63,7 +63,7 @@ def functions(network: Functional) -> Autoencoder:
 
     def run(vae, images):
       moments = vae.encode(images.astype(compute_dtype(dtype)))
-      return Moments(*(m.astype(dtype) for m in moments))
+      return Posterior(*(m.astype(dtype) for m in moments))
 
     return network.run(run, params, images)
 
@@ -85,7 +85,7 @@ def functions(network: Functional) -> Autoencoder:
   )
 
 
-def draw_latents(moments: Moments, noise: jax.Array) -> jax.Array:
+def sample_latents(moments: Posterior, noise: jax.Array) -> jax.Array:
   """Draws latents: mean + exp(log_variance / 2) noise.
 
   Args:

@@ -13,7 +13,7 @@ from dmpo_jax.common.differences import describe, differences
 from dmpo_jax.errors import InputError
 from dmpo_jax.parallel import sharding
 from dmpo_jax.training import setup
-from dmpo_jax.training.device_batches import Feed
+from dmpo_jax.training.device_batches import DeviceBatches
 from dmpo_jax.training.monitor import held_out_errors, held_out_plot
 from dmpo_jax.training.monitor.metrics import MetricsWriter, read
 from dmpo_jax.training.monitor.monitored_run import MonitoredRun
@@ -77,7 +77,8 @@ class HeldOutEvaluation:
   def __init__(self, run: MonitoredRun):
     section, config = run.config.held_out, held_out_config(run.config)
     examples = setup.load_examples(config)
-    cached, needed = setup.stored(examples), setup.stored(run.examples)
+    pipeline = run.objective.pipeline
+    cached, needed = (setup.cached_components(pipeline, x) for x in (examples, run.examples))
     if cached != needed:
       raise InputError(
         f"held-out pairs have cached {', '.join(cached) or 'nothing'}, training pairs "
@@ -96,7 +97,7 @@ class HeldOutEvaluation:
         f"over {run.mesh.size} devices; make it a multiple of {run.mesh.size}"
       )
     loaders = setup.make_loaders(config, run.pipeline, examples)
-    batches = Feed(loaders, config.batch_size, sharding.batch(run.mesh))
+    batches = DeviceBatches(loaders, config.batch_size, sharding.batch(run.mesh))
     self._batches = lambda: (batches[i] for i in range(section.pairs // config.batch_size))
     self._errors = held_out_errors.make_errors(run.objective, run.mesh, section.bins)
     self._workdir, self._objective = run.workdir, run.objective
@@ -151,8 +152,8 @@ class HeldOutEvaluation:
       return
     write_atomically(self._workdir / "held_out.json", json.dumps(self._settings) + "\n")
     errors = held_out_errors.HeldOutErrors(policy, self._reference, self._weights)
-    timesteps = len(self._objective.schedule.alphas_cumprod)
-    record = held_out_errors.summarise(errors, self._objective.loss, timesteps)
+    edges = self._objective.pipeline.process.bins(self._settings["bins"])
+    record = held_out_errors.summarise(errors, self._objective.loss, edges)
     writer.write_held_out(step, record)
     if record["winner_rises"] and not self._warned:
       self._warned = True

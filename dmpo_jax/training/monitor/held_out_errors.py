@@ -5,6 +5,7 @@ parameters alone, and policy and reference are compared pair by pair.
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -16,13 +17,13 @@ from jax.sharding import Mesh
 
 from dmpo_jax import losses
 from dmpo_jax.parallel import sharding
-from dmpo_jax.training.batch import Batch, Draws
+from dmpo_jax.training.batch import Batch, NoiseSample
 from dmpo_jax.training.objective import (
-  ROUNDING,
+  EXACT_ROUNDING,
   Loss,
   Objective,
   Params,
-  encode_images,
+  clean_samples,
   image_errors,
 )
 
@@ -48,11 +49,6 @@ class HeldOutErrors(NamedTuple):
   weights: np.ndarray
 
 
-def edges(num_timesteps: int, bins: int) -> list[int]:
-  """Edges of timestep bins of equal length, `[bins + 1]`, from 0 to num_timesteps."""
-  return [num_timesteps * i // bins for i in range(bins + 1)]
-
-
 def make_errors(
   objective: Objective, mesh: Mesh, bins: int
 ) -> Callable[[Params, Params, Batch], tuple[jax.Array, jax.Array]]:
@@ -71,33 +67,32 @@ def make_errors(
     `[bins, examples]`, replicated; see `HeldOutErrors`. The same compiled function must serve
     policy and reference, so that equal parameters give equal errors.
   """
-  schedule = objective.schedule
-  bounds = jnp.asarray(edges(len(schedule.alphas_cumprod), bins), jnp.int32)
+  pipeline = objective.pipeline
+  edges = jnp.asarray(pipeline.process.bins(bins))
 
   def errors(trained: Params, frozen: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
     step = jnp.zeros((), jnp.int32)
-    batch = objective._replace(label_noise=0.0).prepare(batch, step)
-    batch = encode_images(objective.networks, frozen, batch, SEED, step)
+    batch = objective._replace(label_flip_rate=0.0).prepare(batch, step)
+    x0 = clean_samples(pipeline, frozen, batch, SEED, step)
     params = objective.combine(frozen, trained)
-    shape = batch.images.shape[2:]
+    shape = x0.shape[2:]
 
     def sample(example_id: jax.Array, i: jax.Array) -> tuple[jax.Array, jax.Array]:
       key = jax.random.fold_in(jax.random.fold_in(jax.random.key(SEED), example_id), i)
       timestep_key, noise_key = jax.random.split(key)
-      timestep = jax.random.randint(timestep_key, (), bounds[i], bounds[i + 1])
+      timestep = pipeline.process.sample_between(timestep_key, edges[i], edges[i + 1])
       return timestep, jax.random.normal(noise_key, shape)
 
     def in_bin(i: jax.Array) -> tuple[jax.Array, jax.Array]:
       timesteps, noise = jax.vmap(sample, in_axes=(0, None))(batch.example_id, i)
-      draws = Draws(timesteps, noise, jnp.zeros(timesteps.shape, bool))
-      nulls = (objective.null_ids, objective.null_text)
-      errors, _ = image_errors(objective.networks, schedule, params, batch, draws, *nulls)
+      noise_sample = NoiseSample(timesteps, noise, jnp.zeros(timesteps.shape, bool))
+      errors, _ = image_errors(pipeline, params, batch, x0, noise_sample, objective.null_text)
       weights = objective.weights or (lambda t: jnp.ones(t.shape, jnp.float32))
       return errors, weights(timesteps)  # [examples, images], [examples]
 
     return jax.lax.map(in_bin, jnp.arange(bins))
 
-  return jax.jit(errors, out_shardings=sharding.replicated(mesh), compiler_options=ROUNDING)
+  return jax.jit(errors, out_shardings=sharding.replicated(mesh), compiler_options=EXACT_ROUNDING)
 
 
 def measure(
@@ -118,7 +113,7 @@ def measure(
   return tuple(np.concatenate(arrays, axis=1) for arrays in zip(*results, strict=True))
 
 
-def summarise(errors: HeldOutErrors, loss: Loss, num_timesteps: int) -> dict[str, Any]:
+def summarise(errors: HeldOutErrors, loss: Loss, edges: np.ndarray) -> dict[str, Any]:
   """Returns the metrics record of an evaluation, over all timesteps and by bin.
 
       change_w = mean(e_w - r_w),   change_l = mean(e_l - r_l),
@@ -128,7 +123,7 @@ def summarise(errors: HeldOutErrors, loss: Loss, num_timesteps: int) -> dict[str
   Args:
     errors: Errors of pairs, or of single images, which have winners only.
     loss: The loss, for its logit and gradient factor.
-    num_timesteps: Number of timesteps of the noise schedule.
+    edges: Edges of the timestep bins, `[bins + 1]`, see `diffusion.Process.bins`.
 
   Returns:
     winner, winner_reference, winner_change and its standard error winner_change_se, the same of
@@ -136,7 +131,7 @@ def summarise(errors: HeldOutErrors, loss: Loss, num_timesteps: int) -> dict[str
     them; winner_rises, 1 if `rises` is true, else 0; and "bins", a list of the same metrics
     without winner_rises, with "from" and "to", the first and last timestep of the bin.
   """
-  bins, images = errors.policy.shape[0], errors.policy.shape[2]
+  images = errors.policy.shape[2]
   change = errors.policy - errors.reference  # [bins, examples, images]
   per_pair = _logit_and_gradient_factor(loss, errors) if images == 2 else {}
 
@@ -156,13 +151,19 @@ def summarise(errors: HeldOutErrors, loss: Loss, num_timesteps: int) -> dict[str
     metrics |= {name: value[part].mean() for name, value in per_pair.items()}
     return {name: float(value) for name, value in metrics.items()}
 
-  bounds = edges(num_timesteps, bins)
   record = means(slice(None))
   record["winner_rises"] = float(rises(record["winner_change"], record["winner_change_se"]))
   record["bins"] = [
-    {"from": bounds[i], "to": bounds[i + 1] - 1, **means(slice(i, i + 1))} for i in range(bins)
+    {"from": first, "to": last, **means(slice(i, i + 1))}
+    for i, (first, last) in enumerate(bin_ranges(edges))
   ]
   return record
+
+
+def bin_ranges(edges: np.ndarray) -> list[tuple[float, float]]:
+  """First and last time of each bin; an integer edge belongs to the next bin."""
+  last = 1 if np.issubdtype(edges.dtype, np.integer) else 0
+  return [(a.item(), b.item() - last) for a, b in itertools.pairwise(edges)]
 
 
 def rises(change: float, standard_error: float) -> bool:

@@ -13,8 +13,6 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from dmpo_jax import models
-from dmpo_jax.interop.pipeline import NETWORKS
 from dmpo_jax.models import flops
 from dmpo_jax.training import setup
 from dmpo_jax.training.batch import Batch
@@ -55,7 +53,7 @@ class Monitor:
     if config.held_out.every:
       self._held_out = HeldOutEvaluation(run)
     if config.samples.every:
-      cached = [name for part in setup.stored(run.examples) for name in setup.RUN_FOR[part]]
+      cached = setup.cached_components(run.objective.pipeline, run.examples)
       unused = {name: tree for name, tree in run.pipeline.params.items() if name in cached}
       self._grid = SampleGrid(config, run.pipeline, run.objective.combine, run.mesh, unused)
       if self._grid.truncated and is_first:
@@ -79,10 +77,13 @@ class Monitor:
     peak = flops.peak(kind)
     if peak is None and kind != "cpu":
       LOGGER.info("no mfu is recorded: the peak of %r is not in models/flops.py", kind)
+    flops_by_component = self._run.objective.pipeline.flops(
+      batch, trained=tuple(initial), reference=config.reference, lora=config.lora.rank > 0
+    )
     self._timer = StepTimer(
       self._start_time,
       batch_size=config.batch_size,
-      flops=example_flops(config, self._run.pipeline.configs, batch),
+      flops=sum(flops_by_component.values()),
       devices=mesh.size,
       peak=peak,
     )
@@ -186,38 +187,3 @@ class Profile:
     if self._running:
       jax.profiler.stop_trace()
       self._running = False
-
-
-def example_flops(
-  config: ConfigDict, configs: Mapping[str, Mapping[str, Any]], batch: Batch
-) -> int:
-  """Model FLOPs of one example in a train step, see `flops.per_example`.
-
-  Args:
-    config: A checked config.
-    configs: Component -> config of the network.
-    batch: A batch of the run, for its shapes.
-
-  Returns:
-    FLOPs.
-  """
-  cached = []
-  images, height, width = batch.images.shape[1], *batch.images.shape[-3:-1]
-  if batch.images.ndim == 6:  # moments
-    cached += ["vae"]
-    scale = models.build_autoencoder(configs["vae"]).downscale
-    height, width = height * scale, width * scale
-  if batch.embeddings is not None:
-    cached += [name for name in NETWORKS if name.startswith("text_encoder")]
-  by_component = flops.per_example(
-    {name: network for name, network in configs.items() if name in NETWORKS},
-    height=height,
-    width=width,
-    tokens=batch.input_ids.shape[1],
-    images=images,
-    trained=config.trained,
-    reference=config.reference,
-    lora=config.lora.rank > 0,
-    cached=cached,
-  )
-  return sum(by_component.values())

@@ -12,7 +12,6 @@ from PIL import Image
 from dmpo_jax import interop, models, pipelines, sampling
 from dmpo_jax.common.atomic_files import write_atomically
 from dmpo_jax.parallel import sharding
-from dmpo_jax.pipelines import generate
 from dmpo_jax.training.objective import Params
 
 
@@ -45,22 +44,22 @@ class SampleGrid:
     unused: Params,
   ):
     section = config.samples
-    sampler = generate.sampler_of(
-      pipeline,
-      num_steps=section.steps,
-      guidance=section.guidance or generate.default_guidance(pipeline),
-      dtype=config.dtype,
-      compute=models.Compute(placement=sharding.placement(mesh)),
+    compute = models.Compute(placement=sharding.placement(mesh))
+    functions = pipelines.build(pipeline, dtype=config.dtype, compute=compute)
+    sampler = pipelines.make_sampler(
+      functions,
+      functions.make_solver(section.steps),
+      guidance=section.guidance or functions.default_guidance,
     )
     self._columns, self._unused, self._sharding = section.seeds, unused, sharding.batch(mesh)
     prompts = [prompt for prompt in section.prompts for _ in range(section.seeds)]
     seeds = np.tile(np.arange(section.seeds, dtype=np.uint32), len(section.prompts))
-    self._requests, self.truncated = generate.requests_for(pipeline, prompts, seeds)
-    largest = mesh.size * (1 if "vae" in pipeline.configs else 64)
+    self._inputs, self.truncated = pipelines.sampling_inputs(functions, prompts, seeds)
+    largest = mesh.size * (64 if functions.autoencoder is None else 1)
     self._batch_size = min(largest, -(-len(prompts) // mesh.size) * mesh.size)
 
-    def sample(trained: Params, frozen: Params, requests: pipelines.Requests) -> jax.Array:
-      return sampling.to_uint8(sampler(combine(frozen, trained), requests))
+    def sample(trained: Params, frozen: Params, inputs: pipelines.SamplingInputs) -> jax.Array:
+      return sampling.to_uint8(sampler(combine(frozen, trained), inputs))
 
     self._sample = jax.jit(sample, out_shardings=sharding.replicated(mesh))
 
@@ -75,12 +74,12 @@ class SampleGrid:
       uint8 `[rows * H, columns * W, C]`.
     """
     frozen = {**self._unused, **frozen}
-    count, batches = len(self._requests.seeds), []
+    count, batches = len(self._inputs.seeds), []
     for first in range(0, count, self._batch_size):
       # The last batch repeats the last image, so that all have one shape.
       rows = np.minimum(np.arange(first, first + self._batch_size), count - 1)
-      requests = jax.tree.map(lambda x, rows=rows: self._shard(np.asarray(x)[rows]), self._requests)
-      images = np.asarray(self._sample(trained, frozen, requests))
+      inputs = jax.tree.map(lambda x, rows=rows: self._shard(np.asarray(x)[rows]), self._inputs)
+      images = np.asarray(self._sample(trained, frozen, inputs))
       batches.append(images[: count - first])
     images = np.concatenate(batches)  # [N, H, W, C]
     _, height, width, channels = images.shape

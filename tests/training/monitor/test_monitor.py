@@ -170,7 +170,7 @@ def _objective() -> Objective:
     caption_dropout=0.5,
     seed=0,
     null_ids=(jnp.zeros(1, jnp.int32),),
-    label_noise=1.0,
+    label_flip_rate=1.0,
   )
 
 
