@@ -1,10 +1,10 @@
 """Write a run's last checkpoint as a pipeline folder in diffusers' format, or as a LoRA file.
 
-A run writes its pipeline when it is done; this does it for one that is still going or was stopped,
-with other parameters than the average, or in half precision (for `torch_dtype=torch.float16` and
-`variant="fp16"` in diffusers: --dtype fp16 --variant fp16). Components that were not trained come
-from the pipeline that the run started from, and a LoRA is merged into them; --lora writes the LoRA
-itself, for diffusers' load_lora_weights. What is written appears whole or not at all.
+A finished run has written its pipeline; this command serves runs that are still training or were
+stopped, the last weights instead of the EMA, and half precision (for `torch_dtype=torch.float16`
+and `variant="fp16"` in diffusers: --dtype fp16 --variant fp16). Components that were not trained
+come from the base pipeline, and a LoRA is merged into them; --lora writes the LoRA itself, for
+diffusers' load_lora_weights. The output is written whole or not at all.
 """
 
 import argparse
@@ -23,39 +23,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument(
     "--weights",
-    choices=["average", "last"],
-    default="average",
-    help="the moving average where the run keeps one (default), or the last parameters",
+    choices=["ema", "last"],
+    default="ema",
+    help="EMA weights where the run has them (default), or the last weights",
   )
   parser.add_argument(
-    "--dtype", choices=DTYPES, default="fp32", help="of the files (default: fp32)"
+    "--dtype", choices=DTYPES, default="fp32", help="dtype of the files (default: fp32)"
   )
   parser.add_argument(
     "--max-shard-size",
     default="10GB",
     metavar="SIZE",
-    help="networks above it are split into several files with an index (default: 10GB)",
+    help="size above which a network is split into several files with an index (default: 10GB)",
   )
   parser.add_argument(
-    "--variant", help="part of the weights' file names, as fp16 in model.fp16.safetensors"
+    "--variant", help="variant in the names of the weight files, as fp16 in model.fp16.safetensors"
   )
 
 
 def run(options: argparse.Namespace) -> None:
-  """Writes the folder and says where it lies."""
+  """Writes the output and prints its path."""
   from dmpo_jax.interop.write_weights import parse_size
   from dmpo_jax.training.export import export, export_lora
 
-  average = options.weights == "average"
+  ema = options.weights == "ema"
   if options.lora is not None:
-    step = export_lora(options.workdir, options.lora, average=average)
+    step = export_lora(options.workdir, options.lora, ema=ema)
     print(f"step {step} of {options.workdir} in {options.lora}")
     return
   size = parse_size(options.max_shard_size)  # before a checkpoint of many GB is read
   step = export(
     options.workdir,
     options.out,
-    average=average,
+    ema=ema,
     dtype=DTYPES[options.dtype],
     max_shard_size=size,
     variant=options.variant,

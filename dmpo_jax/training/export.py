@@ -92,15 +92,13 @@ def save_lora(
   interop.save_lora(file, interop.Lora(params, alphas), pipeline.params)
 
 
-def export(
-  workdir: pathlib.Path, folder: pathlib.Path, *, average: bool = True, **options: Any
-) -> int:
+def export(workdir: pathlib.Path, folder: pathlib.Path, *, ema: bool = True, **options: Any) -> int:
   """Writes the parameters of a run's last checkpoint as a pipeline; the run may still be going.
 
   Args:
     workdir: The directory of the run.
     folder: Where the pipeline is written; a LoRA is merged into it.
-    average: Whether to take the moving average, where the run keeps one.
+    ema: Whether to take the EMA weights, where the run has them.
     **options: Those of `interop.save_pipeline`: dtype, max_shard_size, variant.
 
   Returns:
@@ -111,18 +109,18 @@ def export(
       option is not valid.
   """
   config = _config(workdir)
-  step, pipeline, state = _read(workdir, config, average)
+  step, pipeline, state = _read(workdir, config, ema)
   save_trained(folder, config, pipeline, state, **options)
   return step
 
 
-def export_lora(workdir: pathlib.Path, file: pathlib.Path, *, average: bool = True) -> int:
+def export_lora(workdir: pathlib.Path, file: pathlib.Path, *, ema: bool = True) -> int:
   """Writes the LoRA of a run's last checkpoint as a file for diffusers.
 
   Args:
     workdir: The directory of the run.
     file: The target, called *.safetensors.
-    average: Whether to take the moving average, where the run keeps one.
+    ema: Whether to take the EMA weights, where the run has them.
 
   Returns:
     The step of the checkpoint.
@@ -133,7 +131,7 @@ def export_lora(workdir: pathlib.Path, file: pathlib.Path, *, average: bool = Tr
   config = _config(workdir)
   if not config.lora.rank:
     raise InputError(f"{workdir} trains whole networks, no LoRA: export its pipeline")
-  step, pipeline, state = _read(workdir, config, average)
+  step, pipeline, state = _read(workdir, config, ema)
   save_lora(file, config, pipeline, state)
   return step
 
@@ -148,7 +146,7 @@ def _config(workdir: pathlib.Path) -> ConfigDict:
 
 
 def _read(
-  workdir: pathlib.Path, config: ConfigDict, average: bool
+  workdir: pathlib.Path, config: ConfigDict, ema: bool
 ) -> tuple[int, interop.Pipeline, State]:
   """The last checkpoint's step, the pipeline that the run started from, and the state."""
   captions = [] if config.pipeline else setup.load_examples(config).captions
@@ -162,4 +160,4 @@ def _read(
       raise InputError(f"{workdir} holds no checkpoint yet")
     like = initial_state(trained, optimizer, ema=config.ema_decay > 0)
     state = State(*checkpoints.restore(step, like)[0])
-  return step, pipeline, state if average else state._replace(ema=None)
+  return step, pipeline, state if ema else state._replace(ema=None)

@@ -1,4 +1,4 @@
-"""A tiny pipeline, and a run that started from it, as a killed one leaves it behind."""
+"""A tiny pipeline, and the directory of a run that was killed while it trained that pipeline."""
 
 import dataclasses
 import functools
@@ -28,17 +28,17 @@ def start(tmp_path_factory):
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """A work directory with checkpoints, and what the last of them holds."""
+  """A work directory with checkpoints, and the weights in the last one."""
 
   workdir: pathlib.Path
   start: pathlib.Path
   last: dict
-  average: dict
+  ema: dict
 
 
 @pytest.fixture(scope="session")
 def run(start, tmp_path_factory):
-  """Checkpoints at steps 2 and 4, with a moving average; run.json; no pipeline/ yet."""
+  """Run with EMA, checkpoints at steps 2 and 4, and no pipeline/ yet."""
   folder = shutil.copytree(start, tmp_path_factory.mktemp("small") / "pipeline")
   blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
   tiny.make_unet(**tiny.LATENTS, **blocks, block_out_channels=(8,)).save_pretrained(folder / "unet")
@@ -46,13 +46,13 @@ def run(start, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def run_without_average(run, tmp_path_factory):
-  """Another run from the same start."""
+def run_without_ema(run, tmp_path_factory):
+  """Another run from the same pipeline, without EMA."""
   return make_run(run.start, tmp_path_factory.mktemp("plain"), steps=(1,), ema=False)
 
 
 def make_run(start, workdir, *, steps, ema):
-  """What a run that is killed after its last checkpoint leaves behind."""
+  """Writes the files of a run that was killed after its last checkpoint."""
   config = configs.default()
   config.pipeline = str(start)
   config.data.name, config.loss.name = "digits", "dmpo"
@@ -63,12 +63,12 @@ def make_run(start, workdir, *, steps, ema):
   unet = interop.load_pipeline(start).params["unet"]
   checkpoints = Checkpoints(workdir / "checkpoints", keep=None)
   for step in steps:
-    last, average = {"unet": moved(unet, 0.01 * step)}, {"unet": moved(unet, 0.005 * step)}
+    last, averaged = {"unet": moved(unet, 0.01 * step)}, {"unet": moved(unet, 0.005 * step)}
     optimizer = make_optimizer(config.optimizer)
-    state = State(np.int32(step), last, optimizer.init(last), average if ema else None)
+    state = State(np.int32(step), last, optimizer.init(last), averaged if ema else None)
     checkpoints.save(step, jax.tree.map(np.asarray, state), {"next": step})
   checkpoints.close()
-  return Run(workdir, start, last, average)
+  return Run(workdir, start, last, averaged)
 
 
 def moved(params, scale):

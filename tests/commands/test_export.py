@@ -1,4 +1,4 @@
-"""`dmpo-jax export`: the folder it writes, in torch diffusers."""
+"""`dmpo-jax export`: its folder in torch diffusers."""
 
 import json
 
@@ -16,8 +16,8 @@ from dmpo_jax.models import trees
 UNET = "unet/diffusion_pytorch_model"
 
 
-@pytest.mark.parametrize("weights", ["average", "last"])
-def test_the_parameters_that_were_asked_for_are_written(run, exported, weights):
+@pytest.mark.parametrize("weights", ["ema", "last"])
+def test_the_chosen_weights_are_written(run, exported, weights):
   wanted = interop.to_torch_state(getattr(run, weights)["unet"])
   found = load_file(exported("--weights", weights) / f"{UNET}.safetensors")
   assert found.keys() == wanted.keys()
@@ -28,7 +28,7 @@ def test_every_network_is_rounded_to_the_dtype(run, exported):
   out = exported("--dtype", "bf16")
   pipeline = interop.load_pipeline(out, dtype=None)
   start = interop.load_pipeline(run.start)
-  for name, params in {**start.params, "unet": run.average["unet"]}.items():
+  for name, params in {**start.params, "unet": run.ema["unet"]}.items():
     wanted = trees.flatten(params)
     found = trees.flatten(pipeline.params[name])
     assert found.keys() == wanted.keys()
@@ -43,18 +43,18 @@ def test_torch_loads_shards_of_a_variant(run, exported):
   unet = UNet2DConditionModel.from_pretrained(
     out / "unet", variant="fp16", torch_dtype=torch.float16
   )
-  wanted = interop.to_torch_state(run.average["unet"])
+  wanted = interop.to_torch_state(run.ema["unet"])
   for name, tensor in unet.state_dict().items():
     np.testing.assert_array_equal(tensor.numpy(), wanted[name].astype(np.float16))
 
 
-def test_a_size_that_makes_no_sense_is_refused_before_anything_is_read(tmp_path, capsys):
+def test_a_malformed_size_is_refused_before_a_checkpoint_is_read(tmp_path, capsys):
   arguments = ["--workdir", str(tmp_path), "--out", str(tmp_path / "out")]
   assert main(["export", *arguments, "--max-shard-size", "many"]) == 2
   assert "max_shard_size is 'many'" in capsys.readouterr().err
 
 
-def test_a_dtype_that_does_not_exist_is_refused(tmp_path, capsys):
+def test_an_unknown_dtype_is_refused(tmp_path, capsys):
   with pytest.raises(SystemExit) as stop:
     main(["export", "--workdir", str(tmp_path), "--out", str(tmp_path / "out"), "--dtype", "int3"])
   assert stop.value.code == 2

@@ -1,4 +1,4 @@
-"""`dmpo-jax inspect`: what it says of folders whose content is known."""
+"""`dmpo-jax inspect`: descriptions and comparisons of folders with known content."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
 @pytest.fixture
 def inspect(capsys):
-  """Runs the command; returns what it says to programs."""
+  """Runs the command; returns its JSON."""
 
   def call(*arguments):
     capsys.readouterr()
@@ -37,7 +37,7 @@ def inspect(capsys):
 
 @pytest.fixture
 def shown(capsys):
-  """Runs the command; returns what it says to people."""
+  """Runs the command; returns its tables."""
 
   def call(*arguments):
     assert main(["inspect", *map(str, arguments)]) == 0
@@ -48,7 +48,7 @@ def shown(capsys):
 
 @pytest.fixture
 def refused(capsys):
-  """Runs the command; returns why it refuses."""
+  """Runs the command; returns its error message."""
 
   def call(*arguments):
     assert main(["inspect", *map(str, arguments)]) == 2
@@ -89,7 +89,7 @@ def test_a_pipeline_names_its_classes_and_its_schedule(inspect, start):
   assert scheduler["config"]["beta_schedule"] == "scaled_linear"
 
 
-def test_the_table_says_the_same_to_people(shown, start):
+def test_the_table_shows_parameters_and_config_fields(shown, start):
   text = shown(start)
   assert "UNet2DConditionModel      51,684      208  float32" in text
   assert "prediction_type epsilon" in text
@@ -104,7 +104,9 @@ def test_shards_are_added_up(inspect, tmp_path):
   assert unet["tensors"] == 292
 
 
-def test_a_half_precision_variant_is_told_from_its_original(inspect, shown, start, tmp_path):
+def test_a_half_precision_variant_differs_from_its_original_by_rounding(
+  inspect, shown, start, tmp_path
+):
   pipeline = interop.load_pipeline(start)
   interop.save_pipeline(tmp_path / "half", pipeline, dtype="float16", variant="fp16")
   found = inspect(tmp_path / "half", "--against", start)
@@ -138,7 +140,7 @@ def test_equal_pipelines_are_the_same(inspect, shown, start, copy):
   assert "differ " not in shown(start, "--against", copy)
 
 
-def test_the_measures_of_a_difference_are_numpys(inspect, start, copy):
+def test_measures_of_a_difference_agree_with_numpy(inspect, start, copy):
   before = load_file(start / WEIGHTS)
   generator = np.random.default_rng(0)
 
@@ -171,17 +173,17 @@ def test_a_change_from_zero_has_no_relative_size(inspect, start, copy, tmp_path)
   assert unet["relative"] < 1
 
 
-def test_large_tensors_are_measured_in_pieces(inspect, start, copy, monkeypatch):
+def test_large_tensors_are_measured_in_chunks(inspect, start, copy, monkeypatch):
   change(copy / WEIGHTS, lambda state: state["conv_in.weight"].__imul__(1.5))
   once = inspect(copy, "--against", start)["differences"]["components"]["unet"]
-  monkeypatch.setattr(inspect_compare, "PIECE", 100)
-  pieces = inspect(copy, "--against", start)["differences"]["components"]["unet"]
-  assert pieces["relative"] == pytest.approx(once["relative"], rel=1e-12)
-  assert pieces["largest_absolute"] == once["largest_absolute"]
-  assert (pieces["identical"], pieces["different"]) == (207, 1)
+  monkeypatch.setattr(inspect_compare, "CHUNK", 100)
+  chunks = inspect(copy, "--against", start)["differences"]["components"]["unet"]
+  assert chunks["relative"] == pytest.approx(once["relative"], rel=1e-12)
+  assert chunks["largest_absolute"] == once["largest_absolute"]
+  assert (chunks["identical"], chunks["different"]) == (207, 1)
 
 
-def test_people_see_the_most_changed_modules(shown, start, copy):
+def test_the_table_lists_the_most_changed_modules(shown, start, copy):
   change(copy / WEIGHTS, lambda state: state["conv_out.bias"].__iadd__(3))
   text = shown(copy, "--against", start)
   assert "unet: largest |a-b| in conv_out.bias" in text
@@ -212,8 +214,8 @@ def test_entries_of_one_side_and_other_shapes_are_listed(inspect, shown, start, 
   change(copy / WEIGHTS, edit)
   unet = inspect(copy, "--against", start)["differences"]["components"]["unet"]
   assert (unet["only_here"], unet["only_there"]) == (["extra.weight"], ["conv_in.weight"])
-  assert unet["misshapen"] == ["conv_out.bias: [9] here, [4] there"]
-  assert "other entries" in shown(copy, "--against", start)
+  assert unet["shape_differs"] == ["conv_out.bias: [9] here, [4] there"]
+  assert "names or shapes differ" in shown(copy, "--against", start)
 
 
 def test_components_of_one_side_are_listed(inspect, start, copy):
@@ -224,7 +226,7 @@ def test_components_of_one_side_are_listed(inspect, start, copy):
   assert (found["only_here"], found["only_there"]) == ([], ["vae"])
 
 
-def test_numbers_that_are_not_finite_are_found_and_left_out(inspect, start, copy):
+def test_values_that_are_not_finite_are_listed_and_left_out_of_the_measures(inspect, start, copy):
   def edit(state):
     state["conv_in.weight"][0, 0] = np.nan
     state["conv_in.weight"][1, 0] += 2
@@ -235,7 +237,7 @@ def test_numbers_that_are_not_finite_are_found_and_left_out(inspect, start, copy
   assert unet["largest_absolute"] == [pytest.approx(2, rel=1e-6), "conv_in.weight"]
 
 
-def test_names_with_and_without_the_prefix_of_text_encoders_meet(inspect, start, tmp_path):
+def test_names_with_and_without_the_prefix_of_text_encoders_are_matched(inspect, start, tmp_path):
   interop.save_pipeline(tmp_path / "ours", interop.load_pipeline(start))
   file = "text_encoder/model.safetensors"
   assert load_file(start / file).keys() != load_file(tmp_path / "ours" / file).keys()
@@ -244,7 +246,7 @@ def test_names_with_and_without_the_prefix_of_text_encoders_meet(inspect, start,
 
 
 @pytest.mark.parametrize("part", ["unet", WEIGHTS])
-def test_a_component_by_itself_meets_its_like_in_a_pipeline(inspect, start, part):
+def test_a_single_component_is_compared_with_that_of_a_pipeline(inspect, start, part):
   unet = inspect(start / part, "--against", start)["differences"]["components"]["unet"]
   assert (unet["identical"], unet["config"]) == (208, {})
 
@@ -265,32 +267,32 @@ def test_a_repository_of_the_hub_is_downloaded_and_described(inspect, start, tmp
   assert (unet["identical"], unet["different"]) == (208, 0)
 
 
-def test_a_run_is_its_last_checkpoint_over_what_it_started_from(inspect, run):
+def test_a_run_is_its_last_checkpoint_with_the_frozen_components_of_its_base(inspect, run):
   found = inspect(run.workdir)
   assert found["kind"] == "checkpoint of a run"
   facts = found["facts"]
   assert facts["step"] == "4 (checkpoints: 2, 4)"
-  assert facts["parameters"] == "the moving average"
-  assert facts["objective"] == "dmpo (alpha 0.01, beta 100.0)"
-  assert facts["started from"] == str(run.start)
+  assert facts["weights"] == "EMA weights"
+  assert facts["loss"] == "dmpo (alpha 0.01, beta 100.0)"
+  assert facts["base pipeline"] == str(run.start)
   unet = found["components"]["unet"]
   assert unet["class"] == "UNet2DConditionModel"
   assert unet["parameters"] == trees.count(run.last)
-  assert found["components"]["vae"]["notes"] == ["frozen: as in the starting pipeline"]
+  assert found["components"]["vae"]["notes"] == ["frozen: equal to the base pipeline"]
 
 
-@pytest.mark.parametrize("weights", ["average", "last"])
-def test_a_checkpoint_is_compared_with_what_it_became(inspect, run, exported, weights):
+@pytest.mark.parametrize("weights", ["ema", "last"])
+def test_a_checkpoint_equals_its_export(inspect, run, exported, weights):
   out = exported("--weights", weights)
   found = inspect(run.workdir, "--weights", weights, "--against", out)["differences"]["components"]
   assert all(not component.get("different") for component in found.values())
   assert found["unet"]["identical"] == len(interop.to_torch_state(run.last["unet"]))
 
 
-def test_the_average_is_compared_with_the_last_parameters(inspect, run):
+def test_ema_weights_are_compared_with_the_last_weights(inspect, run):
   found = inspect(run.workdir, "--against", run.workdir, "--against-weights", "last")
   unet = found["differences"]["components"]["unet"]
-  a, b = (interop.to_torch_state(x["unet"]) for x in (run.average, run.last))
+  a, b = (interop.to_torch_state(x["unet"]) for x in (run.ema, run.last))
   assert unet["different"] == sum(not np.array_equal(a[name], b[name]) for name in a)
   largest = max(np.abs(np.float64(a[name]) - b[name]).max() for name in a)
   assert unet["largest_absolute"][0] == pytest.approx(largest)
@@ -307,26 +309,25 @@ def test_an_earlier_checkpoint_is_named_by_its_folder(inspect, run):
   assert found["facts"]["step"] == "2 (checkpoints: 2, 4)"
 
 
-def test_a_run_without_average_says_so(inspect, run_without_average):
-  found = inspect(run_without_average.workdir)
-  assert found["facts"]["parameters"] == "the last ones (no moving average is kept)"
+def test_a_run_without_ema_shows_its_last_weights(inspect, run_without_ema):
+  found = inspect(run_without_ema.workdir)
+  assert found["facts"]["weights"] == "last weights (the run has no EMA)"
 
 
-def test_a_run_whose_start_is_gone_shows_what_it_trained(inspect, run, tmp_path):
+def test_a_run_without_its_base_pipeline_shows_the_trained_components(inspect, run, tmp_path):
   workdir = shutil.copytree(run.workdir, tmp_path / "run")
   config = json.loads((workdir / "run.json").read_text())
   config["config"]["pipeline"] = str(tmp_path / "gone")
   (workdir / "run.json").write_text(json.dumps(config))
   found = inspect(workdir)
   assert list(found["components"]) == ["unet"]
-  assert found["facts"]["started from"].startswith(f"{tmp_path}/gone (no folder here")
+  assert found["facts"]["base pipeline"].startswith(f"{tmp_path}/gone (no such folder")
 
 
-def test_a_checkpoint_is_read_in_groups(inspect, run, monkeypatch):
-  """Small ones here; each must give the leaves of its own."""
-  monkeypatch.setattr(inspect_checkpoint, "CHUNK_BYTES", trees.count(run.average) * 4 // 3)
+def test_a_checkpoint_read_in_small_groups_gives_the_same_weights(inspect, run, monkeypatch):
+  monkeypatch.setattr(inspect_checkpoint, "CHUNK_BYTES", trees.count(run.ema) * 4 // 3)
   found = inspect(run.workdir, "--against", run.start)["differences"]["components"]["unet"]
-  changed = [name for name in interop.to_torch_state(run.average["unet"]) if "down_blocks" in name]
+  changed = [name for name in interop.to_torch_state(run.ema["unet"]) if "down_blocks" in name]
   assert found["different"] == len(changed)
 
 
@@ -344,7 +345,7 @@ def make_lora(start, rank=2, *, fill=True):
 @pytest.mark.parametrize(
   ("write", "form"), [(interop.save_lora, "peft"), (interop.save_kohya_lora, "kohya")]
 )
-def test_a_lora_says_whom_it_adapts_and_how(inspect, start, tmp_path, write, form):
+def test_a_lora_has_its_components_ranks_and_alphas(inspect, start, tmp_path, write, form):
   write(tmp_path / "a.safetensors", *make_lora(start))
   found = inspect(tmp_path / "a.safetensors")
   assert found["kind"] == "LoRA"
@@ -355,17 +356,17 @@ def test_a_lora_says_whom_it_adapts_and_how(inspect, start, tmp_path, write, for
   assert (unet["layers_without_effect"], text["layers_without_effect"]) == (0, 8)
 
 
-def test_a_lora_without_alpha_says_that_it_is_the_rank(inspect, start, tmp_path):
-  given, base = make_lora(start)
-  interop.save_lora(tmp_path / "a.safetensors", given, base)
+def test_a_lora_without_alpha_has_the_rank_as_alpha(inspect, start, tmp_path):
+  factors, base = make_lora(start)
+  interop.save_lora(tmp_path / "a.safetensors", factors, base)
   save_file(load_file(tmp_path / "a.safetensors"), tmp_path / "b.safetensors")
   unet = inspect(tmp_path / "b.safetensors")["lora"]["components"]["unet"]
-  assert (unet["alphas"], unet["alpha_is"]) == ([2], "the rank, as none is given")
+  assert (unet["alphas"], unet["alpha_source"]) == ([2], "rank")
 
 
-def test_people_are_told_of_a_lora_that_does_nothing(shown, start, tmp_path):
+def test_a_lora_without_effect_is_noted(shown, start, tmp_path):
   interop.save_lora(tmp_path / "a.safetensors", *make_lora(start, fill=False))
-  assert "unet: every up factor is zero: this LoRA changes nothing" in shown(tmp_path)
+  assert "unet: every up factor is zero: the LoRA has no effect" in shown(tmp_path)
 
 
 def test_a_dtype_that_numpy_lacks_is_shown(inspect, tmp_path):
@@ -382,14 +383,14 @@ def test_pickled_weights_are_mentioned_and_not_read(inspect, copy):
   assert unet["notes"] == ["the weights are pickled and not read: diffusion_pytorch_model.bin"]
 
 
-def test_what_is_no_model_is_refused(refused, start, tmp_path):
+def test_a_path_without_a_model_is_refused(refused, start, tmp_path):
   (tmp_path / "notes.txt").write_text("")
-  assert "holds notes.txt" in refused(tmp_path)
+  assert "file: notes.txt" in refused(tmp_path)
   assert "only .safetensors files are read" in refused(tmp_path / "notes.txt")
   assert "neither a file nor a folder" in refused(tmp_path / "gone")
 
 
-def test_damage_is_refused(refused, copy):
+def test_a_damaged_file_is_refused(refused, copy):
   (copy / WEIGHTS).write_bytes((copy / WEIGHTS).read_bytes()[:-9])
   error = refused(copy)
   assert "damaged or cut short" in error
@@ -410,19 +411,19 @@ def test_a_checkpoint_that_is_not_there_is_refused(refused, run, tmp_path):
   assert "has no checkpoint 9; it has 2, 4" in refused(run.workdir / "checkpoints" / "9")
   (run.workdir / "checkpoints" / "9").rmdir()
   shutil.copyfile(run.workdir / "run.json", tmp_path / "run.json")
-  assert "holds no checkpoint yet" in refused(tmp_path)
+  assert "has no checkpoint yet" in refused(tmp_path)
 
 
 def test_a_damaged_checkpoint_is_refused(refused, run, tmp_path):
   workdir = shutil.copytree(run.workdir, tmp_path / "run")
   (workdir / "checkpoints" / "4" / "state" / "_METADATA").write_text("{")
-  assert "is no checkpoint or damaged" in refused(workdir)
+  assert "is not a checkpoint or is damaged" in refused(workdir)
 
 
-def test_unlike_things_are_not_compared(refused, start, tmp_path):
+def test_sources_without_a_common_component_are_refused(refused, start, tmp_path):
   save_file({"other": np.zeros(1)}, tmp_path / "a.safetensors")
   assert "compare like with like" in refused(tmp_path / "a.safetensors", "--against", start)
 
 
-def test_options_of_a_comparison_need_one(refused, start):
+def test_options_of_the_other_source_need_one(refused, start):
   assert "without --against" in refused(start, "--against-weights", "last")

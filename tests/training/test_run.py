@@ -76,7 +76,7 @@ def test_the_frozen_text_encoder_is_exported_as_it_was(finished, pipeline):
 
 def test_the_last_parameters_can_be_exported_beside_the_average(finished, tmp_path):
   assert export(finished, tmp_path / "average") == 6
-  assert export(finished, tmp_path / "last", average=False) == 6
+  assert export(finished, tmp_path / "last", ema=False) == 6
   average, last = _weights(tmp_path / "average"), _weights(tmp_path / "last")
   wanted = _weights(finished / "pipeline")
   assert all(np.array_equal(wanted[name], average[name]) for name in wanted)
@@ -218,10 +218,10 @@ def test_a_run_killed_again_and_again_ends_as_if_it_had_not_been(pipeline, tmp_p
   worker = _start(killed, pipeline)
   assert worker.wait(timeout=300) == 0, worker.stderr.read()
   assert computed(killed) == computed(whole)
-  for average in (True, False):
-    folders = [tmp_path / f"{name}-{average}" for name in ("whole", "killed")]
+  for ema in (True, False):
+    folders = [tmp_path / f"{name}-{ema}" for name in ("whole", "killed")]
     for workdir, folder in zip((whole, killed), folders, strict=True):
-      assert export(workdir, folder, average=average) == 24
+      assert export(workdir, folder, ema=ema) == 24
     one, other = map(_weights, folders)
     assert one.keys() == other.keys()
     assert all(np.array_equal(one[name], other[name]) for name in one)

@@ -1,12 +1,12 @@
-"""Say what a model, a LoRA or a run's checkpoint consists of, and how it differs from another.
+"""Describe a model, a LoRA or a run's checkpoint, and compare it with another.
 
 PATH is a pipeline folder (or a repository of the hub, owner/name), the folder of one component, a
-safetensors file, the directory of a run, or one of its checkpoints. Without --against only names
-and shapes are read; with it, numbers too, one tensor at a time.
+safetensors file, the directory of a run, or one of its checkpoints. Only names and shapes are read;
+with --against the values too, one tensor at a time.
 
-  dmpo-jax inspect runs/dmpo/pipeline --against runs/reference/pipeline   what has training changed
-  dmpo-jax inspect runs/dmpo --against runs/dmpo --against-weights last   the average from the last
-  dmpo-jax inspect exported --variant fp16 --against original             is it the same, rounded
+  dmpo-jax inspect runs/dmpo/pipeline --against runs/reference/pipeline   what training changed
+  dmpo-jax inspect runs/dmpo --against runs/dmpo --against-weights last   EMA against last weights
+  dmpo-jax inspect exported --variant fp16 --against original             equal but for rounding?
 """
 
 import argparse
@@ -16,23 +16,24 @@ from typing import Any
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Declares the command's options."""
-  parser.add_argument("path", metavar="PATH", help="what to look at")
-  parser.add_argument("--against", metavar="OTHER", help="what to compare it with")
-  parser.add_argument("--json", action="store_true", help="everything, for programs")
+  parser.add_argument("path", metavar="PATH", help="the model, LoRA, run or checkpoint")
+  parser.add_argument("--against", metavar="OTHER", help="another one to compare it with")
+  parser.add_argument("--json", action="store_true", help="JSON with all values instead of tables")
   for prefix, what in (("", "PATH"), ("against-", "OTHER")):
     parser.add_argument(
-      f"--{prefix}variant", help=f"which weights of {what}, as in model.fp16.safetensors"
+      f"--{prefix}variant",
+      help=f"variant of the weights of {what}, as fp16 in model.fp16.safetensors",
     )
     parser.add_argument(
       f"--{prefix}weights",
-      choices=["average", "last"],
-      default="average",
-      help=f"if {what} is a run: the moving average where it keeps one (default), or the last",
+      choices=["ema", "last"],
+      default="ema",
+      help=f"if {what} is a run: EMA weights where it has them (default), or the last weights",
     )
 
 
 def run(options: argparse.Namespace) -> None:
-  """Prints what was found."""
+  """Prints the description and the comparison."""
   import json
 
   from dmpo_jax.commands.inspect.compare import compare
@@ -41,27 +42,27 @@ def run(options: argparse.Namespace) -> None:
   from dmpo_jax.commands.inspect.text import comparison_text, description_text
   from dmpo_jax.errors import InputError
 
-  average = options.weights == "average"
-  source = open_source(options.path, variant=options.variant, average=average)
-  found = describe(source)
+  source = open_source(options.path, variant=options.variant, ema=options.weights == "ema")
+  description = describe(source)
   if options.against is None:
-    if options.against_variant or options.against_weights != "average":
-      raise InputError("--against-variant and --against-weights are of no use without --against")
-    print(json.dumps(found, indent=2) if options.json else description_text(found))
+    if options.against_variant or options.against_weights != "ema":
+      raise InputError("--against-variant and --against-weights have no effect without --against")
+    print(json.dumps(description, indent=2) if options.json else description_text(description))
     return
-  average = options.against_weights == "average"
-  other = open_source(options.against, variant=options.against_variant, average=average)
-  differing = compare(source, other)
+  other = open_source(
+    options.against, variant=options.against_variant, ema=options.against_weights == "ema"
+  )
+  comparison = compare(source, other)
   if options.json:
-    everything = {**found, "against": describe(other), "differences": _finite(differing)}
-    print(json.dumps(everything, indent=2))
+    description |= {"against": describe(other), "differences": _finite(comparison)}
+    print(json.dumps(description, indent=2))
   else:
-    print(description_text(found))
-    print(comparison_text(differing, options.path, options.against))
+    print(description_text(description))
+    print(comparison_text(comparison, options.path, options.against))
 
 
 def _finite(value: Any) -> Any:
-  """JSON has no infinity, which a change from zero is, relatively."""
+  """Values with None for infinity (a relative change from zero), which JSON lacks."""
   if isinstance(value, dict):
     return {key: _finite(child) for key, child in value.items()}
   if isinstance(value, list):

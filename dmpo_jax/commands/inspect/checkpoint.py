@@ -1,4 +1,4 @@
-"""The parameters in a run's checkpoint, under torch's names, read a few at a time."""
+"""Parameters in a run's checkpoint under torch's names, read in groups."""
 
 import pathlib
 from typing import Any, NamedTuple
@@ -9,7 +9,7 @@ from dmpo_jax.errors import InputError
 from dmpo_jax.interop import state_dict
 from dmpo_jax.models import trees
 
-# Each restore costs some tens of milliseconds whatever it reads.
+# Bytes per restore: each restore costs tens of milliseconds, whatever its size.
 CHUNK_BYTES = 256 * 2**20
 
 
@@ -17,10 +17,10 @@ class Checkpoint(NamedTuple):
   """An opened checkpoint.
 
   Attributes:
-    step: Its step.
-    steps: Those of all checkpoints of the run.
-    weights: What its parameters are, in words.
-    components: Trained component -> torch name (of a LoRA: our own name) -> `Leaf`.
+    step: Step of the checkpoint.
+    steps: Steps of all checkpoints of the run.
+    weights: Kind of the parameters, in words.
+    components: Trained component -> torch name (for a LoRA, the name in its tree) -> `Leaf`.
   """
 
   step: int
@@ -30,38 +30,38 @@ class Checkpoint(NamedTuple):
 
 
 class Leaf(NamedTuple):
-  """A parameter in a checkpoint; nothing is read before `read`."""
+  """A parameter in a checkpoint, which `read` restores."""
 
   reader: "_Reader"
   path: str
-  saved: Any  # orbax's metadata of the array
+  metadata: Any  # orbax's, of the array
 
   @property
   def shape(self) -> tuple[int, ...]:
-    return state_dict.torch_shape(self.path, self.saved.shape)
+    return state_dict.torch_shape(self.path, self.metadata.shape)
 
   @property
   def dtype(self) -> str:
-    return str(self.saved.dtype)
+    return str(self.metadata.dtype)
 
   @property
   def size(self) -> int:
-    """Its bytes; compression aside, those on disk."""
-    return int(np.prod(self.saved.shape)) * np.dtype(self.saved.dtype).itemsize
+    """Bytes, without compression."""
+    return int(np.prod(self.metadata.shape)) * np.dtype(self.metadata.dtype).itemsize
 
   def read(self, index: None) -> np.ndarray:
-    """All of it, in torch's layout; parts cannot be asked for."""
+    """The whole array in torch's layout; `index` is None."""
     return state_dict.to_torch(self.reader.leaf(self.path), self.path)
 
 
 def run_of(path: pathlib.Path) -> tuple[pathlib.Path | None, int | None]:
-  """The run that a path belongs to, and the step it names.
+  """Run and step that a path belongs to.
 
   Args:
-    path: The directory of a run, its checkpoints/ or a checkpoint in there.
+    path: Directory of a run, its checkpoints/, or a checkpoint in that folder.
 
   Returns:
-    (run, step); step is None for the last one, and run None if the path belongs to none.
+    (run, step). Step None means the last one; run is None if the path belongs to no run.
   """
   path = path.absolute()
   run, step = path, None
@@ -72,49 +72,50 @@ def run_of(path: pathlib.Path) -> tuple[pathlib.Path | None, int | None]:
   return (run, step) if (run / "run.json").is_file() else (None, None)
 
 
-def open_checkpoint(run: pathlib.Path, step: int | None, *, average: bool) -> Checkpoint:
-  """Opens a checkpoint of a run, which may still be going.
+def open_checkpoint(run: pathlib.Path, step: int | None, *, ema: bool) -> Checkpoint:
+  """Opens a checkpoint of a run, which may still be training.
 
   Args:
-    run: The directory of the run.
-    step: Which; None: the last.
-    average: Whether to take the moving average where the run keeps one, or the last parameters.
+    run: Directory of the run.
+    step: Step of the checkpoint; None: the last one.
+    ema: Whether to take the EMA weights where the run has them, or the last weights.
 
   Returns:
     A `Checkpoint`.
 
   Raises:
-    InputError: There is no such checkpoint, or it cannot be read.
+    InputError: The checkpoint does not exist or cannot be read.
   """
   directory = run / "checkpoints"
-  there = directory.iterdir() if directory.is_dir() else ()
-  steps = sorted(int(p.name) for p in there if p.name.isdigit() and (p / "state").is_dir())
+  entries = directory.iterdir() if directory.is_dir() else ()
+  steps = sorted(int(p.name) for p in entries if p.name.isdigit() and (p / "state").is_dir())
   if not steps:
-    raise InputError(f"{run} holds no checkpoint yet")
+    raise InputError(f"{run} has no checkpoint yet")
   if step is not None and step not in steps:
     raise InputError(f"{run} has no checkpoint {step}; it has {', '.join(map(str, steps))}")
   step = steps[-1] if step is None else step
   reader = _Reader(directory / str(step) / "state")
-  part, weights = "params", "the last ones"
-  if average and reader.tree.get("ema") is not None:
-    part, weights = "ema", "the moving average"
-  elif average:
-    weights += " (no moving average is kept)"
+  part, weights = "params", "last weights"
+  if ema and reader.tree.get("ema") is not None:
+    part, weights = "ema", "EMA weights"
+  elif ema:
+    weights += " (the run has no EMA)"
   components = {}
   for name, tree in reader.tree[part].items():
     flat = trees.flatten(tree)
     reader.expect({f"{part}.{name}.{path}": leaf for path, leaf in flat.items()})
-    # The factors of a LoRA have no torch names in a checkpoint: they keep their own.
+    # The factors of a LoRA have no torch names in a checkpoint, so these are the names in its tree.
     is_lora = all(path.rpartition(".")[2] in ("down", "up") for path in flat)
     names = dict(zip(flat, flat, strict=True)) if is_lora else state_dict.torch_names(tree)
     components[name] = {
-      shown: Leaf(reader, f"{part}.{name}.{path}", flat[path]) for shown, path in names.items()
+      torch_name: Leaf(reader, f"{part}.{name}.{path}", flat[path])
+      for torch_name, path in names.items()
     }
   return Checkpoint(step, steps, weights, components)
 
 
 class _Reader:
-  """Restores leaves in groups, of which it holds the last."""
+  """Restores leaves in groups and keeps the last group in memory."""
 
   def __init__(self, folder: pathlib.Path):
     import orbax.checkpoint as ocp
@@ -122,14 +123,14 @@ class _Reader:
     self._ocp, self._folder = ocp, folder
     self._handler = ocp.PyTreeCheckpointHandler()
     self._groups: dict[str, dict[str, Any]] = {}
-    self._held: dict[str, np.ndarray] = {}
+    self._restored: dict[str, np.ndarray] = {}
     try:
       self.tree = self._handler.metadata(self._folder).tree
     except Exception as error:  # orbax, tensorstore and json each raise their own
       raise self._damaged(error) from error
 
   def expect(self, leaves: dict[str, Any]) -> None:
-    """Puts leaves that will be read one after the other into groups."""
+    """Plans the groups of leaves that will be read in this order."""
     group: dict[str, Any] = {}
     size = CHUNK_BYTES
     for path, leaf in leaves.items():
@@ -141,11 +142,11 @@ class _Reader:
       self._groups[path] = group
 
   def leaf(self, path: str) -> np.ndarray:
-    """A leaf by its path in the state."""
-    if path not in self._held:
-      self._held = {}
-      self._held = self._restore(self._groups[path])
-    return self._held[path]
+    """Leaf at a path in the state."""
+    if path not in self._restored:
+      self._restored = {}
+      self._restored = self._restore(self._groups[path])
+    return self._restored[path]
 
   def _restore(self, group: dict[str, Any]) -> dict[str, np.ndarray]:
     import jax
@@ -164,4 +165,4 @@ class _Reader:
 
   def _damaged(self, error: Exception) -> InputError:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return InputError(f"{self._folder.parent} is no checkpoint or damaged: {reason}")
+    return InputError(f"{self._folder.parent} is not a checkpoint or is damaged: {reason}")

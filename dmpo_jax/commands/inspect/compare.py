@@ -1,4 +1,4 @@
-"""What differs between two sources, tensor by tensor."""
+"""Differences of two sources, tensor by tensor."""
 
 import math
 import pathlib
@@ -13,29 +13,29 @@ from dmpo_jax.interop import state_dict
 
 TEXT_PREFIX = "text_model."
 
-# Who wrote a config, and from where; not what it describes.
+# Fields that say who wrote a config, not what it configures.
 PROVENANCE = ("_diffusers_version", "_name_or_path", "transformers_version", "_class_name")
 
-# From the least to the greatest.
+# In order of increasing difference.
 KINDS = ("identical", "rounded", "different")
 
-PIECE = 2**20
+CHUNK = 2**20  # entries
 
 Json = dict[str, Any]
 
 
 def compare(source: Source, other: Source) -> Json:
-  """The differences of a source from another.
+  """Differences of a source from another.
 
   Args:
-    source: The one.
-    other: What it is compared with. Two single components are compared whatever they are called.
+    source: The first source.
+    other: The second one. Two single components are compared whatever their names.
 
   Returns:
-    JSON values: components that only one of them has, and the differences of each common one.
+    JSON values: components that only one source has, and the differences of each common one.
 
   Raises:
-    InputError: They have no component in common.
+    InputError: The sources have no component in common.
   """
   ours, theirs = source.components, other.components
   if len(ours) == 1 and len(theirs) == 1:
@@ -58,47 +58,48 @@ def compare(source: Source, other: Source) -> Json:
 def _renamed(
   single: Mapping[str, Component], whole: Mapping[str, Component], source: Source
 ) -> dict[str, Component]:
-  """A component by itself, under the name of the one that has the same entries."""
+  """The single component, under the name of the component with the same entries."""
   (component,) = single.values()
   entries = {_aligned(name) for name in component.tensors}
   for name, candidate in whole.items():
     if entries and entries & {_aligned(entry) for entry in candidate.tensors}:
       return {name: component}
   raise InputError(
-    f"{source.path} is none of the components there ({', '.join(whole)}); compare like with like"
+    f"{source.path} matches none of the components {', '.join(whole)}; compare like with like"
   )
 
 
 def differences(component: Component, other: Component) -> Json:
-  """The differences of a component from another; numbers are read one pair at a time.
+  """Differences of a component from another; values are read one pair of tensors at a time.
 
   Args:
-    component: The one.
-    other: What it is compared with.
+    component: The first component.
+    other: The second one.
 
   Returns:
     JSON values: `config` (field -> [here, there], where both have a config; an absent field is
-    null), `files` (other file -> how it differs), and where there are weights what `_tensors` says.
+    null), `files` (other file -> difference), and for components with weights the values of
+    `_tensors`.
   """
   here, there = component.config, other.config
   fields = [*here, *(field for field in there if field not in here)] if here and there else []
-  found: Json = {
+  result: Json = {
     "config": {
       field: [here.get(field), there.get(field)]
       for field in fields
       if field not in PROVENANCE and here.get(field) != there.get(field)
     },
     "files": {
-      name: how
+      name: difference
       for name in sorted(component.others.keys() | other.others.keys())
-      if (how := _file_difference(component.others.get(name), other.others.get(name)))
+      if (difference := _file_difference(component.others.get(name), other.others.get(name)))
     },
   }
   if component.kind != other.kind and component.kind and other.kind:
-    found["config"]["class"] = [component.kind, other.kind]
+    result["config"]["class"] = [component.kind, other.kind]
   if component.tensors or other.tensors:
-    found |= _tensors(component.tensors, other.tensors)
-  return found
+    result |= _tensors(component.tensors, other.tensors)
+  return result
 
 
 def _file_difference(here: pathlib.Path | None, there: pathlib.Path | None) -> str:
@@ -108,31 +109,31 @@ def _file_difference(here: pathlib.Path | None, there: pathlib.Path | None) -> s
 
 
 def _aligned(name: str) -> str:
-  """Files of transformers 5 leave the prefix out of some classes."""
+  """Name without the prefix that transformers 5 leaves out for some classes."""
   return name.removeprefix(TEXT_PREFIX)
 
 
 def _tensors(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Json:
-  """Compares two sets of tensors.
+  """Differences of two sets of tensors.
 
   Returns:
-    only_here, only_there, misshapen: names. identical, rounded, different: numbers of tensors;
-    rounded ones differ by no more than the narrower dtype of the two makes them. not_finite: names.
-    relative: |a - b| / |b| over all in the Euclidean norm; largest_relative: the largest of one
-    tensor, and largest_absolute: of one entry, each with the tensor's name. modules: [name,
-    relative, largest absolute] of the tensors counted as different, from the most changed down.
+    only_here, only_there, shape_differs, not_finite: names. identical, rounded, different: numbers
+    of tensors; rounded ones differ only by the rounding to the narrower dtype. relative:
+    |a - b| / |b| over all tensors in the Euclidean norm; largest_relative: the largest of one
+    tensor, largest_absolute: of one entry, each with the tensor's name. modules: [name, relative,
+    largest absolute] of the different tensors, the most changed first.
   """
   here = {_aligned(name): tensor for name, tensor in ours.items()}
   there = {_aligned(name): tensor for name, tensor in theirs.items()}
   counts = dict.fromkeys(KINDS, 0)
-  misshapen, not_finite, different = [], [], []
+  shape_differs, not_finite, different = [], [], []
   changed: dict[str, tuple[float, float, float]] = {}
   squares = np.zeros(2)
   for name, tensor in here.items():
     if name not in there:
       continue
     if tuple(tensor.shape) != tuple(there[name].shape):
-      misshapen.append(f"{name}: {list(tensor.shape)} here, {list(there[name].shape)} there")
+      shape_differs.append(f"{name}: {list(tensor.shape)} here, {list(there[name].shape)} there")
       continue
     a, b = (_readable(t, name) for t in (tensor, there[name]))
     kind, finite, largest, delta, norm = _measure(a, b)
@@ -144,23 +145,23 @@ def _tensors(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Json:
       changed[name] = (largest, delta, norm)
     if kind == "different":
       different.append(name)
-  found: Json = {
+  result: Json = {
     "only_here": [name for name in here if name not in there],
     "only_there": [name for name in there if name not in here],
-    "misshapen": misshapen,
+    "shape_differs": shape_differs,
     **counts,
     "not_finite": not_finite,
   }
   if changed:
     most = max(changed, key=lambda name: changed[name][0])
     furthest = max(changed, key=lambda name: _ratio(*changed[name][1:]))
-    found |= {
+    result |= {
       "relative": _ratio(*squares.tolist()),
       "largest_absolute": [changed[most][0], most],
       "largest_relative": [_ratio(*changed[furthest][1:]), furthest],
       "modules": _modules({name: changed[name] for name in different}),
     }
-  return found
+  return result
 
 
 def _modules(changed: Mapping[str, tuple[float, float, float]]) -> list[list[Any]]:
@@ -174,7 +175,7 @@ def _modules(changed: Mapping[str, tuple[float, float, float]]) -> list[list[Any
 
 
 def _ratio(delta: float, norm: float) -> float:
-  """The root of a ratio of sums of squares."""
+  """Square root of a ratio of sums of squares."""
   if not delta:
     return 0.0
   return math.sqrt(delta / norm) if norm else math.inf
@@ -184,28 +185,30 @@ def _readable(tensor: Any, name: str) -> np.ndarray:
   try:
     return tensor.read(None)
   except TypeError as error:  # safetensors, for dtypes that numpy does not have
-    raise InputError(f"{name} is {tensor.dtype}, which cannot be compared") from error
+    raise InputError(
+      f"{name} is {tensor.dtype}, which NumPy lacks and cannot be compared"
+    ) from error
 
 
 def _measure(a: np.ndarray, b: np.ndarray) -> tuple[str, bool, float, float, float]:
-  """Compares two arrays of one shape, a piece at a time: whole ones in float64 would be large.
+  """Difference of two arrays of one shape, computed in chunks to bound the memory of float64.
 
   Returns:
-    The kind of difference, one of KINDS; whether all entries of both are finite; and over the
-    finite ones max |a - b|, sum (a - b)² and sum b².
+    One of `KINDS`; whether all entries of both are finite; and over the finite ones
+    max |a - b|, sum (a - b)² and sum b².
   """
   a, b = a.reshape(-1), b.reshape(-1)
   kind, finite = 0, True
   largest = delta = norm = 0.0
-  for begin in range(0, a.size, PIECE):
-    x, y = a[begin : begin + PIECE], b[begin : begin + PIECE]
-    kind = max(kind, found := _kind(x, y))
+  for start in range(0, a.size, CHUNK):
+    x, y = a[start : start + CHUNK], b[start : start + CHUNK]
+    kind = max(kind, chunk_kind := _kind(x, y))
     x, y = x.astype(np.float64), y.astype(np.float64)
-    usable = np.isfinite(x) & np.isfinite(y)
-    if not usable.all():
-      finite, x, y = False, x[usable], y[usable]
+    both_finite = np.isfinite(x) & np.isfinite(y)
+    if not both_finite.all():
+      finite, x, y = False, x[both_finite], y[both_finite]
     norm += float(np.vdot(y, y))
-    if found:
+    if chunk_kind:
       x -= y
       largest = max(largest, float(np.abs(x).max(initial=0.0)))
       delta += float(np.vdot(x, x))
@@ -213,18 +216,20 @@ def _measure(a: np.ndarray, b: np.ndarray) -> tuple[str, bool, float, float, flo
 
 
 def _kind(a: np.ndarray, b: np.ndarray) -> int:
-  """Index in KINDS: are two arrays identical, or one the other rounded to its dtype?"""
+  """Index in `KINDS`: identical, one rounded to the dtype of the other, or different."""
   if a.dtype == b.dtype:
     same = np.array_equal(a.view(np.uint8), b.view(np.uint8))
     return KINDS.index("identical" if same else "different")
   if not {str(a.dtype), str(b.dtype)} <= set(state_dict.FLOATS):
     return KINDS.index("identical" if np.array_equal(a, b) else "different")
   wide, narrow = (a, b) if a.dtype.itemsize > b.dtype.itemsize else (b, a)
-  there = narrow.astype(np.float32)
-  if np.array_equal(wide.astype(np.float32), there, equal_nan=True):
+  narrowed = narrow.astype(np.float32)
+  if np.array_equal(wide.astype(np.float32), narrowed, equal_nan=True):
     return KINDS.index("identical")
   if wide.dtype.itemsize == narrow.dtype.itemsize:
     return KINDS.index("different")
   with np.errstate(over="ignore"):
     rounded = wide.astype(narrow.dtype).astype(np.float32)
-  return KINDS.index("rounded" if np.array_equal(rounded, there, equal_nan=True) else "different")
+  return KINDS.index(
+    "rounded" if np.array_equal(rounded, narrowed, equal_nan=True) else "different"
+  )

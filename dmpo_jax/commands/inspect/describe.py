@@ -1,4 +1,4 @@
-"""What a source consists of, as JSON values."""
+"""Description of a source as JSON values."""
 
 import collections
 import json
@@ -12,7 +12,7 @@ from dmpo_jax.commands.inspect.sources import Component, Source
 from dmpo_jax.interop import lora as lora_files
 from dmpo_jax.interop import lora_names
 
-# The fields of each config that say most, in the order in which they are shown.
+# The most informative fields of all configs, in the order in which they are shown.
 FIELDS = (
   "prediction_type",
   "beta_schedule",
@@ -49,10 +49,10 @@ FIELDS = (
 
 
 def describe(source: Source) -> dict[str, Any]:
-  """The facts about a source and its components.
+  """Description of a source and its components.
 
   Args:
-    source: As `open_source` returns it.
+    source: Result of `open_source`.
 
   Returns:
     JSON values: path, kind, facts, components, and for a LoRA also lora.
@@ -86,36 +86,36 @@ def _component(component: Component) -> dict[str, Any]:
 
 
 def _lora(source: Source) -> dict[str, Any] | None:
-  """What a single file is as a LoRA, by component; None if it is none."""
+  """Description of a LoRA file by component; None for any other source."""
   if source.kind != "weights":
     return None
   (component,) = source.components.values()
-  found: dict[str, dict[str, Any]] = {}
+  components: dict[str, dict[str, Any]] = {}
   spellings = set()
   for entry, tensor in component.tensors.items():
     match = lora_files.ENTRY.fullmatch(entry)
     if match is None:
       continue
-    name, layer, spelling = _place(match["layer"])
-    part = found.setdefault(name, {"layers": {}, "alphas": {}, "zero": 0})
+    name, layer, spelling = _split_name(match["layer"])
+    part = components.setdefault(name, {"layers": {}, "alphas": {}, "zero": 0})
     if match["alpha"]:
       part["alphas"][layer] = float(np.asarray(tensor.read(None)).reshape(-1)[0])
     elif match["up"]:
       part["layers"][layer] = tensor.shape[1]
       part["zero"] += not np.any(tensor.read(None))
     spellings.add(spelling if spelling == "kohya" or not match["down"] else _form(match["down"]))
-  found = {name: part for name, part in found.items() if part["layers"]}
-  if not found:
+  components = {name: part for name, part in components.items() if part["layers"]}
+  if not components:
     return None
   header = json.loads(source.metadata.get(lora_files.METADATA, "{}"))
   return {
     "form": " and ".join(sorted(spellings - {"dotted"})),
-    "components": {name: _summary(name, part, header) for name, part in found.items()},
+    "components": {name: _summary(name, part, header) for name, part in components.items()},
   }
 
 
-def _place(spelled: str) -> tuple[str, str, str]:
-  """(component, layer, spelling) of a layer's name in a file."""
+def _split_name(spelled: str) -> tuple[str, str, str]:
+  """Component, layer and spelling of a layer's name in a file."""
   for prefix, component in (
     *((v, k) for k, v in lora_names.KOHYA_XL.items()),
     ("lora_te", "text_encoder"),
@@ -131,7 +131,7 @@ def _form(factor: str) -> str:
 
 
 def _last(layer: str) -> str:
-  """The end of a layer's name that says what it does: to_q, to_out.0."""
+  """Last part of a layer's name, with its number: to_q, to_out.0."""
   before, _, last = layer.rpartition(".")
   return f"{before.rpartition('.')[2]}.{last}" if last.isdigit() else last
 
@@ -151,9 +151,7 @@ def _summary(name: str, part: Mapping[str, Any], header: Mapping[str, Any]) -> d
     "layers": len(ranks),
     "ranks": sorted(set(ranks.values())),
     "alphas": sorted(set(alphas.values())),
-    "alpha_is": "given"
-    if part["alphas"] or "lora_alpha" in config
-    else "the rank, as none is given",
+    "alpha_source": "file" if part["alphas"] or "lora_alpha" in config else "rank",
     "kinds": dict(kinds.most_common()),
     "layers_without_effect": part["zero"],
   }

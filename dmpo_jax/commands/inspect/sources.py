@@ -1,4 +1,4 @@
-"""What lies at a path: a pipeline, a network, a file of weights or a run; opened, not yet read."""
+"""Sources that `inspect` opens: a pipeline, a component, a weights file or a run."""
 
 import os
 import pathlib
@@ -15,17 +15,17 @@ CONFIGS = ("config.json", "scheduler_config.json", "preprocessor_config.json")
 
 
 class Component(NamedTuple):
-  """A part of a pipeline.
+  """A component of a pipeline.
 
   Attributes:
-    kind: Its class, or "" where nothing says it.
-    config: The content of its config file.
-    tensors: Torch name -> something with a shape and a dtype, and `read(None)` for the numbers.
-    size: Bytes on disk: of the weights, or of all files where there are none.
-    variants: The variants of which there are weights; None stands for those without one.
-    variant: The one whose weights these are.
-    others: Its other files, by name: vocabularies and the like.
-    notes: What else should be known.
+    kind: Name of its class, or "" if no file has it.
+    config: Content of its config file.
+    tensors: Torch name -> object with shape, dtype, and `read(None)` for the values.
+    size: Bytes on disk of the weights, or of all files where there are no weights.
+    variants: Variants of the weights; None stands for weights without a variant.
+    variant: Variant of these weights.
+    others: Other files by name, such as vocabularies.
+    notes: Sentences to show.
   """
 
   kind: str
@@ -39,14 +39,14 @@ class Component(NamedTuple):
 
 
 class Source(NamedTuple):
-  """What was found.
+  """A pipeline, component, weights file or run.
 
   Attributes:
-    path: Where, as it was given.
-    kind: What it is, in words.
-    facts: What is known about the whole, in words, to be shown.
-    components: By name.
-    metadata: The header of a single file.
+    path: Path or repository, as on the command line.
+    kind: Kind of source, in words.
+    facts: Facts about the whole, in words, to show.
+    components: Components by name.
+    metadata: Header of a single file.
   """
 
   path: str
@@ -56,49 +56,50 @@ class Source(NamedTuple):
   metadata: Mapping[str, str] = {}
 
 
-def open_source(given: str, *, variant: str | None, average: bool) -> Source:
-  """Finds out what lies at a path, and opens it.
+def open_source(location: str, *, variant: str | None, ema: bool) -> Source:
+  """Opens a source of any kind; of its weights only names, shapes and dtypes are read.
 
   Args:
-    given: A pipeline folder, the name of a repository on the hub, the folder of one component, a
+    location: A pipeline folder, the name of a repository on the hub, the folder of one component, a
       safetensors file, the directory of a run, or one of its checkpoints.
-    variant: Which weights of a pipeline or component; None: those without one, or else the first.
-    average: Of a run, whether to take the moving average where it keeps one.
+    variant: Variant of the weights of a pipeline or component; None: weights without a variant, or
+      else the first one.
+    ema: Whether to take the EMA weights of a run that has them.
 
   Returns:
-    A `Source`; of weights, only names, shapes and dtypes have been read.
+    `Source`.
 
   Raises:
-    InputError: It is nothing of this kind, or damaged.
+    InputError: The location is none of these, or is damaged.
   """
-  path = pathlib.Path(given)
+  path = pathlib.Path(location)
   if path.is_file():
-    return _file(given, path)
-  if not path.is_dir() and hub.REPOSITORY.fullmatch(given):
+    return _file(location, path)
+  if not path.is_dir() and hub.REPOSITORY.fullmatch(location):
     path = hub.locate(
-      given, pipeline.INDEX, lambda _, names: _wanted(names, variant), revision=None
+      location, pipeline.INDEX, lambda _, names: _wanted(names, variant), revision=None
     )
   if not path.is_dir():
-    raise InputError(f"{given} is neither a file nor a folder, nor a repository's owner/name")
+    raise InputError(f"{location} is neither a file nor a folder, nor a repository's owner/name")
   run, step = inspect_checkpoint.run_of(path)
   if run is not None:
-    return _run(given, run, step, average)
+    return _run(location, run, step, ema)
   if (path / pipeline.INDEX).is_file():
-    return _pipeline(given, path, variant)
+    return _pipeline(location, path, variant)
   if any((path / name).is_file() for name in CONFIGS):
     component = _component(path, variant, "")
-    return Source(given, "one component", {}, {path.resolve().name: component})
+    return Source(location, "one component", {}, {path.resolve().name: component})
   single = sorted(path.glob(f"*{weight_names.SUFFIX}"))
   if len(single) == 1:
-    return _file(given, single[0])
+    return _file(location, single[0])
   raise InputError(
-    f"{given} is no pipeline ({pipeline.INDEX}), no component (config.json), no run (run.json) and "
-    f"does not hold exactly one {weight_names.SUFFIX} file; it holds "
+    f"{location} is not a pipeline ({pipeline.INDEX}), component (config.json) or run (run.json), "
+    f"and does not have exactly one {weight_names.SUFFIX} file: "
     f"{', '.join(sorted(os.listdir(path))[:8]) or 'nothing'}"
   )
 
 
-def _pipeline(given: str, path: pathlib.Path, variant: str | None) -> Source:
+def _pipeline(location: str, path: pathlib.Path, variant: str | None) -> Source:
   index = files.read_json(path / pipeline.INDEX)
   components = {}
   for name, (_, kind) in pipeline.components_of(index).items():
@@ -106,95 +107,92 @@ def _pipeline(given: str, path: pathlib.Path, variant: str | None) -> Source:
       raise InputError(f"{path} has no {name}/, which its {pipeline.INDEX} names")
     components[name] = _component(path / name, variant, kind)
   if variant and not any(c.variant == variant for c in components.values()):
-    found = {v for c in components.values() for v in c.variants}
-    listed = ", ".join("none" if v is None else v for v in sorted(found, key=str))
+    variants = {v for c in components.values() for v in c.variants}
+    listed = ", ".join("none" if v is None else v for v in sorted(variants, key=str))
     raise InputError(
-      f"{given} has no weights of variant {variant!r}; it has: {listed or 'nothing'}"
+      f"{location} has no weights of variant {variant!r}; it has: {listed or 'nothing'}"
     )
   absent = [k for k, v in index.items() if isinstance(v, list) and v and v[-1] is None]
-  facts = {"class": index.get("_class_name", "not said")}
+  facts = {"class": index.get("_class_name", "unknown")}
   if absent:
     facts["without"] = ", ".join(absent)
-  return Source(given, "pipeline", facts, components)
+  return Source(location, "pipeline", facts, components)
 
 
 def _component(folder: pathlib.Path, variant: str | None, kind: str) -> Component:
-  there = {file.name: file for file in sorted(folder.iterdir()) if file.is_file()}
-  config = next((files.read_json(there[name]) for name in CONFIGS if name in there), {})
+  by_name = {file.name: file for file in sorted(folder.iterdir()) if file.is_file()}
+  config = next((files.read_json(by_name[name]) for name in CONFIGS if name in by_name), {})
   kind = config.get("_class_name") or next(iter(config.get("architectures") or []), None) or kind
-  stem = next((s for s in weight_names.STEMS if weight_names.variants(list(there), s)), None)
+  stem = next((s for s in weight_names.STEMS if weight_names.variants(list(by_name), s)), None)
   if stem is None:
-    pickled = [name for name in there if name.endswith(weight_names.PICKLES)]
+    pickled = [name for name in by_name if name.endswith(weight_names.PICKLES)]
     notes = (f"the weights are pickled and not read: {', '.join(pickled)}",) if pickled else ()
-    others = {k: v for k, v in there.items() if k not in (*CONFIGS, *pickled)}
-    return Component(kind, config, {}, _bytes(there.values()), others=others, notes=notes)
-  variants = weight_names.variants(list(there), stem)
+    others = {k: v for k, v in by_name.items() if k not in (*CONFIGS, *pickled)}
+    return Component(kind, config, {}, _bytes(by_name.values()), others=others, notes=notes)
+  variants = weight_names.variants(list(by_name), stem)
   chosen = variant if variant in variants else variants[0]
   if None in variants and variant not in variants:
     chosen = None
-  found = weight_names.find(list(there), stem, chosen)
+  weights = weight_names.find(list(by_name), stem, chosen)
   with files.located(folder):
     described = (
       {"_class_name": kind} if stem == weight_names.STEMS[0] else {"architectures": [kind]}
     )
     tensors = read_weights.open_folder(folder, described, chosen)
-  size = _bytes(there[name] for name in found if name.endswith(weight_names.SUFFIX))
+  size = _bytes(by_name[name] for name in weights if name.endswith(weight_names.SUFFIX))
   return Component(kind, config, tensors, size, tuple(variants), chosen)
 
 
-def _file(given: str, path: pathlib.Path) -> Source:
+def _file(location: str, path: pathlib.Path) -> Source:
   if path.suffix != weight_names.SUFFIX:
-    what = (
-      "pickled, and unpickling can run any code"
-      if path.suffix in weight_names.PICKLES
-      else ("no such file")
-    )
+    pickled = path.suffix in weight_names.PICKLES
+    what = "pickled, and unpickling can run any code" if pickled else "of another kind"
     raise InputError(f"{path} is {what}; only {weight_names.SUFFIX} files are read")
   with files.located(path.parent):
     tensors = read_weights.open_file(path)
   with safetensors.safe_open(path, framework="numpy") as opened:
     metadata = opened.metadata() or {}
   size = path.stat().st_size
-  return Source(given, "weights", {}, {path.stem: Component("", {}, tensors, size)}, metadata)
+  return Source(location, "weights", {}, {path.stem: Component("", {}, tensors, size)}, metadata)
 
 
-def _run(given: str, run: pathlib.Path, step: int | None, average: bool) -> Source:
-  """The trained components from a checkpoint, the others from the pipeline it started from."""
+def _run(location: str, run: pathlib.Path, step: int | None, ema: bool) -> Source:
+  """Run with the trained components of a checkpoint and the others of the base pipeline."""
   from dmpo_jax.training.run_directory import read_run
 
   config = read_run(run)["config"]
-  checkpoint = inspect_checkpoint.open_checkpoint(run, step, average=average)
+  checkpoint = inspect_checkpoint.open_checkpoint(run, step, ema=ema)
   components: dict[str, Component] = {}
   origin = config["pipeline"] or "new networks"
   if (pathlib.Path(origin) / pipeline.INDEX).is_file():
     components |= _pipeline(origin, pathlib.Path(origin), None).components
   elif config["pipeline"]:
-    origin += " (no folder here; its frozen parts are not shown)"
+    origin += " (no such folder; frozen components are not shown)"
   for name, fields in config["model"].items():
-    known = components.get(name, Component("", {}, {}, 0))
-    kind = fields.get("_class_name") or next(iter(fields.get("architectures") or []), known.kind)
-    components[name] = known._replace(kind=kind, config={**known.config, **fields})
+    base = components.get(name, Component("", {}, {}, 0))
+    kind = fields.get("_class_name") or next(iter(fields.get("architectures") or []), base.kind)
+    components[name] = base._replace(kind=kind, config={**base.config, **fields})
   lora, trained = config.get("lora") or {}, set()
   for name, tensors in checkpoint.components.items():
-    known = components.get(name, Component("", {}, {}, 0))
+    base = components.get(name, Component("", {}, {}, 0))
     size = sum(tensor.size for tensor in tensors.values())
     if lora.get("rank"):
       fields = {"rank": lora["rank"], "alpha": lora["alpha"]}
-      name, known = f"{name} LoRA", Component("LoRA", fields, {}, 0)
-    components[name] = Component(known.kind, known.config, tensors, size)
+      name, base = f"{name} LoRA", Component("LoRA", fields, {}, 0)
+    components[name] = Component(base.kind, base.config, tensors, size)
     trained.add(name)
   for name, component in components.items():
     if name not in trained and component.tensors:
-      components[name] = component._replace(notes=("frozen: as in the starting pipeline",))
+      components[name] = component._replace(notes=("frozen: equal to the base pipeline",))
   facts = {
     "step": f"{checkpoint.step} (checkpoints: {', '.join(map(str, checkpoint.steps))})",
-    "parameters": checkpoint.weights,
+    "weights": checkpoint.weights,
     "trained": ", ".join(config["trained"]),
-    "objective": _settings(config["loss"]),
+    "loss": _settings(config["loss"]),
     "data": _settings(config["data"]),
-    "started from": origin,
+    "base pipeline": origin,
   }
-  return Source(given, "checkpoint of a run", facts, components)
+  return Source(location, "checkpoint of a run", facts, components)
 
 
 def _settings(section: Mapping[str, Any]) -> str:
@@ -202,12 +200,12 @@ def _settings(section: Mapping[str, Any]) -> str:
   return f"{section.get('name')}{f' ({rest})' if rest else ''}"
 
 
-def _bytes(found: Collection[pathlib.Path]) -> int:
-  return sum(file.stat().st_size for file in found)
+def _bytes(paths: Collection[pathlib.Path]) -> int:
+  return sum(path.stat().st_size for path in paths)
 
 
 def _wanted(names: Collection[str], variant: str | None) -> list[str]:
-  """Of a repository: configs, vocabularies, and one set of weights of each component."""
+  """Files of a repository to download: configs, vocabularies, one set of weights a component."""
   wanted = [name for name in names if name.endswith((".json", ".txt")) and name.count("/") <= 1]
   for folder in {name.split("/")[0] for name in names if name.count("/") == 1}:
     below = [name.removeprefix(f"{folder}/") for name in names if name.startswith(f"{folder}/")]

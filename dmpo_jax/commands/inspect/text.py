@@ -1,4 +1,4 @@
-"""The tables that `dmpo-jax inspect` prints."""
+"""Tables that `dmpo-jax inspect` prints."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,19 +7,19 @@ MODULES_SHOWN = 10
 NAMES_SHOWN = 5
 
 
-def description_text(found: Mapping[str, Any]) -> str:
-  """What a source consists of.
+def description_text(description: Mapping[str, Any]) -> str:
+  """Description of a source as text.
 
   Args:
-    found: As `describe` returns it.
+    description: Result of `describe`.
 
   Returns:
     Lines of text.
   """
-  lines = [f"{found['path']}: {found['kind']}"]
-  lines += [f"  {key}: {value}" for key, value in found["facts"].items()]
+  lines = [f"{description['path']}: {description['kind']}"]
+  lines += [f"  {key}: {value}" for key, value in description["facts"].items()]
   rows = [["component", "class", "parameters", "tensors", "dtype", "on disk"]]
-  for name, component in found["components"].items():
+  for name, component in description["components"].items():
     rows.append(
       [
         name,
@@ -30,16 +30,16 @@ def description_text(found: Mapping[str, Any]) -> str:
         _size(component["bytes"]) if component["bytes"] else "-",
       ]
     )
-  weighed = [c for c in found["components"].values() if c["tensors"]]
-  if len(weighed) > 1:
-    parameters, tensors = (sum(c[key] for c in weighed) for key in ("parameters", "tensors"))
-    size = _size(sum(c["bytes"] for c in weighed))
+  with_weights = [c for c in description["components"].values() if c["tensors"]]
+  if len(with_weights) > 1:
+    parameters, tensors = (sum(c[key] for c in with_weights) for key in ("parameters", "tensors"))
+    size = _size(sum(c["bytes"] for c in with_weights))
     rows.append(["all weights", "", f"{parameters:,}", str(tensors), "", size])
   lines += ["", *_table(rows, right=(2, 3, 5)), ""]
-  for name, component in found["components"].items():
-    lines += [f"{name}: {text}" for text in _remarks(component)]
-  if "lora" in found:
-    lines += _lora(found["lora"])
+  for name, component in description["components"].items():
+    lines += [f"{name}: {text}" for text in _notes(component)]
+  if "lora" in description:
+    lines += _lora(description["lora"])
   return "\n".join(lines).rstrip() + "\n"
 
 
@@ -50,42 +50,42 @@ def _dtypes(component: Mapping[str, Any]) -> str:
   return ", ".join(f"{name} {100 * n / total:.3g}%" for name, n in dtypes.items())
 
 
-def _remarks(component: Mapping[str, Any]) -> list[str]:
-  remarks = []
+def _notes(component: Mapping[str, Any]) -> list[str]:
+  lines = []
   if component["config"]:
-    remarks.append(", ".join(f"{key} {_value(v)}" for key, v in component["config"].items()))
+    lines.append(", ".join(f"{key} {_value(v)}" for key, v in component["config"].items()))
   variants = component["variants"]
   if component["variant"] is not None or len(variants) > 1:
-    shown = component["variant"] or "none"
-    there = ", ".join(v or "none" for v in variants)
-    remarks.append(f"variant {shown} is shown; there: {there}")
-  return remarks + component["notes"]
+    variant = component["variant"] or "none"
+    available = ", ".join(v or "none" for v in variants)
+    lines.append(f"variant {variant} is shown; available: {available}")
+  return lines + component["notes"]
 
 
 def _lora(lora: Mapping[str, Any]) -> list[str]:
-  lines = [f"names as in: {lora['form']}"]
+  lines = [f"naming scheme: {lora['form']}"]
   rows = [["adapts", "layers", "rank", "alpha", "without effect"]]
   for name, part in lora["components"].items():
     ranks, alphas = (", ".join(f"{v:g}" for v in part[key]) for key in ("ranks", "alphas"))
-    if part["alpha_is"] != "given":
-      alphas += f" ({part['alpha_is']})"
+    if part["alpha_source"] == "rank":
+      alphas += " (the rank; the file has no alpha)"
     rows.append([name, str(part["layers"]), ranks, alphas, str(part["layers_without_effect"])])
   lines += _table(rows, right=(1, 4))
   for name, part in lora["components"].items():
     if part["kinds"]:
       lines.append(f"{name}: " + ", ".join(f"{k} x{n}" for k, n in part["kinds"].items()))
     if part["layers_without_effect"] == part["layers"]:
-      lines.append(f"{name}: every up factor is zero: this LoRA changes nothing")
+      lines.append(f"{name}: every up factor is zero: the LoRA has no effect")
   return lines
 
 
-def comparison_text(differing: Mapping[str, Any], here: str, there: str) -> str:
-  """How two sources differ.
+def comparison_text(comparison: Mapping[str, Any], here: str, there: str) -> str:
+  """Differences of two sources as text.
 
   Args:
-    differing: As `compare` returns it.
-    here: The one, in words.
-    there: The other.
+    comparison: Result of `compare`.
+    here: Name of the first source.
+    there: Name of the second one.
 
   Returns:
     Lines of text.
@@ -94,56 +94,56 @@ def comparison_text(differing: Mapping[str, Any], here: str, there: str) -> str:
   rows = [
     ["component", "weights", "identical", "rounded", "different", "|a-b|/|b|", "largest |a-b|"]
   ]
-  for name, found in differing["components"].items():
-    if "identical" in found:
-      relative = f"{found['relative']:.3g}" if "relative" in found else "0"
-      largest = f"{found['largest_absolute'][0]:.3g}" if "relative" in found else "0"
-      counts = [str(found[key]) for key in ("identical", "rounded", "different")]
-      rows.append([name, _verdict(found), *counts, relative, largest])
+  for name, difference in comparison["components"].items():
+    if "identical" in difference:
+      relative = f"{difference['relative']:.3g}" if "relative" in difference else "0"
+      largest = f"{difference['largest_absolute'][0]:.3g}" if "relative" in difference else "0"
+      counts = [str(difference[key]) for key in ("identical", "rounded", "different")]
+      rows.append([name, _weights_text(difference), *counts, relative, largest])
     else:
-      same = not found["config"] and not found["files"]
+      same = not difference["config"] and not difference["files"]
       rows.append([name, "the same" if same else "differs", "-", "-", "-", "-", "-"])
   lines += [*_table(rows, right=(2, 3, 4, 5, 6)), ""]
   for side in ("here", "there"):
-    if names := differing[f"only_{side}"]:
+    if names := comparison[f"only_{side}"]:
       lines.append(f"only {side}: {', '.join(names)}")
-  for name, found in differing["components"].items():
-    lines += _details(name, found)
+  for name, difference in comparison["components"].items():
+    lines += _details(name, difference)
   return "\n".join(lines).rstrip()
 
 
-def _verdict(found: Mapping[str, Any]) -> str:
-  if found["only_here"] or found["only_there"] or found["misshapen"]:
-    return "other entries"
-  if found["different"]:
+def _weights_text(difference: Mapping[str, Any]) -> str:
+  if difference["only_here"] or difference["only_there"] or difference["shape_differs"]:
+    return "names or shapes differ"
+  if difference["different"]:
     return "differ"
-  if found["rounded"]:
+  if difference["rounded"]:
     return "the same, rounded"
-  return "the same" if found["identical"] else "none"
+  return "the same" if difference["identical"] else "none"
 
 
-def _details(name: str, found: Mapping[str, Any]) -> list[str]:
+def _details(name: str, difference: Mapping[str, Any]) -> list[str]:
   lines = [
     f"{name}: {field} is {_value(here)} here, {_value(there)} there"
-    for field, (here, there) in found["config"].items()
+    for field, (here, there) in difference["config"].items()
   ]
-  if found["files"]:
-    files = ", ".join(f"{file} ({how})" for file, how in found["files"].items())
+  if difference["files"]:
+    files = ", ".join(f"{file} ({how})" for file, how in difference["files"].items())
     lines.append(f"{name}: files: {files}")
-  for key, words in (
+  for key, text in (
     ("only_here", "only here"),
     ("only_there", "only there"),
-    ("misshapen", "of another shape"),
-    ("not_finite", "holds values that are not finite"),
+    ("shape_differs", "with different shapes"),
+    ("not_finite", "with values that are not finite"),
   ):
-    if names := found.get(key):
+    if names := difference.get(key):
       more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-      lines.append(f"{name}: {len(names)} {words}: {', '.join(names[:NAMES_SHOWN])}{more}")
-  modules = found.get("modules")
+      lines.append(f"{name}: {len(names)} {text}: {', '.join(names[:NAMES_SHOWN])}{more}")
+  modules = difference.get("modules")
   if not modules:
     return lines
-  lines.append(f"{name}: largest |a-b| in {found['largest_absolute'][1]}")
-  ratio, tensor = found["largest_relative"]
+  lines.append(f"{name}: largest |a-b| in {difference['largest_absolute'][1]}")
+  ratio, tensor = difference["largest_relative"]
   lines.append(f"{name}: largest |a-b|/|b| of a tensor is {ratio:.3g}, in {tensor}")
   rows = [["most changed modules", "|a-b|/|b|", "largest |a-b|"]]
   rows += [[m, f"{ratio:.3g}", f"{largest:.3g}"] for m, ratio, largest in modules[:MODULES_SHOWN]]
@@ -154,7 +154,7 @@ def _details(name: str, found: Mapping[str, Any]) -> list[str]:
 
 
 def _table(rows: Sequence[Sequence[str]], *, right: Sequence[int]) -> list[str]:
-  """Aligned columns; those in `right` end at the same place."""
+  """Lines of a table with aligned columns; those in `right` are aligned to the right."""
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   return [
     "  ".join(
