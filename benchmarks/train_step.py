@@ -40,7 +40,7 @@ import tempfile
 import time
 from typing import Any
 
-from peers import Peer, take_turns
+from interleaved import Worker, time_interleaved
 
 # The largest relative difference of any checked number at which two sides took the same step, and
 # of the loss of the first step alone, before rounding has gone through an optimizer. In bfloat16
@@ -86,16 +86,16 @@ def measure(
 
   dpo_setting.write(size, folder)
   with contextlib.ExitStack() as stack:
-    peers = {}
+    workers = {}
     for name, (kind, *arguments) in sides.items():
-      peers[name] = Peer(name, kind, size, folder, *arguments)
-      stack.callback(peers[name].close)
-    for side in peers.values():  # one after the other, so that none slows another down
+      workers[name] = Worker(name, kind, size, folder, *arguments)
+      stack.callback(workers[name].close)
+    for side in workers.values():  # one after the other, so that none slows another down
       side("start")
-    prepared = {name: side("prepare") for name, side in peers.items()}
-    checks = {name: side("check") for name, side in peers.items()}
+    prepared = {name: side("prepare") for name, side in workers.items()}
+    checks = {name: side("check") for name, side in workers.items()}
     first, difference = {}, {}
-    for name in list(peers)[1:]:
+    for name in list(workers)[1:]:
       difference[name] = disagreement(checks["ours"], checks[name])
       first[name] = abs(checks["ours"][0]["loss"] / checks[name][0]["loss"] - 1)
       if (
@@ -104,10 +104,10 @@ def measure(
       ):
         raise RuntimeError(f"{name} and ours do not take the same step: {checks}")
 
-    timed = take_turns(peers, repeats, turn_seconds)
+    timed = time_interleaved(workers, repeats, turn_seconds)
 
     def ratios(what: str) -> dict[str, dict]:
-      return {name: ratio(timed[what]["ours"], timed[what][name]) for name in peers}
+      return {name: ratio(timed[what]["ours"], timed[what][name]) for name in workers}
 
     return {
       "pairs": size.pairs,
@@ -118,9 +118,9 @@ def measure(
       "ratio": ratios("seconds"),
       "processor_time": ratios("processor_seconds"),
       "prepare_seconds": prepared,
-      "memory_mib": {name: side("memory") for name, side in peers.items()},
-      "device": {name: side("device") for name, side in peers.items()},
-      "versions": {name: side("version") for name, side in peers.items()},
+      "memory_mib": {name: side("memory") for name, side in workers.items()},
+      "device": {name: side("device") for name, side in workers.items()},
+      "versions": {name: side("version") for name, side in workers.items()},
     }
 
 

@@ -20,7 +20,7 @@ import tempfile
 import time
 from typing import Any
 
-from peers import Peer, take_turns
+from interleaved import Worker, time_interleaved
 from train_step import machine, ratio
 
 # The largest relative difference of any array's norm at which both computed the same.
@@ -65,8 +65,8 @@ def measure(
     folder = pathlib.Path(temporary)
     unet_setting.write(unet_setting.SIZES[name], folder)
     sides = {
-      "ours": Peer("jax", "unet_ours.OurSide", folder, gradient, implementation),
-      "torch": Peer("torch", "unet_torch.TorchSide", folder, gradient),
+      "ours": Worker("jax", "unet_ours.OurSide", folder, gradient, implementation),
+      "torch": Worker("torch", "unet_torch.TorchSide", folder, gradient),
     }
     for side in sides.values():  # one after the other, so that neither slows the other down
       stack.callback(side.close)
@@ -75,7 +75,7 @@ def measure(
     differs = difference(*(side("check") for side in sides.values()))
     if differs > TOLERANCE:
       raise RuntimeError(f"{name!r}: the sides differ by {differs:.1e} in the norm of an array")
-    timed = take_turns(sides, repeats, turn_seconds)
+    timed = time_interleaved(sides, repeats, turn_seconds)
     return {
       "size": name,
       "what": "gradient" if gradient else "forward",

@@ -9,7 +9,7 @@ import pytest
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import dpo_setting
-import peers
+import interleaved
 import train_step
 from dpo_ours import OurSide
 from dpo_torch import TorchSide
@@ -66,12 +66,12 @@ def test_the_ratio_is_that_of_the_medians_and_lies_in_its_interval():
 
 
 def test_an_error_in_a_side_reaches_the_caller_with_its_message(tmp_path):
-  peer = peers.Peer("jax", "dpo_ours.OurSide", dpo_setting.SIZES["digits"](), tmp_path)
+  worker = interleaved.Worker("jax", "dpo_ours.OurSide", dpo_setting.SIZES["digits"](), tmp_path)
   try:
     with pytest.raises(RuntimeError, match=str(tmp_path)):
-      peer("start")
+      worker("start")
   finally:
-    peer.close()
+    worker.close()
 
 
 def test_a_layout_is_read_and_a_wrong_one_refused():

@@ -1,4 +1,4 @@
-"""The two sides as processes of their own, which take turns and state their own memory."""
+"""Interleaved timing of implementations ("sides"), each in a worker process of its own."""
 
 import ctypes
 import gc
@@ -13,29 +13,37 @@ from typing import Any
 MIB = 2**20
 
 
-class Peer:
-  """A side of a benchmark in a child process; calls go through a pipe, one at a time.
+class Worker:
+  """One side of a benchmark in a child process, called over a pipe, one call at a time.
 
   Args:
-    name: For messages.
-    side: "module.Class", imported in the child alone. The class has `prepare`, which returns the
-      seconds that took, `step`, and `planned_bytes`; further methods are called through as well.
-    arguments: Of the class.
+    name: Name of the side, for messages.
+    side: "module.Class", imported in the child only. The class has `prepare`, which returns the
+      seconds it took, `step` and `planned_bytes`; other methods can be called too.
+    arguments: Arguments of the class.
   """
 
   def __init__(self, name: str, side: str, *arguments: Any):
     context = multiprocessing.get_context("spawn")  # a fork would inherit the parent's threads
     self.name = name
-    self.pipe, theirs = context.Pipe()
-    self.process = context.Process(target=_serve, args=(theirs, side, arguments), daemon=True)
+    self.pipe, child_pipe = context.Pipe()
+    self.process = context.Process(target=_serve, args=(child_pipe, side, arguments), daemon=True)
     self.process.start()
-    theirs.close()
+    child_pipe.close()
 
   def __call__(self, command: str, *arguments: Any) -> Any:
-    """Has the child run `command` and returns what it answers."""
+    """Calls a method of the side, or of `_Server`, in the child and returns its result.
+
+    Args:
+      command: Name of the method; "start", the first call, constructs the side.
+      *arguments: Arguments of the method.
+
+    Raises:
+      RuntimeError: The call failed, or the child ended.
+    """
     self.pipe.send((command, arguments))
     try:
-      answer, error = self.pipe.recv()
+      result, error = self.pipe.recv()
     except EOFError as end:
       self.process.join()
       raise RuntimeError(
@@ -44,7 +52,7 @@ class Peer:
       ) from end
     if error:
       raise RuntimeError(f"the {self.name} side failed at {command!r}:\n{error}")
-    return answer
+    return result
 
   def close(self) -> None:
     """Ends the child."""
@@ -54,7 +62,7 @@ class Peer:
 
 
 class _Server:
-  """What a child answers to."""
+  """The side in the child, and measurements of the child's memory and time."""
 
   def __init__(self, side: str, arguments: tuple):
     module, _, name = side.rpartition(".")
@@ -64,10 +72,10 @@ class _Server:
     self.at_preparation = None
 
   def prepare(self) -> float:
-    """Readies the step and returns the seconds that took; the peak of memory starts anew."""
+    """Prepares the step and resets the peak of memory; returns the seconds of the preparation."""
     seconds = self.side.prepare()
     self.at_preparation = _memory("VmHWM")
-    # What the compiler has freed must not count as memory of the steps.
+    # Memory that the compiler has freed must not count as memory of the steps.
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     pathlib.Path("/proc/self/clear_refs").write_text("5")
@@ -75,16 +83,16 @@ class _Server:
     return seconds
 
   def turn(self, steps: int) -> tuple[float, float]:
-    """Takes steps; returns the mean of a step's seconds and of its processor seconds."""
-    started, used = time.perf_counter(), time.process_time()
+    """Runs steps; returns mean seconds and mean processor seconds of a step."""
+    start, cpu_start = time.perf_counter(), time.process_time()
     for _ in range(steps):
       self.side.step()
-    return (time.perf_counter() - started) / steps, (time.process_time() - used) / steps
+    return (time.perf_counter() - start) / steps, (time.process_time() - cpu_start) / steps
 
   def memory(self) -> dict[str, float | None]:
-    """Resident memory in MiB: after the imports, at most until the first step, at most since.
+    """Resident memory in MiB: after imports, peak of the preparation, and peak of the steps.
 
-    `prepared` is what remained between those two: state, program, and what a compiler left behind.
+    `prepared` is the memory before the first step: state, program, and remains of the compiler.
     """
     planned = self.side.planned_bytes()
     return {
@@ -96,43 +104,43 @@ class _Server:
     }
 
   def cpu_seconds(self) -> float:
-    """Processor time this process has used, over all threads."""
+    """Processor time of this process, over all threads."""
     return time.process_time()
 
 
-def take_turns(sides: dict[str, Peer], repeats: int, turn_seconds: float) -> dict[str, Any]:
-  """Times prepared sides in turns, A B A B: whatever else the machine does falls on all of them.
+def time_interleaved(sides: dict[str, Worker], repeats: int, turn_seconds: float) -> dict[str, Any]:
+  """Times prepared sides in turns, A B A B, so that other load of the machine affects all of them.
 
   Args:
-    sides: By name.
-    repeats: Rounds; each side has a turn in each.
-    turn_seconds: A turn takes as many steps as fill this time, and at least one.
+    sides: Name -> side.
+    repeats: Number of rounds; each side has one turn per round.
+    turn_seconds: Length of a turn; it has at least one step.
 
   Returns:
     steps_per_turn; seconds and processor_seconds of a step, by side and round; and
-    others_share_of_cores, what other programs had meanwhile.
+    others_share_of_cores, the fraction of processor time that other programs used.
   """
-  steps, turns, used = {}, {key: [] for key in sides}, {key: [] for key in sides}
+  steps, seconds, cpu_seconds = {}, {key: [] for key in sides}, {key: [] for key in sides}
   for key, side in sides.items():
     steps[key] = max(1, round(turn_seconds / side("turn", 1)[0]))
   before = _processor_seconds(sides)
   for _ in range(repeats):
     for key, side in sides.items():
-      time.sleep(0.05)  # idle threads of the other side spin for a moment after its turn
-      seconds, processor_seconds = side("turn", steps[key])
-      turns[key].append(seconds)
-      used[key].append(processor_seconds)
+      time.sleep(0.05)  # idle threads of the other side spin briefly after its turn
+      step_seconds, step_cpu_seconds = side("turn", steps[key])
+      seconds[key].append(step_seconds)
+      cpu_seconds[key].append(step_cpu_seconds)
   busy, total, own = (b - a for a, b in zip(before, _processor_seconds(sides), strict=True))
   return {
     "steps_per_turn": steps,
     "others_share_of_cores": max(0.0, (busy - own) / total),
-    "seconds": turns,
-    "processor_seconds": used,
+    "seconds": seconds,
+    "processor_seconds": cpu_seconds,
   }
 
 
-def _processor_seconds(sides: dict[str, Peer]) -> tuple[float, float, float]:
-  """Processor seconds of all programs, of all cores busy or not, and of the sides, so far."""
+def _processor_seconds(sides: dict[str, Worker]) -> tuple[float, float, float]:
+  """Processor seconds so far: of all programs, of all cores with idle time, and of the sides."""
   return *busy_and_all_seconds(), sum(side("cpu_seconds") for side in sides.values())
 
 
@@ -155,13 +163,13 @@ def _serve(pipe: Any, side: str, arguments: tuple) -> None:
 
 
 def busy_and_all_seconds() -> tuple[float, float]:
-  """Processor time the machine has spent on anything, and in total, since it started."""
+  """Busy and total processor time of the machine since it started."""
   fields = pathlib.Path("/proc/stat").read_text().splitlines()[0].split()[1:9]
   ticks = [int(field) / os.sysconf("SC_CLK_TCK") for field in fields]
-  return sum(ticks) - sum(ticks[3:5]), sum(ticks)  # the fourth and fifth are idle and waiting
+  return sum(ticks) - sum(ticks[3:5]), sum(ticks)  # the fourth and fifth are idle and iowait
 
 
 def _memory(field: str) -> float:
-  """VmRSS, what is resident now, or VmHWM, the most that was, in MiB."""
+  """VmRSS, the resident memory, or VmHWM, its peak, in MiB."""
   lines = pathlib.Path("/proc/self/status").read_text().splitlines()
   return next(int(line.split()[1]) for line in lines if line.startswith(field + ":")) / 1024
