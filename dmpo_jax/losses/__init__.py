@@ -1,4 +1,4 @@
-"""Objectives over the four errors of a preference pair: arrays in, arrays out."""
+"""Losses over the four errors of a preference pair: arrays in, arrays out."""
 
 from dmpo_jax.losses.alpha_dpo import alpha_dpo
 from dmpo_jax.losses.base import Diagnostics, PairErrors, denoising_error

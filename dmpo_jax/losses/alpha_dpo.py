@@ -1,21 +1,19 @@
 """Alpha-divergence from the policy's preference to certainty."""
 
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.nn import log_sigmoid
 
-from dmpo_jax.losses.base import Diagnostics, PairErrors, check_errors, check_number, diagnose
-from dmpo_jax.losses.requirements import Requirements
+from dmpo_jax.losses.base import POSITIVE, Diagnostics, Interval, PairErrors, checked, diagnose
 
-# Gauss-Legendre nodes and weights on [0, 1]; eight of them integrate what stands below to float32's
-# last digit for lengths up to 3.
+# Gauss-Legendre nodes and weights on [0, 1]; eight of them integrate `alpha_divergence` to
+# float32's last digit for lengths up to 3.
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(8)
 _NODES, _WEIGHTS = (_NODES + 1) / 2, _WEIGHTS / 2
 
 
+@checked(beta=POSITIVE, divergence_alpha=Interval(0, 1, closed_low=True, closed_high=True))
 def alpha_dpo(
   errors: PairErrors, *, beta: float, divergence_alpha: float
 ) -> tuple[jax.Array, Diagnostics]:
@@ -42,23 +40,16 @@ def alpha_dpo(
   Raises:
     InputError: A hyperparameter is out of range, a field is missing, shapes or dtypes are wrong.
 
-  Source: the public program of Diffusion alpha-DPO (yangli-lab/Diffusion_alpha-DPO_ICLR2026), which
-    evaluates the formula as it stands: near a = 1 its three terms cancel.
+  Source: Diffusion alpha-DPO. Reference implementation: yangli-lab/Diffusion_alpha-DPO_ICLR2026,
+    which evaluates the formula literally; near a = 1 its three terms cancel.
   """
-  beta = check_number("beta", beta, low=0.0, high=math.inf)
-  a = check_number(
-    "divergence_alpha", divergence_alpha, low=0.0, high=1.0, closed_low=True, closed_high=True
-  )
-  diagnostics = diagnose(check_errors(errors, alpha_dpo), beta=beta)
-  return alpha_divergence(diagnostics.logit, jnp.float32(a)), diagnostics
-
-
-alpha_dpo.requirements = Requirements()
+  diagnostics = diagnose(errors, beta=beta)
+  return alpha_divergence(diagnostics.logit, jnp.float32(divergence_alpha)), diagnostics
 
 
 @jax.custom_jvp
 def alpha_divergence(z: jax.Array, a: jax.Array) -> jax.Array:
-  """The loss above as a function of the logit, without cancellation for any a in [0, 1].
+  """The alpha-divergence as a function of the logit, without cancellation for any a in [0, 1].
 
   With l = -log p the divergence is l ∫_0^1 (1 - exp(-l t)) exp(-a l (1 - t)) dt, all of whose terms
   are positive; integrated, l [φ(a l) - exp(-a l) φ((1 - a) l)] with φ(x) = (1 - exp(-x))/x, two

@@ -1,5 +1,6 @@
-"""What every objective shares: the four errors of a pair, their logit, and the checks."""
+"""The four errors of a pair, their logit, and the checks of every loss."""
 
+import functools
 import math
 from collections.abc import Callable
 from numbers import Real
@@ -21,8 +22,8 @@ class PairErrors(NamedTuple):
   Attributes:
     policy_w: e_w, the policy's error on the winners.
     policy_l: e_l, the policy's error on the losers; None where a batch holds no losers (`sft`).
-    reference_w: r_w, the reference's error on the winners; None for reference-free objectives.
-    reference_l: r_l, the reference's error on the losers; None for reference-free objectives.
+    reference_w: r_w, the reference's error on the winners; None for reference-free losses.
+    reference_l: r_l, the reference's error on the losers; None for reference-free losses.
   """
 
   policy_w: jax.Array
@@ -32,12 +33,12 @@ class PairErrors(NamedTuple):
 
 
 class Diagnostics(NamedTuple):
-  """What an objective saw in each pair; float32 `[pairs]`, no gradient is meant to pass.
+  """Logit, implicit rewards and accuracy of each pair, float32 `[pairs]`; for reporting only.
 
   Attributes:
     logit: z = -beta/2 ((e_w - r_w) - (e_l - r_l)); z > 0: the policy prefers the winner more than
-      the reference does. None where the batch holds no losers. (`kto` has no factor 1/2, `mapo` a
-      margin of its own: their docstrings say what stands here.)
+      the reference does. None where the batch holds no losers. The logits of `kto` and `mapo` are
+      defined in their docstrings.
     reward_w: Implicit reward of the winner, -beta/2 (e_w - r_w).
     reward_l: Implicit reward of the loser, -beta/2 (e_l - r_l). None where there are no losers.
     accuracy: 1 where z > 0, 0 where z < 0, 1/2 on a tie. None where there are no losers.
@@ -74,13 +75,61 @@ def denoising_error(prediction: jax.Array, target: jax.Array) -> jax.Array:
   return jnp.mean(jnp.square(difference), axis=tuple(range(1, difference.ndim)))
 
 
-def check_errors(errors: PairErrors, objective: Callable) -> PairErrors:
-  """The errors as float32 arrays, once shapes, dtypes and the fields an objective needs are right.
+class Interval(NamedTuple):
+  """An interval of finite numbers; its ends are excluded unless they are closed."""
+
+  low: float
+  high: float
+  closed_low: bool = False
+  closed_high: bool = False
+
+  def __str__(self) -> str:
+    left, right = "[" if self.closed_low else "(", "]" if self.closed_high else ")"
+    return f"{left}{self.low:g}, {self.high:g}{right}"
+
+
+FOUR_ERRORS = Requirements()
+POSITIVE = Interval(0, math.inf)
+NOT_NEGATIVE = Interval(0, math.inf, closed_low=True)
+
+
+def checked(
+  requirements: Requirements = FOUR_ERRORS, **hyperparameters: Interval
+) -> Callable[[Callable], Callable]:
+  """Decorator of a loss: its inputs are checked and converted before it is called.
+
+  The loss receives its errors as `check_errors` and its hyperparameters as `check_number` return
+  them, and carries its requirements as `.requirements`.
 
   Args:
-    errors: The errors as the caller gave them.
-    objective: The objective's function: its name is for the message, its
-      `requirements` say which fields it needs.
+    requirements: Inputs that the loss needs.
+    **hyperparameters: Interval of each hyperparameter that is a number.
+
+  Returns:
+    The decorator.
+  """
+
+  def decorate(loss: Callable) -> Callable:
+    @functools.wraps(loss)
+    def checked_loss(errors: PairErrors, *residuals, **arguments):
+      for name, interval in hyperparameters.items():
+        if name in arguments:
+          arguments[name] = check_number(name, arguments[name], interval)
+      return loss(check_errors(errors, loss.__name__, requirements), *residuals, **arguments)
+
+    checked_loss.requirements = requirements
+    return checked_loss
+
+  return decorate
+
+
+def check_errors(errors: PairErrors, loss: str, needs: Requirements) -> PairErrors:
+  """The errors as float32 arrays, after a check of shapes, dtypes and required fields.
+
+  Args:
+    errors: The errors.
+    loss: Name of the loss, for the message.
+    needs: The loss's requirements.
 
   Returns:
     `PairErrors` of float32 arrays `[pairs]` (None stays None).
@@ -89,46 +138,40 @@ def check_errors(errors: PairErrors, objective: Callable) -> PairErrors:
     InputError: A needed field is None, half of the reference is missing, a field is not a vector in
       float32 or wider, or lengths differ.
   """
-  needs: Requirements = objective.requirements
-  objective = objective.__name__
-  needed = ["policy_w"] + ["policy_l"] * needs.losers + ["reference_w"] * needs.reference
-  needed += ["reference_l"] * (needs.losers and needs.reference)
-  for name in needed:
+  fields = ["policy_w"] + ["policy_l"] * needs.losers + ["reference_w"] * needs.reference
+  fields += ["reference_l"] * (needs.losers and needs.reference)
+  for name in fields:
     if getattr(errors, name) is None:
-      raise InputError(f"{objective} needs {name}, which is None; give the float32 errors [pairs]")
+      raise InputError(f"{loss} needs {name}, which is None; give the float32 errors [pairs]")
   if errors.policy_l is not None and (errors.reference_w is None) != (errors.reference_l is None):
-    raise InputError(f"{objective}: give both of reference_w and reference_l, or neither")
-  arrays = {}
-  for name, value in errors._asdict().items():
-    arrays[name] = None if value is None else jnp.asarray(value)
+    raise InputError(f"{loss}: give both of reference_w and reference_l, or neither")
+  arrays = {k: None if v is None else jnp.asarray(v) for k, v in errors._asdict().items()}
   for name, value in arrays.items():
     if value is None:
       continue
     if value.ndim != 1 or value.shape != arrays["policy_w"].shape:
       shapes = {k: v.shape for k, v in arrays.items() if v is not None}
-      raise InputError(f"{objective} takes errors of one shape [pairs]; {name} differs: {shapes}")
+      raise InputError(f"{loss} takes errors of one shape [pairs]; {name} differs: {shapes}")
     if value.dtype not in (jnp.float32, jnp.float64):
       raise InputError(
-        f"{objective}: {name} is {value.dtype}; errors must be reduced in float32 "
+        f"{loss}: {name} is {value.dtype}; errors must be reduced in float32 "
         "(losses.denoising_error does), for beta multiplies their rounding"
       )
   return PairErrors(**{k: None if v is None else v.astype(jnp.float32) for k, v in arrays.items()})
 
 
-def check_number(
-  name: str, value: float, *, low: float, high: float, closed_low=False, closed_high=False
-) -> float:
-  """`value` as a float if it lies in (low, high), the ends included where they are closed.
+def check_number(name: str, value: float, interval: Interval) -> float:
+  """The value as a float, after a check that it is a finite real number in an interval.
 
   Raises:
-    InputError: It is not a finite real number in that interval; the message names it.
+    InputError: It is not; the message names it.
   """
   is_number = isinstance(value, Real) or getattr(value, "ndim", None) == 0
   number = float(value) if is_number and not isinstance(value, bool) else math.nan
+  low, high, closed_low, closed_high = interval
   inside = low < number < high or (closed_low and number == low)
   if not (math.isfinite(number) and (inside or (closed_high and number == high))):
-    left, right = "[" if closed_low else "(", "]" if closed_high else ")"
-    raise InputError(f"{name} must be a number in {left}{low:g}, {high:g}{right}, got {value!r}")
+    raise InputError(f"{name} must be a number in {interval}, got {value!r}")
   return number
 
 
@@ -137,12 +180,12 @@ def diagnose(errors: PairErrors, *, beta: float) -> Diagnostics:
 
       z = -beta/2 Δ,   Δ = (e_w - e_l) - (r_w - r_l)
 
-  The difference is taken as (e_w - r_w) - (e_l - r_l): policy and reference are close, so these
+  The difference is computed as (e_w - r_w) - (e_l - r_l): policy and reference are close, so these
   inner differences are exact in float32 where e_w - e_l is not. A missing reference counts as 0.
 
   Args:
-    errors: As `check_errors` returns them.
-    beta: The Diffusion-DPO temperature on mean errors, factor 1/2 and number of timesteps included.
+    errors: float32 `[pairs]`.
+    beta: Temperature of Diffusion-DPO on mean errors; the number of timesteps is a factor of it.
 
   Returns:
     `Diagnostics`, float32 `[pairs]`.
@@ -160,5 +203,5 @@ def diagnose(errors: PairErrors, *, beta: float) -> Diagnostics:
 
 
 def implicit_accuracy(logit: jax.Array) -> jax.Array:
-  """1 where the logit is > 0, 0 where it is < 0, 1/2 on a tie, NaN where it is no number."""
+  """1 where the logit is > 0, 0 where it is < 0, 1/2 on a tie, NaN where it is NaN."""
   return jnp.where(logit > 0, 1.0, jnp.where(logit < 0, 0.0, jnp.where(logit == 0, 0.5, jnp.nan)))

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.nn import log_sigmoid
 
-from dmpo_jax.losses.base import Diagnostics, PairErrors, check_errors, check_number, diagnose
-from dmpo_jax.losses.requirements import Requirements
+from dmpo_jax.losses.base import POSITIVE, Diagnostics, Interval, PairErrors, checked, diagnose
 
 # Gauss-Legendre nodes and weights on [0, 1]; eight of them integrate the slope below to float32's
 # last digit over |z - u*| <= 3.
@@ -16,6 +15,7 @@ _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(8)
 _NODES, _WEIGHTS = (_NODES + 1) / 2, _WEIGHTS / 2
 
 
+@checked(beta=POSITIVE, alpha=Interval(0, 0.5))
 def dmpo(errors: PairErrors, *, beta: float, alpha: float) -> tuple[jax.Array, Diagnostics]:
   """DMPO: KL(Bernoulli(p) ‖ Bernoulli(1 - alpha)) with the policy's preference p first.
 
@@ -23,13 +23,13 @@ def dmpo(errors: PairErrors, *, beta: float, alpha: float) -> tuple[jax.Array, D
       loss = p (log p - log q) + (1 - p) (log(1 - p) - log(1 - q))
 
   The loss is zero at u* = log((1 - alpha)/alpha) and d loss/dz = p (1 - p) (z - u*): pairs that the
-  policy misranks badly are nearly ignored, and past u* a weak force pulls the margin back.
+  policy misranks badly are nearly ignored, and past u* a weak gradient reduces the margin.
 
   Args:
     errors: float32 `[pairs]`, all four fields.
-    beta: Temperature on mean errors, > 0. A public re-implementation uses 2000 for SD1.5 and 6000
+    beta: Temperature on mean errors, > 0. The reference implementation uses 2000 for SD1.5 and 6000
       for SDXL (64x64x4 and 128x128x4 latents; smaller images want less).
-    alpha: Share of pairs whose label the target holds to be wrong, in (0, 1/2); published: 0.01.
+    alpha: Label-flip probability of the target, in (0, 1/2); published: 0.01.
       At 0 the target is certain and the reverse KL is infinite for every p < 1.
 
   Returns:
@@ -39,21 +39,15 @@ def dmpo(errors: PairErrors, *, beta: float, alpha: float) -> tuple[jax.Array, D
   Raises:
     InputError: A hyperparameter is out of range, a field is missing, shapes or dtypes are wrong.
 
-  Source: arXiv 2507.07510 is the paper; its equations could not be read. The form was read in the
-    public program of Diffusion-SDPO (`--train_method dmpo`) and is that of EXO (arXiv 2402.00856,
-    Eq. 16), its ancestor for language models.
+  Source: arXiv 2507.07510. Reference implementation: AIDC-AI/Diffusion-SDPO,
+    `--train_method dmpo`. EXO (arXiv 2402.00856, Eq. 16) is the same form for language models.
   """
-  beta = check_number("beta", beta, low=0.0, high=math.inf)
-  alpha = check_number("alpha", alpha, low=0.0, high=0.5)
-  diagnostics = diagnose(check_errors(errors, dmpo), beta=beta)
+  diagnostics = diagnose(errors, beta=beta)
   return _reverse_kl(alpha, diagnostics.logit), diagnostics
 
 
-dmpo.requirements = Requirements()
-
-
 def _distance(alpha: float, z: jax.Array) -> jax.Array:
-  """z - u*, with u* in two float32 parts: one part alone would blur the zero of the loss."""
+  """z - u*, with u* as a sum of two float32 numbers: one alone would shift the zero of the loss."""
   target = math.log1p(-alpha) - math.log(alpha)
   high = np.float32(target)
   # The barrier keeps the compiler from adding the two constants up.

@@ -1,14 +1,12 @@
 """Diffusion-DPO and its conservative form with label smoothing."""
 
-import math
-
 import jax
 from jax.nn import log_sigmoid
 
-from dmpo_jax.losses.base import Diagnostics, PairErrors, check_errors, check_number, diagnose
-from dmpo_jax.losses.requirements import Requirements
+from dmpo_jax.losses.base import POSITIVE, Diagnostics, Interval, PairErrors, checked, diagnose
 
 
+@checked(beta=POSITIVE, label_smoothing=Interval(0, 0.5, closed_low=True))
 def dpo(
   errors: PairErrors, *, beta: float, label_smoothing: float = 0.0
 ) -> tuple[jax.Array, Diagnostics]:
@@ -35,11 +33,6 @@ def dpo(
   Source: arXiv 2311.12908, Eq. 14, and its public program; label smoothing is that of cDPO for
     language models (a follow-up to arXiv 2305.18290).
   """
-  beta = check_number("beta", beta, low=0.0, high=math.inf)
-  s = check_number("label_smoothing", label_smoothing, low=0.0, high=0.5, closed_low=True)
-  diagnostics = diagnose(check_errors(errors, dpo), beta=beta)
-  z = diagnostics.logit
+  diagnostics = diagnose(errors, beta=beta)
+  z, s = diagnostics.logit, label_smoothing
   return -(1 - s) * log_sigmoid(z) - s * log_sigmoid(-z), diagnostics
-
-
-dpo.requirements = Requirements()

@@ -1,16 +1,13 @@
 """f-DPO: DPO whose penalty on leaving the reference is another f-divergence."""
 
-import math
-
 import jax
 import jax.numpy as jnp
 from jax.nn import log_sigmoid
 
 from dmpo_jax.errors import InputError, unknown
-from dmpo_jax.losses.base import Diagnostics, PairErrors, check_errors, check_number, diagnose
-from dmpo_jax.losses.requirements import Requirements
+from dmpo_jax.losses.base import POSITIVE, Diagnostics, Interval, PairErrors, checked, diagnose
 
-# float32 ends at exp(88.7); what is left above exp(80) is for the factors before it.
+# float32 overflows at exp(88.7); the range above exp(80) is left for the factors before it.
 LARGEST_EXPONENT = 80.0
 
 _UNUSABLE = "0 lies in the domain of its f', so the partition function does not cancel in a pair"
@@ -20,6 +17,7 @@ REFUSED = {
 }
 
 
+@checked(beta=POSITIVE, inner_scale=POSITIVE, divergence_alpha=Interval(0, 1))
 def f_dpo(
   errors: PairErrors,
   *,
@@ -59,26 +57,19 @@ def f_dpo(
     InputError: The divergence is unknown, or chi_squared or total_variation (the message says why);
       a hyperparameter is out of range, a field is missing, shapes or dtypes are wrong.
 
-  Source: arXiv 2309.16240 (f-DPO for language models), its structure carried to errors. arXiv
-    2409.09774 is the paper for diffusion; only its abstract could be read.
+  Source: arXiv 2309.16240 (f-DPO for language models), with log-ratios replaced by errors; arXiv
+    2409.09774 is the paper for diffusion.
   """
   if divergence in REFUSED:
     raise InputError(f"divergence {divergence!r} cannot be used: {REFUSED[divergence]}")
   if divergence not in _DERIVATIVES:
     raise unknown("divergence", divergence, _DERIVATIVES)
-  beta = check_number("beta", beta, low=0.0, high=math.inf)
-  scale = check_number("inner_scale", inner_scale, low=0.0, high=math.inf)
-  a = check_number("divergence_alpha", divergence_alpha, low=0.0, high=1.0)
-  errors = check_errors(errors, f_dpo)
-  diagnostics = diagnose(errors, beta=beta * scale)
+  diagnostics = diagnose(errors, beta=beta * inner_scale)
   if divergence == "reverse_kl":  # g is linear, so both factors are one: DPO to the last bit
     return -log_sigmoid(diagnostics.logit), diagnostics
-  ratio = diagnose(errors, beta=scale)  # its rewards are s
-  g = _DERIVATIVES[divergence]
+  ratio = diagnose(errors, beta=inner_scale)  # its rewards are s
+  g, a = _DERIVATIVES[divergence], divergence_alpha
   return -log_sigmoid(beta * (g(ratio.reward_w, a) - g(ratio.reward_l, a))), diagnostics
-
-
-f_dpo.requirements = Requirements()
 
 
 def _growth(x: jax.Array) -> jax.Array:

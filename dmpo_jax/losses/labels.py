@@ -1,4 +1,4 @@
-"""Soft labels: the loss of a pair of which it is not certain which image is preferred."""
+"""Losses under soft labels: pairs whose preferred image is known with a probability."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ from dmpo_jax.losses.residuals import Residuals
 
 
 def swap(pairs: PairErrors | Residuals) -> PairErrors | Residuals:
-  """The same pairs with the other image called the winner."""
+  """The same pairs with winner and loser exchanged."""
   return type(pairs)(
     policy_w=pairs.policy_l,
     policy_l=pairs.policy_w,
@@ -24,12 +24,12 @@ def swap(pairs: PairErrors | Residuals) -> PairErrors | Residuals:
 def soft_label_loss(
   loss: Callable, errors: PairErrors, label: jax.Array, residuals: Residuals | None = None
 ) -> tuple[jax.Array, Diagnostics]:
-  """An objective under soft labels: the expectation over which image is preferred.
+  """A loss under soft labels: its expectation over which image is preferred.
 
       loss = p0 · loss(w, l) + (1 - p0) · loss(l, w)
 
-  p0 is the label: a pair counts p0 times as it stands and 1 - p0 times with its images swapped, so
-  1 is the objective itself, 0 the swapped pair, and 1/2 a tie. Flipping labels at rate η is the
+  p0 is the label: a pair counts p0 times as it is and 1 - p0 times with its images swapped. 1 is
+  the loss itself, 0 that of the swapped pair, and 1/2 a tie. Flipping labels at rate η is the
   same, in expectation, as p0 = 1 - η.
 
   For DPO this is the cross entropy to p0, the KL divergence to the mixed target; with label
@@ -38,33 +38,33 @@ def soft_label_loss(
   (1 - 2η) u*, and not where the averaged probability p0 (1 - alpha) + (1 - p0) alpha lies.
 
   Args:
-    loss: An objective of this package, hyperparameters bound by functools.partial.
-    errors: float32 `[pairs]`; the fields of the losers too, also for `sft`.
+    loss: A loss of this package, its hyperparameters bound by functools.partial.
+    errors: float32 `[pairs]`; the losers' fields are needed for every loss, also for `sft`.
     label: `[pairs]` or a scalar, p0 in [0, 1]: probability that the first image (`policy_w`) is the
-      preferred one. Its range is for the caller to check: here it may be traced.
-    residuals: Where the objective needs them.
+      preferred one. The range is not checked, for it may be traced.
+    residuals: `Residuals`, where the loss needs them.
 
   Returns:
     loss: float32 `[pairs]`.
-    diagnostics: `Diagnostics`, float32 `[pairs]`, each of them the same expectation: the reward of
-      the preferred image, the logit times 2 p0 - 1, the probability of ranking the pair right.
+    diagnostics: `Diagnostics`, float32 `[pairs]`, expectations too: the reward of the preferred
+      image, the logit times 2 p0 - 1, the probability of ranking the pair right.
 
   Raises:
-    InputError: The objective does not take labels (the message says why), the losers are missing,
-      or `label` does not fit the errors.
+    InputError: The loss takes no soft labels (the message says why), the losers are missing, or
+      `label` does not fit the errors.
 
   Source: the definition of the expected loss under label noise, as in cDPO (a follow-up to arXiv
     2305.18290).
   """
-  found = requirements(loss)
-  if found.why_no_soft_labels:
-    raise InputError(f"this objective takes no soft labels: {found.why_no_soft_labels}")
+  needs = requirements(loss)
+  if needs.why_no_soft_labels:
+    raise InputError(f"this loss takes no soft labels: {needs.why_no_soft_labels}")
   if errors.policy_l is None:
     raise InputError("soft labels are for pairs; these errors have no losers (policy_l is None)")
   label = jnp.asarray(label, jnp.float32)
   if label.ndim and label.shape != errors.policy_w.shape:
     raise InputError(f"labels {label.shape} must have the errors' shape {errors.policy_w.shape}")
-  more = (residuals,) if found.residuals else ()
-  swapped = tuple(swap(x) for x in more if x is not None)
-  one, other = loss(errors, *more), loss(swap(errors), *swapped)
+  inputs = (residuals,) if needs.residuals else ()
+  swapped = tuple(swap(x) for x in inputs if x is not None)
+  one, other = loss(errors, *inputs), loss(swap(errors), *swapped)
   return jax.tree.map(lambda a, b: label * a + (1 - label) * b, one, other)

@@ -1,17 +1,16 @@
 """MaPO: preference without a reference, beside the denoising error of the preferred image."""
 
-import math
-
 import jax
 import jax.numpy as jnp
 from jax.nn import log_sigmoid
 
 from dmpo_jax.errors import InputError, unknown
 from dmpo_jax.losses.base import (
+  POSITIVE,
   Diagnostics,
   PairErrors,
-  check_errors,
   check_number,
+  checked,
   implicit_accuracy,
 )
 from dmpo_jax.losses.requirements import Requirements
@@ -21,6 +20,7 @@ from dmpo_jax.losses.requirements import Requirements
 _SERIES = (-1 / 2, 1 / 12, -1 / 720, 1 / 30240, -1 / 1209600, 1 / 47900160, -691 / 1307674368000)
 
 
+@checked(Requirements(reference=False), beta=POSITIVE)
 def mapo(
   errors: PairErrors,
   *,
@@ -39,13 +39,13 @@ def mapo(
   without reference at beta_dpo = num_timesteps · snr.
 
   Args:
-    errors: float32 `[pairs]`, `policy_w` and `policy_l`, >= 0; the reference's are not looked at.
+    errors: float32 `[pairs]`, `policy_w` and `policy_l`, >= 0; the reference's are ignored.
     beta: > 0. Weight of the preference term in "code", published: 0.1; exponent and inverse weight
       in "paper", published: 8 to 1024 depending on the task.
     snr: s > 0, "code" alone; published: 0.5.
     num_timesteps: T of the noise schedule, "code" alone; published: 1000.
-    form: "code" or "paper". The stored text of the paper's second version is ambiguous: φ_beta can
-      be read as the power φ^beta or the product beta φ. The power is offered.
+    form: "code" or "paper". φ_beta of the paper is taken as the power φ^beta; the product beta φ is
+      another reading.
 
   Returns:
     loss: float32 `[pairs]`.
@@ -57,21 +57,19 @@ def mapo(
     InputError: The form is unknown, snr or num_timesteps are missing or given to the form that has
       none, a hyperparameter is out of range, a field is missing, shapes or dtypes are wrong.
 
-  Source: the public program mapo-t2i/mapo, `utils.py`, for "code"; arXiv 2406.06424v2, Eq. 9-11,
-    for "paper".
+  Source: reference implementation mapo-t2i/mapo, `utils.py`, for "code"; arXiv 2406.06424v2,
+    Eq. 9-11, for "paper".
   """
   if form not in ("code", "paper"):
     raise unknown("form", form, ("code", "paper"))
-  beta = check_number("beta", beta, low=0.0, high=math.inf)
   if form == "code":
-    scale = check_number("snr", snr, low=0.0, high=math.inf)
+    scale = check_number("snr", snr, POSITIVE)
     exponent, weight = 1.0, beta
-    steps = check_number("num_timesteps", num_timesteps, low=0.0, high=math.inf)
+    steps = check_number("num_timesteps", num_timesteps, POSITIVE)
   else:
     if snr is not None or num_timesteps is not None:
       raise InputError("snr and num_timesteps do not occur in mapo's form 'paper'; leave them out")
     scale, exponent, steps, weight = 1.0, beta, 1.0, 1 / beta
-  errors = check_errors(errors, mapo)
 
   def reward(error: jax.Array) -> jax.Array:  # T (φ^exponent - 1)
     return steps * jnp.expm1(exponent * _log_phi(scale * error))
@@ -80,9 +78,6 @@ def mapo(
   logit = reward_w - reward_l
   diagnostics = Diagnostics(logit, reward_w, reward_l, implicit_accuracy(logit))
   return errors.policy_w - weight * log_sigmoid(logit), diagnostics
-
-
-mapo.requirements = Requirements(reference=False)
 
 
 def _log_phi(x: jax.Array) -> jax.Array:

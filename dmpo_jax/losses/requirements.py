@@ -1,4 +1,4 @@
-"""What an objective needs and refuses, as requirements that stand beside it in its own file."""
+"""Requirements of a loss, which stand beside it in its own file, and the checks of its inputs."""
 
 import functools
 from collections.abc import Callable
@@ -8,15 +8,15 @@ from dmpo_jax.errors import InputError
 
 
 class Requirements(NamedTuple):
-  """What the caller of an objective must know; every objective carries its own as `.requirements`.
+  """Inputs that a loss needs from its caller; every loss carries its own as `.requirements`.
 
   Attributes:
-    losers: Whether it needs the errors of the rejected images.
-    reference: Whether it needs the errors of the frozen reference.
-    residuals: Whether it takes `Residuals` as its second argument.
-    needs_global_batch: Whether the loss of a pair depends on a mean over the batch. The loss must
-      then see the whole global batch at once: under one jit a mean over sharded arrays is global,
-      but gradient accumulation needs the statistic of all microbatches first.
+    losers: True where the loss needs the errors of the rejected images.
+    reference: True where it needs the errors of the frozen reference.
+    residuals: True where it takes `Residuals` as its second argument.
+    needs_global_batch: True where the loss of a pair depends on a mean over the batch. The loss
+      must then receive the whole global batch at once: under one jit a mean over sharded arrays is
+      global, but gradient accumulation needs the statistic of all microbatches first.
     why_no_soft_labels: Reason why soft labels are not defined for it; empty where they are.
   """
 
@@ -28,29 +28,26 @@ class Requirements(NamedTuple):
 
 
 def requirements(loss: Callable) -> Requirements:
-  """The requirements of an objective, of one with its hyperparameters bound, or of a wrapped one.
+  """The requirements of a loss, also where its hyperparameters are bound or it wraps another loss.
 
   Args:
-    loss: An objective of this package, or a functools.partial of one; what is wrapped is the
-      keyword `base`, and a wrapper needs what either of the two needs.
+    loss: A loss of this package, or a functools.partial of one. A wrapper has the wrapped loss as
+      its keyword `base` and needs what either of the two needs.
 
   Returns:
     `Requirements`.
 
   Raises:
-    InputError: `loss` is something else.
+    InputError: `loss` has no requirements.
   """
   if isinstance(loss, functools.partial):
-    found = requirements(loss.func)
-    base = loss.keywords.get("base")
-    return found if base is None else Requirements(*map(_either, found, requirements(base)))
+    own, base = requirements(loss.func), loss.keywords.get("base")
+    if base is None:
+      return own
+    return Requirements(*(a or b for a, b in zip(own, requirements(base), strict=True)))
   if not isinstance(getattr(loss, "requirements", None), Requirements):
     raise InputError(
-      f"{loss!r} does not say what it needs; give an objective of dmpo_jax.losses, its "
-      "hyperparameters bound by functools.partial"
+      f"{loss!r} does not say what it needs; give a loss of dmpo_jax.losses, its hyperparameters "
+      "bound by functools.partial"
     )
   return loss.requirements
-
-
-def _either(one: bool | str, other: bool | str) -> bool | str:
-  return one or other

@@ -1,4 +1,4 @@
-"""The residual tensors of a pair, for the objectives that the four errors are not enough for."""
+"""The residual tensors of a pair, for losses that need more than the four errors."""
 
 from typing import NamedTuple
 
@@ -17,8 +17,8 @@ class Residuals(NamedTuple):
   Attributes:
     policy_w: The policy's residual on the winners.
     policy_l: The policy's residual on the losers.
-    reference_w: The reference's residual on the winners; None for reference-free objectives.
-    reference_l: The reference's residual on the losers; None for reference-free objectives.
+    reference_w: The reference's residual on the winners; None for reference-free losses.
+    reference_l: The reference's residual on the losers; None for reference-free losses.
   """
 
   policy_w: jax.Array
@@ -43,13 +43,13 @@ def inner(a: jax.Array, b: jax.Array) -> jax.Array:
   return jnp.mean(product, axis=tuple(range(1, product.ndim)))
 
 
-def check_residuals(residuals: Residuals, objective: str, *, fields: list[str], pairs: int) -> None:
-  """Refuses residuals that lack a field, or whose shapes do not belong to the errors.
+def check_residuals(residuals: Residuals, loss: str, *, fields: list[str], pairs: int) -> None:
+  """Raises if residuals lack a field, or if their shapes do not fit the errors.
 
   Args:
-    residuals: As the caller gave them.
-    objective: Name of the objective, for the message.
-    fields: The fields it needs.
+    residuals: The residuals.
+    loss: Name of the loss, for the message.
+    fields: Fields that the loss needs.
     pairs: Number of pairs in the errors.
 
   Raises:
@@ -60,13 +60,13 @@ def check_residuals(residuals: Residuals, objective: str, *, fields: list[str], 
     value = getattr(residuals, name, None)
     if value is None:
       raise InputError(
-        f"{objective} needs the residuals {name} (prediction - target, [pairs, ...]), got None"
+        f"{loss} needs the residuals {name} (prediction - target, [pairs, ...]), got None"
       )
     if value.ndim < 2 or value.shape[0] != pairs or value.shape != residuals.policy_w.shape:
       shapes = {k: v.shape for k, v in residuals._asdict().items() if v is not None}
       raise InputError(
-        f"{objective} takes residuals of one shape [{pairs}, ...] for errors of {pairs} pairs; "
+        f"{loss} takes residuals of one shape [{pairs}, ...] for errors of {pairs} pairs; "
         f"{name} differs: {shapes}"
       )
     if not jnp.issubdtype(value.dtype, jnp.floating):
-      raise InputError(f"{objective} takes residuals of floating point; {name} is {value.dtype}")
+      raise InputError(f"{loss} takes residuals of floating point; {name} is {value.dtype}")

@@ -1,56 +1,54 @@
-"""SDPO: a safeguard around any objective, so that the preferred image does not get worse."""
+"""SDPO: a safeguard around another loss, so that the preferred image does not get worse."""
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from dmpo_jax.losses.base import Diagnostics, PairErrors, check_errors, check_number
+from dmpo_jax.losses.base import Diagnostics, Interval, PairErrors, checked
 from dmpo_jax.losses.requirements import Requirements, requirements
 from dmpo_jax.losses.residuals import Residuals, check_residuals, inner
 
 
+@checked(
+  Requirements(reference=False, residuals=True),
+  mu=Interval(0, 1, closed_low=True, closed_high=True),
+)
 def sdpo(
   errors: PairErrors, residuals: Residuals, *, base: Callable, mu: float
 ) -> tuple[jax.Array, Diagnostics]:
-  """SDPO: any objective, with the loser's gradient scaled down where it would hurt the winner.
+  """SDPO: another loss, with the loser's gradient scaled down where it would harm the winner.
 
       loss = base with e_l replaced by sg(e_l) + λ (e_l - sg(e_l))
       λ = clip((1 - mu) ‖R_w‖²/<R_w, R_l>, 0, 1) where <R_w, R_l> > 0, and 1 elsewhere
 
-  sg stops the gradient and R = f_policy - target. The value is that of the base objective; only
-  the gradient changes. To first order, and taking the outputs for the parameters, a step that
-  lowers e_w - e_l then lowers e_w by at least mu times what it would do without the loser.
+  sg stops the gradient and R = f_policy - target. The value is that of the base loss; only the
+  gradient changes. To first order, and with the outputs as the parameters, a step that lowers
+  e_w - e_l then lowers e_w by at least mu times the decrease without the loser.
 
   Args:
-    errors: float32 `[pairs]`: what the base objective needs, `policy_l` among it.
+    errors: float32 `[pairs]`: the fields that the base loss needs, and `policy_l`.
     residuals: `[pairs, ...]`, any floating dtype; `policy_w` and `policy_l` enter here.
-    base: The objective inside, its hyperparameters bound: functools.partial(losses.dpo, beta=2000).
-    mu: Share of the winner's progress that is kept, in [0, 1]; published: 0.9 for SD1.5 (0.2 around
-      `dspo`), 0.6 for SDXL.
+    base: The base loss, its hyperparameters bound: functools.partial(losses.dpo, beta=2000).
+    mu: Fraction of the winner's progress that is kept, in [0, 1]; published: 0.9 for SD1.5 (0.2
+      around `dspo`), 0.6 for SDXL.
 
   Returns:
     loss: float32 `[pairs]`.
-    diagnostics: `Diagnostics` of the base objective, float32 `[pairs]`.
+    diagnostics: `Diagnostics` of the base loss, float32 `[pairs]`.
 
   Raises:
-    InputError: mu is out of range, base does not say what it needs, a field is missing, shapes or
+    InputError: mu is out of range, base has no requirements, a field is missing, shapes or
       dtypes are wrong.
 
-  Source: the public program AIDC-AI/Diffusion-SDPO (arXiv 2511.03317). There λ is averaged over a
-    micro-batch and so depends on how the batch is cut; here every pair has its own.
+  Source: arXiv 2511.03317. Reference implementation: AIDC-AI/Diffusion-SDPO, which averages λ
+    over a microbatch; here every pair has its own, independent of the batch layout.
   """
-  mu = check_number("mu", mu, low=0.0, high=1.0, closed_low=True, closed_high=True)
-  needed = requirements(base)
-  errors = check_errors(errors, sdpo)
   check_residuals(residuals, "sdpo", fields=["policy_w", "policy_l"], pairs=len(errors.policy_w))
   scale = safeguard(residuals, mu)
   fixed = jax.lax.stop_gradient(errors.policy_l)
   errors = errors._replace(policy_l=fixed + scale * (errors.policy_l - fixed))
-  return base(errors, residuals) if needed.residuals else base(errors)
-
-
-sdpo.requirements = Requirements(reference=False, residuals=True)
+  return base(errors, residuals) if requirements(base).residuals else base(errors)
 
 
 def safeguard(residuals: Residuals, mu: float) -> jax.Array:

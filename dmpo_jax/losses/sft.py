@@ -2,10 +2,11 @@
 
 import jax
 
-from dmpo_jax.losses.base import Diagnostics, PairErrors, check_errors, diagnose
+from dmpo_jax.losses.base import Diagnostics, PairErrors, checked, diagnose
 from dmpo_jax.losses.requirements import Requirements
 
 
+@checked(Requirements(losers=False, reference=False))
 def sft(errors: PairErrors) -> tuple[jax.Array, Diagnostics]:
   """The denoising error of the preferred images.
 
@@ -16,15 +17,11 @@ def sft(errors: PairErrors) -> tuple[jax.Array, Diagnostics]:
 
   Returns:
     loss: float32 `[pairs]`.
-    diagnostics: `Diagnostics` in units of beta = 1, for there is no beta here.
+    diagnostics: `Diagnostics` at beta = 1.
 
   Raises:
     InputError: Shapes or dtypes are wrong.
 
-  Source: the SFT mode of the public Diffusion-DPO program (arXiv 2311.12908).
+  Source: arXiv 2311.12908. Reference implementation: the SFT mode of Diffusion-DPO.
   """
-  errors = check_errors(errors, sft)
   return errors.policy_w, diagnose(errors, beta=1.0)
-
-
-sft.requirements = Requirements(losers=False, reference=False)

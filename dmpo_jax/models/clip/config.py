@@ -94,8 +94,7 @@ def read(config: Mapping[str, Any]) -> CLIPTextConfig:
   Raises:
     InputError: A field is unknown, or has a value that is not supported.
 
-  Source: transformers' CLIPTextConfig, CLIPTextModel and CLIPTextModelWithProjection (5.23), which
-    were read.
+  Source: transformers' CLIPTextConfig, CLIPTextModel and CLIPTextModelWithProjection (5.23).
   """
   name = WITH_PROJECTION if WITH_PROJECTION in (config.get("architectures") or ()) else NAME
   values = config_fields.read(name, config, defaults=DEFAULTS, fixed=FIXED, idle=IDLE)

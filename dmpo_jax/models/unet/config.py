@@ -234,7 +234,7 @@ def read(config: Mapping[str, Any]) -> UNetConfig:
   Raises:
     InputError: A field is unknown, or has a value that is not supported.
 
-  Source: the constructor of diffusers' UNet2DConditionModel (0.42), which was read. There
+  Source: the constructor of diffusers' UNet2DConditionModel (0.42). There
     `attention_head_dim` is, in spite of its name, the number of heads.
   """
   values = config_fields.read(NAME, config, defaults=DEFAULTS, fixed=FIXED, idle=IDLE)

@@ -72,7 +72,7 @@ def read(config: Mapping[str, Any]) -> VAEConfig:
   Raises:
     InputError: A field is unknown, or has a value that is not supported.
 
-  Source: the constructor of diffusers' AutoencoderKL (0.42), which was read.
+  Source: the constructor of diffusers' AutoencoderKL (0.42).
   """
   values = config_fields.read(NAME, config, defaults=DEFAULTS, fixed=FIXED, idle=IDLE)
   widths = values["block_out_channels"]
