@@ -136,9 +136,9 @@ def time_step(
 ) -> dict:
   """Trains `steps` steps and tells for how long the loop waited for batches, the first excepted."""
   waits, ends = [], []
-  iterate = mixture.StoredLoader.iterate
+  iterate = mixture.FolderLoader.iterate
 
-  def timed(loader: mixture.StoredLoader, start: int) -> Iterator:
+  def timed(loader: mixture.FolderLoader, start: int) -> Iterator:
     batches = iterate(loader, start)
     while True:
       began = time.perf_counter()
@@ -147,7 +147,7 @@ def time_step(
       waits.append(ends[-1] - began)
       yield batch
 
-  with mock.patch.object(mixture.StoredLoader, "iterate", timed):
+  with mock.patch.object(mixture.FolderLoader, "iterate", timed):
     train(make_config(folder, **settings), work, show_progress=False)
   seconds = (ends[-1] - ends[0]) / (len(ends) - 1)
   waited = sum(waits[1:]) / (len(waits) - 1)

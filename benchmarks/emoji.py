@@ -18,7 +18,7 @@ import unicodedata
 import numpy as np
 
 from dmpo_jax import pipelines
-from dmpo_jax.data.toy import captioned
+from dmpo_jax.data.toy import image_captions
 from dmpo_jax.evaluation import image_grids, statistics
 from dmpo_jax.evaluation.scorers import SCORERS
 
@@ -58,7 +58,7 @@ def main(arguments=None):
   reference = models["reference"]
   size = reference.configs["unet"]["sample_size"]
   parts = {
-    name: captioned.load(options.folder, size=size, split=name) for name in ("train", "test")
+    name: image_captions.load(options.folder, size=size, split=name) for name in ("train", "test")
   }
   everything = _joined(parts)
   count = min(map(len, parts.values()))

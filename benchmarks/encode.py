@@ -26,7 +26,7 @@ import numpy as np
 from data import GOAL, make_source, rate, time_convert
 
 from dmpo_jax import interop, models
-from dmpo_jax.data import Encoders, datasets
+from dmpo_jax.data import LatentEncoders, datasets
 from dmpo_jax.data.latents import encode
 from dmpo_jax.data.latents import records as encoded
 from dmpo_jax.pipelines import latent_encoders
@@ -82,7 +82,7 @@ def leaves(name: str) -> list[jax.ShapeDtypeStruct]:
   return jax.tree.leaves(models.abstract(config))
 
 
-def made_up(size: Size) -> Encoders:
+def made_up(size: Size) -> LatentEncoders:
   """Numbers of the right shapes and sizes, for no network."""
   rng = np.random.default_rng(0)
   tokens = ["input_ids", "input_ids_2"] if size.pooled else ["input_ids"]
@@ -101,7 +101,7 @@ def made_up(size: Size) -> Encoders:
     return found | ({"text_embeds": rng.normal(size=(count, size.pooled))} if size.pooled else {})
 
   fingerprint = {"encoders": {}, "tokenizers": {}}
-  return Encoders(fingerprint, tokenize, moments, text, pairs=4, captions=8, channels=3)
+  return LatentEncoders(fingerprint, tokenize, moments, text, pairs=4, captions=8, channels=3)
 
 
 def measure_encode(work: pathlib.Path, options: argparse.Namespace) -> dict:
@@ -128,7 +128,7 @@ def measure_size(
     kind: sum(f["bytes"] for n, f in manifest["files"].items() if n.startswith(kind))
     for kind in encoded.KINDS
   }
-  loader = datasets.encoded(folder=str(work)).loader(batch_size=options.batch_size, seed=0)
+  loader = datasets.cached_latents(folder=str(work)).loader(batch_size=options.batch_size, seed=0)
   return {
     "bytes_per_pair": found["pairs"] / manifest["source"]["pairs"],
     "bytes_per_caption": found["captions"] / (manifest["captions"] + 1),

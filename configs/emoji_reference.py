@@ -55,7 +55,7 @@ def get_config() -> ConfigDict:
   )
   config.trained = ("unet", "text_encoder")
   config.reference = False
-  config.data = ConfigDict({"name": "captioned", "folder": "data/emoji", "size": 16})
+  config.data = ConfigDict({"name": "image_captions", "folder": "data/emoji", "size": 16})
   config.loss.name = "sft"
   config.timesteps.name = "stratified"
   config.caption_dropout = 0.1

@@ -12,8 +12,8 @@ and optimizer state, go through a batch in 16 parts:
 
     --config.mesh.fsdp=16 --config.grad_accumulation_steps=16
 
-On pairs that `dmpo-jax data cache-latents` has encoded: --config configs/sd15_dmpo.py:encoded
---config.data.folder=data/codes. For a LoRA: --config.lora.rank=16 --config.lora.alpha=16.
+On cached latents (`dmpo-jax data cache-latents`): --config configs/sd15_dmpo.py:cached_latents
+--config.data.folder=data/latents. For a LoRA: --config.lora.rank=16 --config.lora.alpha=16.
 """
 
 from ml_collections import ConfigDict
@@ -26,7 +26,7 @@ def get_config(data: str = "pairs") -> ConfigDict:
   """Full fine-tuning of the UNet; VAE, text encoder and reference stay frozen.
 
   Args:
-    data: "pairs": images of a converted folder; "encoded": what `data cache-latents` made of them.
+    data: "pairs": images of a converted folder; "cached_latents": their cached latents.
   """
   config = default()
   config.pipeline = "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -40,10 +40,11 @@ def get_config(data: str = "pairs") -> ConfigDict:
       "flip": True,
       "ties": "drop",
     },
-    "encoded": {"name": "encoded", "folder": "data/codes", "ties": "drop"},
+    "cached_latents": {"name": "cached_latents", "folder": "data/latents", "ties": "drop"},
   }
   if data not in sections:
-    raise unknown("argument of the config file", data, sections)
+    renamed = {"encoded": "cached_latents"}
+    raise unknown("argument of the config file", data, sections, renamed=renamed)
   config.data = ConfigDict(sections[data])
   config.loss = ConfigDict({"name": "dmpo", "beta": 2000.0, "alpha": 0.01})
   config.dtype = config.reference_dtype = "bfloat16"

@@ -7,7 +7,7 @@ This project has not run it at full size: time and scores are unknown; what memo
 slice `dmpo-jax plan` says (docs/plan.md). beta and alpha are those of DMPO's public
 re-implementation for SDXL; batch, steps, warm-up and the rate, 1e-9 times the batch, are what the
 public scripts of Diffusion-DPO share, and so is Adafactor in the place of AdamW, whose moments are
-twice the parameters. Encoded pairs are taken with configs/sdxl_dmpo.py:encoded.
+twice the parameters. Cached latents are read with configs/sdxl_dmpo.py:cached_latents.
 """
 
 from ml_collections import ConfigDict
@@ -21,7 +21,7 @@ def get_config(data: str = "pairs") -> ConfigDict:
   config.pipeline = "stabilityai/stable-diffusion-xl-base-1.0"
   if data == "pairs":
     config.data.size = 1024
-  config.data.time_ids = True
+  config.data.micro_conditioning = True
   config.loss.beta = 6000.0
   config.optimizer.name = "adafactor"
   config.optimizer.learning_rate = 2.048e-6

@@ -3,7 +3,7 @@
 import contextlib
 import difflib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 # sysexits.h: a temporary failure, try again. The one after it is free there.
 PREEMPTED, PROCESS_LOST = 75, 76
@@ -49,17 +49,22 @@ def flush() -> None:
       stream.flush()
 
 
-def unknown(kind: str, name: object, options: Iterable[str]) -> InputError:
+def unknown(
+  kind: str, name: object, options: Iterable[str], *, renamed: Mapping[str, str] | None = None
+) -> InputError:
   """The error for a name that is not among `options`, with the nearest of them as a suggestion.
 
   Args:
     kind: What the name stands for, in words ("objective", "config key").
     name: The name that was given.
     options: The names that exist.
+    renamed: Former name -> the name in `options` that replaced it.
 
   Returns:
     An `InputError` to raise.
   """
+  if renamed and name in renamed:
+    return InputError(f"{kind} {name!r} is called {renamed[name]!r} now; rename it")
   known = sorted(options)
   near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
   hint = f"; did you mean {near[0]!r}?" if near else ""

@@ -37,7 +37,11 @@ def choose(
 
 
 def select(
-  kind: str, section: Mapping[str, Any], options: Mapping[str, Callable]
+  kind: str,
+  section: Mapping[str, Any],
+  options: Mapping[str, Callable],
+  *,
+  renamed: Mapping[str, str] | None = None,
 ) -> tuple[Callable, dict[str, Any]]:
   """The function that a section names, and the section's other keys as its keyword arguments.
 
@@ -45,6 +49,7 @@ def select(
     kind: What the section selects, in words ("loss").
     section: A mapping with `name` and the function's keyword-only arguments.
     options: Functions by name.
+    renamed: Former name of a function or a key -> its name.
 
   Returns:
     (function, keyword arguments).
@@ -55,7 +60,7 @@ def select(
   arguments = dict(section)
   name = arguments.pop("name", None)
   if name not in options:
-    raise unknown(kind, name, options)
+    raise unknown(kind, name, options, renamed=renamed)
   function = options[name]
   parameters = {
     key: parameter
@@ -64,7 +69,7 @@ def select(
   }
   for key in arguments:
     if key not in parameters:
-      raise unknown(f"key of {kind} {name!r}:", key, parameters)
+      raise unknown(f"key of {kind} {name!r}:", key, parameters, renamed=renamed)
   for key, parameter in parameters.items():
     if parameter.default is inspect.Parameter.empty and key not in arguments:
       raise InputError(f"{kind} {name!r} needs the key {key!r}; it has no default")

@@ -6,14 +6,15 @@ import importlib
 # `data.convert.sources` for its help, but neither grain nor jax.
 _EXPORTS = {
   "DATASETS": "datasets",
-  "EncodedPairs": "latents.dataset",
-  "Encoders": "latents.shard",
+  "RENAMED": "datasets",
+  "CachedLatents": "latents.dataset",
+  "LatentEncoders": "latents.shard",
   "Examples": "in_memory",
   "Loader": "loader",
   "Pair": "pairs",
   "PairSource": "tfds_folder",
-  "StoredLoader": "mixture",
-  "StoredPairs": "folder_pairs",
+  "FolderLoader": "mixture",
+  "FolderPairs": "folder_pairs",
   "open_folder": "tfds_folder",
 }
 

@@ -1,7 +1,7 @@
 """The data sets that a config can name.
 
-All have the same face, whether they lie in memory (`Examples`), on disk (`StoredPairs`) or are
-encoded (`EncodedPairs`, which needs no tokenizer): `captions`, of which a new pipeline makes its
+All have the same face, whether they lie in memory (`Examples`), on disk (`FolderPairs`) or are
+encoded (`CachedLatents`, which needs no tokenizer): `captions`, of which a new pipeline makes its
 vocabulary; `fingerprint()`, which tells other data apart; `loader(tokenize, ...)`, whose `[step]`
 is the batch of a step and whose `iterate(step)` gives the batches from there on.
 """
@@ -11,11 +11,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dmpo_jax.data.folder_pairs import StoredPairs
+from dmpo_jax.data.folder_pairs import FolderPairs
 from dmpo_jax.data.in_memory import Examples
-from dmpo_jax.data.latents.dataset import EncodedPairs
-from dmpo_jax.data.toy import captioned as captioned_images
+from dmpo_jax.data.latents.dataset import CachedLatents
 from dmpo_jax.data.toy import digits
+from dmpo_jax.data.toy import image_captions as image_folder
 from dmpo_jax.errors import unknown
 
 # So many digits are kept from every training run: the classifier that judges samples is tested on
@@ -76,8 +76,8 @@ def digit_pairs(
   )
 
 
-def captioned(*, folder: str, size: int, split: str = "train") -> Examples:
-  """Captioned images of a folder, such as `dmpo-jax data emoji` writes; see `captioned.load`.
+def image_captions(*, folder: str, size: int, split: str = "train") -> Examples:
+  """Captioned images of a folder, such as `dmpo-jax data emoji` writes; see `image_captions.load`.
 
   Args:
     folder: With a table captions.csv beside the images.
@@ -87,7 +87,7 @@ def captioned(*, folder: str, size: int, split: str = "train") -> Examples:
   Returns:
     `Examples` with images `[N, 1, size, size, 3]`.
   """
-  return captioned_images.load(pathlib.Path(folder), size=size, split=split)
+  return image_folder.load(pathlib.Path(folder), size=size, split=split)
 
 
 def _digits(split: str, test_fraction: float, seed: int) -> digits.Digits:
@@ -107,8 +107,8 @@ def pairs(
   views: str = "joint",
   decoding: str = "exact",
   ties: str = "soft",
-  time_ids: bool = False,
-) -> StoredPairs:
+  micro_conditioning: bool = False,
+) -> FolderPairs:
   """Preference pairs that `dmpo-jax data convert` wrote, read from disk as they are needed.
 
   Args:
@@ -122,10 +122,10 @@ def pairs(
     decoding: "exact"; "draft" decodes JPEGs at 1/2, 1/4 or 1/8 of their size where that is still at
       least `size`, which takes a fraction of the time and changes pixels by a level or two.
     ties: "soft" keeps pairs without a preferred image with the label 1/2, "drop" leaves them out.
-    time_ids: Whether batches hold SDXL's sizes and crops.
+    micro_conditioning: Whether batches hold SDXL's sizes and crops.
 
   Returns:
-    `StoredPairs`.
+    `FolderPairs`.
   """
   return mixture(
     folders=(folder,),
@@ -137,7 +137,7 @@ def pairs(
     views=views,
     decoding=decoding,
     ties=ties,
-    time_ids=time_ids,
+    micro_conditioning=micro_conditioning,
   )
 
 
@@ -152,8 +152,8 @@ def mixture(
   views: str = "joint",
   decoding: str = "exact",
   ties: str = "soft",
-  time_ids: bool = False,
-) -> StoredPairs:
+  micro_conditioning: bool = False,
+) -> FolderPairs:
   """Pairs of several converted folders, each in its share; otherwise as `pairs`.
 
   Args:
@@ -167,12 +167,12 @@ def mixture(
     views: "joint" or "separate".
     decoding: "exact" or "draft".
     ties: "soft" or "drop".
-    time_ids: Whether batches hold SDXL's sizes and crops.
+    micro_conditioning: Whether batches hold SDXL's sizes and crops.
 
   Returns:
-    `StoredPairs`.
+    `FolderPairs`.
   """
-  return StoredPairs(
+  return FolderPairs(
     folders,
     weights,
     split=split,
@@ -182,56 +182,67 @@ def mixture(
     views=views,
     decoding=decoding,
     ties=ties,
-    time_ids=time_ids,
+    micro_conditioning=micro_conditioning,
   )
 
 
-def encoded(
-  *, folder: str, ties: str = "soft", embeddings: bool = True, time_ids: bool = False
-) -> EncodedPairs:
+def cached_latents(
+  *, folder: str, ties: str = "soft", embeddings: bool = True, micro_conditioning: bool = False
+) -> CachedLatents:
   """Pairs that `dmpo-jax data cache-latents` wrote: no step runs the VAE or the text encoders.
 
   Args:
     folder: What was written, by the pipeline that the run starts from.
     ties: "soft" keeps pairs without a preferred image with the label 1/2, "drop" leaves them out.
     embeddings: Whether stored text embeddings are used; False where a text encoder is trained.
-    time_ids: Whether SDXL is told the sizes and crops, or that nothing was scaled or cut.
+    micro_conditioning: Whether SDXL is told the sizes and crops, or that nothing was scaled or cut.
 
   Returns:
-    `EncodedPairs`.
+    `CachedLatents`.
   """
-  return EncodedPairs([folder], [1.0], ties=ties, embeddings=embeddings, time_ids=time_ids)
+  return CachedLatents(
+    [folder], [1.0], ties=ties, embeddings=embeddings, micro_conditioning=micro_conditioning
+  )
 
 
-def encoded_mixture(
+def cached_latents_mixture(
   *,
   folders: Sequence[str],
   weights: Sequence[float],
   ties: str = "soft",
   embeddings: bool = True,
-  time_ids: bool = False,
-) -> EncodedPairs:
-  """Several encoded folders, each in its share as in `mixture`; otherwise as `encoded`.
+  micro_conditioning: bool = False,
+) -> CachedLatents:
+  """Several encoded folders, each in its share as in `mixture`; otherwise as `cached_latents`.
 
   Args:
     folders: What was written, one folder each, all by the same pipeline and for the same size.
     weights: Shares of the examples by folder, > 0.
-    ties: See `encoded`, as all that follows.
+    ties: See `cached_latents`, as all that follows.
     embeddings: Whether stored text embeddings are used.
-    time_ids: Whether SDXL is told sizes and crops.
+    micro_conditioning: Whether SDXL is told sizes and crops.
 
   Returns:
-    `EncodedPairs`.
+    `CachedLatents`.
   """
-  return EncodedPairs(folders, weights, ties=ties, embeddings=embeddings, time_ids=time_ids)
+  return CachedLatents(
+    folders, weights, ties=ties, embeddings=embeddings, micro_conditioning=micro_conditioning
+  )
 
 
 DATASETS = {
-  "captioned": captioned,
+  "image_captions": image_captions,
   "digit_pairs": digit_pairs,
   "digits": digit_images,
-  "encoded": encoded,
-  "encoded_mixture": encoded_mixture,
+  "cached_latents": cached_latents,
+  "cached_latents_mixture": cached_latents_mixture,
   "mixture": mixture,
   "pairs": pairs,
+}
+# Former names of data sets and of their options.
+RENAMED = {
+  "captioned": "image_captions",
+  "encoded": "cached_latents",
+  "encoded_mixture": "cached_latents_mixture",
+  "time_ids": "micro_conditioning",
 }

@@ -12,14 +12,14 @@ from typing import NamedTuple
 import numpy as np
 
 from dmpo_jax.data import crops, tfds_folder
-from dmpo_jax.data.mixture import Folder, Mixture, StoredLoader
+from dmpo_jax.data.mixture import Folder, FolderLoader, Mixture
 from dmpo_jax.errors import InputError, unknown
 
 # [captions] -> (columns of token ids by name, int32 [N, L] each; how many captions were cut)
 Tokenize = Callable[[Sequence[str]], tuple[dict[str, np.ndarray], int]]
 
 
-class StoredPairs:
+class FolderPairs:
   """Pairs in one or more converted folders.
 
   Args:
@@ -32,7 +32,7 @@ class StoredPairs:
     views: "joint": both images of a pair are seen alike; "separate": each gets a view of its own.
     decoding: "exact", or "draft": large JPEGs are decoded smaller, see `images.draft`.
     ties: "soft" or "drop", see `Folder`.
-    time_ids: Whether examples tell sizes and crops, as SDXL asks for them.
+    micro_conditioning: Whether examples tell sizes and crops, as SDXL asks for them.
 
   Raises:
     InputError: A folder cannot be used or an option does not exist.
@@ -50,20 +50,22 @@ class StoredPairs:
     views: str,
     decoding: str,
     ties: str,
-    time_ids: bool,
+    micro_conditioning: bool,
   ):
     crops.check(size=size, crop=crop, channels=3)
     if views not in crops.VIEWS:
       raise unknown("choice for views", views, crops.VIEWS)
     if decoding not in crops.DECODING:
       raise unknown("choice for decoding", decoding, crops.DECODING)
-    if time_ids and views == "separate":
-      raise InputError("time_ids tell one crop for both images of a pair; choose views='joint'")
+    if micro_conditioning and views == "separate":
+      raise InputError(
+        "micro_conditioning tell one crop for both images of a pair; choose views='joint'"
+      )
     sources = [(folder, tfds_folder.PairSource(pathlib.Path(folder), split)) for folder in folders]
     self.mixture = Mixture(
       [Folder(f, split, ties, len(s), s.__getitem__) for f, s in sources], weights
     )
-    self.size, self.decoding, self.time_ids = size, decoding, time_ids
+    self.size, self.decoding, self.micro_conditioning = size, decoding, micro_conditioning
     self.views, self.view = views, functools.partial(crops.draw, crop=crop, flip=flip)
 
   def __len__(self) -> int:
@@ -87,7 +89,7 @@ class StoredPairs:
     seed: int,
     process_index: int = 0,
     process_count: int = 1,
-  ) -> StoredLoader:
+  ) -> FolderLoader:
     """Batches for a pipeline.
 
     Columns, P rows each: pixels uint8 `[P, 2, H, W, C]`; text, the tokenizer's by name;
@@ -105,7 +107,7 @@ class StoredPairs:
       process_count: Into how many parts batches are cut.
 
     Returns:
-      `StoredLoader`. Its `truncated` counts captions as the conversion did: exactly if that was
+      `FolderLoader`. Its `truncated` counts captions as the conversion did: exactly if that was
       given a tokenizer, else those that are too long by their number of words alone.
 
     Raises:
@@ -113,7 +115,7 @@ class StoredPairs:
     """
     crops.check(size=self.size, crop="center", channels=channels)
     longest = max(ids.shape[1] for ids in tokenize([""])[0].values())
-    return StoredLoader(
+    return FolderLoader(
       self.mixture,
       functools.partial(self._read, seed, channels),
       functools.partial(self._collate, tokenize),
@@ -153,7 +155,7 @@ class StoredPairs:
     there = {
       "label": self.mixture.some_uncertain,
       "weight": self.mixture.some_weighted,
-      "geometry": self.time_ids,
+      "geometry": self.micro_conditioning,
     }
     return batch | {n: np.array(column[n], np.float32) for n, wanted in there.items() if wanted}
 

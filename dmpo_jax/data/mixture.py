@@ -131,7 +131,7 @@ class _Examples:
     return self.read(self.folder, int(row), int(epoch), self.first_id + int(row))
 
 
-class StoredLoader:
+class FolderLoader:
   """Shuffled batches of pairs from disk, without end, by random access.
 
   `loader[step]` is a function of (seed, step) and of the folders alone. Folders are mixed by place:

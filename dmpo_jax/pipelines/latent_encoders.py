@@ -43,7 +43,7 @@ def make(
   embeddings: bool,
   pairs: int,
   devices: Sequence[jax.Device] | None = None,
-) -> data.Encoders:
+) -> data.LatentEncoders:
   """The encoders, compiled for this host's devices, each of which takes a part of a batch.
 
   They compute in float32, as training on images does with config.dtype "float32".
@@ -56,7 +56,7 @@ def make(
     devices: Devices to use; None: all of this process.
 
   Returns:
-    `data.Encoders`.
+    `data.LatentEncoders`.
 
   Raises:
     InputError: A network is not supported.
@@ -78,7 +78,7 @@ def make(
     run = jax.jit(function, in_shardings=(replicated, sharded), out_shardings=sharded)
     return lambda x: run(params, jax.device_put(x, sharded))
 
-  return data.Encoders(
+  return data.LatentEncoders(
     fingerprint=families.encoder_fingerprint(pipeline, embeddings=embeddings),
     tokenize=functions.tokenize,
     latents=compiled(latents),
@@ -89,7 +89,7 @@ def make(
   )
 
 
-def check(examples: data.EncodedPairs, pipeline: interop.Pipeline, trained: Sequence[str]) -> None:
+def check(examples: data.CachedLatents, pipeline: interop.Pipeline, trained: Sequence[str]) -> None:
   """Refuses cached latents of another pipeline, or ones that training would make stale.
 
   Args:

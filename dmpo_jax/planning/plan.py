@@ -24,7 +24,7 @@ from dmpo_jax.training.step import abstract_state, compile_step, make_optimizer,
 
 # Forms of a batch: images, cached latents, or cached latents and text embeddings.
 INPUTS = ("images", "latents", "encoded")
-SINGLE = ("captioned", "digits")  # data sets of images without preference
+SINGLE = ("image_captions", "digits")  # data sets of images without preference
 # The compiler's two ways to say that a program does not fit.
 FULL = re.compile(
   r"Used (?P<used>[\d.]+[KMGT]?) of (?P<limit>[\d.]+[KMGT]?) hbm"
@@ -65,7 +65,7 @@ def inputs_of(config: ConfigDict, pipeline: TextToImage, kind: str = "", size: i
     InputError: The kind is not known, or neither data set nor pipeline has a size.
   """
   data = config.data
-  if not kind and data.name.startswith("encoded"):
+  if not kind and data.name.startswith("cached_latents"):
     kind = "encoded" if data.get("embeddings", True) else "latents"
   kind = kind or "images"
   if kind not in INPUTS:

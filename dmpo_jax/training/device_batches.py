@@ -12,7 +12,7 @@ from dmpo_jax import data
 from dmpo_jax.errors import InputError
 from dmpo_jax.training.batch import Batch
 
-Loader = data.Loader | data.StoredLoader
+Loader = data.Loader | data.FolderLoader
 
 
 def check_devices(mesh: Mesh) -> None:

@@ -17,18 +17,18 @@ from dmpo_jax.parallel import sharding
 from dmpo_jax.pipelines import Params, Text, TextToImage, latent_encoders
 from dmpo_jax.training.objective import Loss, Objective, adapt, replace
 
-Data = data.Examples | data.StoredPairs | data.EncodedPairs
+Data = data.Examples | data.FolderPairs | data.CachedLatents
 
 
 def load_examples(config: ConfigDict) -> Data:
   """The examples that the config's `data` section names."""
-  build, options = choose.select("data set", config.data, data.DATASETS)
+  build, options = choose.select("data set", config.data, data.DATASETS, renamed=data.RENAMED)
   return build(**options)
 
 
 def make_loaders(
   config: ConfigDict, pipeline: interop.Pipeline, examples: Data
-) -> Callable[..., data.Loader | data.StoredLoader]:
+) -> Callable[..., data.Loader | data.FolderLoader]:
   """The function that makes loaders of a run's batches.
 
   All processes call this if the pipeline's parameters are sharded over several.
@@ -44,7 +44,7 @@ def make_loaders(
   Raises:
     InputError: The data set does not fit the pipeline; or, from the function, the batch size.
   """
-  if isinstance(examples, data.EncodedPairs):
+  if isinstance(examples, data.CachedLatents):
     latent_encoders.check(examples, pipeline, trained_components(config, pipeline))
     return functools.partial(examples.loader, batch_size=config.batch_size, seed=config.seed)
   functions = pipelines.build(pipeline)
@@ -180,7 +180,7 @@ def _null_text(pipeline: TextToImage, examples: Data | None) -> Text | None:
   """The empty caption in the form of a batch's text; None where it is zeros."""
   if pipeline.zero_null_text:
     return None
-  if isinstance(examples, data.EncodedPairs) and examples.embeddings:
+  if isinstance(examples, data.CachedLatents) and examples.embeddings:
     return examples.null()
   return {name: jnp.asarray(rows[0]) for name, rows in pipeline.tokenize([""])[0].items()}
 
@@ -192,7 +192,7 @@ def cached_components(pipeline: TextToImage, examples: Data | None) -> tuple[str
     pipeline: The pipeline.
     examples: The data set; None: images.
   """
-  if not isinstance(examples, data.EncodedPairs):
+  if not isinstance(examples, data.CachedLatents):
     return ()
   return (pipeline.autoencoder, *(pipeline.text_encoders if examples.embeddings else ()))
 

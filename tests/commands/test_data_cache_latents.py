@@ -42,7 +42,7 @@ def test_a_folder_is_encoded_by_one_command_on_any_number_of_hosts(
   assert "encoded 5 pairs of split 'train', 1 augmentations each, 3 captions (0 cut)" in shown
   assert "bytes a pair" in shown
   assert "mean: rms " in shown
-  assert len(datasets.encoded(folder=str(out))) == 5
+  assert len(datasets.cached_latents(folder=str(out))) == 5
 
 
 def test_the_commands_defaults_are_those_of_an_encoding():

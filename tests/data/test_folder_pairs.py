@@ -93,14 +93,14 @@ RANDOM = {"crop": "random", "flip": True}
 
 
 def test_a_batch_has_these_columns(folder):
-  found = {k: (v.dtype.name, v.shape) for k, v in load(folder, time_ids=True)[0].items()}
+  found = {k: (v.dtype.name, v.shape) for k, v in load(folder, micro_conditioning=True)[0].items()}
   assert found == {
     "images": ("uint8", (4, 2, 16, 16, 3)),
     "input_ids": ("int32", (4, 4)),
     "example_id": ("uint32", (4,)),
     "label": ("float32", (4,)),
     "weight": ("float32", (4,)),
-    "time_ids": ("float32", (4, 6)),
+    "micro_conditioning": ("float32", (4, 6)),
   }
 
 
@@ -218,12 +218,12 @@ def test_equal_weights_of_one_are_left_out(certain):
 
 
 def test_sizes_and_crops_are_those_of_the_view(folder):
-  found = gather(load(folder, **RANDOM, time_ids=True), range(3))
+  found = gather(load(folder, **RANDOM, micro_conditioning=True), range(3))
   seen = found["images"].astype(int)[:, 0, 0, :, 1]
   flipped = seen[:, 0] > seen[:, 1]
   left = np.where(flipped, 23 - seen[:, 0], seen[:, 0])
   wanted = [[16, 24, 0, at, 16, 16] for at in left]
-  np.testing.assert_array_equal(found["time_ids"], wanted)
+  np.testing.assert_array_equal(found["micro_conditioning"], wanted)
 
 
 def test_one_channel_where_the_pipeline_takes_one(folder):
@@ -333,7 +333,7 @@ def test_an_index_that_is_not_there_whole_is_named(copy, damage):
     ({"crop": "middle"}, "unknown crop 'middle'"),
     ({"decoding": "fast"}, "unknown choice for decoding 'fast'"),
     ({"views": "apart"}, "unknown choice for views 'apart'"),
-    ({"views": "separate", "time_ids": True}, "one crop for both images"),
+    ({"views": "separate", "micro_conditioning": True}, "one crop for both images"),
     ({"size": 0}, "size must be a whole number"),
     ({"batch_size": 11}, "batch_size 11 does not fit a data set of 10 rows"),
     ({"batch_size": 3, "processes": (0, 2)}, "batch_size 3 does not divide over 2 processes"),

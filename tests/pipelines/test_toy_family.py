@@ -276,7 +276,7 @@ def test_its_cached_latents_and_embeddings_train_as_its_images_do(folder, pairs,
   encoders = latent_encoders.make(loaded, embeddings=True, pairs=2, devices=jax.devices()[:1])
   options = encode.Options(size=16, dtype="float32", batch_size=2)
   encode.encode(pathlib.Path(pairs), tmp_path / "cached", encoders, options)
-  cached = config(folder, name="encoded", folder=str(tmp_path / "cached"))
+  cached = config(folder, name="cached_latents", folder=str(tmp_path / "cached"))
   images = config(folder, name="pairs", folder=pairs, size=16, split="train")
   runs = [train(c, tmp_path / n, show_progress=False) for c, n in ((cached, "c"), (images, "i"))]
   one, other = (params_of(run.pipeline) for run in runs)
@@ -292,7 +292,7 @@ def test_latents_cached_by_other_encoders_are_refused(folder, pairs, tmp_path):
   other = random_pipeline()
   patches = {"encoder": {"kernel": 2 * other.params["patches"]["encoder"]["kernel"]}}
   save(folder, dataclasses.replace(other, params={**other.params, "patches": patches}))
-  section = {"name": "encoded", "folder": str(tmp_path / "cached"), "embeddings": False}
+  section = {"name": "cached_latents", "folder": str(tmp_path / "cached"), "embeddings": False}
   with pytest.raises(InputError, match="cached by another pipeline"):
     train(config(folder, **section), tmp_path / "run", show_progress=False)
 

@@ -132,8 +132,8 @@ def test_what_does_not_divide_is_refused_before_compiling(libtpu, mesh, batch, m
   ("data", "kind", "size", "wanted"),
   [
     ({"name": "pairs", "size": 256}, "", 0, plan.Inputs("images", 256)),
-    ({"name": "encoded", "embeddings": True}, "", 0, plan.Inputs("encoded", 512)),
-    ({"name": "encoded", "embeddings": False}, "", 1024, plan.Inputs("latents", 1024)),
+    ({"name": "cached_latents", "embeddings": True}, "", 0, plan.Inputs("encoded", 512)),
+    ({"name": "cached_latents", "embeddings": False}, "", 1024, plan.Inputs("latents", 1024)),
     ({"name": "digits"}, "images", 0, plan.Inputs("images", 512, 1)),
   ],
 )

@@ -91,12 +91,14 @@ def config(setting: Setting, **section):
 
 def routes(setting: Setting, pairs: str) -> dict:
   """Configs that see the same pairs."""
-  given = {"time_ids": True}
+  given = {"micro_conditioning": True}
   return {
     "images": config(setting, name="pairs", folder=pairs, size=16, **given),
-    "encoded": config(setting, name="encoded", folder=setting.encoded, **given),
-    "rounded": config(setting, name="encoded", folder=setting.rounded, **given),
-    "tokens": config(setting, name="encoded", folder=setting.encoded, embeddings=False, **given),
+    "encoded": config(setting, name="cached_latents", folder=setting.encoded, **given),
+    "rounded": config(setting, name="cached_latents", folder=setting.rounded, **given),
+    "tokens": config(
+      setting, name="cached_latents", folder=setting.encoded, embeddings=False, **given
+    ),
   }
 
 
@@ -189,7 +191,7 @@ def change_config(pipeline, name: str, **fields):
 @pytest.fixture(scope="module")
 def loaded(settings):
   """SDXL's encoded pairs and the pipeline."""
-  chosen = config(settings["sdxl"], name="encoded", folder=settings["sdxl"].encoded)
+  chosen = config(settings["sdxl"], name="cached_latents", folder=settings["sdxl"].encoded)
   return chosen, setup.load_examples(chosen), setup.load_pipeline(chosen, [])
 
 
@@ -236,7 +238,7 @@ def test_stored_embeddings_of_a_text_encoder_that_is_trained_are_refused(loaded)
 def test_tokens_alone_do_not_ask_for_the_same_text_encoder(settings, loaded):
   chosen, _, pipeline = loaded
   chosen = config(
-    settings["sdxl"], name="encoded", folder=settings["sdxl"].encoded, embeddings=False
+    settings["sdxl"], name="cached_latents", folder=settings["sdxl"].encoded, embeddings=False
   )
   chosen.trained = ("unet", "text_encoder")
   setup.make_loaders(chosen, change_weights(pipeline, "text_encoder"), setup.load_examples(chosen))

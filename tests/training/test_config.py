@@ -20,12 +20,14 @@ def test_the_projects_configs_pass_the_check(module):
 
 
 @pytest.mark.parametrize("module", [sd15_dmpo, sdxl_dmpo, sdxl_dmpo_lora])
-def test_the_configs_of_stable_diffusion_take_encoded_pairs(module):
-  config = load_config(f"{module.__file__}:encoded", ["--config.data.folder=data/codes"])
-  assert check(config).data.name == "encoded"
+def test_the_configs_of_stable_diffusion_read_cached_latents(module):
+  config = load_config(f"{module.__file__}:cached_latents", ["--config.data.folder=data/latents"])
+  assert check(config).data.name == "cached_latents"
   select("data set", config.data, data.DATASETS)
-  with pytest.raises(ValueError, match="did you mean 'encoded'"):
-    load_config(f"{module.__file__}:encode")
+  with pytest.raises(ValueError, match="did you mean 'cached_latents'"):
+    load_config(f"{module.__file__}:latents")
+  with pytest.raises(ValueError, match="'encoded' is called 'cached_latents' now"):
+    load_config(f"{module.__file__}:encoded")
 
 
 def test_a_key_is_set_from_the_command_line():

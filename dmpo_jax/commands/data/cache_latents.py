@@ -5,7 +5,7 @@
 
 writes a folder that training reads in the place of the pairs, with the same pipeline:
 
-  config.data = ConfigDict({"name": "encoded", "folder": "data/mine_sd15"})
+  config.data = ConfigDict({"name": "cached_latents", "folder": "data/mine_sd15"})
 
 Means and log variances are stored, so latents are drawn afresh in each step. Augmentation is made
 in pixels, the same for both images of a pair: --augmentations 4 --crop random --flip stores four

@@ -9,7 +9,7 @@ folder has captions.csv (file, caption, split, group, subgroup, codepoints), ima
 of each split as prompts-SPLIT.txt, and report.json, which counts what was left out and why.
 Splits are by caption without skin tone. Training reads it with
 
-  config.data = {"name": "captioned", "folder": "data/emoji", "size": 32}
+  config.data = {"name": "image_captions", "folder": "data/emoji", "size": 32}
 """
 
 import argparse

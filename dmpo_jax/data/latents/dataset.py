@@ -10,14 +10,14 @@ import numpy as np
 
 from dmpo_jax.common.differences import describe, differences
 from dmpo_jax.data.latents import records as encoded
-from dmpo_jax.data.mixture import Folder, Mixture, StoredLoader
+from dmpo_jax.data.mixture import Folder, FolderLoader, Mixture
 from dmpo_jax.errors import InputError
 
 # What folders that are mixed must have in common.
 SHARED = ("encoders", "tokenizers", "layout")
 
 
-class EncodedPairs:
+class CachedLatents:
   """Pairs in one or more encoded folders.
 
   In epoch e the view number e mod V of a pair is seen, V being the views of its folder: each as
@@ -29,7 +29,7 @@ class EncodedPairs:
     weights: Shares of the examples that come from each of them, > 0.
     ties: "soft" or "drop", see `Folder`.
     embeddings: Whether batches hold text embeddings; without, the text encoders run in each step.
-    time_ids: Whether batches hold SDXL's sizes and crops, or say that nothing was scaled or cut.
+    micro_conditioning: Whether batches hold the geometry, or that of an uncropped image.
 
   Attributes:
     manifest: Of the first folder; those of the others say the same of encoders and layout.
@@ -48,7 +48,7 @@ class EncodedPairs:
     *,
     ties: str,
     embeddings: bool,
-    time_ids: bool,
+    micro_conditioning: bool,
   ):
     self.sources = [encoded.EncodedSource(pathlib.Path(folder)) for folder in folders]
     self.mixture = Mixture(
@@ -73,7 +73,7 @@ class EncodedPairs:
           "config.data.embeddings=False: then the text encoders run in each step"
         )
     self.size = self.manifest["options"]["size"]
-    self.embeddings, self.time_ids = embeddings, time_ids
+    self.embeddings, self.micro_conditioning = embeddings, micro_conditioning
 
   def __len__(self) -> int:
     return len(self.mixture)
@@ -102,13 +102,13 @@ class EncodedPairs:
 
   def loader(
     self, *, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1
-  ) -> StoredLoader:
+  ) -> FolderLoader:
     """Batches for the pipeline that encoded the pairs.
 
     Columns, P rows each: latents `[P, 2, 2, h, w, Z]`, (preferred, rejected) by (mean, log
     variance) in the stored dtype; text, the cached embeddings by name in the stored dtype where
     they are asked for, else token ids by name, int32 `[P, L]`; example_id, label, weight and
-    geometry as `StoredPairs.loader` has them, geometry always.
+    geometry as `FolderPairs.loader` has them, geometry always.
 
     Args:
       batch_size: Pairs in a batch over all processes.
@@ -117,7 +117,7 @@ class EncodedPairs:
       process_count: Into how many parts batches are cut.
 
     Returns:
-      `StoredLoader`.
+      `FolderLoader`.
 
     Raises:
       InputError: A number is out of range.
@@ -125,7 +125,7 @@ class EncodedPairs:
     token_ids = encoded.token_ids(
       {name: shape for name, _, shape in self.manifest["layout"]["pairs"]}
     )
-    return StoredLoader(
+    return FolderLoader(
       self.mixture,
       self._read,
       self._collate,
@@ -162,7 +162,7 @@ class EncodedPairs:
     if self.mixture.some_weighted:
       batch["weight"] = np.array([e.weight for e in examples], np.float32)
     sizes = np.array([pair[encoded.GEOMETRY] for pair in pairs], np.float32)
-    if not self.time_ids:
+    if not self.micro_conditioning:
       sizes[:] = (self.size, self.size, 0, 0, self.size, self.size)
     return batch | {"geometry": sizes}
 

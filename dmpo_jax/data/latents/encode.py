@@ -1,6 +1,6 @@
 """Encoding of converted pairs, once and for all: in shards, by any number of hosts, resumable.
 
-The networks are handed in as functions of arrays (`Encoders`): nothing here knows a model. The
+The networks are functions of arrays (`LatentEncoders`): nothing here knows a model. The
 split is cut into shards of equally many pairs. Each is encoded by one host alone and appears whole
 or not at all; whoever finds all of them finished writes the manifest, without which training takes
 the folder for unfinished. Images are gone through in batches of one size that begin anew in each
@@ -20,7 +20,7 @@ from dmpo_jax.common.differences import describe, differences
 from dmpo_jax.data import crops, pair_index, tfds_folder
 from dmpo_jax.data.latents import records as encoded
 from dmpo_jax.data.latents.rounding import merge
-from dmpo_jax.data.latents.shard import Encoders, Job, done_path, encode_shard
+from dmpo_jax.data.latents.shard import Job, LatentEncoders, done_path, encode_shard
 from dmpo_jax.data.mixture import Folder, Mixture
 from dmpo_jax.errors import InputError, unknown
 
@@ -77,7 +77,7 @@ def check(options: Options) -> None:
 def encode(
   source: pathlib.Path,
   out: pathlib.Path,
-  encoders: Encoders,
+  encoders: LatentEncoders,
   options: Options,
   *,
   host: int = 0,

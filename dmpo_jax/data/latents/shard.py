@@ -20,7 +20,7 @@ from dmpo_jax.data.tfds_folder import RecordWriter
 from dmpo_jax.errors import InputError
 
 
-class Encoders(NamedTuple):
+class LatentEncoders(NamedTuple):
   """The frozen networks of a pipeline as functions of arrays.
 
   Attributes:
@@ -59,7 +59,7 @@ class Job(NamedTuple):
   folder: Folder
   out: pathlib.Path
   working: pathlib.Path
-  encoders: Encoders
+  encoders: LatentEncoders
   options: Any
   count: int
 

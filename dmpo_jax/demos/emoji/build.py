@@ -1,7 +1,7 @@
 """Captioned emoji: the drawings of a colour font and the names that Unicode gives them.
 
 Debian has both: Noto Color Emoji in `fonts-noto-color-emoji`, Unicode's list of emoji in
-`unicode-data`. What `build` writes is a folder of captioned images, see `captioned.load`.
+`unicode-data`. What `build` writes is a folder of captioned images, see `image_captions.load`.
 """
 
 import csv
@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont, features
 
 from dmpo_jax.data.images import MIN_SIDE
 from dmpo_jax.data.pairs import check_splits, prompt_key, split_of
-from dmpo_jax.data.toy import captioned
+from dmpo_jax.data.toy import image_captions
 from dmpo_jax.errors import InputError, unknown
 
 FONT = pathlib.Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
@@ -207,7 +207,7 @@ def build(
   drawer, left_out, digests = Font(font), Counter(), Counter()
   part = out.with_name(f"{out.name}.unfinished")
   shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
-  (part / captioned.IMAGES).mkdir(parents=True)
+  (part / image_captions.IMAGES).mkdir(parents=True)
   try:
     rows = []
     for emoji in progress(everything):
@@ -221,7 +221,7 @@ def build(
         stream = io.BytesIO()
         image.save(stream, "PNG")
         digests[hashlib.sha256(image.tobytes()).digest()] += 1
-        file = f"{captioned.IMAGES}/{emoji.codepoints.replace(' ', '-')}.png"
+        file = f"{image_captions.IMAGES}/{emoji.codepoints.replace(' ', '-')}.png"
         (part / file).write_bytes(stream.getvalue())
         split = split_of(prompt_key(emoji.plain_caption), splits)
         rows.append({"file": file, "split": split, **emoji._asdict()})
@@ -250,7 +250,7 @@ def build(
 
 def _write_table(folder: pathlib.Path, rows: list[dict], splits: Iterable[str]) -> None:
   """The table that training reads, and the captions of each split as prompts."""
-  with (folder / captioned.TABLE).open("w", encoding="utf-8", newline="") as stream:
+  with (folder / image_captions.TABLE).open("w", encoding="utf-8", newline="") as stream:
     writer = csv.DictWriter(stream, ["file", "caption", "split", "group", "subgroup", "codepoints"])
     writer.writeheader()
     writer.writerows(rows)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from dmpo_jax.common import atomic_files
-from dmpo_jax.data import Encoders, crops, datasets
+from dmpo_jax.data import LatentEncoders, crops, datasets
 from dmpo_jax.data.latents import encode
 from dmpo_jax.data.latents import records as encoded
 from dmpo_jax.data.latents.encode import Options
@@ -41,8 +41,8 @@ def text(ids):
   return {"embeddings": hidden, "pooled": hidden[:, :3, 0] / 3}
 
 
-def encoders(**changes) -> Encoders:
-  networks = Encoders(
+def encoders(**changes) -> LatentEncoders:
+  networks = LatentEncoders(
     identity={"encoders": {"vae": {"weights": "a"}}, "tokenizers": {"tokenizer": "t"}},
     tokenize=stored.tokenize,
     moments=moments,
@@ -70,7 +70,7 @@ def folder(pairs, tmp_path_factory):
 
 
 def load(folder, *, batch_size=4, seed=0, processes=(0, 1), **options):
-  found = datasets.encoded(folder=str(folder), **options)
+  found = datasets.cached_latents(folder=str(folder), **options)
   index, count = processes
   return found.loader(batch_size=batch_size, seed=seed, process_index=index, process_count=count)
 
@@ -86,14 +86,14 @@ def contents(folder: pathlib.Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("ties", ["soft", "drop"])
 def test_for_as_many_epochs_as_views_a_run_sees_what_training_on_images_sees(pairs, folder, ties):
-  ours, theirs = load(folder, time_ids=True), from_images(pairs, time_ids=True)
+  ours, theirs = load(folder, micro_conditioning=True), from_images(pairs, micro_conditioning=True)
   if ties == "drop":  # ids, by which views are drawn, are then counted among fewer pairs
     ours, theirs = (f(x, ties=ties) for f, x in ((load, folder), (from_images, pairs)))
   for step in range(6 if ties == "drop" else 7):  # 28 of 30 views
     found, wanted = ours[step], theirs[step]
     if ties == "soft":
       np.testing.assert_array_equal(found["images"][:, :, encoded.MEAN], wanted["images"])
-      np.testing.assert_array_equal(found["time_ids"], wanted["time_ids"])
+      np.testing.assert_array_equal(found["micro_conditioning"], wanted["micro_conditioning"])
     for name in {"input_ids", "example_id", "label", "weight"} & set(wanted):
       np.testing.assert_array_equal(found[name], wanted[name])
     assert ("label" in found) == ("label" in wanted)
@@ -125,7 +125,7 @@ def test_embeddings_are_those_of_the_captions_which_are_stored_once_in_a_shard(f
   assert manifest["captions"] == 10  # caption 1 in the first shard and in the last
   records = {n: f["records"] for n, f in manifest["files"].items()}
   assert sorted(records.values()) == [3, 5, 5, 6, 12, 12]  # the empty one before those of each
-  null = datasets.encoded(folder=str(folder)).null()
+  null = datasets.cached_latents(folder=str(folder)).null()
   np.testing.assert_array_equal(null["embeddings"], text(stored.tokenize([""])[0])["embeddings"][0])
 
 
@@ -133,7 +133,7 @@ def test_without_embeddings_batches_have_tokens_alone(pairs, folder, tmp_path):
   encode.encode(pairs, tmp_path / "out", encoders(), VIEWS._replace(embeddings=False))
   for loader in (load(folder, embeddings=False), load(tmp_path / "out", embeddings=False)):
     assert set(loader[0]) == {
-      *("images", "input_ids", "example_id", "label", "weight", "time_ids"),
+      *("images", "input_ids", "example_id", "label", "weight", "micro_conditioning"),
     }
   assert not list((tmp_path / "out").glob("captions*"))
   with pytest.raises(InputError, match=r"holds no text embeddings.*embeddings=False"):
@@ -376,11 +376,11 @@ def test_a_manifest_that_cannot_be_used_is_named(copy, change, message):
 
 def test_a_new_pipeline_cannot_be_made_of_encoded_pairs(folder):
   with pytest.raises(InputError, match=r"set config\.pipeline"):
-    datasets.encoded(folder=str(folder)).captions  # noqa: B018
+    datasets.cached_latents(folder=str(folder)).captions  # noqa: B018
 
 
 def test_encoded_folders_are_mixed_in_their_shares(folder):
-  found = datasets.encoded_mixture(folders=(str(folder),) * 2, weights=(3, 1))
+  found = datasets.cached_latents_mixture(folders=(str(folder),) * 2, weights=(3, 1))
   loader = found.loader(batch_size=4, seed=0)
   ids = np.concatenate([loader[i]["example_id"] for i in range(20)])
   assert abs(np.cumsum(ids < 10) - 0.75 * np.arange(1, 81)).max() <= 1
@@ -389,15 +389,16 @@ def test_encoded_folders_are_mixed_in_their_shares(folder):
 def test_folders_that_were_not_encoded_alike_are_not_mixed(pairs, folder, tmp_path):
   encode.encode(pairs, tmp_path / "out", encoders(), VIEWS._replace(dtype="float16"))
   with pytest.raises(InputError, match="were not encoded alike:\n  layout"):
-    datasets.encoded_mixture(folders=(str(folder), str(tmp_path / "out")), weights=(1, 1))
+    datasets.cached_latents_mixture(folders=(str(folder), str(tmp_path / "out")), weights=(1, 1))
 
 
 def test_the_fingerprint_is_that_of_what_is_stored(pairs, folder, copy, tmp_path):
   encode.encode(pairs, tmp_path / "out", encoders(), VIEWS._replace(seed=1))
   prints = [
-    datasets.encoded(folder=str(path)).fingerprint() for path in (folder, copy, tmp_path / "out")
+    datasets.cached_latents(folder=str(path)).fingerprint()
+    for path in (folder, copy, tmp_path / "out")
   ]
-  prints.append(datasets.encoded(folder=str(folder), ties="drop").fingerprint())
+  prints.append(datasets.cached_latents(folder=str(folder), ties="drop").fingerprint())
   assert prints[0] == prints[1]
   assert len(set(prints)) == 3
 

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from dmpo_jax import data
-from dmpo_jax.data.toy import captioned
+from dmpo_jax.data.toy import image_captions
 from dmpo_jax.errors import InputError
 
 
@@ -29,29 +29,29 @@ def write(folder, lines):
 
 
 def test_a_split_is_read_with_its_captions_and_rows_as_ids(folder):
-  found = captioned.load(folder, size=8, split="train")
+  found = image_captions.load(folder, size=8, split="train")
   assert found.captions == ["night, at sea", "a poppy"]
   np.testing.assert_array_equal(found.ids, [0, 1])
   assert found.images.shape == (2, 1, 8, 8, 3)
   np.testing.assert_array_equal(found.images[0], -1)
-  np.testing.assert_array_equal(captioned.load(folder, size=8, split="test").ids, [2])
+  np.testing.assert_array_equal(image_captions.load(folder, size=8, split="test").ids, [2])
 
 
 def test_the_middle_of_an_image_that_is_not_square_is_kept(folder):
-  found = captioned.load(folder, size=8, split="train")
+  found = image_captions.load(folder, size=8, split="train")
   np.testing.assert_array_equal(found.images[1], np.broadcast_to([1.0, -1, -1], (1, 8, 8, 3)))
 
 
 def test_without_a_column_split_all_are_training_images(folder):
   write(folder, ["caption,file", "a lawn,images/c.png"])
-  found = captioned.load(folder, size=4, split="train")
+  found = image_captions.load(folder, size=4, split="train")
   np.testing.assert_array_equal(found.images[0, 0, 0, 0], [-1, 1, -1])
 
 
 def test_a_config_names_it(folder):
-  found = data.DATASETS["captioned"](folder=str(folder), size=8)
+  found = data.DATASETS["image_captions"](folder=str(folder), size=8)
   assert len(found) == 2
-  assert found.fingerprint() == captioned.load(folder, size=8, split="train").fingerprint()
+  assert found.fingerprint() == image_captions.load(folder, size=8, split="train").fingerprint()
 
 
 @pytest.mark.parametrize(
@@ -69,14 +69,14 @@ def test_a_config_names_it(folder):
 def test_a_table_that_cannot_be_used_is_refused(folder, lines, message):
   write(folder, lines)
   with pytest.raises(InputError, match=message):
-    captioned.load(folder, size=8, split="train")
+    image_captions.load(folder, size=8, split="train")
 
 
 def test_a_split_that_is_not_there_is_refused_with_those_that_are(folder):
   with pytest.raises(InputError, match=r"unknown split .* 'tests'; did you mean 'test'"):
-    captioned.load(folder, size=8, split="tests")
+    image_captions.load(folder, size=8, split="tests")
 
 
 def test_a_folder_without_the_table_is_refused(tmp_path):
   with pytest.raises(InputError, match=r"cannot read .*captions.csv"):
-    captioned.load(tmp_path, size=8, split="train")
+    image_captions.load(tmp_path, size=8, split="train")
