@@ -1,1 +1,1 @@
-"""Experiments: one file each, with a function `get_config()`."""
+"""Configs of runs: one file each, with a function `get_config()`."""

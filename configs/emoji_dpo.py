@@ -1,9 +1,8 @@
-"""The emoji model aligned with Diffusion-DPO on the pairs of emoji_dmpo, at the same budget.
+"""Diffusion-DPO on the pairs of emoji_dmpo, with the same budget.
 
     dmpo-jax train --config configs/emoji_dpo.py --workdir runs/emoji/dpo
 
-Colourfulness changes by +0.031 [0.027, 0.036] on training captions, +0.031 [0.027, 0.034] on
-held-out ones (docs/emoji.md).
+Data, time and result: docs/emoji.md.
 """
 
 from ml_collections import ConfigDict
@@ -12,7 +11,7 @@ from dmpo_jax.configs import emoji_dmpo
 
 
 def get_config() -> ConfigDict:
-  """Everything but the objective is as in emoji_dmpo."""
+  """emoji_dmpo with another loss."""
   config = emoji_dmpo.get_config()
   config.loss = ConfigDict({"name": "dpo", "beta": 1000.0, "label_smoothing": 0.0})
   return config

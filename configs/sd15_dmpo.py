@@ -1,14 +1,14 @@
-"""Stable Diffusion 1.5 aligned with DMPO on pairs from disk, with the published recipe's values.
+"""Stable Diffusion 1.5 with DMPO on pairs from disk, with the values of published recipes.
 
-    dmpo-jax data convert --help    # how data/pairs is made
+    dmpo-jax data convert --help    # how to make data/pairs
     dmpo-jax train --config configs/sd15_dmpo.py --workdir runs/sd15 \\
       --config.data.folder=data/pairs
 
-This project has not run it at full size: time and scores are unknown; what memory it needs on a TPU
-slice `dmpo-jax plan` says (docs/plan.md). Batch, steps, rate, warm-up and caption dropout are what
-the public scripts of Diffusion-DPO share (Pick-a-Pic v2 without ties, 512 pixels); beta and alpha
-are those of DMPO's public re-implementation. 16 chips that hold 8 pairs each, and share parameters
-and optimizer state, go through a batch in 16 parts:
+Not run at full size: time and result are unknown. `dmpo-jax plan` shows the memory that it needs on
+a TPU slice (docs/plan.md). Batch size, steps, learning rate, warm-up and caption dropout are those
+of Diffusion-DPO's public scripts (Pick-a-Pic v2 without ties, 512 pixels); beta and alpha are those
+of DMPO's public re-implementation. On 16 chips with FSDP and 8 pairs per chip, a batch has 16
+microbatches:
 
     --config.mesh.fsdp=16 --config.grad_accumulation_steps=16
 
@@ -52,7 +52,7 @@ def get_config(data: str = "pairs") -> ConfigDict:
   config.caption_dropout = 0.2
   config.batch_size = 2048
   config.num_steps = 2000
-  # The scripts' 1e-8 times their batch of 2048; the paper's text says (2000 / beta) 2.048e-8.
+  # 1e-8 times the batch size, as in the public scripts; the paper has (2000 / beta) 2.048e-8.
   config.optimizer.learning_rate = 2.048e-5
   config.optimizer.warmup_steps = 500
   config.checkpoint.every = 200

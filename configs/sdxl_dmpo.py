@@ -1,13 +1,13 @@
-"""Stable Diffusion XL aligned with DMPO on pairs from disk at 1024 pixels.
+"""Stable Diffusion XL with DMPO on pairs from disk at 1024 pixels.
 
     dmpo-jax train --config configs/sdxl_dmpo.py --workdir runs/sdxl \\
       --config.data.folder=data/pairs --config.mesh.fsdp=16 --config.grad_accumulation_steps=64
 
-This project has not run it at full size: time and scores are unknown; what memory it needs on a TPU
-slice `dmpo-jax plan` says (docs/plan.md). beta and alpha are those of DMPO's public
-re-implementation for SDXL; batch, steps, warm-up and the rate, 1e-9 times the batch, are what the
-public scripts of Diffusion-DPO share, and so is Adafactor in the place of AdamW, whose moments are
-twice the parameters. Cached latents are read with configs/sdxl_dmpo.py:cached_latents.
+Not run at full size: time and result are unknown. `dmpo-jax plan` shows the memory that it needs on
+a TPU slice (docs/plan.md). beta and alpha are those of DMPO's public re-implementation for SDXL.
+Batch size, steps, warm-up, the learning rate (1e-9 times the batch size) and Adafactor, which needs
+less memory than AdamW, are those of Diffusion-DPO's public scripts. For cached latents:
+configs/sdxl_dmpo.py:cached_latents.
 """
 
 from ml_collections import ConfigDict
