@@ -1,12 +1,12 @@
-"""What ends a run before its work is done, and the exit status of each."""
+"""Errors that end a command, and their exit statuses."""
 
 import contextlib
 import difflib
 import sys
 from collections.abc import Iterable, Mapping
 
-# sysexits.h: a temporary failure, try again. The one after it is free there.
-PREEMPTED, PROCESS_LOST = 75, 76
+# Exit statuses. 75 is EX_TEMPFAIL of sysexits.h: a temporary failure, try again. 76 is free there.
+SYSTEM_ERROR, INPUT_ERROR, PREEMPTED, PROCESS_LOST, INTERRUPTED = 1, 2, 75, 76, 130
 
 
 class InputError(ValueError):
@@ -21,29 +21,29 @@ class PreemptedError(Exception):
   """A run was preempted (SIGTERM) and has saved a checkpoint: the same command resumes it."""
 
 
-def outcome(error: BaseException) -> tuple[int, str] | None:
-  """The exit status of a command that an error ended, and what is printed.
+def exit_status(error: BaseException) -> tuple[int, str] | None:
+  """The exit status and the message of a command that ends by an error.
 
   Args:
-    error: What was raised.
+    error: The error.
 
   Returns:
     (status, message): 1 the system refused something (a full disk, permissions), 2 bad input,
-    75 pre-empted, 130 interrupted; None for a defect of the program.
+    75 preempted, 130 interrupted; None for a defect of the program.
   """
   if isinstance(error, InputError):
-    return 2, str(error)
+    return INPUT_ERROR, str(error)
   if isinstance(error, OSError):
-    return 1, str(error)
+    return SYSTEM_ERROR, str(error)
   if isinstance(error, PreemptedError):
     return PREEMPTED, str(error)
   if isinstance(error, KeyboardInterrupt):
-    return 130, "interrupted; the same command goes on where it was"
+    return INTERRUPTED, "interrupted; the same command resumes"
   return None
 
 
 def flush() -> None:
-  """Writes what has been printed, where it can; for a process that ends by os._exit."""
+  """Flushes stdout and stderr, for a process that ends by os._exit; a full disk is ignored."""
   for stream in (sys.stdout, sys.stderr):
     with contextlib.suppress(OSError):
       stream.flush()
@@ -52,11 +52,11 @@ def flush() -> None:
 def unknown(
   kind: str, name: object, options: Iterable[str], *, renamed: Mapping[str, str] | None = None
 ) -> InputError:
-  """The error for a name that is not among `options`, with the nearest of them as a suggestion.
+  """The error for an unknown name, with the nearest known one as a suggestion.
 
   Args:
-    kind: What the name stands for, in words ("objective", "config key").
-    name: The name that was given.
+    kind: Kind of thing that is named, in words ("loss", "config key").
+    name: The unknown name.
     options: The names that exist.
     renamed: Former name -> the name in `options` that replaced it.
 
@@ -65,7 +65,7 @@ def unknown(
   """
   if renamed and name in renamed:
     return InputError(f"{kind} {name!r} is called {renamed[name]!r} now; rename it")
-  known = sorted(options)
-  near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+  options = sorted(options)
+  near = difflib.get_close_matches(str(name), options, n=1, cutoff=0.5)
   hint = f"; did you mean {near[0]!r}?" if near else ""
-  return InputError(f"unknown {kind} {name!r}{hint} (known: {', '.join(known) or 'none'})")
+  return InputError(f"unknown {kind} {name!r}{hint} (known: {', '.join(options) or 'none'})")

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import dmpo_jax
 from dmpo_jax.common.logging_setup import LEVELS, log_to_stderr
-from dmpo_jax.errors import flush, outcome
+from dmpo_jax.errors import exit_status, flush
 
 LOGGER = logging.getLogger("dmpo_jax")  # by name: in `python -m` this module is __main__
 DESCRIPTION = """\
@@ -87,7 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
       return options.run(options) or 0
     except (Exception, KeyboardInterrupt) as error:
-      ending = outcome(error)
+      ending = exit_status(error)
       if ending is None:
         raise
       status, message = ending

@@ -20,7 +20,7 @@ from typing import NoReturn
 
 from dmpo_jax.commands.supervise import supervise
 from dmpo_jax.common import logging_setup
-from dmpo_jax.errors import PROCESS_LOST, InputError, outcome
+from dmpo_jax.errors import PROCESS_LOST, InputError, exit_status
 
 LOGGER = logging.getLogger(__name__)
 TAKES_CONFIG = True
@@ -137,7 +137,7 @@ def _run_as_one_of_several(options: argparse.Namespace) -> NoReturn:
     _train(options, processes)
     status, message = 0, ""
   except BaseException as error:
-    ending = outcome(error)
+    ending = exit_status(error)
     if ending is None:
       LOGGER.exception("the run failed")
       if isinstance(error, jax.errors.JaxRuntimeError) and processes is not None:

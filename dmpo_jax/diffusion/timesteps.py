@@ -15,6 +15,9 @@ import jax.numpy as jnp
 from dmpo_jax.common import choose
 from dmpo_jax.errors import InputError
 
+# (key of the step, keys of the examples [B]) -> t, int32 [B]
+Sampler = Callable[[jax.Array, jax.Array], jax.Array]
+
 
 def uniform(keys: jax.Array, num_timesteps: int) -> jax.Array:
   """Draws t uniformly from [0, T), the levels a model is pretrained on.
@@ -97,12 +100,7 @@ def stratified(key: jax.Array, batch: int, num_timesteps: int) -> jax.Array:
   return jnp.minimum(stratum // batch + within, num_timesteps - 1)
 
 
-_FIELDS = {"uniform": (), "interval": ("low", "high"), "list": ("values",), "stratified": ()}
-
-
-def make(
-  config: Mapping[str, Any], num_timesteps: int
-) -> Callable[[jax.Array, jax.Array], jax.Array]:
+def make(config: Mapping[str, Any], num_timesteps: int) -> Sampler:
   """The timestep sampler that a config names.
 
       {"name": "uniform"}                            0 <= t < T
@@ -122,27 +120,43 @@ def make(
     InputError: The name or a field is unknown, a field is missing, or a timestep lies outside of
       [0, T).
   """
-  name, config = choose.choose("timestep sampler", config, _FIELDS)
+  make_sampler, fields = choose.select("timestep sampler", config, _SAMPLERS)
+  return make_sampler(num_timesteps, **fields)
 
-  if name == "uniform":
-    return lambda step_key, keys: uniform(keys, num_timesteps)
-  if name == "stratified":
-    return lambda step_key, keys: stratified(step_key, keys.shape[0], num_timesteps)
-  if name == "list":
-    values = tuple(config["values"])
-    if not values or not all(_integer(value) and 0 <= value < num_timesteps for value in values):
-      raise InputError(
-        f"values of timestep sampler 'list' are {values}; expected one or more integers from 0 to "
-        f"{num_timesteps - 1}"
-      )
-    return lambda step_key, keys: choice(keys, values)
-  low, high = config["low"], config["high"]
+
+def _uniform(num_timesteps: int) -> Sampler:
+  return lambda step_key, keys: uniform(keys, num_timesteps)
+
+
+def _stratified(num_timesteps: int) -> Sampler:
+  return lambda step_key, keys: stratified(step_key, keys.shape[0], num_timesteps)
+
+
+def _list(num_timesteps: int, *, values: Sequence[int]) -> Sampler:
+  values = tuple(values)
+  if not values or not all(_integer(value) and 0 <= value < num_timesteps for value in values):
+    raise InputError(
+      f"values of timestep sampler 'list' are {values}; expected one or more integers from 0 to "
+      f"{num_timesteps - 1}"
+    )
+  return lambda step_key, keys: choice(keys, values)
+
+
+def _interval(num_timesteps: int, *, low: int, high: int) -> Sampler:
   if not (_integer(low) and _integer(high) and 0 <= low < high <= num_timesteps):
     raise InputError(
       f"timestep sampler 'interval' has low {low!r} and high {high!r}; expected integers with "
       f"0 <= low < high <= {num_timesteps}"
     )
   return lambda step_key, keys: interval(keys, low, high)
+
+
+_SAMPLERS = {
+  "uniform": _uniform,
+  "interval": _interval,
+  "list": _list,
+  "stratified": _stratified,
+}
 
 
 def _integer(value: object) -> bool:

@@ -2,7 +2,7 @@
 
 import math
 import numbers
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,8 +11,6 @@ import numpy as np
 from dmpo_jax.common import choose
 from dmpo_jax.diffusion.table import lookup
 from dmpo_jax.errors import InputError
-
-FIELDS = {"none": (), "min_snr": ("gamma",), "table": ("values",)}
 
 
 def min_snr(alphas_cumprod: np.ndarray, prediction_type: str, gamma: float) -> list[float]:
@@ -65,24 +63,37 @@ def make(
     InputError: The name or a field is unknown, a field is missing, or a weight is not a finite
       number >= 0.
   """
-  name, config = choose.choose("timestep weight", config, FIELDS)
-  if name == "none":
+  make_table, fields = choose.select("timestep weight", config, _TABLES)
+  values = make_table(alphas_cumprod, prediction_type, **fields)
+  if values is None:
     return None
-  count = len(alphas_cumprod)
-  if name == "table":
-    values = tuple(config["values"])
-    if len(values) != count or not all(_weight(value) for value in values) or not any(values):
-      raise InputError(
-        f"values of timestep weight 'table' must be {count} finite numbers of at least 0, one per "
-        f"timestep and not all 0; got {len(values)}: {values[:8]}"
-      )
-  else:
-    gamma = config["gamma"]
-    if not (_weight(gamma) and gamma > 0):
-      raise InputError(f"gamma of timestep weight 'min_snr' must be positive, got {gamma!r}")
-    values = min_snr(alphas_cumprod, prediction_type, gamma)
   table = np.asarray(values, np.float64)
   return lambda t: lookup(table, t)
+
+
+def _none(alphas_cumprod: np.ndarray, prediction_type: str) -> None:
+  return None
+
+
+def _min_snr(alphas_cumprod: np.ndarray, prediction_type: str, *, gamma: float) -> list[float]:
+  if not (_weight(gamma) and gamma > 0):
+    raise InputError(f"gamma of timestep weight 'min_snr' must be positive, got {gamma!r}")
+  return min_snr(alphas_cumprod, prediction_type, gamma)
+
+
+def _table(
+  alphas_cumprod: np.ndarray, prediction_type: str, *, values: Sequence[float]
+) -> tuple[float, ...]:
+  values, count = tuple(values), len(alphas_cumprod)
+  if len(values) != count or not all(_weight(value) for value in values) or not any(values):
+    raise InputError(
+      f"values of timestep weight 'table' must be {count} finite numbers of at least 0, one per "
+      f"timestep and not all 0; got {len(values)}: {values[:8]}"
+    )
+  return values
+
+
+_TABLES = {"none": _none, "min_snr": _min_snr, "table": _table}
 
 
 def _weight(value: object) -> bool:

@@ -120,9 +120,9 @@ def test_stratified_batch_means_vary_less_than_uniform_ones():
   [
     ({}, "unknown timestep sampler None"),
     ({"name": "unifrom"}, "unknown timestep sampler 'unifrom'; did you mean 'uniform'"),
-    ({"name": "uniform", "low": 3}, "field of timestep sampler 'uniform' 'low'"),
+    ({"name": "uniform", "low": 3}, "key of timestep sampler 'uniform': 'low'"),
     ({"name": "interval", "low": 3, "hihg": 9}, "'hihg'; did you mean 'high'"),
-    ({"name": "interval", "low": 3}, "'interval' needs the field 'high'"),
+    ({"name": "interval", "low": 3}, "'interval' needs the key 'high'"),
     ({"name": "interval", "low": -1, "high": 9}, "low -1 and high 9"),
     ({"name": "interval", "low": 9, "high": 9}, "low 9 and high 9"),
     ({"name": "interval", "low": 0, "high": 51}, "0 <= low < high <= 50"),

@@ -37,7 +37,7 @@ def test_none_is_no_weight_and_a_table_is_looked_up():
 @pytest.mark.parametrize(
   ("config", "words"),
   [
-    ({"name": "min_snr"}, "needs the field 'gamma'"),
+    ({"name": "min_snr"}, "needs the key 'gamma'"),
     ({"name": "min_snr", "gamma": 0.0}, "must be positive, got 0.0"),
     ({"name": "min_snr", "gamma": 5.0, "gama": 1}, "gama"),
     ({"name": "minsnr", "gamma": 5.0}, "did you mean 'min_snr'"),
