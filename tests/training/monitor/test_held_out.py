@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -20,9 +21,15 @@ def _errors(bins=3, pairs=5, images=2, seed=0, moved=0.01) -> HeldOutErrors:
   return HeldOutErrors(policy, reference, np.ones((bins, pairs), np.float32))
 
 
+def _summary(errors: HeldOutErrors, loss: Callable) -> dict:
+  """Metrics record of errors over 1000 timesteps."""
+  edges = np.linspace(0, 1000, len(errors.policy) + 1).astype(int)
+  return summarise(errors, loss, edges)
+
+
 def test_metrics_equal_plain_loops_over_pairs_and_bins():
   errors = _errors()
-  record = summarise(errors, DPO, 1000)
+  record = _summary(errors, DPO)
   changes, margins, correct = [], [], []
   for i in range(5):
     each_w = [float(errors.policy[k, i, 0]) - float(errors.reference[k, i, 0]) for k in range(3)]
@@ -40,7 +47,7 @@ def test_metrics_equal_plain_loops_over_pairs_and_bins():
 
 
 def test_bins_cover_all_timesteps_and_average_to_the_overall_metrics():
-  record = summarise(_errors(), DPO, 1000)
+  record = _summary(_errors(), DPO)
   assert [(part["from"], part["to"]) for part in record["bins"]] == [
     (0, 332),
     (333, 665),
@@ -53,7 +60,7 @@ def test_bins_cover_all_timesteps_and_average_to_the_overall_metrics():
 
 def test_equal_policy_and_reference_have_no_change_and_every_pair_is_a_tie():
   errors = _errors(moved=0.0)
-  record = summarise(errors, functools.partial(losses.dmpo, beta=1000.0, alpha=0.01), 1000)
+  record = _summary(errors, functools.partial(losses.dmpo, beta=1000.0, alpha=0.01))
   assert record["winner_change"] == record["winner_change_se"] == record["margin"] == 0
   assert record["accuracy"] == 0.5
   assert record["gradient_factor"] == pytest.approx(1.148780, abs=1e-6)
@@ -88,13 +95,13 @@ def test_the_gradient_factor_is_the_derivative_of_the_loss_over_that_of_the_logi
   (up, z_up), (down, z_down) = at(2e-3), at(-2e-3)
   expected = np.mean(-(up - down) / (z_up - z_down))
   tolerance = 0.05 if name == "kto" else 0.01  # its batch statistic depends on the pair
-  assert summarise(errors, loss, 1000)["gradient_factor"] == pytest.approx(expected, rel=tolerance)
+  assert _summary(errors, loss)["gradient_factor"] == pytest.approx(expected, rel=tolerance)
 
 
 def test_timestep_weights_enter_the_logit_and_not_the_errors():
   errors = _errors()
-  plain = summarise(errors, DPO, 1000)
-  half = summarise(errors._replace(weights=errors.weights / 2), DPO, 1000)
+  plain = _summary(errors, DPO)
+  half = _summary(errors._replace(weights=errors.weights / 2), DPO)
   assert half["logit"] == pytest.approx(plain["logit"] / 2, rel=1e-4)
   assert half["margin"] == plain["margin"]
 
@@ -102,15 +109,15 @@ def test_timestep_weights_enter_the_logit_and_not_the_errors():
 def test_a_wrapper_has_the_gradient_factor_of_its_base_and_other_losses_may_have_none():
   errors = _errors()
   wrapped = functools.partial(losses.sdpo, base=DPO, mu=0.9)
-  assert summarise(errors, wrapped, 1000) == summarise(errors, DPO, 1000)
+  assert _summary(errors, wrapped) == _summary(errors, DPO)
   for loss in (losses.sft, functools.partial(losses.dspo, beta=0.001)):
-    record = summarise(errors, loss, 1000)
+    record = _summary(errors, loss)
     assert "margin" in record
     assert "gradient_factor" not in record
 
 
 def test_single_images_have_winner_metrics_only():
-  record = summarise(_errors(images=1), losses.sft, 1000)
+  record = _summary(_errors(images=1), losses.sft)
   assert {"winner_change", "winner_rises"} <= record.keys()
   assert not {"loser", "margin", "accuracy"} & record.keys()
 
@@ -129,7 +136,7 @@ def test_noise_counts_as_a_rise_in_one_of_some_hundred_evaluations_and_a_rise_is
 def test_the_warning_has_the_size_of_the_rise_and_the_timesteps_of_the_largest():
   errors = _errors(moved=0.0)
   errors.policy[2, :, 0] += np.float32(0.03)
-  record = summarise(errors, DPO, 1000)
+  record = _summary(errors, DPO)
   assert record["winner_rises"] == 1
   assert "by 0.01 (" in (text := held_out_errors.warning(40, record))
   assert "timesteps 666 to 999" in text

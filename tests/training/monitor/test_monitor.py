@@ -9,14 +9,13 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dmpo_jax import diffusion, interop, losses, sampling
+from dmpo_jax import interop, losses, pipelines, sampling
 from dmpo_jax.errors import InputError
 from dmpo_jax.parallel import sharding
-from dmpo_jax.pipelines import generate
 from dmpo_jax.training.batch import Batch
 from dmpo_jax.training.monitor import held_out_errors
 from dmpo_jax.training.monitor.metrics import read
-from dmpo_jax.training.objective import Networks, Objective
+from dmpo_jax.training.objective import Objective
 from dmpo_jax.training.run import train
 from tests.training.rows import computed
 from tests.training.tiny import pairs_config
@@ -95,10 +94,12 @@ def test_the_first_grid_is_sampled_from_the_initial_pipeline_and_the_noise_stays
   monitored, pipeline
 ):
   loaded = interop.load_pipeline(pipeline)
-  sampler = generate.sampler_of(loaded, num_steps=2, guidance=2.0)
+  functions = pipelines.build(loaded)
+  sampler = pipelines.make_sampler(functions, functions.make_solver(2), guidance=2.0)
   prompts = [prompt for prompt in PROMPTS for _ in range(2)]
-  requests, _ = generate.requests_for(loaded, prompts, np.array([0, 1, 0, 1], np.uint32))
-  images = np.asarray(sampling.to_uint8(sampler(loaded.params, requests)))[..., 0]  # [4, 8, 8]
+  seeds = np.array([0, 1, 0, 1], np.uint32)
+  inputs, _ = pipelines.sampling_inputs(functions, prompts, seeds)
+  images = np.asarray(sampling.to_uint8(sampler(loaded.params, inputs)))[..., 0]  # [4, 8, 8]
   expected = np.block([[images[0], images[1]], [images[2], images[3]]])
   first, second = (
     np.asarray(Image.open(monitored / "samples" / f"step_{step:06d}.png")).astype(int)
@@ -151,49 +152,51 @@ def test_held_out_pairs_that_are_no_multiple_of_the_batch_size_are_refused(pipel
   _refused(pipeline, tmp_path, r"pairs 10 is no multiple of config\.batch_size 4", pairs=10)
 
 
-# A network whose error reveals its timestep.
-def _predict_timestep(params, x, t, context):
-  return jnp.broadcast_to(params * t[:, None, None, None].astype(jnp.float32), x.shape)
+@pytest.fixture(scope="module")
+def measure(pipeline):
+  """`(devices, example ids, scale, bins=4)` -> held-out errors [bins, examples, 2].
 
+  The network predicts scale times the timestep, so that its errors reveal the timesteps.
+  """
+  functions = pipelines.build(interop.load_pipeline(pipeline))
 
-def _objective() -> Objective:
-  schedule = diffusion.from_config({"_class_name": "DDIMScheduler"})
-  networks = Networks(
-    unet=_predict_timestep,
-    text=lambda params, ids: {"encoder_hidden_states": jnp.zeros((*ids[0].shape, 1))},
-  )
-  return Objective(
-    networks=networks,
-    schedule=schedule,
+  def denoise(params, x, t, conditioning):
+    del conditioning
+    return jnp.broadcast_to(params["unet"] * t[:, None, None, None].astype(jnp.float32), x.shape)
+
+  functions = functions._replace(denoise=denoise, encode_text=lambda params, text: {})
+  objective = Objective(
+    pipeline=functions,
     loss=losses.sft,
-    timesteps=diffusion.timesteps.make({"name": "uniform"}, 1000),
+    timestep_sampler=functions.process.timestep_sampler({"name": "uniform"}),
     caption_dropout=0.5,
     seed=0,
-    null_ids=(jnp.zeros(1, jnp.int32),),
+    null_text={"input_ids": jnp.zeros(1, jnp.int32)},
     label_flip_rate=1.0,
   )
 
+  def run(devices: int, ids: np.ndarray, scale: float, bins: int = 4) -> np.ndarray:
+    mesh = sharding.make_mesh(devices)
+    batch = Batch(
+      text={"input_ids": jnp.zeros((len(ids), 1), jnp.int32)},
+      example_id=jnp.asarray(ids, jnp.uint32),
+      pixels=jnp.zeros((len(ids), 2, 8, 8, 1)),
+    )
+    compute = held_out_errors.make_errors(objective, mesh, bins)
+    with jax.set_mesh(mesh):
+      sharded = jax.device_put(batch, sharding.batch(mesh))
+      trained = jax.device_put({"unet": jnp.float32(scale)}, sharding.replicated(mesh))
+      errors, weights = held_out_errors.measure(compute, trained, {}, [sharded])
+    assert (weights == 1).all()
+    return errors
 
-def _measure(devices: int, ids: np.ndarray, scale: float, bins: int = 4) -> np.ndarray:
-  mesh = sharding.make_mesh(devices)
-  batch = Batch(
-    images=jnp.zeros((len(ids), 2, 8, 8, 1)),
-    input_ids=jnp.zeros((len(ids), 1), jnp.int32),
-    example_id=jnp.asarray(ids, jnp.uint32),
-  )
-  compute = held_out_errors.make_errors(_objective(), mesh, bins)
-  with jax.set_mesh(mesh):
-    sharded = jax.device_put(batch, sharding.batch(mesh))
-    trained = jax.device_put({"unet": jnp.float32(scale)}, sharding.replicated(mesh))
-    errors, weights = held_out_errors.measure(compute, trained, {}, [sharded])
-  assert (weights == 1).all()
-  return errors
+  return run
 
 
-def test_each_example_has_one_timestep_in_each_bin_and_noise_of_its_own():
+def test_each_example_has_one_timestep_in_each_bin_and_noise_of_its_own(measure):
   ids = np.arange(8)
-  noise = _measure(1, ids, 0.0)  # mean eps²
-  timesteps = np.sqrt(_measure(1, ids, 1e4)) / 1e4
+  noise = measure(1, ids, 0.0)  # mean eps²
+  timesteps = np.sqrt(measure(1, ids, 1e4)) / 1e4
   for i, ts in enumerate(timesteps[..., 0]):
     assert ((ts > 250 * i - 0.5) & (ts < 250 * (i + 1))).all()
   np.testing.assert_array_equal(noise[..., 0], noise[..., 1])
@@ -201,7 +204,7 @@ def test_each_example_has_one_timestep_in_each_bin_and_noise_of_its_own():
   assert noise.mean() == pytest.approx(1, abs=0.1)
 
 
-def test_errors_depend_on_example_ids_and_neither_on_their_order_nor_on_the_devices():
+def test_errors_depend_on_example_ids_and_neither_on_their_order_nor_on_the_devices(measure):
   ids = np.arange(8)
-  expected = _measure(1, ids, 1.0)
-  np.testing.assert_allclose(_measure(4, ids[::-1], 1.0)[:, ::-1], expected, rtol=1e-6)
+  expected = measure(1, ids, 1.0)
+  np.testing.assert_allclose(measure(4, ids[::-1], 1.0)[:, ::-1], expected, rtol=1e-6)
