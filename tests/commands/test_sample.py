@@ -11,7 +11,6 @@ from PIL import Image
 import dmpo_jax
 from dmpo_jax import interop, models, pipelines, sampling
 from dmpo_jax.commands.main import main
-from dmpo_jax.pipelines import generate
 from tests.interop import tiny
 
 PROMPTS = "the digit seven\n\n  one \n"
@@ -76,9 +75,10 @@ def test_the_manifest_says_what_is_needed_to_draw_the_same_again(drawn, pipeline
 
 def test_a_picture_is_the_samplers_image(drawn, pipeline):
   loaded = interop.load_pipeline(pipeline)
-  sampler = generate.sampler_of(loaded, num_steps=2, guidance=2.0, negative="the")
-  requests, _ = generate.requests_for(loaded, ["one"], np.array([4]), negative="the")
-  image = pipelines.sample_in_batches(sampler, loaded.params, requests, batch_size=1)[0]
+  functions = pipelines.build(loaded)
+  sampler = pipelines.make_sampler(functions, functions.make_solver(2), guidance=2.0, negative=True)
+  inputs, _ = pipelines.sampling_inputs(functions, ["one"], np.array([4]), negative="the")
+  image = pipelines.sample_all(sampler, loaded.params, inputs, batch_size=1)[0]
   found = np.asarray(Image.open(drawn / "00001_0000000004.png")).astype(int)
   assert np.abs(found - np.asarray(sampling.to_uint8(image))[..., 0]).max() <= 1
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from dmpo_jax import diffusion, interop, pipelines, sampling
-from dmpo_jax.pipelines import generate
 from dmpo_jax.sampling.noise import step_noise
 from tests.interop import tiny
 
@@ -23,14 +22,8 @@ WRITERS = {
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-  found = {}
-
-  def folder(kind):
-    if kind not in found:
-      found[kind] = WRITERS[kind](tmp_path_factory.mktemp(kind))
-    return found[kind]
-
-  return folder
+  """Kind -> folder of a tiny random pipeline."""
+  return {kind: write(tmp_path_factory.mktemp(kind)) for kind, write in WRITERS.items()}
 
 
 def to_torch(x):
@@ -87,7 +80,7 @@ CASES = {
     {},
     {"guidance_scale": 6.0, "guidance_rescale": 0.7},
   ),
-  "sdxl by its own scheduler, zeros for the null prompt": (
+  "sdxl by its own scheduler, zeros for the empty prompt": (
     "sdxl",
     None,
     {},
@@ -115,21 +108,21 @@ CASES = {
 def test_the_images_are_those_of_diffusers_from_the_same_noise(case, folders, monkeypatch):
   kind, solver, scheduler, options = CASES[case]
   num_steps = 4
-  pipeline = interop.load_pipeline(folders(kind))
+  pipeline = interop.load_pipeline(folders[kind])
   config = {**pipeline.configs["scheduler"], **scheduler}
   pipeline = dataclasses.replace(pipeline, configs={**pipeline.configs, "scheduler": config})
   size = (options["height"], options["width"]) if "height" in options else None
-  sampler = generate.sampler_of(
-    pipeline,
-    num_steps=num_steps,
+  functions = pipelines.build(pipeline)
+  sampler = pipelines.make_sampler(
+    functions,
+    functions.make_solver(num_steps, name=solver),
+    size=size,
     guidance=options["guidance_scale"],
     guidance_rescale=options.get("guidance_rescale", 0.0),
-    size=size,
-    solver=solver,
-    negative=options.get("negative_prompt"),
+    negative="negative_prompt" in options,
   )
-  requests, _ = generate.requests_for(
-    pipeline,
+  inputs, _ = pipelines.sampling_inputs(
+    functions,
     PROMPTS,
     SEEDS,
     negative=options.get("negative_prompt"),
@@ -138,15 +131,15 @@ def test_the_images_are_those_of_diffusers_from_the_same_noise(case, folders, mo
     crop=options.get("crops_coords_top_left", (0, 0)),
     target=options.get("target_size"),
   )
-  ours = pipelines.sample_in_batches(
-    sampler, pipeline.params, requests, batch_size=3, devices=jax.devices()[:1]
+  ours = pipelines.sample_all(
+    sampler, pipeline.params, inputs, batch_size=3, devices=jax.devices()[:1]
   )
-  height, width = size or generate.default_size(pipeline)
+  height, width = size or functions.default_size()
   noise = sampling.initial_noise(SEEDS, (height // 2, width // 2, 4))
   if "negative_prompt" in options:
     options = {**options, "negative_prompt": [options["negative_prompt"]] * len(PROMPTS)}
   expected = theirs(
-    folders(kind),
+    folders[kind],
     kind,
     solver,
     scheduler,
@@ -155,7 +148,7 @@ def test_the_images_are_those_of_diffusers_from_the_same_noise(case, folders, mo
     num_steps=num_steps,
     **options,
   )
-  found = np.clip(ours / 2 + 0.5, 0, 1)
+  images = np.clip(ours / 2 + 0.5, 0, 1)
   assert np.ptp(expected) > 0.2
   assert np.mean((expected > 0) & (expected < 1)) > 0.3, "most of it is clipped"
-  np.testing.assert_allclose(found, expected, atol=1e-4)
+  np.testing.assert_allclose(images, expected, atol=1e-4)
