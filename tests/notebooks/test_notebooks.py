@@ -25,8 +25,9 @@ def images(notebook):
   return [base64.b64decode(d["image/png"]) for d in found if "image/png" in d]
 
 
-def test_both_notebooks_are_there():
-  assert [p.name for p in NOTEBOOKS] == ["01_objectives.ipynb", "02_toy_modes.ipynb"]
+def test_all_notebooks_are_there():
+  names = ["01_objectives", "02_toy_modes", "03_align_stable_diffusion"]
+  assert [p.stem for p in NOTEBOOKS] == names
 
 
 @every
@@ -35,7 +36,7 @@ def test_a_notebook_runs_from_top_to_bottom_and_its_assertions_hold(path, tmp_pa
   settings = {"DMPO_NOTEBOOK_SMALL": "1", "DMPO_NOTEBOOK_IMAGES": str(tmp_path)}
   # Most of the time goes into compiling; what is computed at these settings is little.
   done = execute(path, {**settings, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"})
-  assert len(images(done)) == len(list(tmp_path.glob("*.png"))) > 3
+  assert len(images(done)) == len(list(tmp_path.glob("*.png"))) >= 3
   assert not any("IPython.core" in str(output) for output in outputs(done))
 
 
@@ -63,7 +64,7 @@ def test_a_committed_notebook_says_nothing_of_the_machine_it_ran_on(path):
   assert not re.search(r"\d{4}-\d{2}-\d{2}T|iopub|\"version\"", text)
 
 
-def test_the_figures_of_both_notebooks_stay_below_a_megabyte_and_a_half():
+def test_the_figures_of_all_notebooks_stay_below_a_megabyte_and_a_half():
   found = [len(png) for path in NOTEBOOKS for png in images(nbformat.read(path, as_version=4))]
   assert 0 < sum(found) < 1.5e6
 
