@@ -26,16 +26,17 @@ LANGUAGES = {".py": "python", ".sh": "bash", ".yml": "yaml", ".toml": "toml"}
 
 
 def on_files(files, config):
-  """Adds a page for each of `TOP_PAGES` and for each repository file that a page links to."""
+  """Adds a page for each of `TOP_PAGES`, each notebook, and each file that a page links to."""
   texts = {f"docs/{file.src_uri}": file.content_string for file in files.documentation_pages()}
-  for source, page in TOP_PAGES.items():
-    texts[source] = (ROOT / source).read_text()
-    files.append(File.generated(config, page, content=texts[source]))
+  texts |= {source: (ROOT / source).read_text() for source in TOP_PAGES}
+  texts |= {f"notebooks/{path.name}": _show(path) for path in (ROOT / "notebooks").glob("*.ipynb")}
   linked = {target for source, text in texts.items() for target in _targets(source, text)}
-  for target in sorted(linked):
+  for source, page in TOP_PAGES.items():
+    files.append(File.generated(config, page, content=texts[source]))
+  for target in sorted(linked | set(texts)):
     page = _page(target)
     if page.startswith("repository/") and (ROOT / target).exists():
-      content = f"# {target}\n\n{_show(ROOT / target)}"
+      content = f"# {target}\n\n{texts.get(target) or _show(ROOT / target)}"
       inclusion = InclusionLevel.NOT_IN_NAV
       files.append(File.generated(config, page, content=content, inclusion=inclusion))
   return files
@@ -46,7 +47,7 @@ def on_page_markdown(markdown, *, page, config, files):
   here = page.file.src_uri
   source = next((s for s, p in TOP_PAGES.items() if p == here), f"docs/{here}")
   if here.startswith("repository/"):
-    return markdown
+    source = here.removeprefix("repository/").removesuffix(".md")
 
   def rewrite(match):
     target = _resolve(source, match[1])
@@ -88,7 +89,7 @@ def _page(target):
 
 
 def _outside_code(markdown, change):
-  parts = re.split(r"(^```.*?^```$)", markdown, flags=re.DOTALL | re.MULTILINE)
+  parts = re.split(r"(^```.*?^```+$)", markdown, flags=re.DOTALL | re.MULTILINE)
   return "".join(part if i % 2 else change(part) for i, part in enumerate(parts))
 
 
