@@ -1,4 +1,4 @@
-"""Reading a model's config.json: defaults filled in, nothing unknown or unsupported let through."""
+"""Fields of a model's config.json, with defaults filled in and unsupported values refused."""
 
 import math
 from collections.abc import Mapping
@@ -7,9 +7,9 @@ from typing import Any
 from dmpo_jax.errors import InputError, unknown
 
 
-def plain(value: Any) -> Any:
-  """Lists become tuples, at every depth, so that configs compare and hash by value."""
-  return tuple(plain(v) for v in value) if isinstance(value, (list, tuple)) else value
+def to_tuples(value: Any) -> Any:
+  """The value with lists as tuples, at every depth, so that configs compare and hash by value."""
+  return tuple(to_tuples(v) for v in value) if isinstance(value, (list, tuple)) else value
 
 
 def read(
@@ -17,32 +17,32 @@ def read(
   config: Mapping[str, Any],
   *,
   defaults: Mapping[str, Any],
-  fixed: Mapping[str, Any],
-  idle: frozenset[str] = frozenset(),
+  constants: Mapping[str, Any],
+  ignored: frozenset[str] = frozenset(),
 ) -> dict[str, Any]:
-  """The fields that shape the network, with defaults for those the config leaves out.
+  """The fields that shape the network, with defaults for absent ones.
 
   Args:
     model: The model's name, for messages.
     config: The mapping read from config.json; keys with a leading underscore are ignored.
-    defaults: Every field that is supported, with its value where absent.
-    fixed: Fields of which one value alone is supported, with that value.
-    idle: Fields that do not change the network's arithmetic.
+    defaults: Supported fields and their default values.
+    constants: Fields of which one value is supported, and that value.
+    ignored: Fields that do not change the network's arithmetic.
 
   Returns:
     A value per key of `defaults`.
 
   Raises:
-    InputError: A field is unknown, or one of `fixed` has another value.
+    InputError: A field is unknown, or one of `constants` has another value.
   """
   for name, value in config.items():
-    if name.startswith("_") or name in defaults or name in idle:
+    if name.startswith("_") or name in defaults or name in ignored:
       continue
-    if name not in fixed:
-      raise unknown(f"field of a {model} config", name, [*defaults, *fixed, *idle])
-    if plain(value) != plain(fixed[name]):
-      raise unsupported(model, name, value, repr(fixed[name]))
-  return {name: plain(config.get(name, default)) for name, default in defaults.items()}
+    if name not in constants:
+      raise unknown(f"field of a {model} config", name, [*defaults, *constants, *ignored])
+    if to_tuples(value) != to_tuples(constants[name]):
+      raise unsupported(model, name, value, repr(constants[name]))
+  return {name: to_tuples(config.get(name, default)) for name, default in defaults.items()}
 
 
 def unsupported(model: str, name: str, value: object, expected: str) -> InputError:
@@ -51,7 +51,7 @@ def unsupported(model: str, name: str, value: object, expected: str) -> InputErr
 
 
 def check_count(model: str, name: str, value: object) -> int:
-  """Returns a positive integer field, or raises InputError."""
+  """A positive integer field; raises InputError for other values."""
   if isinstance(value, bool) or not isinstance(value, int) or value < 1:
     raise unsupported(model, name, value, "a positive integer")
   return value

@@ -1,4 +1,4 @@
-"""Initial parameters, drawn with numpy: compiling such a draw would take longer than training."""
+"""Initial parameters, sampled with numpy, because compiling the same in JAX takes longer."""
 
 import zlib
 
@@ -9,10 +9,10 @@ from dmpo_jax.models import trees
 
 
 def init_params(shapes: trees.Tree, key: jax.Array) -> trees.Tree:
-  """Draws a tree of parameters: scales 1, biases 0, embeddings and kernels normal.
+  """Initial parameters: scales 1, biases 0, embeddings and kernels normal.
 
-  Each array has its own generator, seeded by the key and the array's name, so that a layer starts
-  the same whatever other layers a network has.
+  Each array has its own generator, seeded by the key and the array's name, so that its values do
+  not depend on the other layers of the network.
 
   Args:
     shapes: The tree with a `jax.ShapeDtypeStruct` for each array.
@@ -23,7 +23,7 @@ def init_params(shapes: trees.Tree, key: jax.Array) -> trees.Tree:
   """
   words = np.asarray(jax.random.key_data(key)).ravel().tolist()
 
-  def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
+  def sample(name: str, shape: tuple[int, ...]) -> np.ndarray:
     kind = name.rsplit(".", 1)[-1]
     if kind in ("scale", "bias"):
       return np.full(shape, float(kind == "scale"), np.float32)
@@ -33,4 +33,4 @@ def init_params(shapes: trees.Tree, key: jax.Array) -> trees.Tree:
     return normal(shape, np.float32) * np.float32(std)
 
   flat = trees.flatten(shapes)
-  return trees.unflatten({name: draw(name, leaf.shape) for name, leaf in flat.items()})
+  return trees.unflatten({name: sample(name, leaf.shape) for name, leaf in flat.items()})

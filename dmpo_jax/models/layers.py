@@ -1,4 +1,4 @@
-"""The layers that hold parameters. A module is built without numbers: shapes and dtypes only."""
+"""Layers with parameters. A module is built with shapes and dtypes instead of arrays."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from dmpo_jax.models.compute import Compute
 
 
 def parameter(*shape: int) -> nnx.Param:
-  """A float32 parameter that has a shape and no value yet; `full_shape` is the shape."""
+  """A float32 parameter with a shape and no array yet; `full_shape` is the shape."""
   return nnx.Param(jax.ShapeDtypeStruct(shape, jnp.float32), full_shape=shape)
 
 
@@ -38,11 +38,11 @@ class Linear(nnx.Module):
   def __call__(self, x: jax.Array, scale: float = 1.0) -> jax.Array:
     bias = None if self.bias is None else weight(self.bias, self.compute, x.dtype, scale)
     kernel = weight(self.kernel, self.compute, x.dtype, scale)
-    return kernels.dense(x, kernel, bias, compute=self.compute)
+    return kernels.linear(x, kernel, bias, compute=self.compute)
 
 
 class Conv(nnx.Module):
-  """`kernels.convolution` with its padding: `[B, H, W, I]` to `[B, H/stride, W/stride, O]`."""
+  """`kernels.convolution` with parameters: `[B, H, W, I]` to `[B, H/stride, W/stride, O]`."""
 
   def __init__(
     self,
@@ -110,4 +110,4 @@ class Embedding(nnx.Module):
 
 
 class Empty(nnx.Module):
-  """Holds the place of a layer without parameters (dropout) in a numbered list."""
+  """A layer without parameters (dropout) in a numbered list."""

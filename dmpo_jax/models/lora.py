@@ -1,12 +1,12 @@
 """LoRA: low-rank updates of linear layers and convolutions, as pure functions of trees.
 
-A LoRA tree has the branches of the base's tree that it changes, and there, in place of the kernel,
+A LoRA tree has the branches of the base's tree that it adapts, with two factors for each kernel:
 
     down: [I, r] (linear) or [k, k, I, r] (convolution),   up: [r, O].
 
-The base is shared, never copied or changed: `merge(base, lora, alpha=alpha)` holds the base's own
+The base is shared, never copied or changed: `merge(base, lora, alpha=alpha)` has the base's own
 arrays wherever there is no LoRA. Training is `apply(merge(base, lora, alpha=alpha), ...)` with the
-gradient taken in `lora` alone, and the frozen reference of a preference loss is `base` itself.
+gradient in `lora` alone; the frozen reference of a preference loss is `base`.
 """
 
 import fnmatch
@@ -23,7 +23,7 @@ import scipy.linalg
 from dmpo_jax.errors import InputError
 from dmpo_jax.models import trees
 
-# The projections of the UNet's attentions, which diffusers' LoRA scripts train; and CLIP's.
+# The attention projections of UNets, the targets of diffusers' LoRA scripts, and those of CLIP.
 ATTENTION = ("*.to_q", "*.to_k", "*.to_v", "*.to_out.0")
 TEXT_ATTENTION = ("*.q_proj", "*.k_proj", "*.v_proj", "*.out_proj")
 
@@ -33,12 +33,12 @@ Alpha = float | Mapping[str, float]
 def init(
   key: jax.Array, params: trees.Tree, *, targets: Iterable[str] = ATTENTION, rank: int
 ) -> dict[str, Any]:
-  """Draws a LoRA that changes nothing yet.
+  """A new LoRA, which does not change the base yet.
 
       down ~ U(-1/sqrt(n), 1/sqrt(n)),   n = I or k k I,   up = 0
 
   Args:
-    key: Typed key. A layer's draw depends on the key and the layer's name, not on its neighbours.
+    key: Typed key. The factors of a layer depend on the key and the layer's name alone.
     params: The base's tree; arrays or `jax.ShapeDtypeStruct`s.
     targets: Glob patterns; a layer is adapted if one of them matches its whole dotted name
       (`*` matches dots too). Only layers with a kernel, linear ones and convolutions, can match.
@@ -48,45 +48,46 @@ def init(
     A LoRA tree of float32 numpy arrays.
 
   Raises:
-    InputError: Lists every pattern that matches no layer and every layer that is too small.
+    InputError: A pattern matches no layer, or a layer is too small for the rank; the message lists
+      all.
 
   Source: peft's default initialisation of lora_A, kaiming_uniform with a = sqrt(5), and of lora_B.
   """
   kernels = _select(params, targets, rank)
   words = np.asarray(jax.random.key_data(key)).ravel().tolist()
 
-  def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
+  def sample(name: str, shape: tuple[int, ...]) -> np.ndarray:
     bound = math.prod(shape) ** -0.5
     generator = np.random.default_rng([*words, zlib.crc32(name.encode())])
     return generator.uniform(-bound, bound, (*shape, rank)).astype(np.float32)
 
   flat = {}
   for name, kernel in kernels.items():
-    flat[f"{name}.down"] = draw(name, kernel.shape[:-1])
+    flat[f"{name}.down"] = sample(name, kernel.shape[:-1])
     flat[f"{name}.up"] = np.zeros((rank, kernel.shape[-1]), np.float32)
   return trees.unflatten(flat)
 
 
 def merge(base: trees.Tree, lora: trees.Tree, *, alpha: Alpha) -> dict[str, Any]:
-  """Adds a LoRA to the network it was made for.
+  """The base with a LoRA merged into its kernels.
 
       W' = W + (alpha / r) down · up
 
-  computed in float32 at full precision and then cast to the dtype of W: under a bfloat16 base a
-  small update can vanish in the rounding, but it is never computed from rounded factors.
+  computed in float32 at full precision and then cast to the dtype of W. On a bfloat16 base the
+  result is the float32 sum rounded once, so that a small update can vanish.
 
   Args:
     base: The base's tree.
     lora: A LoRA tree for it; ranks may differ from layer to layer.
-    alpha: One number for all layers, or one for each layer by its dotted name.
+    alpha: A number for all layers, or one for each layer by its dotted name.
 
   Returns:
-    A tree with the structure and dtypes of `base`; leaves without a LoRA are the very same arrays.
+    A tree with the structure and dtypes of `base`; leaves without a LoRA are the same arrays.
     It can be compiled and differentiated. With up = 0 it equals `base`.
 
   Raises:
-    InputError: Lists every layer of the LoRA that the base does not have, that has another shape,
-      or for which `alpha` has no number.
+    InputError: Layers of the LoRA are not in the base, have another shape, or have no alpha; the
+      message lists all.
   """
   layers = layers_of(lora)
   leaves = trees.flatten(base)
@@ -115,23 +116,24 @@ def extract(
       down · up = Σ_{i<=r} σ_i u_i v_iᵀ,   down = U sqrt(Σ),   up = sqrt(Σ) Vᵀ
 
   with the singular values and vectors of D = W_tuned - W_base (a convolution's kernel as a matrix
-  [k k I, O]): no matrix of rank r is nearer in the Frobenius norm, and a difference that has
-  rank <= r is met up to float32's rounding. They come from the r largest eigenvalues of D Dᵀ or
-  Dᵀ D, whichever is smaller, in float64: several times faster than the whole decomposition.
-  `merge(base, extract(...), alpha=rank)` is the network.
+  [k k I, O]): no matrix of rank r is nearer in the Frobenius norm, and a difference of rank <= r is
+  recovered up to float32 rounding. The r largest eigenvalues of D Dᵀ or Dᵀ D, whichever is smaller,
+  give them in float64, several times faster than a full decomposition.
+  `merge(base, extract(...), alpha=rank)` is the approximated network.
 
   Args:
     base: The base's tree.
-    tuned: A tree of the same structure and shapes. What differs outside the targets, biases and
-      norms among it, is not in the result.
-    targets: As for `init`.
-    rank: As for `init`.
+    tuned: A tree of the same structure and shapes. Differences outside the targets, such as those
+      of biases and norms, are not in the result.
+    targets: Glob patterns of the layers, as in `init`.
+    rank: r, as in `init`.
 
   Returns:
     A LoRA tree of float32 numpy arrays, to be merged with alpha = rank.
 
   Raises:
-    InputError: The trees have other leaves or shapes, or as for `init`.
+    InputError: The trees differ in leaves or shapes, a pattern matches no layer, or a layer is too
+      small for the rank; the message lists all.
   """
   old, new = trees.flatten(base), trees.flatten(tuned)
   problems = [f"{name}: only in base" for name in old if name not in new]
@@ -153,7 +155,10 @@ def extract(
 
 
 def _factorise(matrix: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
-  """The product [m, r] [r, n] nearest to a matrix, its singular values shared by the two."""
+  """The factors [m, r] and [r, n] whose product is nearest to a matrix.
+
+  Each factor has the square roots of the singular values.
+  """
   if matrix.shape[0] < matrix.shape[1]:
     up, down = _factorise(matrix.T, rank)
     return np.ascontiguousarray(down.T), np.ascontiguousarray(up.T)
@@ -177,8 +182,8 @@ def layers_of(lora: trees.Tree) -> dict[str, tuple[Any, Any]]:
     Dotted name of the layer -> (down, up).
 
   Raises:
-    InputError: The tree is no LoRA tree: a leaf is called something else or its partner is missing,
-      or the two do not share a rank.
+    InputError: The tree is no LoRA tree: a leaf has another name, one of a pair is missing, or the
+      two have different ranks.
   """
   leaves = trees.flatten(lora)
   names = dict.fromkeys(name.rpartition(".")[0] for name in leaves)
@@ -203,14 +208,14 @@ def layers_of(lora: trees.Tree) -> dict[str, tuple[Any, Any]]:
 
 
 def mismatches(layers: Mapping[str, tuple[Any, Any]], base: trees.Tree) -> list[str]:
-  """Compares the layers of a LoRA with those of a network.
+  """Layers of a LoRA that do not fit a network.
 
   Args:
-    layers: As `layers_of` returns them.
+    layers: From `layers_of`.
     base: The base's tree; arrays or `jax.ShapeDtypeStruct`s.
 
   Returns:
-    A line for each layer that the base does not have or that has another shape there.
+    A line for each layer that the base does not have or that has another shape in it.
   """
   kernels = _kernels(base)
   problems = []
@@ -224,14 +229,14 @@ def mismatches(layers: Mapping[str, tuple[Any, Any]], base: trees.Tree) -> list[
 
 
 def check(layers: Mapping[str, tuple[Any, Any]], base: trees.Tree) -> None:
-  """Refuses a LoRA that was made for another network.
+  """Raises InputError unless the layers of a LoRA fit a network.
 
   Args:
-    layers: As `layers_of` returns them.
+    layers: From `layers_of`.
     base: The base's tree; arrays or `jax.ShapeDtypeStruct`s.
 
   Raises:
-    InputError: Lists the `mismatches`.
+    InputError: There are `mismatches`; the message lists them.
   """
   if problems := mismatches(layers, base):
     raise InputError(_listed("the LoRA was made for another network", problems))
@@ -244,7 +249,7 @@ def _kernels(params: trees.Tree) -> dict[str, Any]:
 
 
 def _select(params: trees.Tree, targets: Iterable[str], rank: int) -> dict[str, Any]:
-  """The kernels that a pattern matches, all of which allow this rank."""
+  """The kernels that a pattern matches; InputError unless all of them allow this rank."""
   patterns = (targets,) if isinstance(targets, str) else tuple(targets)
   if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
     raise InputError(f"rank must be an integer of at least 1, got {rank!r}")

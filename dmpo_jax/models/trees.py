@@ -15,7 +15,7 @@ def flatten(tree: Tree) -> dict[str, Any]:
   """Names every leaf by its path, joined with dots: `{"a": {"0": x}}` becomes `{"a.0": x}`.
 
   Args:
-    tree: Nested dicts with string keys; an empty dict has no leaf and leaves no trace.
+    tree: Nested dicts with string keys; an empty dict has no leaf and no name.
 
   Returns:
     A flat dict in the order of the tree.
@@ -57,7 +57,7 @@ def unflatten(flat: Tree) -> dict[str, Any]:
     for branch in branches:
       node = node.setdefault(branch, {})
       if not isinstance(node, dict):
-        raise InputError(f"{name!r} lies below {branch!r}, which is a leaf already")
+        raise InputError(f"{name!r} is below {branch!r}, which is a leaf already")
     if last in node:
       raise InputError(f"{name!r} is a leaf, and a branch or a leaf of that name exists already")
     node[last] = leaf
@@ -65,15 +65,15 @@ def unflatten(flat: Tree) -> dict[str, Any]:
 
 
 def ema(average: Tree, new: Tree, decay: float | jax.Array) -> Tree:
-  """Exponential moving average: decay * average + (1 - decay) * new, leaf by leaf.
+  """Next exponential moving average: decay * average + (1 - decay) * new, leaf by leaf.
 
   Args:
-    average: The average so far; its dtypes are kept.
+    average: The current EMA; the result has its dtypes.
     new: A tree of the same structure and shapes.
-    decay: In [0, 1]; an array when it changes during a run.
+    decay: In [0, 1]; an array where it changes during a run.
 
   Returns:
-    The next average. At decay 0 it is `new` and at decay 1 `average`, to the bit.
+    The next EMA, bit for bit `new` at decay 0 and `average` at decay 1.
   """
 
   def blend(a: jax.Array, n: jax.Array) -> jax.Array:
@@ -96,7 +96,7 @@ def count(tree: Tree) -> int:
 
 
 def string_keys(tree: Mapping[Any, Any]) -> dict[str, Any]:
-  """The tree with its list indices as strings, as public parameter trees have them."""
+  """The tree with list indices as strings, as in public parameter trees."""
   return {
     str(key): string_keys(child) if isinstance(child, Mapping) else child
     for key, child in tree.items()
@@ -104,7 +104,7 @@ def string_keys(tree: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def int_keys(tree: Tree) -> dict[str | int, Any]:
-  """The inverse of `string_keys`: keys made of digits are list indices, as NNX wants them."""
+  """The inverse of `string_keys`: keys of digits become list indices, as NNX expects."""
   return {
     int(key) if key.isdigit() else key: int_keys(child) if isinstance(child, Mapping) else child
     for key, child in tree.items()

@@ -1,4 +1,4 @@
-"""A number for each array that changes with its bytes and not with how it lies on devices."""
+"""Checksums of arrays, which depend on their bytes and not on their sharding."""
 
 import concurrent.futures
 import hashlib
@@ -10,39 +10,39 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 THREADS = 8
-CHUNK = 2**18  # elements at a time: what is computed for them stays in a core's cache
+CHUNK = 2**18  # elements at a time, so that intermediate results stay in a core's cache
 
 
 def checksums(tree: Any) -> dict[str, int]:
-  """The checksum of each array of a tree; each process reads what its own devices hold.
+  """Checksum of each array of a tree; each process reads the shards on its own devices.
 
       Σ_i w_i b_i mod 2³²,   w_i odd
 
   over an array's elements b_i, read as unsigned integers, with weights w_i that are hashes of i, an
-  element's place in the whole array. A sum of integers does not depend on its order, so neither on
-  how many devices and processes hold parts of the array: only the sums are brought together. Odd
-  weights are invertible, so no change of one element goes unnoticed; of several, one in 2³² does.
+  element's index in the full array. A sum of integers does not depend on its order, and so not on
+  the sharding: processes exchange only their sums. Odd weights are invertible, so that every change
+  of one element is detected; of changes of several elements one in 2³² is not.
 
   Args:
     tree: Arrays of elements of 8, 16 or 32 bits, on devices or on the host.
 
   Returns:
-    Path -> integer in [0, 2³²). Of arrays that lie on devices of several processes too, all of them
-    call this, and all get the result.
+    Path -> integer in [0, 2³²). Where arrays are sharded over several processes, all of these must
+    call this together, and all get the result.
   """
   leaves = jax.tree_util.tree_leaves_with_path(tree)
   names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]
   with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
-    sums = np.array(list(pool.map(_of_this_process, [leaf for _, leaf in leaves])), np.uint32)
+    sums = np.array(list(pool.map(_local_sum, [leaf for _, leaf in leaves])), np.uint32)
   shared = np.array([_is_shared(leaf) for _, leaf in leaves], bool)
   if shared.any():
-    everyones = multihost_utils.process_allgather(sums)  # [processes, leaves]
-    sums = np.where(shared, everyones.sum(axis=0, dtype=np.uint32), sums)
+    gathered = multihost_utils.process_allgather(sums)  # [processes, leaves]
+    sums = np.where(shared, gathered.sum(axis=0, dtype=np.uint32), sums)
   return dict(zip(names, sums.tolist(), strict=True))
 
 
 def digest(tree: Any) -> str:
-  """A short digest of a tree: of its paths and `checksums`, wherever its arrays lie."""
+  """A short digest of a tree's paths and `checksums`."""
   return hashlib.sha256(repr(sorted(checksums(tree).items())).encode()).hexdigest()[:16]
 
 
@@ -50,35 +50,35 @@ def _is_shared(leaf: Any) -> bool:
   return isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
 
 
-def _of_this_process(leaf: Any) -> int:
-  """The sum over the parts of an array that this process holds and no process before it."""
+def _local_sum(leaf: Any) -> int:
+  """The sum over the first replicas of an array's shards on this process."""
   if not isinstance(leaf, jax.Array):
     return _sum(np.asarray(leaf), (0,) * np.ndim(leaf), np.shape(leaf))
   total = 0
   for shard in leaf.addressable_shards:
     if shard.replica_id == 0:
-      begins = tuple(part.start or 0 for part in shard.index)
-      total += _sum(np.asarray(shard.data), begins, leaf.shape)
+      starts = tuple(axis.start or 0 for axis in shard.index)
+      total += _sum(np.asarray(shard.data), starts, leaf.shape)
   return total % 2**32
 
 
-def _sum(part: np.ndarray, begins: tuple[int, ...], shape: tuple[int, ...]) -> int:
-  """The sum over the part of an array that begins at some index of the whole."""
-  # Places are taken modulo 2³², in which all of this is computed.
-  places = np.zeros(1, np.uint32)
-  for axis, (begin, size) in enumerate(zip(begins, part.shape, strict=True)):
+def _sum(shard: np.ndarray, starts: tuple[int, ...], shape: tuple[int, ...]) -> int:
+  """The sum over a shard that starts at an index of the full array of this shape."""
+  # Indices are computed modulo 2³², as everything here.
+  offsets = np.zeros(1, np.uint32)
+  for axis, (start, size) in enumerate(zip(starts, shard.shape, strict=True)):
     stride = math.prod(shape[axis + 1 :])
-    steps = (np.arange(begin, begin + size, dtype=np.uint64) * np.uint64(stride)).astype(np.uint32)
-    if axis == part.ndim - 1:
+    steps = (np.arange(start, start + size, dtype=np.uint64) * np.uint64(stride)).astype(np.uint32)
+    if axis == shard.ndim - 1:
       break
-    places = np.add.outer(places, steps).reshape(-1)
+    offsets = np.add.outer(offsets, steps).reshape(-1)
   else:  # a scalar
     steps = np.zeros(1, np.uint32)
-  bits = np.dtype(f"u{part.dtype.itemsize}")
-  words = np.ascontiguousarray(part).reshape(-1).view(bits).reshape(len(places), len(steps))
+  bits = np.dtype(f"u{shard.dtype.itemsize}")
+  words = np.ascontiguousarray(shard).reshape(-1).view(bits).reshape(len(offsets), len(steps))
   total, rows = 0, max(1, CHUNK // max(1, len(steps)))
-  for row in range(0, len(places), rows):
-    weights = np.add.outer(places[row : row + rows], steps)
+  for row in range(0, len(offsets), rows):
+    weights = np.add.outer(offsets[row : row + rows], steps)
     # Steps of the finalizer of MurmurHash3 (Austin Appleby, public domain).
     weights *= np.uint32(0x85EBCA6B)
     weights ^= weights >> np.uint32(15)

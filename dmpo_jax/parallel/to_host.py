@@ -1,4 +1,4 @@
-"""Arrays that lie in parts on the devices of several processes, whole on the host."""
+"""Copies of sharded arrays on the host."""
 
 from typing import Any
 
@@ -8,28 +8,30 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 
 def on_host(tree: Any, *, keep: bool = True) -> Any:
-  """A tree of numpy arrays; one array at a time is whole on devices.
+  """The tree as numpy arrays; devices hold one full array at a time.
+
+  Where arrays are sharded over several processes, all of these must call this together.
 
   Args:
-    tree: Arrays; what lies on devices of other processes too, all processes gather together.
-    keep: Whether this process wants them; else nothing comes to its host.
+    tree: Arrays.
+    keep: Whether this process copies them to its host; it takes part in gathers in any case.
 
   Returns:
     The tree with numpy arrays; None where `keep` is false.
   """
   leaves, structure = jax.tree.flatten(tree)
-  found = []
+  arrays = []
   for leaf in leaves:
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-      leaf = _whole(leaf).addressable_data(0)
+      leaf = _replicated(leaf).addressable_data(0)
     if keep:
-      found.append(np.asarray(leaf))
-  return jax.tree.unflatten(structure, found) if keep else None
+      arrays.append(np.asarray(leaf))
+  return jax.tree.unflatten(structure, arrays) if keep else None
 
 
-def _whole(array: jax.Array) -> jax.Array:
-  """The array, the same on all devices that hold a part of it."""
+def _replicated(array: jax.Array) -> jax.Array:
+  """The full array on each device of its mesh."""
   if array.is_fully_replicated:
     return array
-  everywhere = NamedSharding(array.sharding.mesh, PartitionSpec())
-  return jax.jit(lambda x: x, out_shardings=everywhere)(array)
+  replicated = NamedSharding(array.sharding.mesh, PartitionSpec())
+  return jax.jit(lambda x: x, out_shardings=replicated)(array)

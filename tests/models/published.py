@@ -1,6 +1,6 @@
-"""The config.json files of published pipelines that the tests read: the shipped ones and more.
+"""config.json files of published pipelines: those of the package and more.
 
-Odd fields are theirs: old versions of the libraries wrote them.
+Unusual fields come from old versions of the libraries.
 """
 
 from dmpo_jax.interop.published import (
@@ -19,9 +19,9 @@ from dmpo_jax.interop.published import (
   SDXL_VAE,
 )
 
-__all__ = ["CROSS_DOWN", "CROSS_UP", "PLAIN_DOWN", "PLAIN_UP"]  # read from here by other tests
+__all__ = ["CROSS_DOWN", "CROSS_UP", "PLAIN_DOWN", "PLAIN_UP"]  # other tests import them from here
 
-# instruct-pix2pix: the noisy latents, and those of the image to edit
+# instruct-pix2pix: 4 channels of noisy latents, 4 of the latents of the image to edit
 IP2P_UNET = {
   **SD15_UNET,
   "_diffusers_version": "0.12.0.dev0",
@@ -66,7 +66,7 @@ TEXT_ENCODERS = {
   "sdxl_2": SDXL_TEXT_2,
 }
 
-# sdxl-vae-fp16-fix: SDXL's with weights scaled down, so that float16 holds them
+# sdxl-vae-fp16-fix: SDXL's with activations scaled down to fit float16
 SDXL_FP16_FIX_VAE = {
   **SD_VAE,
   "_diffusers_version": "0.18.0.dev0",

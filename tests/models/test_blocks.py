@@ -1,4 +1,4 @@
-"""Each part of the UNet against diffusers' own, forward and backward."""
+"""Each block of the UNet against diffusers', forward and backward."""
 
 import jax
 import numpy as np
@@ -44,39 +44,39 @@ def to_numpy(y):
 
 
 def agree(module, network, inputs, ours, theirs):
-  """Compares all outputs, and the gradients of a random weighting of them by parameter and input.
+  """Compares all outputs, and the gradients of a weighted sum of them by parameter and input.
 
   Args:
     module: Our module.
-    network: Theirs, whose weights are drawn anew.
+    network: diffusers' module, which gets random weights.
     inputs: A list of arrays.
-    ours: From our module, with theirs' weights, and the arrays to the outputs.
-    theirs: From their module and the arrays as tensors to the outputs.
+    ours: `(our module with the same weights, *arrays) -> outputs`.
+    theirs: `(network, *tensors) -> outputs`.
   """
   graph, state = nnx.split(module)
   shapes = trees.string_keys(nnx.to_pure_dict(state))
   params = torch_map.to_params(torch_map.randomise(network), shapes)
   tensors = [to_torch(x).requires_grad_() for x in inputs]
-  wanted = jax.tree.leaves(theirs(network, *tensors))
+  expected = jax.tree.leaves(theirs(network, *tensors))
   r = np.random.default_rng(1)
-  w = [r.standard_normal(to_numpy(y).shape, np.float32) for y in wanted]
-  sum((to_torch(a) * y).sum() for a, y in zip(w, wanted, strict=True)).backward()
+  w = [r.standard_normal(to_numpy(y).shape, np.float32) for y in expected]
+  sum((to_torch(a) * y).sum() for a, y in zip(w, expected, strict=True)).backward()
 
   def loss(params, inputs):
     outputs = jax.tree.leaves(ours(nnx.merge(graph, trees.int_keys(params)), *inputs))
     return sum((a * y).sum() for a, y in zip(w, outputs, strict=True)), outputs
 
   gradient = torch_map.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
-  (_, found), (slopes, by_input) = gradient(params, inputs)
-  for x, y in zip(found, wanted, strict=True):
+  (_, actual), (grads, by_input) = gradient(params, inputs)
+  for x, y in zip(actual, expected, strict=True):
     assert torch_map.relative(x, to_numpy(y)) < 1e-5
-  name, off = torch_map.worst(slopes, torch_map.to_gradients(network, params))
+  name, off = torch_map.worst(grads, torch_map.to_gradients(network, params))
   assert off < 1e-3, name
   for x, tensor in zip(by_input, tensors, strict=True):
     assert torch_map.relative(x, to_numpy(tensor.grad)) < 1e-3
 
 
-# Ours are given the activated time embedding; theirs activate it in every residual layer.
+# Our blocks take the activated time embedding; diffusers' activate it in every residual layer.
 SHARED = {"temb_channels": TIME, "resnet_eps": 1e-5, "resnet_groups": GROUPS}
 ATTENDING = {"num_attention_heads": HEADS, "cross_attention_dim": CONTEXT}
 
@@ -191,7 +191,7 @@ def test_an_up_block_with_attention_agrees():
   )
 
 
-def test_the_embedding_of_numbers_agrees():
+def test_the_timestep_embedding_agrees():
   agree(
     unet.TimestepEmbedding(7, TIME, compute=COMPUTE),
     embeddings.TimestepEmbedding(7, TIME),
@@ -205,7 +205,7 @@ def test_the_embedding_of_numbers_agrees():
 def test_the_sinusoids_agree(channels, flip, shift):
   t = np.array([0, 1, 500.25, 999], np.float32)
   ours = unet.sinusoids(t, channels, flip=flip, shift=shift)
-  wanted = embeddings.get_timestep_embedding(
+  expected = embeddings.get_timestep_embedding(
     torch.from_numpy(t), channels, flip_sin_to_cos=flip, downscale_freq_shift=shift
   )
-  np.testing.assert_allclose(ours, wanted, atol=1e-4)
+  np.testing.assert_allclose(ours, expected, atol=1e-4)

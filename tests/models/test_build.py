@@ -1,4 +1,4 @@
-"""Building from a config: dispatch, refusals, and initial parameters."""
+"""Building from a config: class names, refused configs, and initial parameters."""
 
 import jax
 import numpy as np
@@ -54,9 +54,9 @@ def test_another_key_gives_other_kernels():
 @pytest.mark.parametrize("config", [UNET, TEXT, TEXT_TIME, PROJECTED])
 def test_initial_parameters_have_the_shapes_and_dtypes_of_the_abstract_tree(config):
   params = trees.flatten(models.build(config).init(jax.random.key(0)))
-  wanted = trees.flatten(models.abstract(config))
+  expected = trees.flatten(models.abstract(config))
   assert {n: (a.shape, a.dtype) for n, a in params.items()} == {
-    n: (a.shape, a.dtype) for n, a in wanted.items()
+    n: (a.shape, a.dtype) for n, a in expected.items()
   }
 
 
@@ -81,8 +81,8 @@ def test_the_keys_of_list_entries_are_strings():
 
 def test_every_field_that_diffusers_writes_is_accepted():
   written = dict(UNet2DConditionModel(**{k: v for k, v in UNET.items() if k[0] != "_"}).config)
-  found = models.abstract({**written, "_class_name": "UNet2DConditionModel"})
-  assert jax.tree.structure(found) == jax.tree.structure(models.abstract(UNET))
+  actual = models.abstract({**written, "_class_name": "UNet2DConditionModel"})
+  assert jax.tree.structure(actual) == jax.tree.structure(models.abstract(UNET))
 
 
 def test_every_field_that_transformers_writes_is_accepted():

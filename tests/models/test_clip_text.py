@@ -1,4 +1,4 @@
-"""The text encoders against transformers: small random ones, the published ones by their names."""
+"""Text encoders against transformers: outputs at small size, names and shapes at full size."""
 
 import jax
 import numpy as np
@@ -29,8 +29,8 @@ VARIANTS = {
   "sdxl_2": ({**PROJECTED, "hidden_act": "gelu"}, "plain"),
   "sdxl_2_with_the_old_end_token": ({**PROJECTED, "hidden_act": "gelu", "eos_token_id": 2}, "cpu"),
 }
-# The end token is not in the last column, and where it comes first it comes again as padding. A
-# token that is larger than all before it, or the number 2, is no end under the other rule.
+# The end token is not always in the last column, and it repeats as padding. Token 2, and tokens
+# with a larger id than all before them, distinguish the two rules for the end of the text.
 IDS = np.array([[48, 5, 7, 49, 49, 49, 49], [48, 1, 2, 3, 4, 6, 49], [48, 49, 9, 9, 9, 9, 9]])
 
 
@@ -41,13 +41,13 @@ def network_of(config):
 
 
 def named_as_published(shapes, config):
-  """This version of transformers leaves out the prefix of the published checkpoints."""
+  """The names with the prefix of published checkpoints, which transformers 5 omits."""
   inside = config["architectures"] == ["CLIPTextModel"]
   return {f"text_model.{name}" if inside else name: shape for name, shape in shapes.items()}
 
 
 def load(config, implementation=None):
-  """Transformers' network, ours, and the same weights for ours."""
+  """Transformers' network, our model, and parameters with the same weights."""
   network = torch_map.randomise(network_of(config))
   shapes = models.abstract(config)
   return (
@@ -65,11 +65,11 @@ def lift(network, shapes, convert=torch_map.to_params):
 
 
 def outputs(theirs):
-  """What our TextOutput should hold, by name."""
-  found = {"last": theirs.last_hidden_state, "penultimate": theirs.hidden_states[-2]}
+  """Transformers' outputs by the names of ours."""
+  actual = {"last": theirs.last_hidden_state, "penultimate": theirs.hidden_states[-2]}
   if hasattr(theirs, "pooler_output"):
-    return found | {"pooled": theirs.pooler_output}
-  return found | {"text_embeds": theirs.text_embeds}
+    return actual | {"pooled": theirs.pooler_output}
+  return actual | {"text_embeds": theirs.text_embeds}
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
@@ -77,10 +77,10 @@ def both(request):
   """Outputs and parameter gradients of both, of loss = sum over outputs of sum(w * output)."""
   config, implementation = VARIANTS[request.param]
   network, model, params = load(config, implementation)
-  wanted = outputs(network(torch.from_numpy(IDS), output_hidden_states=True))
+  expected = outputs(network(torch.from_numpy(IDS), output_hidden_states=True))
   r = np.random.default_rng(1)
-  w = {name: r.standard_normal(y.shape, np.float32) for name, y in wanted.items()}
-  sum((torch.from_numpy(w[n]) * y).sum() for n, y in wanted.items()).backward()
+  w = {name: r.standard_normal(y.shape, np.float32) for name, y in expected.items()}
+  sum((torch.from_numpy(w[n]) * y).sum() for n, y in expected.items()).backward()
 
   def loss(params):
     y = model.apply(params, IDS.astype(np.int32))
@@ -88,44 +88,44 @@ def both(request):
     named |= {"pooled": y.pooled, "text_embeds": y.text_embeds}
     return sum((w[n] * named[n]).sum() for n in w), y
 
-  (_, found), slopes = torch_map.jit(jax.value_and_grad(loss, has_aux=True))(params)
-  return (found, slopes), (wanted, lift(network, params, torch_map.to_gradients))
+  (_, actual), grads = torch_map.jit(jax.value_and_grad(loss, has_aux=True))(params)
+  return (actual, grads), (expected, lift(network, params, torch_map.to_gradients))
 
 
 def test_the_last_hidden_states_agree_with_transformers(both):
-  (found, _), (wanted, _) = both
-  assert torch_map.relative(found.last_hidden_state, wanted["last"].detach()) < 1e-5
+  (actual, _), (expected, _) = both
+  assert torch_map.relative(actual.last_hidden_state, expected["last"].detach()) < 1e-5
 
 
 def test_the_penultimate_hidden_states_agree_with_transformers(both):
-  (found, _), (wanted, _) = both
-  assert torch_map.relative(found.penultimate, wanted["penultimate"].detach()) < 1e-5
+  (actual, _), (expected, _) = both
+  assert torch_map.relative(actual.penultimate, expected["penultimate"].detach()) < 1e-5
 
 
 def test_the_pooled_state_or_its_projection_agrees_with_transformers(both):
-  (found, _), (wanted, _) = both
-  name = "text_embeds" if "text_embeds" in wanted else "pooled"
-  assert torch_map.relative(getattr(found, name), wanted[name].detach()) < 1e-5
+  (actual, _), (expected, _) = both
+  name = "text_embeds" if "text_embeds" in expected else "pooled"
+  assert torch_map.relative(getattr(actual, name), expected[name].detach()) < 1e-5
 
 
 def test_the_gradient_of_every_parameter_agrees_with_transformers(both):
-  (_, found), (_, wanted) = both
-  name, off = torch_map.worst(found, wanted)
+  (_, actual), (_, expected) = both
+  name, off = torch_map.worst(actual, expected)
   assert off < 1e-3, name
 
 
 @pytest.fixture(scope="module")
 def deep():
-  """Eleven layers, whose numbers as strings are not in order; compiled once."""
+  """Eleven layers, so that layer numbers as strings are not in order; compiled once."""
   network, model, params = load({**BASE, "num_hidden_layers": 11}, "plain")
   return network, params, torch_map.jit(model.apply)
 
 
-def test_more_layers_than_ten_agree_with_transformers(deep):
+def test_more_than_ten_layers_agree_with_transformers(deep):
   network, params, apply = deep
   with torch.no_grad():
-    wanted = network(torch.from_numpy(IDS)).last_hidden_state
-  assert torch_map.relative(apply(params, IDS.astype(np.int32)).last_hidden_state, wanted) < 1e-5
+    expected = network(torch.from_numpy(IDS)).last_hidden_state
+  assert torch_map.relative(apply(params, IDS.astype(np.int32)).last_hidden_state, expected) < 1e-5
 
 
 def test_a_later_token_does_not_change_an_earlier_state(deep):
@@ -138,13 +138,13 @@ def test_a_later_token_does_not_change_an_earlier_state(deep):
   assert not np.allclose(before[:, 4:], after[:, 4:])
 
 
-def test_a_text_without_an_end_token_is_pooled_at_its_first(deep):
+def test_a_text_without_an_end_token_is_pooled_at_its_first_token(deep):
   _, params, apply = deep
   output = apply(params, np.full((3, 7), 9, np.int32))
   np.testing.assert_array_equal(output.pooled, output.last_hidden_state[:, 0])
 
 
-def test_all_results_have_the_dtype_that_was_asked_for():
+def test_all_outputs_have_the_requested_dtype():
   model, params = models.build(PROJECTED), models.abstract(PROJECTED)
   output = jax.eval_shape(lambda p, i: model.apply(p, i, dtype="bfloat16"), params, IDS)
   assert {leaf.dtype.name for leaf in output} == {"bfloat16"}
@@ -160,8 +160,8 @@ def test_a_published_encoder_has_the_names_and_shapes_of_transformers(name):
   config = published.TEXT_ENCODERS[name]
   with torch.device("meta"):
     theirs = network_of(config)
-  wanted = named_as_published(torch_map.torch_shapes(theirs), config)
-  assert torch_map.our_shapes(models.abstract(config)) == wanted
+  expected = named_as_published(torch_map.torch_shapes(theirs), config)
+  assert torch_map.our_shapes(models.abstract(config)) == expected
 
 
 def test_more_tokens_than_positions_are_refused():

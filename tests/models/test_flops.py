@@ -45,7 +45,7 @@ def _torch_unet(config: dict, height: int, width: int, tokens: int) -> int:
     return _torch_count(network, *inputs, context, added_cond_kwargs=added)
 
 
-def test_sd15_is_0_803_tflop_a_forward_and_sdxl_6_76():
+def test_a_forward_pass_of_sd15_is_0_803_tflop_and_of_sdxl_6_76():
   assert unet_flops.forward(published.SD15_UNET, 64, 64, 77) == pytest.approx(0.803e12, rel=1e-3)
   assert unet_flops.forward(published.SDXL_UNET, 128, 128, 77) == pytest.approx(6.76e12, rel=1e-3)
 
@@ -59,12 +59,14 @@ def test_sd15_is_0_803_tflop_a_forward_and_sdxl_6_76():
   ],
   ids=["sd15", "sdxl", "odd sizes and depths"],
 )
-def test_a_forward_is_what_pytorch_counts_on_diffusers_network(config, height, width, tokens):
+def test_a_forward_pass_has_the_flops_that_pytorch_counts_on_diffusers_network(
+  config, height, width, tokens
+):
   counted = _torch_unet(config, height, width, tokens)
   assert unet_flops.forward(config, height, width, tokens) == counted
 
 
-def test_an_encoding_and_a_decoding_are_what_pytorch_counts_on_diffusers_autoencoder():
+def test_encoding_and_decoding_have_the_flops_that_pytorch_counts_on_diffusers_autoencoder():
   import diffusers
   import torch
 
@@ -81,7 +83,7 @@ def test_an_encoding_and_a_decoding_are_what_pytorch_counts_on_diffusers_autoenc
 
 
 @pytest.mark.parametrize("name", ["SD15_TEXT", "SDXL_TEXT_2"])
-def test_a_text_encoder_is_what_pytorch_counts_on_transformers(name):
+def test_a_text_encoder_has_the_flops_that_pytorch_counts_on_transformers(name):
   import torch
   import transformers
 
@@ -93,7 +95,7 @@ def test_a_text_encoder_is_what_pytorch_counts_on_transformers(name):
   assert clip_flops.forward(config, 77) == pytest.approx(counted, rel=1e-6)
 
 
-def test_a_forward_is_what_xla_counts_on_the_plain_network_but_for_borders_and_elementwise_work():
+def test_a_forward_pass_has_the_flops_that_xla_counts_up_to_borders_and_elementwise_work():
   network = models.build(published.SD15_UNET, compute=models.Compute(attention="plain"))
 
   def shape(*sides):

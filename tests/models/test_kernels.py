@@ -1,4 +1,4 @@
-"""The ways to compute a layer against each other and against formulas."""
+"""Implementations of layers against formulas and against each other."""
 
 from functools import partial
 
@@ -51,13 +51,13 @@ def compute(request):
 
 
 @pytest.mark.parametrize("offset", [0, 100])
-def test_group_norm_agrees_with_the_formula_far_from_zero_too(offset, compute):
+def test_group_norm_agrees_with_the_formula_even_far_from_zero(offset, compute):
   x, scale, bias = normal(3, 4, 5, 6) + offset, normal(6), normal(6)
-  found = kernels.group_norm(x, scale, bias, 3, 1e-5, compute=compute)
-  np.testing.assert_allclose(found, group_norm_formula(x, scale, bias, 3, 1e-5), atol=3e-4)
+  actual = kernels.group_norm(x, scale, bias, 3, 1e-5, compute=compute)
+  np.testing.assert_allclose(actual, group_norm_formula(x, scale, bias, 3, 1e-5), atol=3e-4)
 
 
-def test_the_gradient_of_group_norm_agrees_with_differences(compute):
+def test_the_gradient_of_group_norm_agrees_with_finite_differences(compute):
   norm = partial(kernels.group_norm, groups=3, eps=1e-2, compute=compute)
   check_grads(norm, (normal(2, 3, 2, 6), normal(6), normal(6)), order=1, modes=["rev"])
 
@@ -69,15 +69,15 @@ def test_attention_agrees_with_the_formula(lengths, causal, compute):
     normal(2, lengths[1], 3, 4),
     normal(2, lengths[1], 3, 4),
   )
-  found = kernels.attention(q, k, v, causal, compute=compute)
-  np.testing.assert_allclose(found, attention_formula(q, k, v, causal), atol=1e-5)
+  actual = kernels.attention(q, k, v, causal, compute=compute)
+  np.testing.assert_allclose(actual, attention_formula(q, k, v, causal), atol=1e-5)
   # 3 of the formula's 1 / sqrt(4)
-  found = kernels.attention(q / 3, k, v, causal, scale=1.5, compute=compute)
-  np.testing.assert_allclose(found, attention_formula(q, k, v, causal), atol=1e-5)
+  actual = kernels.attention(q / 3, k, v, causal, scale=1.5, compute=compute)
+  np.testing.assert_allclose(actual, attention_formula(q, k, v, causal), atol=1e-5)
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_the_gradient_of_attention_agrees_with_differences(causal, compute):
+def test_the_gradient_of_attention_agrees_with_finite_differences(causal, compute):
   arrays = [normal(2, 4, 3, 2) for _ in range(3)]
   check_grads(
     partial(kernels.attention, causal=causal, compute=compute), arrays, order=1, modes=["rev"]
@@ -87,48 +87,48 @@ def test_the_gradient_of_attention_agrees_with_differences(causal, compute):
 def test_attention_with_scores_of_a_thousand_stays_finite(compute):
   q, k, v = 100 * normal(1, 4, 1, 4), 20 * normal(1, 4, 1, 4), normal(1, 4, 1, 4)
   attention = partial(kernels.attention, compute=compute)
-  slopes = jax.grad(lambda *a: attention(*a).sum(), argnums=(0, 1, 2))(q, k, v)
-  assert all(np.isfinite(s).all() for s in slopes)
+  grads = jax.grad(lambda *a: attention(*a).sum(), argnums=(0, 1, 2))(q, k, v)
+  assert all(np.isfinite(s).all() for s in grads)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_gradients_have_the_dtype_of_their_argument(dtype, compute):
   x = jnp.asarray(normal(2, 4, 2, 2), dtype)
   attention = partial(kernels.attention, compute=compute)
-  slope = jax.grad(lambda x: attention(x, x, x).astype(jnp.float32).sum())(x)
-  assert slope.dtype == dtype
+  grad = jax.grad(lambda x: attention(x, x, x).astype(jnp.float32).sum())(x)
+  assert grad.dtype == dtype
   scale = jnp.ones(2)
   norm = partial(kernels.group_norm, groups=1, eps=1e-5, compute=compute)
-  slope = jax.grad(lambda x: norm(x, scale, scale)[0, 0, 0, 0])(x)
-  assert slope.dtype == dtype
+  grad = jax.grad(lambda x: norm(x, scale, scale)[0, 0, 0, 0])(x)
+  assert grad.dtype == dtype
 
 
-def test_group_norm_of_bfloat16_errs_by_the_rounding_of_its_result_alone(compute):
+def test_group_norm_of_bfloat16_errs_only_by_rounding_its_result(compute):
   # Sums of 512 squares near 64 would lose most digits in bfloat16.
   x = jnp.asarray(8 + normal(2, 16, 16, 4), jnp.bfloat16)
   scale, bias = normal(4), normal(4)
-  found = np.asarray(kernels.group_norm(x, scale, bias, 2, 1e-5, compute=compute), np.float64)
-  wanted = group_norm_formula(np.asarray(x, np.float64), scale, bias, 2, 1e-5)
-  assert (np.abs(found - wanted) <= 2**-8 * np.abs(wanted) + 1e-4).all()
+  actual = np.asarray(kernels.group_norm(x, scale, bias, 2, 1e-5, compute=compute), np.float64)
+  expected = group_norm_formula(np.asarray(x, np.float64), scale, bias, 2, 1e-5)
+  assert (np.abs(actual - expected) <= 2**-8 * np.abs(expected) + 1e-4).all()
 
 
-def test_layer_norm_of_bfloat16_errs_by_the_rounding_of_its_result_alone():
+def test_layer_norm_of_bfloat16_errs_only_by_rounding_its_result():
   x = jnp.asarray(8 + normal(4, 512), jnp.bfloat16)
   scale, bias = normal(512), normal(512)
-  found = np.asarray(kernels.layer_norm(x, scale, bias, 1e-5), np.float64)
+  actual = np.asarray(kernels.layer_norm(x, scale, bias, 1e-5), np.float64)
   y = np.asarray(x, np.float64)
   y = (y - y.mean(-1, keepdims=True)) / np.sqrt(y.var(-1, keepdims=True) + 1e-5)
-  wanted = y * scale[None] + bias[None]
-  assert (np.abs(found - wanted) <= 2**-8 * np.abs(wanted) + 1e-4).all()
+  expected = y * scale[None] + bias[None]
+  assert (np.abs(actual - expected) <= 2**-8 * np.abs(expected) + 1e-4).all()
 
 
 def test_the_softmax_of_bfloat16_attention_is_computed_in_float32(compute):
   # Scores of up to 50: rounded to bfloat16 they would be off by a tenth, and the weights with them.
   q, k = (jnp.asarray(4 * normal(2, n, 2, 16), jnp.bfloat16) for n in (32, 64))
   v = jnp.asarray(normal(2, 64, 2, 16), jnp.bfloat16)
-  found = np.asarray(kernels.attention(q, k, v, compute=compute), np.float64)
-  wanted = attention_formula(*(np.asarray(a, np.float64) for a in (q, k, v)), False)
-  assert np.abs(found - wanted).max() < 2**-7 * np.abs(wanted).max()
+  actual = np.asarray(kernels.attention(q, k, v, compute=compute), np.float64)
+  expected = attention_formula(*(np.asarray(a, np.float64) for a in (q, k, v)), False)
+  assert np.abs(actual - expected).max() < 2**-7 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("per_step", [1, 200])
@@ -142,8 +142,8 @@ def test_attention_in_a_loop_over_heads_equals_attention_at_once(per_step, monke
   at_once = run()
   monkeypatch.setattr(kernels_cpu, "LOOP_ABOVE", 0)
   monkeypatch.setattr(kernels_cpu, "PER_STEP", per_step)
-  for found, wanted in zip(run(), at_once, strict=True):
-    np.testing.assert_allclose(found, wanted, atol=1e-5)
+  for actual, expected in zip(run(), at_once, strict=True):
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
 def test_gelu_agrees_with_torch():
@@ -153,7 +153,7 @@ def test_gelu_agrees_with_torch():
   )
 
 
-def test_the_whole_network_agrees_with_diffusers_whichever_way_it_is_computed():
+def test_the_network_agrees_with_diffusers_under_each_implementation():
   config = {
     "in_channels": 2,
     "out_channels": 2,
@@ -170,14 +170,14 @@ def test_the_whole_network_agrees_with_diffusers_whichever_way_it_is_computed():
   params = torch_map.to_params(network, models.abstract(config))
   x, t, context = normal(3, 5, 4, 2), np.array([1, 50, 900]), normal(3, 7, 12)
   with torch.no_grad():
-    wanted = network(torch_map.nchw(x), torch.from_numpy(t), torch.from_numpy(context)).sample
+    expected = network(torch_map.nchw(x), torch.from_numpy(t), torch.from_numpy(context)).sample
   for implementation in ("cpu", "plain"):
     apply = jax.jit(models.build(config, compute=models.Compute(attention=implementation)).apply)
-    assert torch_map.relative(apply(params, x, t, context), torch_map.nhwc(wanted)) < 1e-5
+    assert torch_map.relative(apply(params, x, t, context), torch_map.nhwc(expected)) < 1e-5
 
 
 @pytest.mark.parametrize(
-  ("platform", "version", "capabilities", "wanted"),
+  ("platform", "version", "capabilities", "expected"),
   [
     ("cpu", "cpu", [], "cpu"),
     ("gpu", "PJRT C API\ncuda 12090", ["8.0", "9.0"], "cudnn"),
@@ -188,10 +188,10 @@ def test_the_whole_network_agrees_with_diffusers_whichever_way_it_is_computed():
     ("METAL", "0.1", [], "plain"),
   ],
 )
-def test_each_platform_has_the_implementation_made_for_it(platform, version, capabilities, wanted):
-  assert compute_module.for_platform(platform, version, capabilities) == wanted
+def test_each_platform_has_its_implementation(platform, version, capabilities, expected):
+  assert compute_module.for_platform(platform, version, capabilities) == expected
 
 
-def test_another_implementation_is_refused():
+def test_an_unknown_implementation_is_refused():
   with pytest.raises(InputError, match="'cpus'; did you mean 'cpu'"):
     models.Compute(attention="cpus")

@@ -1,4 +1,4 @@
-"""cuDNN attention: when it is taken, and that jax lowers it for CUDA at every such shape."""
+"""cuDNN attention: shapes for which it is used, and its lowering for CUDA."""
 
 import types
 
@@ -22,7 +22,7 @@ def shapes(queries, keys, channels, dtype):
 
 @pytest.fixture
 def _a_version_of_cudnn(monkeypatch):
-  """jax asks the installed cuDNN for its version, which it need not be able to run."""
+  """A cuDNN version for jax's check, without an installed cuDNN."""
   version = types.SimpleNamespace(cudnn_get_version=lambda: 91000)
   monkeypatch.setattr(fused_attention_stablehlo, "cuda_versions", version)
 
@@ -64,7 +64,7 @@ def test_attention_that_fits_lowers_to_cudnn_forward_and_backward(
     (64, 64, 12, "bfloat16"),
   ],
 )
-def test_attention_that_does_not_fit_is_left_to_xla(queries, keys, channels, dtype):
+def test_attention_that_does_not_fit_falls_back_to_xla(queries, keys, channels, dtype):
   arrays = shapes(queries, keys, channels, dtype)
   assert not kernels_gpu.fits(*arrays[:2])
   assert "cudnn" not in gradients_for_cuda(False, *arrays)
@@ -75,18 +75,18 @@ def test_attention_that_does_not_fit_is_left_to_xla(queries, keys, channels, dty
   ("queries", "keys", "channels", "dtype"),
   [(64, 64, 40, "float32"), (64, 77, 40, "bfloat16"), (64, 64, 160, "bfloat16")],
 )
-def test_the_rule_refuses_what_jax_refuses(queries, keys, channels, dtype):
+def test_shapes_that_do_not_fit_are_refused_by_jax(queries, keys, channels, dtype):
   def loss(q, k, v):
     return kernels_gpu.attention(q, k, v, False, 1.0).astype(jnp.float32).sum()
 
-  # jax's own error for shapes that cuDNN has no kernel for: nothing here raises it.
+  # The error is jax's own.
   with pytest.raises(NotImplementedError):
     jax.jit(jax.grad(loss)).trace(*shapes(queries, keys, channels, dtype))
 
 
-def test_what_is_left_to_xla_is_attention():
+def test_the_fallback_to_xla_computes_attention():
   q, k, v = np.random.default_rng(0).standard_normal((3, 2, 6, 2, 4), np.float32)
-  found = kernels.attention(q, k, v, compute=CUDNN)
+  actual = kernels.attention(q, k, v, compute=CUDNN)
   weights = np.exp(np.einsum("blnd,bmnd->bnlm", q, k) / 2)
   weights /= weights.sum(-1, keepdims=True)
-  np.testing.assert_allclose(found, np.einsum("bnlm,bmnd->blnd", weights, v), atol=1e-5)
+  np.testing.assert_allclose(actual, np.einsum("bnlm,bmnd->blnd", weights, v), atol=1e-5)

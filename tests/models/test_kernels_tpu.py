@@ -1,4 +1,4 @@
-"""Splash attention: interpreted against XLA's attention, and lowered for TPUs."""
+"""Splash attention: in interpret mode against XLA's attention, and its lowering for TPUs."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ R = np.random.default_rng(0)
 CASES = [(128, 128, 40, True), (256, 77, 64, False)]
 
 
-def draw(batch, queries, keys, channels, dtype=np.float32):
+def random_arrays(batch, queries, keys, channels, dtype=np.float32):
   """Queries, keys, values, and the gradient of the result, with two heads."""
   lengths = (queries, keys, keys, queries)
   return [jnp.asarray(R.standard_normal((batch, n, 2, channels)), dtype) for n in lengths]
@@ -38,9 +38,9 @@ def with_gradients(function, causal, q, k, v, g):
 
 @pytest.fixture(scope="module", params=CASES, ids=str)
 def both(request):
-  """Result and gradients for q, k, v, of the kernel and of XLA."""
+  """Result and gradients for q, k, v of the kernel and of XLA."""
   *sizes, causal = request.param
-  arrays = draw(2, *sizes)
+  arrays = random_arrays(2, *sizes)
 
   def run(*arrays):
     return [with_gradients(f, causal, *arrays) for f in (interpreted, plain)]
@@ -49,47 +49,47 @@ def both(request):
 
 
 def test_the_result_agrees_with_plain_attention(both):
-  ours, wanted = both
-  assert torch_map.relative(ours[0], wanted[0]) < 1e-5
+  ours, expected = both
+  assert torch_map.relative(ours[0], expected[0]) < 1e-5
 
 
 @pytest.mark.parametrize("argument", [1, 2, 3])
 def test_the_gradient_agrees_with_that_of_plain_attention(both, argument):
-  ours, wanted = both
-  assert torch_map.relative(ours[argument], wanted[argument]) < 1e-5
+  ours, expected = both
+  assert torch_map.relative(ours[argument], expected[argument]) < 1e-5
 
 
 def test_the_softmax_of_bfloat16_attention_is_computed_in_float32():
-  q, k, v, _ = draw(1, 128, 128, 16, jnp.bfloat16)
-  q = 8 * q  # scores of up to 40, which bfloat16 would hold to a tenth
-  found = torch_map.jit(interpreted)(q, k, v)
+  q, k, v, _ = random_arrays(1, 128, 128, 16, jnp.bfloat16)
+  q = 8 * q  # scores of up to 40, which bfloat16 would round by a tenth
+  actual = torch_map.jit(interpreted)(q, k, v)
   q, k, v = (np.asarray(a, np.float64) for a in (q, k, v))
   scores = np.einsum("blnd,bmnd->bnlm", q, k) / 4
   weights = np.exp(scores - scores.max(-1, keepdims=True))
   weights /= weights.sum(-1, keepdims=True)
-  wanted = np.einsum("bnlm,bmnd->blnd", weights, v)
-  assert found.dtype == jnp.bfloat16
-  assert torch_map.relative(np.asarray(found, np.float64), wanted) < 2**-7
+  expected = np.einsum("bnlm,bmnd->blnd", weights, v)
+  assert actual.dtype == jnp.bfloat16
+  assert torch_map.relative(np.asarray(actual, np.float64), expected) < 2**-7
 
 
 def test_under_a_mesh_each_device_computes_its_images():
-  q, k, v, _ = draw(4, 128, 128, 8)
+  q, k, v, _ = random_arrays(4, 128, 128, 8)
   mesh = jax.make_mesh((2, 2), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
-  split = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+  sharding = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
   with jax.set_mesh(mesh):
-    found = torch_map.jit(interpreted)(*jax.device_put((q, k, v), split))
-  assert found.sharding.is_equivalent_to(split, found.ndim)
-  assert torch_map.relative(found, plain(q, k, v)) < 1e-5
+    actual = torch_map.jit(interpreted)(*jax.device_put((q, k, v), sharding))
+  assert actual.sharding.is_equivalent_to(sharding, actual.ndim)
+  assert torch_map.relative(actual, plain(q, k, v)) < 1e-5
 
 
-@pytest.mark.parametrize(("batch", "wanted"), [(1, ()), (6, ("data",)), (12, ("data", "fsdp"))])
-def test_the_batch_is_split_over_the_axes_that_divide_it(batch, wanted):
+@pytest.mark.parametrize(("batch", "expected"), [(1, ()), (6, ("data",)), (12, ("data", "fsdp"))])
+def test_the_batch_is_sharded_over_the_axes_that_divide_it(batch, expected):
   mesh = jax.sharding.AbstractMesh((2, 2), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
-  assert models.dividing_axes(mesh.shape, mesh.auto_axes, batch) == wanted
+  assert models.dividing_axes(mesh.shape, mesh.auto_axes, batch) == expected
 
 
 @pytest.mark.parametrize(
-  ("queries", "keys", "channels", "causal", "wanted"),
+  ("queries", "keys", "channels", "causal", "expected"),
   [
     (4096, 4096, 40, False, True),
     (1024, 1024, 80, False, True),
@@ -103,9 +103,9 @@ def test_the_batch_is_split_over_the_axes_that_divide_it(batch, wanted):
     (128, 128, 520, False, False),
   ],
 )
-def test_the_rule_takes_queries_divisible_by_128(queries, keys, channels, causal, wanted):
+def test_query_lengths_divisible_by_128_fit(queries, keys, channels, causal, expected):
   q, k = (jax.ShapeDtypeStruct((1, n, 1, channels), jnp.float32) for n in (queries, keys))
-  assert kernels_tpu.fits(q, k, causal) == wanted
+  assert kernels_tpu.fits(q, k, causal) == expected
 
 
 def lowered(function, *arguments):
@@ -118,7 +118,7 @@ def test_attention_that_fits_lowers_to_the_kernel_on_a_tpu(queries, kernel):
   def attend(q, k, v):
     return kernels.attention(q, k, v, compute=models.Compute("splash"))
 
-  q, k, v, _ = draw(1, queries, 77, 40)
+  q, k, v, _ = random_arrays(1, queries, 77, 40)
   assert ("tpu_custom_call" in lowered(attend, q, k, v)) == kernel
 
 
@@ -135,7 +135,7 @@ UNET = {
 
 
 @pytest.mark.parametrize(("implementation", "kernel"), [("splash", True), ("plain", False)])
-def test_a_network_is_built_with_the_implementation_that_is_asked_for(implementation, kernel):
+def test_a_network_is_built_with_the_requested_implementation(implementation, kernel):
   model = models.build(UNET, compute=models.Compute(implementation))
   shapes = (1, 16, 16, 4), (1,), (1, 7, 12)
   text = lowered(model.apply, models.abstract(UNET), *(np.zeros(s, np.float32) for s in shapes))

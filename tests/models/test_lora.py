@@ -27,18 +27,18 @@ ALL = ("*.to_*", "*.conv", "*.short")
 
 def filled(shapes, seed=0):
   generator = np.random.default_rng(seed)
-  draw = {name: generator.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
-  return trees.unflatten(draw)
+  arrays = {name: generator.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+  return trees.unflatten(arrays)
 
 
 def trained(base, rank, targets=ALL, seed=7):
-  """A LoRA with numbers in all its factors."""
+  """A LoRA with random factors."""
   fresh = lora.init(jax.random.key(0), base, targets=targets, rank=rank)
   return filled({name: leaf.shape for name, leaf in trees.flatten(fresh).items()}, seed)
 
 
 def convolve(x, kernel):
-  """torch's convolution with one of our kernels, [k, k, I, O]."""
+  """torch's convolution with a kernel [k, k, I, O]."""
   weight = torch.tensor(np.asarray(kernel)).permute(3, 2, 0, 1)
   return torch.nn.functional.conv2d(x, weight, padding=weight.shape[-1] // 2)
 
@@ -48,7 +48,7 @@ def base():
   return filled(SHAPES)
 
 
-def test_init_adapts_the_attention_projections_unless_told_otherwise(base):
+def test_init_adapts_the_attention_projections_by_default(base):
   layers = lora.layers_of(lora.init(jax.random.key(0), base, rank=2))
   assert list(layers) == [f"block.attn.{name}" for name in ("to_q", "to_k", "to_v", "to_out.0")]
 
@@ -67,16 +67,16 @@ def test_factors_have_the_shapes_of_their_layers(base):
   assert shapes["block.conv.up"] == (2, 5)
 
 
-def test_down_is_spread_as_peft_spreads_it():
+def test_down_has_the_distribution_of_peft():
   wide = {"to_q": {"kernel": jax.ShapeDtypeStruct((400, 300), jnp.float32)}}
-  drawn = lora.init(jax.random.key(3), wide, targets="to_q", rank=64)["to_q"]["down"]
-  wanted = torch.empty(64, 400)
-  torch.nn.init.kaiming_uniform_(wanted, a=5**0.5)
-  np.testing.assert_allclose(np.abs(drawn).max(), wanted.abs().max(), rtol=1e-3)
-  np.testing.assert_allclose(drawn.std(), wanted.std(), rtol=0.02)
+  down = lora.init(jax.random.key(3), wide, targets="to_q", rank=64)["to_q"]["down"]
+  expected = torch.empty(64, 400)
+  torch.nn.init.kaiming_uniform_(expected, a=5**0.5)
+  np.testing.assert_allclose(np.abs(down).max(), expected.abs().max(), rtol=1e-3)
+  np.testing.assert_allclose(down.std(), expected.std(), rtol=0.02)
 
 
-def test_a_layer_is_drawn_the_same_whatever_its_neighbours(base):
+def test_the_initial_factors_of_a_layer_do_not_depend_on_other_layers(base):
   alone = lora.init(jax.random.key(0), base, targets="*.conv", rank=2)
   among = lora.init(jax.random.key(0), base, targets=ALL, rank=2)
   np.testing.assert_array_equal(alone["block"]["conv"]["down"], among["block"]["conv"]["down"])
@@ -103,11 +103,11 @@ def test_a_merged_convolution_is_the_layer_plus_the_two_convolutions(base, layer
   tree = trained(base, rank=2)
   x = torch.randn(2, 6, 7, 9, generator=torch.Generator().manual_seed(0))
   kernel, factors = base["block"][layer]["kernel"], tree["block"][layer]
-  wanted = convolve(x, kernel) + 3 / 2 * convolve(
+  expected = convolve(x, kernel) + 3 / 2 * convolve(
     convolve(x, factors["down"]), factors["up"][None, None]
   )
   merged = lora.merge(base, tree, alpha=3)["block"][layer]["kernel"]
-  np.testing.assert_allclose(convolve(x, merged), wanted, rtol=1e-4, atol=1e-4)
+  np.testing.assert_allclose(convolve(x, merged), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_leaves_without_a_lora_are_the_same_arrays(base):
@@ -116,7 +116,7 @@ def test_leaves_without_a_lora_are_the_same_arrays(base):
   assert [name for name in leaves if merged[name] is not leaves[name]] == ["block.attn.to_q.kernel"]
 
 
-def test_the_base_is_left_as_it_was(base):
+def test_merge_does_not_change_the_base(base):
   before = {name: leaf.copy() for name, leaf in trees.flatten(base).items()}
   lora.merge(base, trained(base, 2), alpha=1)
   assert all(np.array_equal(before[name], leaf) for name, leaf in trees.flatten(base).items())
@@ -126,19 +126,19 @@ def test_a_bfloat16_base_gets_the_float32_sum_rounded_once(base):
   small = jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16), base)
   tree = trained(base, 2)
   factors = tree["block"]["attn"]["to_q"]
-  wanted = small["block"]["attn"]["to_q"]["kernel"].astype(np.float32)
-  wanted = wanted + np.float32(3 / 2) * (factors["down"] @ factors["up"])
+  expected = small["block"]["attn"]["to_q"]["kernel"].astype(np.float32)
+  expected = expected + np.float32(3 / 2) * (factors["down"] @ factors["up"])
   merged = lora.merge(small, tree, alpha=3)["block"]["attn"]["to_q"]["kernel"]
-  np.testing.assert_array_equal(merged, wanted.astype(ml_dtypes.bfloat16))
+  np.testing.assert_array_equal(merged, expected.astype(ml_dtypes.bfloat16))
 
 
 def test_alpha_may_differ_from_layer_to_layer(base):
   tree = trained(base, 2, ("*.to_q", "*.conv"))
   merged = lora.merge(base, tree, alpha={"block.attn.to_q": 2, "block.conv": 6})["block"]
-  whole = lora.merge(base, tree, alpha=6)["block"]
-  once = lora.merge(base, tree, alpha=2)["block"]
-  np.testing.assert_array_equal(merged["conv"]["kernel"], whole["conv"]["kernel"])
-  np.testing.assert_array_equal(merged["attn"]["to_q"]["kernel"], once["attn"]["to_q"]["kernel"])
+  six = lora.merge(base, tree, alpha=6)["block"]
+  two = lora.merge(base, tree, alpha=2)["block"]
+  np.testing.assert_array_equal(merged["conv"]["kernel"], six["conv"]["kernel"])
+  np.testing.assert_array_equal(merged["attn"]["to_q"]["kernel"], two["attn"]["to_q"]["kernel"])
 
 
 def test_alpha_must_name_every_layer_and_no_other(base):
@@ -177,35 +177,35 @@ def test_a_fresh_lora_has_a_gradient(base):
 
 def test_extract_recovers_a_difference_of_low_rank(base):
   tuned = lora.merge(base, trained(base, 2), alpha=2)
-  found = lora.extract(base, tuned, targets=ALL, rank=2)
-  again = trees.flatten(lora.merge(base, found, alpha=2))
+  actual = lora.extract(base, tuned, targets=ALL, rank=2)
+  again = trees.flatten(lora.merge(base, actual, alpha=2))
   for name, leaf in trees.flatten(tuned).items():
     np.testing.assert_allclose(again[name], leaf, rtol=1e-5, atol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize("layer", ["attn.to_q", "attn.to_out.0", "conv"])
-def test_extract_is_the_nearest_of_its_rank(base, layer):
+def test_extract_is_the_nearest_matrix_of_its_rank(base, layer):
   """By Eckart and Young the error is the root of the sum of the other squared singular values."""
   tuned, name = filled(SHAPES, seed=1), f"block.{layer}"
   merged = lora.merge(base, lora.extract(base, tuned, targets=name, rank=3), alpha=3)
-  before, after, found = (
+  before, after, actual = (
     np.float64(trees.flatten(tree)[f"{name}.kernel"]) for tree in (base, tuned, merged)
   )
   matrix = (after - before).reshape(-1, after.shape[-1])
   values = np.linalg.svd(matrix, compute_uv=False)
-  error = np.linalg.norm(found - after)
+  error = np.linalg.norm(actual - after)
   np.testing.assert_allclose(error, np.sqrt(np.sum(values[3:] ** 2)), rtol=1e-5)
 
 
 def test_extract_of_no_difference_changes_nothing(base):
-  found = lora.extract(base, base, targets=ALL, rank=2)
-  assert not any(np.any(leaf) for leaf in trees.flatten(found).values())
+  actual = lora.extract(base, base, targets=ALL, rank=2)
+  assert not any(np.any(leaf) for leaf in trees.flatten(actual).values())
 
 
 def test_the_two_factors_share_the_singular_values(base):
   tuned = filled(SHAPES, seed=1)
-  found = lora.extract(base, tuned, targets="*.to_q", rank=3)["block"]["attn"]["to_q"]
-  grams = found["down"].T @ found["down"], found["up"] @ found["up"].T
+  actual = lora.extract(base, tuned, targets="*.to_q", rank=3)["block"]["attn"]["to_q"]
+  grams = actual["down"].T @ actual["down"], actual["up"] @ actual["up"].T
   difference = tuned["block"]["attn"]["to_q"]["kernel"] - base["block"]["attn"]["to_q"]["kernel"]
   values = np.linalg.svd(difference, compute_uv=False)[:3]
   for gram in grams:
@@ -215,13 +215,13 @@ def test_the_two_factors_share_the_singular_values(base):
 def test_extract_reads_trees_of_other_dtypes(base):
   half = jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16), base)
   tuned = lora.merge(half, trained(base, 2), alpha=2)
-  found = lora.extract(half, tuned, targets="*.to_q", rank=8)["block"]["attn"]["to_q"]
-  wanted = np.float32(tuned["block"]["attn"]["to_q"]["kernel"])
-  wanted -= np.float32(half["block"]["attn"]["to_q"]["kernel"])
-  np.testing.assert_allclose(found["down"] @ found["up"], wanted, atol=1e-5)
+  actual = lora.extract(half, tuned, targets="*.to_q", rank=8)["block"]["attn"]["to_q"]
+  expected = np.float32(tuned["block"]["attn"]["to_q"]["kernel"])
+  expected -= np.float32(half["block"]["attn"]["to_q"]["kernel"])
+  np.testing.assert_allclose(actual["down"] @ actual["up"], expected, atol=1e-5)
 
 
-def test_different_networks_are_refused_with_all_that_differs(base):
+def test_different_networks_are_refused_with_all_differences(base):
   flat = {**trees.flatten(base), "extra.kernel": np.ones((2, 2))}
   del flat["block.norm.scale"]
   flat["block.conv.kernel"] = np.ones((3, 3, 6, 4))
@@ -232,7 +232,7 @@ def test_different_networks_are_refused_with_all_that_differs(base):
   assert "block.conv.kernel: [3, 3, 6, 5] in base, [3, 3, 6, 4] in tuned" in str(error.value)
 
 
-def test_all_that_is_wrong_with_targets_and_rank_is_listed(base):
+def test_all_problems_of_targets_and_rank_are_listed(base):
   with pytest.raises(InputError) as error:
     lora.init(jax.random.key(0), base, targets=["*.norm", "*.to_z", "*.conv", "*.to_q"], rank=6)
   message = str(error.value)
@@ -277,7 +277,7 @@ def test_a_tree_that_is_no_lora_is_refused(base, tree, problem):
     lora.merge(base, tree, alpha=1)
 
 
-def test_the_text_patterns_meet_every_attention_of_a_text_encoder():
+def test_the_text_patterns_match_every_attention_of_a_text_encoder():
   config = {"architectures": ["CLIPTextModel"], "num_hidden_layers": 2, "hidden_size": 8}
   config |= {"num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 9}
   shapes = models.abstract(config)

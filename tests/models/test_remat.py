@@ -43,7 +43,7 @@ CONTEXT = R.standard_normal((4, 5, 12), np.float32)
 
 
 def gradient_of(**options):
-  """(params, sample, context) -> a weighted sum of the prediction, its gradients in two of them."""
+  """(params, sample, context) -> (weighted sum of the prediction, gradients for params, sample)."""
   model = models.build(UNET, compute=models.Compute(**options))
   w = np.random.default_rng(1).standard_normal(SAMPLE.shape, np.float32)
 
@@ -90,33 +90,33 @@ def recording(gathers):
 
 
 @pytest.fixture(scope="module")
-def wanted():
-  """Loss and gradients with everything kept, on one device."""
+def expected():
+  """Loss and gradients without rematerialisation, on one device."""
   return torch_map.jit(gradient_of())(PARAMS, SAMPLE, CONTEXT)
 
 
-def compare(found, wanted):
-  assert torch_map.relative(found[0], wanted[0]) < 1e-5
-  name, off = torch_map.worst(found[1][0], wanted[1][0])
+def compare(actual, expected):
+  assert torch_map.relative(actual[0], expected[0]) < 1e-5
+  name, off = torch_map.worst(actual[1][0], expected[1][0])
   assert off < 1e-4, name
-  assert torch_map.relative(found[1][1], wanted[1][1]) < 1e-4
+  assert torch_map.relative(actual[1][1], expected[1][1]) < 1e-4
 
 
 @pytest.mark.parametrize("policy", ["dots", "full"])
-def test_a_policy_changes_no_gradient(policy, wanted):
-  compare(torch_map.jit(gradient_of(remat=policy))(PARAMS, SAMPLE, CONTEXT), wanted)
+def test_a_policy_changes_no_gradient(policy, expected):
+  compare(torch_map.jit(gradient_of(remat=policy))(PARAMS, SAMPLE, CONTEXT), expected)
 
 
-def test_a_placement_on_four_devices_changes_no_gradient(wanted):
+def test_a_placement_on_four_devices_changes_no_gradient(expected):
   mesh = jax.make_mesh((2, 2), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
   params = jax.tree.map(lambda x: jax.device_put(x, NamedSharding(mesh, spec(x.shape))), PARAMS)
   options = {"remat": "convolutions", "placement": placement(mesh)}
-  found = torch_map.jit(gradient_of(**options))(params, SAMPLE, CONTEXT)
-  compare(found, wanted)
+  actual = torch_map.jit(gradient_of(**options))(params, SAMPLE, CONTEXT)
+  compare(actual, expected)
 
 
 def count(name, jaxpr):
-  """How often a primitive appears, at any depth."""
+  """Number of occurrences of a primitive at any depth."""
   total = 0
   for equation in jaxpr.eqns:
     total += equation.primitive.name == name
@@ -129,33 +129,33 @@ def count(name, jaxpr):
 
 @pytest.fixture(scope="module")
 def operations():
-  """By policy, (matrix products, convolutions) of a gradient as traced."""
-  found = {}
+  """Policy -> number of (matrix products, convolutions) in the traced gradient."""
+  actual = {}
   for policy in models.remat.POLICIES:
     jaxpr = jax.make_jaxpr(gradient_of(remat=policy))(PARAMS, SAMPLE, CONTEXT).jaxpr
-    found[policy] = [count(n, jaxpr) for n in ("dot_general", "conv_general_dilated")]
-  return found
+    actual[policy] = [count(n, jaxpr) for n in ("dot_general", "conv_general_dilated")]
+  return actual
 
 
 @pytest.mark.parametrize("policy", ["weights", "dots"])
-def test_policies_that_keep_results_compute_no_product_again(policy, operations):
+def test_policies_that_save_results_recompute_no_product(policy, operations):
   assert operations[policy] == operations["none"]
 
 
-def test_convolutions_are_kept_while_products_are_computed_again(operations):
+def test_convolutions_saves_convolutions_and_recomputes_products(operations):
   assert operations["convolutions"][0] > operations["dots"][0]
   assert operations["convolutions"][1] == operations["dots"][1]
 
 
-def test_attention_is_computed_again_under_full_alone(operations):
+def test_only_full_recomputes_attention(operations):
   assert operations["attention"][0] < operations["full"][0]
 
 
-def test_nothing_kept_costs_convolutions_too(operations):
+def test_full_recomputes_convolutions_too(operations):
   assert operations["full"][1] > operations["convolutions"][1]
 
 
-def test_every_network_gathers_each_weight_and_says_how_large_it_is():
+def test_every_network_gathers_each_weight_with_its_full_shape():
   for config in (UNET, VAE, TEXT):
     gathers = []
     compute = recording(gathers)
@@ -175,7 +175,7 @@ def test_every_network_gathers_each_weight_and_says_how_large_it_is():
     assert all(w.shape == full_shape for w, full_shape in gathers)
 
 
-def test_weights_are_gathered_in_the_dtype_of_the_computation():
+def test_weights_are_gathered_in_the_compute_dtype():
   gathers = []
   apply = models.build(UNET, compute=recording(gathers)).apply
   jax.eval_shape(

@@ -19,7 +19,7 @@ def test_unflatten_undoes_flatten():
 
 
 @pytest.mark.parametrize("key", [0, "a.b"])
-def test_a_key_that_is_no_string_or_holds_a_dot_is_refused(key):
+def test_a_key_that_is_no_string_or_has_a_dot_is_refused(key):
   with pytest.raises(InputError, match="strings without dots"):
     trees.flatten({"x": {key: np.ones(1)}})
 
@@ -39,10 +39,10 @@ def test_ema_is_the_weighted_mean():
   np.testing.assert_allclose(average["x"], [1.5, 3.0], rtol=1e-6)
 
 
-@pytest.mark.parametrize(("decay", "wanted"), [(0.0, 0.3), (1.0, 0.1)])
-def test_ema_at_its_ends_is_one_of_the_two_to_the_bit(decay, wanted):
+@pytest.mark.parametrize(("decay", "expected"), [(0.0, 0.3), (1.0, 0.1)])
+def test_ema_at_decay_0_and_1_is_one_of_its_arguments_bit_for_bit(decay, expected):
   average = trees.ema({"x": np.float32([0.1])}, {"x": np.float32([0.3])}, decay)
-  assert average["x"] == np.float32(wanted)
+  assert average["x"] == np.float32(expected)
 
 
 def test_ema_keeps_the_dtype_of_the_average():

@@ -1,4 +1,4 @@
-"""The whole UNet against diffusers: each family at small size, published ones by name and shape."""
+"""The UNet against diffusers: outputs at small size, names and shapes at full size."""
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +50,7 @@ FAMILIES = {
 }
 IMPLEMENTATIONS = {"sd15": "cpu", "sd21": "plain", "ip2p": "plain", "sdxl": "cpu"}
 
-# Beyond the families: blocks that differ, and for each option a value that is not the default.
+# Unequal blocks, and for each option a value that is not the default.
 OTHER = {
   **SMALL,
   "in_channels": 1,
@@ -69,8 +69,8 @@ OTHER = {
 }
 
 
-def draw(config, size, batch=3, length=5):
-  """Inputs by name: a batch that is no power of two, images that are not square."""
+def random_inputs(config, size, batch=3, length=5):
+  """Inputs by name, with a batch size that is no power of two and images that are not square."""
   r = np.random.default_rng(0)
   inputs = {
     "sample": r.standard_normal((batch, *size, config.get("in_channels", 4)), np.float32),
@@ -87,7 +87,7 @@ def draw(config, size, batch=3, length=5):
 
 
 def load(config, implementation=None):
-  """Diffusers' network, ours, and the same weights for ours."""
+  """Diffusers' network, our model, and parameters with the same weights."""
   network = torch_map.randomise(UNet2DConditionModel(**config))
   config = {"_class_name": "UNet2DConditionModel", **config}
   params = torch_map.to_params(network, models.abstract(config))
@@ -95,7 +95,7 @@ def load(config, implementation=None):
 
 
 def call(network, inputs):
-  """Diffusers' prediction, and its inputs as tensors that take gradients."""
+  """Diffusers' prediction, and its inputs as tensors with gradients."""
   tensors = {n: torch_map.nchw(x) if x.ndim == 4 else torch.tensor(x) for n, x in inputs.items()}
   names = [n for n in inputs if n not in ("timesteps", "time_ids")]
   for name in names:
@@ -110,61 +110,59 @@ def call(network, inputs):
 def both(request):
   """(prediction, gradients by parameter, by input) of both, of loss = sum(w * prediction).
 
-  One side of the image is odd, and the timesteps lie between those of training.
+  One side of the image is odd, and the timesteps are not integers.
   """
   config = FAMILIES[request.param]
   network, model, params = load(config, IMPLEMENTATIONS[request.param])
-  inputs = draw(config, (10, 7))
+  inputs = random_inputs(config, (10, 7))
   inputs["timesteps"] = np.array([0.25, 417.5, 998.9], np.float32)
   theirs, tensors = call(network, inputs)
   w = np.random.default_rng(1).standard_normal(torch_map.nhwc(theirs).shape, np.float32)
   (theirs * torch_map.nchw(w)).sum().backward()
-  slopes = {
-    n: torch_map.nhwc(x.grad) if x.ndim == 4 else x.grad.numpy() for n, x in tensors.items()
-  }
-  wanted = torch_map.nhwc(theirs), torch_map.to_gradients(network, params), slopes
+  grads = {n: torch_map.nhwc(x.grad) if x.ndim == 4 else x.grad.numpy() for n, x in tensors.items()}
+  expected = torch_map.nhwc(theirs), torch_map.to_gradients(network, params), grads
 
   def loss(params, varied, fixed):
     y = model.apply(params, **varied, **fixed)
     return (w * y).sum(), y
 
-  varied = {n: inputs.pop(n) for n in slopes}
+  varied = {n: inputs.pop(n) for n in grads}
   gradient = torch_map.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
-  (_, ours), found = gradient(params, varied, inputs)
-  return (ours, *found), wanted
+  (_, ours), actual = gradient(params, varied, inputs)
+  return (ours, *actual), expected
 
 
 def test_the_prediction_of_each_family_agrees_with_diffusers(both):
-  (found, _, _), (wanted, _, _) = both
-  assert torch_map.relative(found, wanted) < 1e-5
+  (actual, _, _), (expected, _, _) = both
+  assert torch_map.relative(actual, expected) < 1e-5
 
 
 def test_the_gradient_of_every_parameter_agrees_with_diffusers(both):
-  (_, found, _), (_, wanted, _) = both
-  name, off = torch_map.worst(found, wanted)
+  (_, actual, _), (_, expected, _) = both
+  name, off = torch_map.worst(actual, expected)
   assert off < 1e-3, name
 
 
 def test_the_gradient_of_every_input_agrees_with_diffusers(both):
-  (_, _, found), (_, _, wanted) = both
-  assert found.keys() == wanted.keys()
-  assert max(torch_map.relative(found[n], wanted[n]) for n in wanted) < 1e-3
+  (_, _, actual), (_, _, expected) = both
+  assert actual.keys() == expected.keys()
+  assert max(torch_map.relative(actual[n], expected[n]) for n in expected) < 1e-3
 
 
 def test_unequal_blocks_and_other_options_agree_with_diffusers():
   network, model, params = load(OTHER)
-  inputs = draw(OTHER, (3, 5), length=1)  # odd at every level
-  wanted, _ = call(network, inputs)
-  found = torch_map.jit(lambda p, i: model.apply(p, **i))(params, inputs)
-  assert torch_map.relative(found, torch_map.nhwc(wanted)) < 1e-5
+  inputs = random_inputs(OTHER, (3, 5), length=1)  # odd at every level
+  expected, _ = call(network, inputs)
+  actual = torch_map.jit(lambda p, i: model.apply(p, **i))(params, inputs)
+  assert torch_map.relative(actual, torch_map.nhwc(expected)) < 1e-5
 
 
 @pytest.fixture(scope="module")
-def rounded():
-  """SDXL's kind in bfloat16: (float32's prediction, ours, torch's) and ours with one more pixel."""
+def bfloat16():
+  """SDXL's UNet: float32, our bfloat16, torch's bfloat16, and ours with time_ids + 1."""
   config = {**FAMILIES["sdxl"], "transformer_layers_per_block": 1}
   network, model, params = load(config, "plain")
-  inputs = draw(config, (8, 6))
+  inputs = random_inputs(config, (8, 6))
   exact, _ = call(network, inputs)
   theirs, _ = call(network.to(torch.bfloat16), inputs)
   apply = torch_map.jit(lambda p, i: model.apply(p, **i, dtype=jnp.bfloat16))
@@ -173,18 +171,18 @@ def rounded():
   return torch_map.nhwc(exact), ours, torch_map.nhwc(theirs), moved
 
 
-def test_the_result_has_the_dtype_that_was_asked_for(rounded):
-  assert rounded[1].dtype == jnp.bfloat16
+def test_the_result_has_the_requested_dtype(bfloat16):
+  assert bfloat16[1].dtype == jnp.bfloat16
 
 
-def test_bfloat16_strays_from_float32_no_more_than_in_torch(rounded):
-  exact, ours, theirs, _ = rounded
+def test_bfloat16_deviates_from_float32_no_more_than_in_torch(bfloat16):
+  exact, ours, theirs, _ = bfloat16
   off, allowed = (np.square(np.float32(y) - exact).mean() ** 0.5 for y in (ours, theirs))
   assert 0 < off < 1.5 * allowed
 
 
-def test_bfloat16_computation_tells_1024_pixels_from_1025(rounded):
-  _, ours, _, moved = rounded
+def test_bfloat16_computation_distinguishes_1024_pixels_from_1025(bfloat16):
+  _, ours, _, moved = bfloat16
   assert not np.array_equal(ours[0], moved[0])
 
 
@@ -208,7 +206,7 @@ def test_a_full_size_network_has_the_names_and_shapes_of_diffusers(config):
 
 
 @pytest.mark.parametrize(("name", "arrays"), [("sd15", 686), ("sd21", 686), ("sdxl", 1680)])
-def test_the_published_networks_have_their_numbers_of_arrays(name, arrays):
+def test_a_published_network_has_its_number_of_arrays(name, arrays):
   assert len(models.trees.flatten(models.abstract(published.UNETS[name]))) == arrays
 
 
@@ -229,7 +227,7 @@ def test_the_published_networks_have_their_numbers_of_arrays(name, arrays):
 )
 def test_inputs_that_do_not_fit_are_refused_with_their_shapes(family, change, message):
   config = {"_class_name": "UNet2DConditionModel", **FAMILIES[family]}
-  shapes = {n: x.shape for n, x in draw(config, (8, 8), batch=2).items()} | change
+  shapes = {n: x.shape for n, x in random_inputs(config, (8, 8), batch=2).items()} | change
   inputs = {n: None if s is None else np.zeros(s, np.float32) for n, s in shapes.items()}
   with pytest.raises(InputError, match=message):
     models.build(config).apply(models.abstract(config), **inputs)
@@ -238,7 +236,7 @@ def test_inputs_that_do_not_fit_are_refused_with_their_shapes(family, change, me
 @pytest.mark.parametrize("name", ["timesteps", "time_ids"])
 def test_numbers_in_a_dtype_that_rounds_them_are_refused(name):
   config = {"_class_name": "UNet2DConditionModel", **FAMILIES["sdxl"]}
-  inputs = draw(config, (8, 8))
+  inputs = random_inputs(config, (8, 8))
   inputs[name] = inputs[name].astype(jnp.bfloat16)
   with pytest.raises(InputError, match=f"{name} must be integers or float32, got bfloat16"):
     models.build(config).apply(models.abstract(config), **inputs)

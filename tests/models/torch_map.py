@@ -15,7 +15,7 @@ def to_params(module, shapes):
 
 
 def to_gradients(module, shapes):
-  """The gradients that a backward pass has left in a torch module, as such a tree."""
+  """The gradients of a torch module after a backward pass, as a parameter tree of these shapes."""
   state = {
     name: np.zeros(p.shape, np.float32) if p.grad is None else p.grad.numpy()
     for name, p in module.named_parameters()
@@ -43,7 +43,7 @@ def our_shapes(tree):
 
 
 def randomise(module, seed=0):
-  """Draws every parameter anew, so that no bias is zero and no scale one."""
+  """The module with random parameters, so that no bias is zero and no scale one."""
   generator = torch.Generator().manual_seed(seed)
   with torch.no_grad():
     for name, parameter in module.named_parameters():
@@ -70,21 +70,21 @@ def jit(function):
   return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
 
 
-def relative(found, wanted):
-  """The largest deviation, relative to the largest magnitude wanted."""
-  found, wanted = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
-  return np.abs(found - wanted).max() / np.abs(wanted).max()
+def relative(actual, expected):
+  """The largest deviation, relative to the largest expected magnitude."""
+  actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+  return np.abs(actual - expected).max() / np.abs(expected).max()
 
 
-def worst(found, wanted):
+def worst(actual, expected):
   """The name and the relative deviation of the worst leaf of a tree of gradients.
 
-  A few gradients (of keys' offsets, of biases before a norm) are zero but for rounding: they count
-  relative to 3e-4 of the largest gradient, and what is left of them is a float32 rounding of it.
+  A few gradients (of the biases of keys, of biases before a norm) are zero up to rounding. Their
+  deviation is relative to 3e-4 of the largest gradient.
   """
-  found, wanted = trees.flatten(found), trees.flatten(wanted)
-  assert found.keys() == wanted.keys()
-  floor = 3e-4 * max(np.abs(g).max() for g in wanted.values())
-  off = {n: np.abs(found[n] - g).max() / max(np.abs(g).max(), floor) for n, g in wanted.items()}
+  actual, expected = trees.flatten(actual), trees.flatten(expected)
+  assert actual.keys() == expected.keys()
+  floor = 3e-4 * max(np.abs(g).max() for g in expected.values())
+  off = {n: np.abs(actual[n] - g).max() / max(np.abs(g).max(), floor) for n, g in expected.items()}
   name = max(off, key=off.get)
   return name, off[name]

@@ -1,4 +1,4 @@
-"""Where arrays lie: the rule by shape, the mesh, and what does not divide."""
+"""Sharding: specs by shape, meshes, batches that do not divide, and gradients on a mesh."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from dmpo_jax.parallel import sharding
 
 
 @pytest.mark.parametrize(
-  ("shape", "fsdp", "wanted"),
+  ("shape", "fsdp", "expected"),
   [
     ((3, 3, 320, 640), 4, (None, None, None, "fsdp")),
     ((640, 320), 4, ("fsdp",)),
@@ -23,24 +23,24 @@ from dmpo_jax.parallel import sharding
     ((640, 320), 1, ()),
   ],
 )
-def test_an_array_is_split_along_its_largest_divisible_axis(shape, fsdp, wanted):
-  assert sharding.spec(shape, fsdp) == PartitionSpec(*wanted)
+def test_an_array_is_sharded_along_its_largest_divisible_axis(shape, fsdp, expected):
+  assert sharding.spec(shape, fsdp) == PartitionSpec(*expected)
 
 
-def test_parameters_and_moments_of_one_shape_lie_alike():
+def test_parameters_and_adam_moments_of_one_shape_have_one_sharding():
   mesh = sharding.make_mesh(4, fsdp=2)
   tree = {"kernel": jax.ShapeDtypeStruct((256, 128), np.float32), "count": np.int32(0)}
-  found = sharding.abstract(mesh, {"params": tree, "mu": tree})
-  assert found["params"]["kernel"].sharding == found["mu"]["kernel"].sharding
-  assert found["mu"]["kernel"].sharding.spec == PartitionSpec("fsdp")
-  assert found["mu"]["count"].sharding.is_fully_replicated
+  actual = sharding.abstract(mesh, {"params": tree, "mu": tree})
+  assert actual["params"]["kernel"].sharding == actual["mu"]["kernel"].sharding
+  assert actual["mu"]["kernel"].sharding.spec == PartitionSpec("fsdp")
+  assert actual["mu"]["count"].sharding.is_fully_replicated
 
 
-def test_examples_are_split_over_all_devices_in_order():
+def test_examples_are_sharded_over_all_devices_in_order():
   mesh = sharding.make_mesh(4, fsdp=2)
-  placed = jax.device_put(np.arange(8), sharding.batch(mesh))
-  parts = {s.device.id: s.data.tolist() for s in placed.addressable_shards}
-  assert [parts[d.id] for d in mesh.devices.flat] == [[0, 1], [2, 3], [4, 5], [6, 7]]
+  examples = jax.device_put(np.arange(8), sharding.batch(mesh))
+  shards = {s.device.id: s.data.tolist() for s in examples.addressable_shards}
+  assert [shards[d.id] for d in mesh.devices.flat] == [[0, 1], [2, 3], [4, 5], [6, 7]]
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_a_mesh_that_does_not_multiply_out_is_refused(arguments, words):
     sharding.make_mesh(**arguments)
 
 
-def test_a_batch_that_does_not_divide_is_refused_with_what_would():
+def test_a_batch_that_does_not_divide_is_refused_with_a_multiple_that_does():
   mesh = sharding.make_mesh(4)
   sharding.check_batch(mesh, 24, 3)
   with pytest.raises(ValueError, match=r"batch_size 20 does not divide over 4 devices x 3.*of 12"):
@@ -92,7 +92,7 @@ def inputs(examples):
 
 
 def sums(jaxpr):
-  """(primitive, dtype, elements, axes) of every sum over devices, at any depth."""
+  """(primitive, dtype, elements, axes) of every cross-device sum at any depth."""
   for equation in jaxpr.eqns:
     if equation.primitive.name in ("psum", "psum_invariant", "reduce_scatter"):
       axes = equation.params.get("axes") or equation.params["axis_name"]
@@ -103,28 +103,30 @@ def sums(jaxpr):
       yield from sums(inner) if hasattr(inner, "eqns") else ()
 
 
-def test_no_device_is_asked_for_the_whole_gradient_of_a_weight_that_is_spread():
+def test_gradients_of_sharded_weights_are_reduce_scattered():
   mesh = sharding.make_mesh(4, fsdp=2)
   params = models.abstract(UNET)
   gradient = jax.grad(loss_of(sharding.placement(mesh), jnp.bfloat16))
-  found = list(sums(jax.make_jaxpr(gradient)(params, *inputs(4)).jaxpr))
-  spread = [x.size for x in jax.tree.leaves(params) if sharding.spec(x.shape, 2)]
-  scattered = [(size, dtype, axes) for name, dtype, size, axes in found if name == "reduce_scatter"]
-  assert sorted(size for size, _, _ in scattered) == sorted(spread)
-  assert {(dtype, *axes) for _, dtype, axes in scattered} == {("bfloat16", "fsdp")}
-  parts = [x.size // 2 for x in jax.tree.leaves(params) if sharding.spec(x.shape, 2)]
-  over_data = [
-    size for name, _, size, axes in found if name != "reduce_scatter" and axes == {"data"}
+  actual = list(sums(jax.make_jaxpr(gradient)(params, *inputs(4)).jaxpr))
+  sharded = [x.size for x in jax.tree.leaves(params) if sharding.spec(x.shape, 2)]
+  scattered = [
+    (size, dtype, axes) for name, dtype, size, axes in actual if name == "reduce_scatter"
   ]
-  assert sorted(over_data) == sorted(parts)
+  assert sorted(size for size, _, _ in scattered) == sorted(sharded)
+  assert {(dtype, *axes) for _, dtype, axes in scattered} == {("bfloat16", "fsdp")}
+  shards = [x.size // 2 for x in jax.tree.leaves(params) if sharding.spec(x.shape, 2)]
+  over_data = [
+    size for name, _, size, axes in actual if name != "reduce_scatter" and axes == {"data"}
+  ]
+  assert sorted(over_data) == sorted(shards)
 
 
 @pytest.mark.parametrize("examples", [3, 6, 8])
 def test_any_number_of_examples_has_the_gradient_of_one_device(examples):
   mesh = sharding.make_mesh(4, fsdp=2)
   params = models.build(UNET).init(jax.random.key(0))
-  placed = jax.device_put(params, sharding.shardings(mesh, params))
-  found = jax.jit(jax.grad(loss_of(sharding.placement(mesh))))(placed, *inputs(examples))
-  wanted = jax.jit(jax.grad(loss_of(None)))(params, *inputs(examples))
-  for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+  sharded = jax.device_put(params, sharding.shardings(mesh, params))
+  actual = jax.jit(jax.grad(loss_of(sharding.placement(mesh))))(sharded, *inputs(examples))
+  expected = jax.jit(jax.grad(loss_of(None)))(params, *inputs(examples))
+  for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
     np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * np.abs(b).max())

@@ -22,7 +22,7 @@ DEFAULTS = {
   "projection_dim": 512,
 }
 
-FIXED = {
+CONSTANTS = {
   "attention_dropout": 0.0,
   "dropout": 0.0,
   "add_cross_attention": False,
@@ -34,8 +34,8 @@ FIXED = {
   "tie_encoder_decoder": False,
 }
 
-# Identity, initialisation, generation, and what the Python object returns: not the arithmetic.
-IDLE = frozenset(
+# Fields of identity, initialisation, generation and output format, which no arithmetic depends on.
+IGNORED = frozenset(
   {
     "architectures",
     "attn_implementation",
@@ -67,7 +67,7 @@ IDLE = frozenset(
 
 @dataclasses.dataclass(frozen=True)
 class CLIPTextConfig:
-  """The fields that shape the network; `projection_dim` is None for one without a projection."""
+  """The fields that shape the network; `projection_dim` is None without a projection."""
 
   vocab_size: int
   hidden_size: int
@@ -85,8 +85,8 @@ def read(config: Mapping[str, Any]) -> CLIPTextConfig:
   """Reads transformers' config.json of a CLIPTextModel or CLIPTextModelWithProjection.
 
   Args:
-    config: Its fields; an absent one has transformers' default. `architectures` says which of the
-      two it is; the former's config may have a `projection_dim`, which it does not use.
+    config: Its fields; absent ones have transformers' defaults. `architectures` names the class. A
+      CLIPTextModel ignores `projection_dim`.
 
   Returns:
     A `CLIPTextConfig`.
@@ -97,7 +97,7 @@ def read(config: Mapping[str, Any]) -> CLIPTextConfig:
   Source: transformers' CLIPTextConfig, CLIPTextModel and CLIPTextModelWithProjection (5.23).
   """
   name = WITH_PROJECTION if WITH_PROJECTION in (config.get("architectures") or ()) else NAME
-  values = config_fields.read(name, config, defaults=DEFAULTS, fixed=FIXED, idle=IDLE)
+  values = config_fields.read(name, config, defaults=DEFAULTS, constants=CONSTANTS, ignored=IGNORED)
   if name == NAME:
     values["projection_dim"] = None
   for field, value in values.items():

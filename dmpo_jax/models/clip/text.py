@@ -20,14 +20,14 @@ ACTIVATIONS = {
 
 
 class TextOutput(NamedTuple):
-  """What the text encoder returns.
+  """Outputs of a text encoder.
 
   Attributes:
-    last_hidden_state: `[B, L, D]`, behind the final LayerNorm.
-    penultimate: `[B, L, D]`, what the last layer reads, without a norm: transformers'
+    last_hidden_state: `[B, L, D]`, after the final LayerNorm.
+    penultimate: `[B, L, D]`, the input of the last layer, without a norm: transformers'
       `hidden_states[-2]`, SDXL's text embedding.
-    pooled: `[B, D]`, the row of last_hidden_state at the end-of-text token; the first row where
-      there is none.
+    pooled: `[B, D]`, the row of last_hidden_state at the end-of-text token, or the first row
+      without one.
     text_embeds: `[B, P]`, the projection of pooled; None for a CLIPTextModel.
   """
 
@@ -38,7 +38,7 @@ class TextOutput(NamedTuple):
 
 
 class Embeddings(nnx.Module):
-  """Token plus position: int `[B, L]` to `[B, L, D]`."""
+  """Token embedding plus position embedding: int `[B, L]` to `[B, L, D]`."""
 
   def __init__(self, config: CLIPTextConfig, compute: Compute):
     embedding = partial(Embedding, channels=config.hidden_size, compute=compute)
@@ -88,7 +88,7 @@ class MLP(nnx.Module):
 
 
 class EncoderLayer(nnx.Module):
-  """Self-attention and MLP, each behind a LayerNorm and added to its input."""
+  """Self-attention and MLP, each after a LayerNorm and with a residual connection."""
 
   def __init__(self, config: CLIPTextConfig, compute: Compute):
     norm = partial(LayerNorm, config.hidden_size, config.layer_norm_eps, compute=compute)
@@ -127,16 +127,16 @@ class TextTransformer(nnx.Module):
   def __call__(self, ids: jax.Array, dtype: jnp.dtype) -> TextOutput:
     x, penultimate = self.encoder(self.embeddings(ids).astype(dtype))
     x = self.final_layer_norm(x)
-    # Configs written before transformers 4.31 carry a wrong end token, 2: there, and only there,
-    # the end of the text is the token with the largest number.
+    # Configs from before transformers 4.31 have a wrong end token, 2. For these alone the end of
+    # the text is the token with the largest id.
     end = jnp.argmax(ids if self.end == 2 else ids == self.end, axis=-1)  # [B]
     return TextOutput(x, penultimate, x[jnp.arange(x.shape[0]), end])
 
 
 class CLIPTextModel(nnx.Module):
-  """The encoder below the prefix `text_model` that published checkpoints carry, and its projection.
+  """CLIPTextModel, or CLIPTextModelWithProjection if the config has a `projection_dim`.
 
-  CLIPTextModelWithProjection where the config has a `projection_dim`.
+  The encoder has the prefix `text_model` of published checkpoints.
   """
 
   def __init__(self, config: CLIPTextConfig, compute: Compute):
@@ -156,7 +156,7 @@ class CLIPTextModel(nnx.Module):
 
 
 def check_inputs(config: CLIPTextConfig, ids: jax.Array) -> None:
-  """Raises InputError unless ids are integers `[B, L]` that the position table covers."""
+  """Raises InputError unless ids are integers `[B, L]` with L within the position table."""
   longest = config.max_position_embeddings
   if ids.ndim != 2 or not jnp.issubdtype(ids.dtype, jnp.integer) or ids.shape[1] > longest:
     raise InputError(

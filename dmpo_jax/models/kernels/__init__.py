@@ -1,4 +1,4 @@
-"""The arithmetic of the layers: convolution, normalisation, attention, nearest up-sampling."""
+"""Pure functions of the layers: linear, convolution, normalisation, attention, up-sampling."""
 
 import jax
 import jax.numpy as jnp
@@ -11,21 +11,21 @@ from dmpo_jax.models.kernels import gpu as kernels_gpu
 from dmpo_jax.models.kernels import tpu as kernels_tpu
 
 
-def along_last(vector: jax.Array, ndim: int) -> jax.Array:
-  """Gives a vector `ndim` axes, itself on the last one, so that it broadcasts explicitly."""
+def broadcast_last(vector: jax.Array, ndim: int) -> jax.Array:
+  """The vector as an array of `ndim` axes with its elements along the last one."""
   return vector.reshape((1,) * (ndim - 1) + (-1,))
 
 
-def dense(
+def linear(
   x: jax.Array, kernel: jax.Array, bias: jax.Array | None, *, compute: Compute
 ) -> jax.Array:
   """x kernel + bias over the last axis: x `[..., I]`, kernel `[I, O]`, bias `[O]` or None."""
   kernel = kernel.astype(x.dtype)
-  if compute.implementation != "cpu":  # a reshape would fix a layout, and TPUs copy between layouts
+  if compute.implementation != "cpu":  # on TPUs a reshape fixes a layout and costs copies
     y = lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
-    return y if bias is None else y + along_last(bias.astype(x.dtype), y.ndim)
-  # With two axes alone: XLA's CPU compiler takes three times as long to contract two at once, which
-  # the kernel's gradient would otherwise do.
+    return y if bias is None else y + broadcast_last(bias.astype(x.dtype), y.ndim)
+  # Do not remove the reshape to two axes: the gradient of the kernel would contract two axes at
+  # once, which takes XLA's CPU compiler three times as long, and rounding would change.
   y = x.reshape(-1, x.shape[-1]) @ kernel
   if bias is not None:
     y = y + bias.astype(x.dtype)[None, :]
@@ -56,7 +56,7 @@ def convolution(
   """
   size = kernel.shape[0]
   if size == 1 and stride == 1:
-    return dense(x, kernel[0, 0], bias, compute=compute)
+    return linear(x, kernel[0, 0], bias, compute=compute)
   pad = ((size - 1) // 2,) * 2 if padding is None else padding
   y = lax.conv_general_dilated(
     x,
@@ -65,7 +65,7 @@ def convolution(
     padding=(pad, pad),
     dimension_numbers=("NHWC", "HWIO", "NHWC"),
   )
-  return y + along_last(bias.astype(x.dtype), y.ndim)
+  return y + broadcast_last(bias.astype(x.dtype), y.ndim)
 
 
 def group_norm(
@@ -97,7 +97,7 @@ def group_norm(
   y = y - y.mean((1, 3), keepdims=True)
   factor = lax.rsqrt(jnp.square(y).mean((1, 3), keepdims=True) + eps)
   y = (y * factor).reshape(x.shape)
-  return (y * along_last(scale, x.ndim) + along_last(bias, x.ndim)).astype(x.dtype)
+  return (y * broadcast_last(scale, x.ndim) + broadcast_last(bias, x.ndim)).astype(x.dtype)
 
 
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> jax.Array:
@@ -105,7 +105,7 @@ def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> j
   y = x.astype(jnp.float32)
   y = y - y.mean(-1, keepdims=True)
   y = y * lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + eps)
-  return (y * along_last(scale, x.ndim) + along_last(bias, x.ndim)).astype(x.dtype)
+  return (y * broadcast_last(scale, x.ndim) + broadcast_last(bias, x.ndim)).astype(x.dtype)
 
 
 def attention(
@@ -123,7 +123,7 @@ def attention(
     q: `[B, L, N, D]`.
     k: `[B, M, N, D]`.
     v: `[B, M, N, D]`.
-    causal: Whether position i sees positions up to i only.
+    causal: Whether position i attends to positions up to i only.
     scale: Factor of the scores; None: 1 / sqrt(D).
     compute: Selects the implementation and the rematerialisation policy.
 
@@ -143,14 +143,14 @@ def attention(
 
 
 def gelu(x: jax.Array) -> jax.Array:
-  """x Φ(x) with the normal distribution function Φ, through erf: erfc costs twice the time."""
+  """x Φ(x) with the normal distribution function Φ; erf takes half the time of erfc."""
   return 0.5 * x * (1 + lax.erf(x * 0.5**0.5))
 
 
 def upsample_nearest(x: jax.Array, height: int, width: int) -> jax.Array:
-  """Doubles height and width by repetition, then crops to the size asked for.
+  """Doubles height and width by repetition, then crops to (height, width).
 
-  Cropping is what nearest interpolation to `2 n - 1` amounts to: the source of pixel i is i // 2.
+  Cropping equals nearest interpolation to `2 n - 1`: the source of pixel i is i // 2.
 
   Args:
     x: `[B, H, W, C]`.

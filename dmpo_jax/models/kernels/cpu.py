@@ -1,8 +1,8 @@
-"""Attention and normalisation for CPUs, with gradients written by hand.
+"""Attention and normalisation for CPUs, with hand-written gradients.
 
-XLA's CPU compiler keeps every intermediate array of these in memory, walks some of them across
-cache lines in the derived gradients, and takes long to compile those. Measurements:
-docs/benchmarks.md. Reverse-mode differentiation only.
+For derived gradients XLA's CPU compiler stores every intermediate array, reads some of them across
+cache lines, and takes long to compile. Measurements: docs/benchmarks.md. Reverse-mode
+differentiation only.
 """
 
 from functools import partial
@@ -13,7 +13,8 @@ from jax import lax
 
 from dmpo_jax.models import remat
 
-# Float32 scores held at once, per step of a loop over images and heads: what fits the cache.
+# Float32 scores per step of the loop over images and heads, so that they fit the cache; the loop is
+# used above LOOP_ABOVE scores in all.
 LOOP_ABOVE = 2**22
 PER_STEP = 2**20
 
@@ -32,7 +33,7 @@ def _group_sum(x: jax.Array, groups: int) -> jax.Array:
 def group_norm(
   x: jax.Array, scale: jax.Array, bias: jax.Array, groups: int, eps: float
 ) -> jax.Array:
-  """As `kernels.group_norm`: one multiplication and one addition per element once m, s are known.
+  """`kernels.group_norm` with one multiplication and one addition per element after m and s.
 
   y = x a + b,   a = scale / s,   b = bias - m a,   per image and channel
   """
@@ -48,7 +49,7 @@ def _group_norm_forward(x, scale, bias, groups, eps):
   factor = _channels(lax.rsqrt(variance + eps), c)
   a = factor * scale[None, None, :]
   y = z * a + (bias[None, None, :] - mean * a)
-  # x is kept as it came: in bfloat16 half the memory of z.
+  # Save x, not z: in bfloat16 it takes half the memory.
   return y.reshape(x.shape).astype(x.dtype), (x, scale, mean, factor)
 
 
@@ -115,24 +116,24 @@ def _join(x: jax.Array, like: jax.Array) -> jax.Array:
 
 
 def _over_heads(function, *arrays: jax.Array):
-  """Applies a function to arrays `[H, ...]`, in a loop over parts of H if the scores are large."""
+  """Applies a function to arrays `[H, ...]`, in a loop over chunks of H if the scores are large."""
   q, k, *_ = arrays
   scores = q.shape[1] * k.shape[1]
   if q.shape[0] * scores <= LOOP_ABOVE:
     return function(*arrays)
   most = max(1, PER_STEP // scores)
-  part = max(n for n in range(1, most + 1) if q.shape[0] % n == 0)
-  parts = [a.reshape(-1, part, *a.shape[1:]) for a in arrays]
-  results = lax.map(lambda each: function(*each), parts)
+  chunk = max(n for n in range(1, most + 1) if q.shape[0] % n == 0)
+  chunks = [a.reshape(-1, chunk, *a.shape[1:]) for a in arrays]
+  results = lax.map(lambda each: function(*each), chunks)
   return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), results)
 
 
 def _scores(q: jax.Array, k: jax.Array, causal: bool) -> jax.Array:
-  """q kᵀ `[H, L, M]`, minus infinity where a position must not look."""
+  """q kᵀ `[H, L, M]`, minus infinity where a causal mask hides the key."""
   scores = jnp.einsum("hld,hmd->hlm", q, k)
   if causal:
-    seen = jnp.tril(jnp.ones(scores.shape[1:], bool))[None]
-    scores = jnp.where(seen, scores, -jnp.inf)
+    mask = jnp.tril(jnp.ones(scores.shape[1:], bool))[None]
+    scores = jnp.where(mask, scores, -jnp.inf)
   return scores
 
 
@@ -141,7 +142,7 @@ def _attend(q, k, v, *, causal):
   scores = _scores(q, k, causal)
   peak = scores.max(-1, keepdims=True)
   weights = jnp.exp(scores - peak)
-  # A column of ones makes the sum of the weights a part of the product.
+  # A column of ones gives the sum of the weights in the same product.
   ones = jnp.ones((*v.shape[:-1], 1), v.dtype)
   out = jnp.einsum("hlm,hmd->hld", weights, jnp.concatenate([v, ones], axis=-1))
   total = out[..., -1:]
@@ -149,7 +150,7 @@ def _attend(q, k, v, *, causal):
 
 
 def _attend_backward(q, k, v, out, normaliser, g, *, causal):
-  """Gradients for q, k, v. Products that contract L leave the scores untransposed."""
+  """Gradients for q, k, v. Products that contract L need no transposed scores."""
   weights = jnp.exp(_scores(q, k, causal) - normaliser)
   dv = jnp.einsum("hld,hlm->hdm", g, weights).swapaxes(1, 2)
   inner = (g * out).sum(-1, keepdims=True)

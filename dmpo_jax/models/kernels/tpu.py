@@ -1,6 +1,6 @@
-"""Attention for TPUs: Pallas splash attention, whose memory grows with the length, not its square.
+"""Attention for TPUs: Pallas splash attention, with memory linear in the length.
 
-The kernel keeps scores of one tile at a time; forward and gradient are custom calls that the
+The kernel computes the scores of one tile at a time; forward and gradient are custom calls that the
 compiler can neither fuse nor partition.
 """
 
@@ -14,15 +14,15 @@ from jax.sharding import PartitionSpec
 
 from dmpo_jax.models import fsdp, remat
 
-# Queries, keys and values lie as the projections leave them on a TPU, positions next to each other,
-# where 40 or 64 channels of a head need no padding to 128.
+# The layout in which the projections write queries, keys and values on a TPU: positions are minor,
+# so that 40 or 64 channels of a head need no padding to 128.
 LAYOUT = dict.fromkeys(("q_layout", "k_layout", "v_layout"), splash_attention.QKVLayout.SEQ_MINOR)
 
-# Positions per tile: the largest of these that divides the length. Larger ones do not fit a core's
-# memory on every TPU, nor does the largest of these with the widest heads in float32.
+# Positions per tile: the largest of these that divides the length. Larger tiles do not fit a core's
+# memory on every TPU; with the widest heads in float32 neither does 512.
 TILES = (512, 256, 128)
 WIDE_TILES = (256, 128)
-# Keys whose gradients a core's memory holds at once, by bytes of a head padded to 128 channels.
+# Keys whose gradients fit a core's memory at once, by bytes of a head padded to 128 channels.
 KEYS_AT_ONCE = (2048, 1024, *TILES)
 MOST_BYTES = 2048 * 128 * 2
 WIDE_HEAD, LARGEST_HEAD = 256, 512
@@ -31,23 +31,23 @@ WIDE_HEAD, LARGEST_HEAD = 256, 512
 def fits(q: jax.Array, k: jax.Array, causal: bool = False) -> bool:
   """Whether shapes allow the kernel: queries divisible by 128, channels of a head by 8, to 512.
 
-  Keys of another length, the 77 tokens of a text encoder, are padded: XLA would write their scores
-  to memory in float32. The coarsest resolutions of a UNet do not fit, nor does causal attention
-  over another length; XLA's own attention is no loss there. Every head of Stable Diffusion's UNets
-  (40, 64, 80, 160 channels) and autoencoders (512) does.
+  Keys of other lengths, such as the 77 tokens of a text encoder, are padded: XLA would write their
+  scores to memory in float32. The coarsest resolutions of a UNet do not fit, nor does causal
+  attention over keys of other lengths; XLA's attention is as fast there. All heads of Stable
+  Diffusion's UNets (40, 64, 80, 160 channels) and autoencoders (512) fit.
 
   Args:
     q: `[B, L, N, D]`.
     k: `[B, M, N, D]`.
-    causal: Whether position i sees positions up to i only.
+    causal: Whether position i attends to positions up to i only.
 
   Returns:
     True where `attention` can be called.
   """
   length, keys, channels = q.shape[1], k.shape[1], q.shape[3]
-  whole = length % TILES[-1] == 0 and channels % 8 == 0
-  whole = whole and (keys % TILES[-1] == 0 or not causal)
-  return whole and channels <= LARGEST_HEAD
+  divisible = length % TILES[-1] == 0 and channels % 8 == 0
+  divisible = divisible and (keys % TILES[-1] == 0 or not causal)
+  return divisible and channels <= LARGEST_HEAD
 
 
 def attention(
@@ -59,18 +59,18 @@ def attention(
   *,
   interpret: bool = False,
 ) -> jax.Array:
-  """As `kernels.attention`, for shapes that fit; scores and softmax in float32.
+  """`kernels.attention` for shapes that fit; scores and softmax in float32.
 
-  Under a mesh (jax.set_mesh) each device computes its images: the batch is split over the mesh's
-  axes as far as they divide it, whatever its sharding was.
+  Under a mesh (jax.set_mesh) each device computes its images: the batch is sharded over the longest
+  prefix of the mesh's axes that divides it, whatever its sharding was.
 
   Args:
     q: `[B, L, N, D]`.
     k: `[B, M, N, D]`.
     v: `[B, M, N, D]`.
-    causal: Whether position i sees positions up to i only.
-    scale: Factor of the scores; any but 1 costs passes over the queries.
-    interpret: Whether to run the kernel step by step in XLA, on any machine.
+    causal: Whether position i attends to positions up to i only.
+    scale: Factor of the scores; any other than 1 costs a pass over the queries.
+    interpret: Whether to run the kernel in Pallas' interpret mode, on any machine.
 
   Returns:
     `[B, L, N, D]` in the dtype of q.
@@ -82,7 +82,7 @@ def attention(
   keys = k.shape[1]
   padding = -keys % TILES[-1]
   kernel = _kernel(heads, length, keys + padding, tiles, at_once, causal, interpret)
-  # Positions see those of their own segment: the padding is another one.
+  # Positions attend to their own segment; the padding is another one.
   segments = None
   if padding:
     k, v = (jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0))) for x in (k, v))
@@ -95,11 +95,11 @@ def attention(
 
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.auto_axes:
-    split = PartitionSpec(fsdp.dividing_axes(mesh.shape, mesh.auto_axes, batch))
+    spec = PartitionSpec(fsdp.dividing_axes(mesh.shape, mesh.auto_axes, batch))
     attend = jax.shard_map(
       attend,
-      in_specs=split,
-      out_specs=split,
+      in_specs=spec,
+      out_specs=spec,
       axis_names=set(mesh.auto_axes),
       check_vma=False,  # a custom call does not say over which axes its result varies
     )
@@ -111,8 +111,8 @@ def _tile(tiles: tuple[int, ...], length: int) -> int:
   return next(t for t in tiles if length % t == 0)
 
 
-# Layers share a few shapes, and the table of tiles takes long to make. It is kept in numpy, which
-# no trace and no device owns.
+# Layers share a few shapes, and the table of tiles takes long to compute. It is cached as numpy
+# arrays, which belong to no trace and no device.
 @functools.lru_cache(maxsize=256)
 def _kernel(
   heads: int,
@@ -127,8 +127,8 @@ def _kernel(
   shape = (length, keys)
   mask = splash_attention.CausalMask(shape) if causal else splash_attention.FullMask(shape)
   if tiles == TILES:
-    # One kernel for all gradients computes the scores once instead of twice, and writes a part of
-    # the queries' gradient for each group of keys.
+    # The fused kernel for all gradients computes the scores once instead of twice, and writes a
+    # partial gradient of the queries for each group of keys.
     backward = {"block_kv_dkv": _tile(at_once, keys), "block_kv_dkv_compute": columns}
     backward |= {"use_fused_bwd_kernel": True}
   else:

@@ -1,4 +1,4 @@
-"""Attention, feed-forward and the transformer over image positions that the UNet's blocks hold."""
+"""Attention, feed-forward and transformer layers of the UNet's blocks."""
 
 import dataclasses
 from functools import partial
@@ -61,7 +61,7 @@ def _named(x: jax.Array, compute: Compute) -> jax.Array:
 
 
 class GEGLU(nnx.Module):
-  """a * gelu(b) with [a, b] = x kernel + bias; gelu is the exact one."""
+  """a * gelu(b) with [a, b] = x kernel + bias and the exact gelu."""
 
   def __init__(self, inputs: int, outputs: int, *, compute: Compute):
     self.compute = compute
@@ -73,7 +73,7 @@ class GEGLU(nnx.Module):
 
 
 class FeedForward(nnx.Module):
-  """Two layers, four times as wide in between: `[B, L, C]` to `[B, L, C]`."""
+  """Two layers with 4 C channels in between: `[B, L, C]` to `[B, L, C]`."""
 
   def __init__(self, channels: int, *, compute: Compute):
     gate = GEGLU(channels, 4 * channels, compute=compute)
@@ -84,7 +84,7 @@ class FeedForward(nnx.Module):
 
 
 class BasicTransformerBlock(nnx.Module):
-  """Self-attention, cross-attention to the text, feed-forward, each behind a LayerNorm."""
+  """Self-attention, cross-attention to the text, feed-forward, each after a LayerNorm."""
 
   def __init__(self, channels: int, options: TransformerOptions):
     compute = options.compute
@@ -102,7 +102,7 @@ class BasicTransformerBlock(nnx.Module):
 
 
 class Transformer2DModel(nnx.Module):
-  """A residual transformer over the positions of an image, reading the text.
+  """A residual transformer over the positions of an image, conditioned on the text.
 
   Call with x `[B, H, W, C]` and context `[B, L, D]`; returns `[B, H, W, C]`.
   """

@@ -38,7 +38,7 @@ class BlockOptions:
 
 
 class ResnetBlock2D(nnx.Module):
-  """x + f(x, time): two convolutions behind GroupNorm and SiLU, the time added in between.
+  """x + f(x, time): two convolutions, each after GroupNorm and SiLU, with the time in between.
 
   Call with x `[B, H, W, I]` and the activated time embedding `[B, T]`; returns `[B, H, W, O]`.
   """
@@ -82,13 +82,13 @@ class Upsample2D(nnx.Module):
 
 
 def transformers(options: BlockOptions) -> nnx.List | None:
-  """The transformers of a block, or None where it has no attention (and no such attribute)."""
+  """The transformers of a block; None, and no parameters, for a block without attention."""
   models = [Transformer2DModel(options.outputs, each) for each in options.attention]
   return nnx.List(models) if models else None
 
 
 class DownBlock(nnx.Module):
-  """DownBlock2D and CrossAttnDownBlock2D: layers at one resolution, then halving."""
+  """DownBlock2D and CrossAttnDownBlock2D: layers at one resolution, then downsampling."""
 
   def __init__(self, inputs: int, layers: int, options: BlockOptions):
     self.compute = options.compute
@@ -132,7 +132,7 @@ class MidBlock(nnx.Module):
 
 
 class UpBlock(nnx.Module):
-  """UpBlock2D and CrossAttnUpBlock2D: layers that read the way down's outputs, then doubling."""
+  """UpBlock2D and CrossAttnUpBlock2D: layers with skip connections, then upsampling."""
 
   def __init__(self, inputs: int, skips: Sequence[int], options: BlockOptions):
     self.compute = options.compute
@@ -152,7 +152,7 @@ class UpBlock(nnx.Module):
     context: jax.Array,
     size: tuple[int, int],
   ) -> jax.Array:
-    """Returns `[B, height, width, O]` with (height, width) = size, given a skip per layer."""
+    """Returns `[B, height, width, O]` with (height, width) = size; each layer has one skip."""
     block = partial(remat.checkpoint_block, policy=self.compute.remat)
     for i, (resnet, skip) in enumerate(zip(self.resnets, skips, strict=True)):
 

@@ -35,7 +35,7 @@ DEFAULTS = {
   "act_fn": "silu",
 }
 
-FIXED = {
+CONSTANTS = {
   "mid_block_type": "UNetMidBlock2DCrossAttn",
   "only_cross_attention": False,
   "downsample_padding": 1,
@@ -55,9 +55,9 @@ FIXED = {
   "class_embeddings_concat": False,
 }
 
-# Either the softmax is in float32 anyway, or no block type that is offered reads the field; the
+# upcast_attention: the softmax is always in float32. No supported block type reads the others; the
 # last seven are the state of diffusers' EMAModel, which writes it into the network's config.
-IDLE = frozenset(
+IGNORED = frozenset(
   {
     "sample_size",
     "upcast_attention",
@@ -91,9 +91,9 @@ class Level:
   Attributes:
     width: Channels.
     layers: Residual layers on the way down; the way up has one more.
-    heads: Heads of its attention.
-    down: Transformer layers behind each residual layer of the way down; empty without attention.
-    up: The same for the way up.
+    heads: Attention heads.
+    down: Transformer layers after each residual layer of the way down; empty without attention.
+    up: Transformer layers after each residual layer of the way up; empty without attention.
   """
 
   width: int
@@ -105,11 +105,11 @@ class Level:
 
 @dataclasses.dataclass(frozen=True)
 class TextTime:
-  """The conditioning of SDXL, widths in channels.
+  """Widths of SDXL's additional conditioning, in channels.
 
   Attributes:
-    text: Of the pooled text embedding.
-    sinusoids: Of each of the `TIME_IDS` numbers.
+    text: Width of the pooled text embedding.
+    sinusoids: Width of the embedding of each of the `TIME_IDS` numbers.
   """
 
   text: int
@@ -118,14 +118,12 @@ class TextTime:
 
 @dataclasses.dataclass(frozen=True)
 class UNetConfig:
-  """The fields that shape the network.
-
-  Attributes not named here are diffusers' fields.
+  """The fields that shape the network; those not listed here are named as in diffusers.
 
   Attributes:
-    levels: From the finest resolution to the coarsest.
+    levels: Resolutions, from the finest to the coarsest.
     middle: Transformer layers of the middle block.
-    text_time: The additional conditioning, or None.
+    text_time: SDXL's additional conditioning, or None.
   """
 
   in_channels: int
@@ -146,7 +144,7 @@ class UNetConfig:
 
 
 def _per_block(name: str, value: Any, blocks: int) -> tuple[Any, ...]:
-  """One positive integer per block, from one for all or a list."""
+  """One positive integer per block, from a list or from one integer for all blocks."""
   values = value if isinstance(value, tuple) else (value,) * blocks
   if len(values) != blocks:
     raise config_fields.unsupported(NAME, name, value, f"{blocks} entries, one per block")
@@ -154,7 +152,7 @@ def _per_block(name: str, value: Any, blocks: int) -> tuple[Any, ...]:
 
 
 def _depths(name: str, value: Any, layers: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
-  """Transformer layers for each attention of each block; a block may name them one by one."""
+  """Transformer layers for each attention of each block, from integers or nested lists."""
   values = value if isinstance(value, tuple) else (value,) * len(layers)
   if len(values) != len(layers):
     raise config_fields.unsupported(NAME, name, value, f"{len(layers)} entries, one per block")
@@ -162,7 +160,7 @@ def _depths(name: str, value: Any, layers: tuple[int, ...]) -> tuple[tuple[int, 
 
 
 def _check_blocks(values: Mapping[str, Any]) -> int:
-  """The number of resolutions, on which the block types and their widths must agree."""
+  """The number of resolutions; raises InputError unless block types and widths agree on it."""
   widths = values["block_out_channels"]
   if not isinstance(widths, tuple) or not widths:
     raise config_fields.unsupported(NAME, "block_out_channels", widths, "a list of channel counts")
@@ -177,14 +175,14 @@ def _check_blocks(values: Mapping[str, Any]) -> int:
 
 
 def _text_time(kind: Any, sinusoids: Any, inputs: Any) -> TextTime | None:
-  """The additional conditioning, from the three fields that describe it."""
+  """SDXL's additional conditioning, from its three fields."""
   config_fields.check_choice(NAME, "addition_embed_type", kind, (None, "text_time"))
   names = ("addition_time_embed_dim", "projection_class_embeddings_input_dim")
   for name, value in zip(names, (sinusoids, inputs), strict=True):
     if kind is not None:
       config_fields.check_count(NAME, name, value)
     elif value is not None:
-      expected = "null: it is read beside addition_embed_type = 'text_time' alone"
+      expected = "null: only addition_embed_type = 'text_time' reads it"
       raise config_fields.unsupported(NAME, name, value, expected)
   if kind is None:
     return None
@@ -201,15 +199,17 @@ def _text_time(kind: Any, sinusoids: Any, inputs: Any) -> TextTime | None:
 def _transformers(
   values: dict[str, Any], layers: tuple[int, ...]
 ) -> tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...], int]:
-  """Transformer layers of the way down and of the way up, both from the finest level, and between.
+  """Transformer layers (down, up, middle); down and up from the finest level to the coarsest.
 
-  A level without attention has none, whatever the fields say of it.
+  A level without attention has none, whatever the fields say.
   """
   depths = values.pop("transformer_layers_per_block")
   up = values.pop("reverse_transformer_layers_per_block")
   nested = isinstance(depths, tuple) and any(isinstance(d, tuple) for d in depths)
   if up is None and nested:
-    expected = "a list of lists only beside reverse_transformer_layers_per_block, for the way up"
+    expected = (
+      "a list of lists only together with reverse_transformer_layers_per_block (for the up blocks)"
+    )
     raise config_fields.unsupported(NAME, "transformer_layers_per_block", depths, expected)
   if up is None:
     up = depths[::-1] if isinstance(depths, tuple) else depths
@@ -226,7 +226,7 @@ def read(config: Mapping[str, Any]) -> UNetConfig:
   """Reads diffusers' config.json of a UNet2DConditionModel.
 
   Args:
-    config: Its fields; an absent one has diffusers' default.
+    config: Its fields; absent ones have diffusers' defaults.
 
   Returns:
     A `UNetConfig`.
@@ -234,10 +234,10 @@ def read(config: Mapping[str, Any]) -> UNetConfig:
   Raises:
     InputError: A field is unknown, or has a value that is not supported.
 
-  Source: the constructor of diffusers' UNet2DConditionModel (0.42). There
-    `attention_head_dim` is, in spite of its name, the number of heads.
+  Source: the constructor of diffusers' UNet2DConditionModel (0.42), in which `attention_head_dim`
+    is the number of heads.
   """
-  values = config_fields.read(NAME, config, defaults=DEFAULTS, fixed=FIXED, idle=IDLE)
+  values = config_fields.read(NAME, config, defaults=DEFAULTS, constants=CONSTANTS, ignored=IGNORED)
   blocks = _check_blocks(values)
   widths = _per_block("block_out_channels", values.pop("block_out_channels"), blocks)
 
@@ -261,14 +261,14 @@ def read(config: Mapping[str, Any]) -> UNetConfig:
   layers = _per_block("layers_per_block", values.pop("layers_per_block"), blocks)
   down, up, middle = _transformers(values, layers)
 
-  given = values.pop("num_attention_heads")
-  if given is not None:
+  num_heads = values.pop("num_attention_heads")
+  if num_heads is not None:
     expected = "null: diffusers refuses it and reads the number of heads from attention_head_dim"
-    raise config_fields.unsupported(NAME, "num_attention_heads", given, expected)
+    raise config_fields.unsupported(NAME, "num_attention_heads", num_heads, expected)
   heads = _per_block("attention_head_dim", values.pop("attention_head_dim"), blocks)
   levels = tuple(map(Level, widths, layers, heads, down, up))
   for level in levels:
-    # The coarsest one has attention always, in the middle block.
+    # The coarsest level always has attention, in the middle block.
     if (level.down or level.up or level is levels[-1]) and level.width % level.heads:
       expected = f"a divisor of the block's width {level.width} (it is the number of heads)"
       raise config_fields.unsupported(NAME, "attention_head_dim", level.heads, expected)

@@ -24,14 +24,14 @@ def sinusoids(timesteps: jax.Array, channels: int, *, flip: bool, shift: float) 
 
   Args:
     timesteps: `[B]`, integers or floats.
-    channels: Width of the result; an odd one ends in a zero.
-    flip: Cosines first.
+    channels: Width of the result; an odd width ends in a zero.
+    flip: Whether cosines come first.
     shift: `freq_shift` of the config.
 
   Returns:
     float32 `[B, channels]`.
 
-  Source: arXiv 1706.03762, section 3.5, in the variants that diffusers' config offers.
+  Source: arXiv 1706.03762, section 3.5, with the options of diffusers' config.
   """
   half = channels // 2
   frequencies = jnp.exp(jnp.arange(half, dtype=jnp.float32) * (-math.log(10000) / (half - shift)))
@@ -91,18 +91,18 @@ class UNet2DConditionModel(nnx.Module):
 
     down, skips, width = [], [finest.width], finest.width
     for level in config.levels:
-      halves = level is not coarsest
-      down.append(DownBlock(width, level.layers, options(level, level.down, halves)))
+      resample = level is not coarsest
+      down.append(DownBlock(width, level.layers, options(level, level.down, resample)))
       width = level.width
-      skips += [width] * (level.layers + halves)
+      skips += [width] * (level.layers + resample)
     self.down_blocks = nnx.List(down)
 
     self.mid_block = MidBlock(options(coarsest, (config.middle,), False))
 
     up = []
     for level in reversed(config.levels):
-      read = [skips.pop() for _ in range(level.layers + 1)]
-      up.append(UpBlock(width, read, options(level, level.up, level is not finest)))
+      inputs = [skips.pop() for _ in range(level.layers + 1)]
+      up.append(UpBlock(width, inputs, options(level, level.up, level is not finest)))
       width = level.width
     self.up_blocks = nnx.List(up)
 
@@ -118,7 +118,7 @@ class UNet2DConditionModel(nnx.Module):
     time_ids: jax.Array | None,
     dtype: jnp.dtype,
   ) -> jax.Array:
-    """The embedding `[B, T]` of everything but image and caption that the residual layers read."""
+    """Embedding `[B, T]` of the timestep and, for SDXL, of pooled text and micro-conditioning."""
     waves = partial(sinusoids, flip=self.config.flip_sin_to_cos, shift=self.config.freq_shift)
     embedding = self.time_embedding(waves(timesteps, self.config.levels[0].width).astype(dtype))
     if self.add_embedding is None:
@@ -136,15 +136,15 @@ class UNet2DConditionModel(nnx.Module):
     time_ids: jax.Array | None = None,
     dtype: jnp.dtype = jnp.float32,
   ) -> jax.Array:
-    """Predicts for each noisy image.
+    """The prediction for each noisy image.
 
     Args:
       sample: `[B, H, W, C_in]`.
       timesteps: `[B]`, integers or float32.
       context: `[B, L, D]`, the text embedding.
-      text_embeds: `[B, P]`, the pooled text embedding, where the config has text_time.
-      time_ids: `[B, 6]`, integers or float32, there too.
-      dtype: Of the computation and of the result.
+      text_embeds: `[B, P]`, the pooled text embedding, if the config has text_time.
+      time_ids: `[B, 6]`, integers or float32, if the config has text_time.
+      dtype: Dtype of the computation and of the result.
 
     Returns:
       `[B, H, W, C_out]`.
@@ -152,7 +152,7 @@ class UNet2DConditionModel(nnx.Module):
     sample, context = (x.astype(dtype) for x in (sample, context))
     if self.config.center_input_sample:
       sample = 2 * sample - 1
-    # Every residual layer reads the activated embedding: activate it once.
+    # Every residual layer reads the activated embedding, so it is activated once.
     time = jax.nn.silu(self.embed(timesteps, text_embeds, time_ids, dtype))
 
     checkpoint_block = partial(remat.checkpoint_block, policy=self.compute.remat)
@@ -196,19 +196,19 @@ def check_inputs(
     ("text_embeds", text_embeds, added and added.text),
     ("time_ids", time_ids, added and TIME_IDS),
   ):
-    found = None if array is None else list(array.shape)
-    if found is not None and added is None:
+    shape = None if array is None else list(array.shape)
+    if shape is not None and added is None:
       raise InputError(
-        f"{name} {found} cannot be used: the network has addition_embed_type = null; leave it out"
+        f"{name} {shape} cannot be used: the network has addition_embed_type = null; leave it out"
       )
-    if added is not None and found != [batch, columns]:
+    if added is not None and shape != [batch, columns]:
       raise InputError(
         f"{name} must be [{batch}, {columns}] for a network with addition_embed_type = "
-        f"'text_time', got {found}"
+        f"'text_time', got {shape}"
       )
   for name, array in (("timesteps", timesteps), ("time_ids", time_ids)):
     if array is not None and array.dtype in (jnp.bfloat16, jnp.float16):
       raise InputError(
-        f"{name} must be integers or float32, got {array.dtype}, which rounds numbers of their "
-        "size; dtype= says in what the network computes"
+        f"{name} must be integers or float32, got {array.dtype}, which rounds numbers of this "
+        "size; set the compute dtype by dtype="
       )

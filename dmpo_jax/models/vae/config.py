@@ -27,18 +27,18 @@ DEFAULTS = {
   "mid_block_add_attention": True,
 }
 
-FIXED = {"latents_mean": None, "latents_std": None}
+CONSTANTS = {"latents_mean": None, "latents_std": None}
 
-# Read for tiling alone, which is not offered.
-IDLE = frozenset({"sample_size"})
+# diffusers reads it for tiling alone, which is not supported.
+IGNORED = frozenset({"sample_size"})
 
 
 @dataclasses.dataclass(frozen=True)
 class VAEConfig:
-  """The fields that shape the network; `block_out_channels` from the finest resolution on.
+  """The fields that shape the network; `block_out_channels` starts at the finest resolution.
 
-  `force_upcast` says that the activations exceed float16: such a network computes in float32
-  where float16 is asked for, and casts the result.
+  With `force_upcast` the activations exceed float16: for dtype float16 the network computes in
+  float32 and casts the result.
   """
 
   in_channels: int
@@ -64,7 +64,7 @@ def read(config: Mapping[str, Any]) -> VAEConfig:
   """Reads diffusers' config.json of an AutoencoderKL.
 
   Args:
-    config: Its fields; an absent one has diffusers' default.
+    config: Its fields; absent ones have diffusers' defaults.
 
   Returns:
     A `VAEConfig`.
@@ -74,7 +74,7 @@ def read(config: Mapping[str, Any]) -> VAEConfig:
 
   Source: the constructor of diffusers' AutoencoderKL (0.42).
   """
-  values = config_fields.read(NAME, config, defaults=DEFAULTS, fixed=FIXED, idle=IDLE)
+  values = config_fields.read(NAME, config, defaults=DEFAULTS, constants=CONSTANTS, ignored=IGNORED)
   widths = values["block_out_channels"]
   if not isinstance(widths, tuple) or not widths:
     raise config_fields.unsupported(NAME, "block_out_channels", widths, "a list of channel counts")
@@ -84,10 +84,10 @@ def read(config: Mapping[str, Any]) -> VAEConfig:
     ("down_block_types", "DownEncoderBlock2D"),
     ("up_block_types", "UpDecoderBlock2D"),
   ):
-    given = values.pop(name)
-    if given != (kind,) * len(widths):
+    kinds = values.pop(name)
+    if kinds != (kind,) * len(widths):
       expected = f"{len(widths)} times {kind!r}, once for each of block_out_channels"
-      raise config_fields.unsupported(NAME, name, given, expected)
+      raise config_fields.unsupported(NAME, name, kinds, expected)
 
   config_fields.check_choice(NAME, "act_fn", values.pop("act_fn"), ("silu", "swish"))
   for name in (

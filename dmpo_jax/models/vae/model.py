@@ -12,11 +12,11 @@ from dmpo_jax.models.layers import Conv, Empty, GroupNorm, Linear
 from dmpo_jax.models.unet.blocks import Upsample2D
 from dmpo_jax.models.vae.config import VAEConfig
 
-EPS = 1e-6  # in every norm, whatever the UNet's is
+EPS = 1e-6  # of every norm, independent of the UNet's
 
 
 class ResnetBlock2D(nnx.Module):
-  """x + f(x): two convolutions behind GroupNorm and SiLU. `[B, H, W, I]` to `[B, H, W, O]`."""
+  """x + f(x): two convolutions, each after GroupNorm and SiLU. `[B, H, W, I]` to `[B, H, W, O]`."""
 
   def __init__(self, inputs: int, outputs: int, groups: int, *, compute: Compute):
     self.compute = compute
@@ -34,7 +34,7 @@ class ResnetBlock2D(nnx.Module):
 
 
 class Attention(nnx.Module):
-  """x + attention of the positions of an image to each other, with one head. `[B, H, W, C]`."""
+  """x + self-attention over the positions of an image, with one head: `[B, H, W, C]`."""
 
   def __init__(self, channels: int, groups: int, *, compute: Compute):
     self.compute = compute
@@ -53,7 +53,7 @@ class Attention(nnx.Module):
 
 
 class Downsample2D(nnx.Module):
-  """Halves height and width, rounding down: it pads on the bottom and right alone."""
+  """Halves height and width, rounding down: pads only on the bottom and the right."""
 
   def __init__(self, channels: int, *, compute: Compute):
     self.conv = Conv(channels, channels, stride=2, padding=(0, 1), compute=compute)
@@ -63,7 +63,7 @@ class Downsample2D(nnx.Module):
 
 
 class DownBlock(nnx.Module):
-  """DownEncoderBlock2D: residual layers, then halving unless it is the last."""
+  """DownEncoderBlock2D: residual layers, then downsampling if `resample`."""
 
   def __init__(
     self,
@@ -90,7 +90,7 @@ class DownBlock(nnx.Module):
 
 
 class MidBlock(nnx.Module):
-  """UNetMidBlock2D: a residual layer, attention or nothing, a residual layer."""
+  """UNetMidBlock2D: a residual layer, optional attention, a residual layer."""
 
   def __init__(self, channels: int, groups: int, attention: bool, *, compute: Compute):
     self.compute = compute
@@ -110,7 +110,7 @@ class MidBlock(nnx.Module):
 
 
 class UpBlock(nnx.Module):
-  """UpDecoderBlock2D: residual layers, then doubling unless it is the last."""
+  """UpDecoderBlock2D: residual layers, then upsampling if `resample`."""
 
   def __init__(
     self,
@@ -171,7 +171,7 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-  """Latents `[B, h, w, Z]` behind `post_quant_conv` to images `[B, H, W, C]`."""
+  """Latents `[B, h, w, Z]` after `post_quant_conv` to images `[B, H, W, C]`."""
 
   def __init__(self, config: VAEConfig, compute: Compute):
     self.compute = compute
@@ -197,7 +197,7 @@ class Decoder(nnx.Module):
 
 
 class AutoencoderKL(nnx.Module):
-  """Encodes images to the moments of a Gaussian over latents, and decodes latents."""
+  """Encodes images to the posterior (mean, log variance) of latents, and decodes latents."""
 
   def __init__(self, config: VAEConfig, compute: Compute):
     self.config, self.compute = config, compute
