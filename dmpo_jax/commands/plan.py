@@ -1,7 +1,7 @@
 """Compile a config's train step for a TPU slice, without a TPU, and say what it needs there.
 
-    dmpo-jax plan --config configs/sd15_dmpo.py --model sd15 --topology v5e-16 \\
-      --inputs encoded --pairs-per-chip 8 --config.mesh.fsdp=16 --config.remat=convolutions
+    dmpo-jax plan --config configs/sd15_dmpo.py --model sd15 --topology v5e-16 --pairs-per-chip 8 \\
+      --inputs latents_and_embeddings --config.mesh.fsdp=16 --config.remat=convolutions
 
 Any key of the config can be set. Of the pipeline the configs alone are read; --model takes those of
 a published one, for a machine without the hub. It needs libtpu (pip install 'dmpo-jax[tpu]'),
@@ -44,9 +44,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument("--model", default="", help="sd15, sd21 or sdxl instead of config.pipeline")
   parser.add_argument(
-    "--inputs", default="", help="images, latents or encoded; default: what config.data is"
+    "--inputs",
+    default="",
+    help="images, latents or latents_and_embeddings (default: those of config.data)",
   )
-  parser.add_argument("--size", type=int, default=0, help="of the images in pixels")
+  parser.add_argument(
+    "--size", type=int, default=0, help="height and width of the images in pixels"
+  )
   parser.add_argument(
     "--pairs-per-chip",
     type=int,
@@ -174,9 +178,9 @@ def _plan(options: argparse.Namespace) -> dict:
   from dmpo_jax.training.config_file import load_config
 
   config = load_config(options.config, options.rest)
-  of = tpu_slices.parse(options.topology)
+  tpu_slice = tpu_slices.parse(options.topology)
   if options.pairs_per_chip:
-    count = config.num_devices or of.chips
+    count = config.num_devices or tpu_slice.chips
     config.batch_size = options.pairs_per_chip * count * config.grad_accumulation_steps
   config = configs.check(config)
   if options.model:
@@ -185,5 +189,5 @@ def _plan(options: argparse.Namespace) -> dict:
     pipeline = pipelines.load(config.pipeline, components=())
   else:
     pipeline = setup.load_pipeline(config, setup.load_examples(config).captions)
-  inputs = plan.inputs_of(config, pipelines.build(pipeline), options.inputs, options.size)
-  return plan.make(config, pipeline, of, inputs)
+  inputs = plan.inputs_from_config(config, pipelines.build(pipeline), options.inputs, options.size)
+  return plan.plan_train_step(config, pipeline, tpu_slice, inputs)

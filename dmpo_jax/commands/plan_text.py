@@ -1,10 +1,10 @@
-"""A plan in words and figures."""
+"""A plan as text."""
 
 GIB = 2**30
 NAMES = {
   "parameters": "parameters",
   "optimizer": "optimizer state",
-  "average": "moving average",
+  "ema": "EMA",
   "reference": "reference",
   "frozen": "frozen networks",
   "batch": "batch",
@@ -12,10 +12,10 @@ NAMES = {
 
 
 def describe(plan: dict) -> str:
-  """The plan as lines of text.
+  """Formats a plan as lines of text.
 
   Args:
-    plan: From `training.plan.make`.
+    plan: Result of `planning.plan.plan_train_step`.
 
   Returns:
     Text without a newline at its end.
@@ -47,30 +47,30 @@ def describe(plan: dict) -> str:
 
 
 def _costs(plan: dict) -> list[str]:
-  seconds, share = plan["seconds"], plan["mfu"]
+  seconds, mfu = plan["seconds"], plan["mfu"]
   lines = [
     f"model FLOPs per chip and step      {plan['model_flops'] / 1e12:9.2f} T",
-    f"  in the compiled program          {plan['program_flops'] / 1e12:9.2f} T, with what is "
-    "computed again and heads padded",
+    f"  in the compiled program          {plan['program_flops'] / 1e12:9.2f} T, with "
+    "rematerialisation and padded heads",
     "collectives, GB sent by a chip",
   ]
-  for kind, found in plan["collectives"].items():
-    lines.append(f"  {kind:24}{found['bytes'] / 1e9:9.3f}  in {found['count']}")
+  for kind, traffic in plan["collectives"].items():
+    lines.append(f"  {kind:24}{traffic['bytes'] / 1e9:9.3f}  in {traffic['count']}")
   lines += [
     "seconds per step, estimated from the compiled program",
     f"  matrix products         {seconds['matrix']:9.4f}",
     f"  attention kernels       {seconds['attention']:9.4f}",
     f"  memory traffic          {seconds['memory']:9.4f}",
     f"  collectives             {seconds['collectives']:9.4f}",
-    f"  step, collectives hidden{seconds['step']:9.4f}  MFU {share['step']:.1%}",
-    f"  step, none hidden       {seconds['step_exposed']:9.4f}  MFU {share['step_exposed']:.1%}",
+    f"  step, collectives hidden{seconds['step']:9.4f}  MFU {mfu['step']:.1%}",
+    f"  step, none hidden       {seconds['step_exposed']:9.4f}  MFU {mfu['step_exposed']:.1%}",
   ]
-  if share["compiler"] is None:
-    lines.append("  the compiler's own estimate is no positive number")
+  if mfu["compiler"] is None:
+    lines.append("  the compiler has no estimate of its own")
   else:
-    doubt = ": impossible, see docs/plan.md" if share["compiler"] > 1 else ""
+    doubt = ": impossible, see docs/plan.md" if mfu["compiler"] > 1 else ""
     lines.append(
       f"  compiler's own estimate {seconds['compiler']:9.4f}  MFU "
-      f"{share['compiler']:.1%}{doubt} (kernels not counted, loops once)"
+      f"{mfu['compiler']:.1%}{doubt} (kernels not counted, loops once)"
     )
   return lines

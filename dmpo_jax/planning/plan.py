@@ -1,4 +1,4 @@
-"""What a train step needs on a TPU slice, found by compiling it for the slice without a chip."""
+"""Plans of a train step: its memory, FLOPs and time on a TPU slice, compiled without a TPU."""
 
 import dataclasses
 import functools
@@ -23,10 +23,12 @@ from dmpo_jax.training.batch import Batch
 from dmpo_jax.training.step import abstract_state, compile_step, make_optimizer, make_step
 
 # Forms of a batch: images, cached latents, or cached latents and text embeddings.
-INPUTS = ("images", "latents", "encoded")
-SINGLE = ("image_captions", "digits")  # data sets of images without preference
-# The compiler's two ways to say that a program does not fit.
-FULL = re.compile(
+INPUTS = ("images", "latents", "latents_and_embeddings")
+RENAMED_INPUTS = {"encoded": "latents_and_embeddings"}
+# Data sets of single images; all others have pairs.
+SINGLE_IMAGE_DATASETS = ("image_captions", "digits")
+# The two forms of the compiler's error for a program that does not fit into memory.
+OUT_OF_MEMORY = re.compile(
   r"Used (?P<used>[\d.]+[KMGT]?) of (?P<limit>[\d.]+[KMGT]?) hbm"
   r"|\((?P<used_2>[\d.]+[KMGT]?)\) exceeds available HBM \((?P<limit_2>[\d.]+[KMGT]?)\)"
 )
@@ -35,13 +37,13 @@ UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-  """The shapes of a batch.
+  """Form and size of the examples in a batch.
 
   Attributes:
-    kind: Of `INPUTS`: "images" (encoders run in the step), "latents" (moments are stored, the text
-      encoders run) or "encoded" (embeddings are stored too).
+    kind: One of `INPUTS`: "images" (the step runs all encoders), "latents" (the step runs the text
+      encoders) or "latents_and_embeddings" (the step runs no encoder).
     size: Height and width of the images in pixels.
-    images: Images of an example.
+    images: Number of images of an example: 2 for pairs, 1 for single images.
   """
 
   kind: str
@@ -49,36 +51,42 @@ class Inputs:
   images: int = 2
 
 
-def inputs_of(config: ConfigDict, pipeline: TextToImage, kind: str = "", size: int = 0) -> Inputs:
-  """The inputs of a config's data set, or other ones in their place.
+def inputs_from_config(
+  config: ConfigDict, pipeline: TextToImage, kind: str = "", size: int = 0
+) -> Inputs:
+  """Returns the inputs of a config's data set.
 
   Args:
     config: A checked config.
     pipeline: The pipeline.
-    kind: Of `INPUTS`; empty: the data set's.
-    size: Side of the images in pixels; 0: the data set's, or else the pipeline's default.
+    kind: One of `INPUTS`, in place of the data set's; empty: the data set's.
+    size: Height and width of the images in pixels, in place of the data set's; 0: the data set's
+      or, if it has none, the pipeline's default.
 
   Returns:
     `Inputs`.
 
   Raises:
-    InputError: The kind is not known, or neither data set nor pipeline has a size.
+    InputError: The kind is unknown or does not fit the pipeline, or neither data set nor pipeline
+      has a size.
   """
   data = config.data
+  if kind in RENAMED_INPUTS:
+    raise InputError(f"inputs {kind!r} are called {RENAMED_INPUTS[kind]!r} now")
   if not kind and data.name.startswith("cached_latents"):
-    kind = "encoded" if data.get("embeddings", True) else "latents"
+    kind = "latents_and_embeddings" if data.get("embeddings", True) else "latents"
   kind = kind or "images"
   if kind not in INPUTS:
     raise unknown("kind of inputs", kind, INPUTS)
   if kind != "images" and pipeline.autoencoder is None:
-    raise InputError(f"inputs {kind!r} are an autoencoder's, and the pipeline has none")
+    raise InputError(f"inputs {kind!r} need an autoencoder, and the pipeline has none")
   size = size or data.get("size", 0)
   if not size:
     try:
       size = max(pipeline.default_size())
     except InputError as error:
-      raise InputError(f"nothing says how large images are ({error}); give --size") from error
-  return Inputs(kind, size, 1 if data.name in SINGLE else 2)
+      raise InputError(f"the size of the images is unknown ({error}); give --size") from error
+  return Inputs(kind, size, 1 if data.name in SINGLE_IMAGE_DATASETS else 2)
 
 
 def abstract_batch(
@@ -86,27 +94,27 @@ def abstract_batch(
   params: Params,
   inputs: Inputs,
   examples: int,
-  place: jax.sharding.Sharding,
+  batch_sharding: jax.sharding.Sharding,
 ) -> Batch:
-  """The shapes of a batch, sharded over devices.
+  """Returns the shapes, dtypes and shardings of a batch.
 
   Args:
     pipeline: The pipeline.
     params: Shapes of the parameters of all components.
-    inputs: The inputs of an example.
+    inputs: Form and size of the examples.
     examples: Number of examples.
-    place: Sharding of the first axis.
+    batch_sharding: Sharding of the first axis.
 
   Returns:
     `Batch` of `jax.ShapeDtypeStruct`s, in the dtypes that the data sets have.
   """
 
   def array(shape: Sequence[int], dtype: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((examples, *shape), dtype, sharding=place)
+    return jax.ShapeDtypeStruct((examples, *shape), dtype, sharding=batch_sharding)
 
   text = {name: array(x.shape, x.dtype) for name, x in pipeline.text_shapes.items()}
   image = (inputs.size, inputs.size, pipeline.image_channels)
-  if inputs.kind == "encoded":
+  if inputs.kind == "latents_and_embeddings":
     embeddings = jax.eval_shape(pipeline.encode_text, params, text)
     text = {name: array(x.shape[1:], jnp.bfloat16) for name, x in embeddings.items()}
   batch = Batch(text, array((), jnp.uint32))
@@ -122,34 +130,34 @@ def abstract_batch(
   return batch
 
 
-def make(
-  config: ConfigDict, pipeline: interop.Pipeline, of: tpu_slices.Slice, inputs: Inputs
+def plan_train_step(
+  config: ConfigDict, pipeline: interop.Pipeline, tpu_slice: tpu_slices.Slice, inputs: Inputs
 ) -> dict[str, Any]:
-  """Compiles a config's train step for a slice, and reads off what it needs.
+  """Compiles a config's train step for a slice and returns its memory, FLOPs and time.
 
   Args:
-    config: A checked config; its mesh must multiply out to the slice's chips.
-    pipeline: Its configs; parameters are not looked at.
-    of: The slice.
-    inputs: What a batch holds.
+    config: A checked config; the product of its mesh must be the number of chips.
+    pipeline: The pipeline; its parameters are not used.
+    tpu_slice: The slice.
+    inputs: Form and size of the examples.
 
   Returns:
-    A plan, of plain numbers and strings: `describe` says what is in it.
+    A plan in JSON: "fits", "total" and "available" bytes of a chip, "bytes" by kind, "model_flops"
+    per chip and step and, if the program fits, "temporaries", "program_flops", "collectives",
+    "seconds" and "mfu".
 
   Raises:
-    InputError: The mesh or the batch does not fit the slice, libtpu is absent, or the config or the
-      pipeline is not supported.
+    InputError: The mesh or the batch does not fit the slice, libtpu is not installed, or the config
+      or the pipeline is not supported.
   """
-  mesh = sharding.make_mesh(config.num_devices, **config.mesh, devices=tpu_slices.devices(of))
+  mesh = sharding.make_mesh(
+    config.num_devices, **config.mesh, devices=tpu_slices.devices(tpu_slice)
+  )
   sharding.check_batch(mesh, config.batch_size, config.grad_accumulation_steps)
   functions = pipelines.build(pipeline)
   shapes = {name: models.abstract(pipeline.configs[name]) for name in _networks(functions)}
   batch = abstract_batch(functions, shapes, inputs, config.batch_size, sharding.batch(mesh))
-  cached = {
-    "images": (),
-    "latents": (functions.autoencoder,),
-    "encoded": (functions.autoencoder, *functions.text_encoders),
-  }[inputs.kind]
+  cached = _cached_components(functions, inputs.kind)
   params = {name: tree for name, tree in shapes.items() if name not in cached}
   pipeline = dataclasses.replace(pipeline, params=params)
   trained, frozen, reference = setup.split_params(config, pipeline)
@@ -157,7 +165,8 @@ def make(
   state = abstract_state(trained, optimizer, mesh, ema=config.ema_decay > 0)
   frozen, reference = (sharding.abstract(mesh, tree) for tree in (frozen, reference))
   objective = setup.make_objective(config, pipeline, mesh=mesh, attention="splash")
-  if inputs.kind == "encoded" and objective.null_text is not None:
+  if inputs.kind == "latents_and_embeddings" and objective.null_text is not None:
+    # The embedding of the empty caption comes from the cache, which a plan does not have.
     null = {name: jnp.zeros(x.shape[1:]) for name, x in batch.text.items()}
     objective = objective._replace(null_text=null)
   step = make_step(
@@ -167,12 +176,12 @@ def make(
     grad_accumulation_steps=config.grad_accumulation_steps,
     constrain=functools.partial(sharding.constrain, mesh),
   )
-  forwards = functions.flops(
+  example_flops = functions.flops(
     batch, trained=tuple(trained), reference=config.reference, lora=config.lora.rank > 0
   )
   plan: dict[str, Any] = {
-    "slice": of.name,
-    "topology": of.topology,
+    "slice": tpu_slice.name,
+    "topology": tpu_slice.topology,
     "chips": mesh.size,
     "mesh": dict(mesh.shape),
     "examples_per_chip": config.batch_size / mesh.size,
@@ -180,31 +189,31 @@ def make(
     "remat": config.remat,
     "inputs": dataclasses.asdict(inputs),
     "versions": {name: importlib.metadata.version(name) for name in ("jax", "libtpu")},
-    "available": of.chip.hbm,
+    "available": tpu_slice.chip.hbm,
     "bytes": {
-      "parameters": _per_chip(state.params),
-      "optimizer": _per_chip(state.opt_state),
-      "average": _per_chip(state.ema),
-      "reference": _per_chip(reference),
-      "frozen": _per_chip(frozen),
-      "batch": _per_chip(batch),
+      "parameters": _bytes_per_chip(state.params),
+      "optimizer": _bytes_per_chip(state.opt_state),
+      "ema": _bytes_per_chip(state.ema),
+      "reference": _bytes_per_chip(reference),
+      "frozen": _bytes_per_chip(frozen),
+      "batch": _bytes_per_chip(batch),
     },
-    "model_flops": sum(forwards.values()) * config.batch_size / mesh.size,
+    "model_flops": sum(example_flops.values()) * config.batch_size / mesh.size,
   }
   arguments = (state, frozen, reference, batch)
-  began = time.monotonic()
-  # The mesh is told as shapes: nothing that is computed while tracing can run on these devices.
+  start = time.monotonic()
+  # An abstract mesh, because nothing may be computed on these devices while tracing.
   with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
     lowered = compile_step(step, mesh, *arguments[:3]).lower(*arguments)
   try:
     compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
-    full = overflow(str(error))
-    if full is None:
+    memory = parse_out_of_memory(str(error))
+    if memory is None:
       raise
-    return {**plan, "fits": False, "total": full[0], "available": full[1]}
-  plan["compile_seconds"] = time.monotonic() - began
-  return {**plan, "fits": True, **_costs(compiled, of, mesh.size, plan)}
+    return {**plan, "fits": False, "total": memory[0], "available": memory[1]}
+  plan["compile_seconds"] = time.monotonic() - start
+  return {**plan, "fits": True, **_costs(compiled, tpu_slice, mesh.size, plan)}
 
 
 def _networks(pipeline: TextToImage) -> tuple[str, ...]:
@@ -213,32 +222,40 @@ def _networks(pipeline: TextToImage) -> tuple[str, ...]:
   return (pipeline.denoiser, *autoencoder, *pipeline.text_encoders)
 
 
-def overflow(message: str) -> tuple[float, float] | None:
-  """What a program needs and what a chip has, from the compiler's error.
+def _cached_components(pipeline: TextToImage, kind: str) -> tuple[str | None, ...]:
+  """Names of the networks that a step does not run, by the kind of its inputs."""
+  if kind == "images":
+    return ()
+  return (pipeline.autoencoder, *(pipeline.text_encoders if kind != "latents" else ()))
+
+
+def parse_out_of_memory(message: str) -> tuple[float, float] | None:
+  """Parses the compiler's error for a program that does not fit into memory.
 
   Args:
-    message: The error's text.
+    message: Text of the error.
 
   Returns:
-    Bytes (needed, there are), or None where the error is another one.
+    Bytes (needed, available), or None if the error has another cause.
   """
-  found = FULL.search(message)
-  if not found:
+  match = OUT_OF_MEMORY.search(message)
+  if not match:
     return None
-  sizes = [text for text in found.groups() if text]
+  sizes = [text for text in match.groups() if text]
   used, limit = (float(text.rstrip("KMGT")) * UNITS[text.lstrip("0123456789.")] for text in sizes)
   return used, limit
 
 
-def _per_chip(tree: Any) -> int:
-  """Bytes of a tree that a chip holds."""
+def _bytes_per_chip(tree: Any) -> int:
   leaves = jax.tree.leaves(tree)
   return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
 
 
-def _costs(compiled: Any, of: tpu_slices.Slice, devices: int, plan: Mapping) -> dict[str, Any]:
+def _costs(
+  compiled: Any, tpu_slice: tpu_slices.Slice, devices: int, plan: Mapping[str, Any]
+) -> dict[str, Any]:
   """Entries of a plan that come from the compiled program."""
-  memory, chip = compiled.memory_analysis(), of.chip
+  memory, chip = compiled.memory_analysis(), tpu_slice.chip
   # The state is donated: its new values take the memory of the old ones.
   live = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
   program = hlo.parse(compiled.as_text())

@@ -16,7 +16,7 @@ PLAN = {
   "examples_per_chip": 8.0,
   "grad_accumulation_steps": 1,
   "remat": "full",
-  "inputs": {"kind": "encoded", "size": 512, "images": 2},
+  "inputs": {"kind": "latents_and_embeddings", "size": 512, "images": 2},
   "versions": {"jax": "0.10.2", "libtpu": "0.0.42.1"},
   "bytes": {"parameters": 2**30, "batch": 2**30},
   "available": 15.75 * 2**30,

@@ -1,11 +1,11 @@
-"""Planning: a tiny network's step compiled for a TPU slice, and what is refused before that."""
+"""Plans of a tiny network's train step, compiled for a TPU slice, and invalid arguments."""
 
 import os
 
 import jax
 import pytest
 
-from dmpo_jax import interop
+from dmpo_jax import interop, pipelines
 from dmpo_jax.commands import plan as command
 from dmpo_jax.commands import plan_text
 from dmpo_jax.errors import InputError
@@ -28,7 +28,7 @@ UNET = {
 
 
 def tiny_config(**mesh):
-  """A config of pairs, full fine-tuning with reference and average."""
+  """A config for pairs: full fine-tuning with reference and EMA."""
   config = tiny.pairs_config("none")
   config.num_devices, config.batch_size = 0, 8
   config.ema_decay, config.dtype = 0.999, "bfloat16"
@@ -37,9 +37,9 @@ def tiny_config(**mesh):
 
 
 def pipeline():
-  """SD1.5's, with a UNet of one level."""
-  found = published.pipeline("sd15")
-  return interop.Pipeline({}, {**found.configs, "unet": UNET}, {}, found.tokenizer)
+  """SD1.5's pipeline, with a UNet of one level."""
+  sd15 = published.pipeline("sd15")
+  return interop.Pipeline({}, {**sd15.configs, "unet": UNET}, {}, sd15.tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -56,61 +56,63 @@ def libtpu():
 
 
 @pytest.fixture(scope="module")
-def found(libtpu):
-  """The plan of a step on four chips."""
-  config, inputs = tiny_config(fsdp=4), plan.Inputs("encoded", 128)
-  return plan.make(config, pipeline(), tpu_slices.parse("v5e:2x2"), inputs)
+def four_chips(libtpu):
+  """The plan of a train step on four chips."""
+  config, inputs = tiny_config(fsdp=4), plan.Inputs("latents_and_embeddings", 128)
+  return plan.plan_train_step(config, pipeline(), tpu_slices.parse("v5e:2x2"), inputs)
 
 
-def test_the_state_is_split_over_chips(found):
-  parts = found["bytes"]
-  # AdamW's two moments and its counters; arrays too small to be split count alike.
-  assert 2 * parts["parameters"] <= parts["optimizer"] < 2 * parts["parameters"] + 100
-  assert parts["average"] == parts["reference"] == parts["parameters"]
+def test_the_state_is_sharded_over_chips(four_chips):
+  sizes = four_chips["bytes"]
+  # AdamW has two moments and counters; small arrays, which are replicated, count in all.
+  assert 2 * sizes["parameters"] <= sizes["optimizer"] < 2 * sizes["parameters"] + 100
+  assert sizes["ema"] == sizes["reference"] == sizes["parameters"]
 
 
-def test_networks_whose_results_are_stored_are_not_held(found):
-  assert found["bytes"]["frozen"] == 0
+def test_networks_with_cached_results_take_no_memory(four_chips):
+  assert four_chips["bytes"]["frozen"] == 0
 
 
-def test_all_that_is_held_is_in_the_total(found):
-  held = sum(found["bytes"].values())
-  assert found["fits"]
-  assert held + found["temporaries"] <= found["total"] < found["available"]
+def test_the_total_includes_all_arguments_and_temporaries(four_chips):
+  arguments = sum(four_chips["bytes"].values())
+  assert four_chips["fits"]
+  assert arguments + four_chips["temporaries"] <= four_chips["total"] < four_chips["available"]
 
 
-def test_the_program_holds_the_arithmetic_of_the_model(found):
-  assert found["program_flops"] > 0.9 * found["model_flops"]
+def test_the_program_has_the_flops_of_the_model(four_chips):
+  assert four_chips["program_flops"] > 0.9 * four_chips["model_flops"]
 
 
-def test_gradients_are_summed_over_chips(found):
-  moved = found["collectives"]
-  assert {"all-gather"} <= moved.keys()
-  assert {"all-reduce", "reduce-scatter"} & moved.keys()
+def test_parameters_are_gathered_and_gradients_summed_over_chips(four_chips):
+  collectives = four_chips["collectives"]
+  assert {"all-gather"} <= collectives.keys()
+  assert {"all-reduce", "reduce-scatter"} & collectives.keys()
 
 
-def test_a_plan_is_told_in_words(found):
-  text = plan_text.describe(found)
+def test_a_plan_is_formatted_as_text(four_chips):
+  text = plan_text.describe(four_chips)
   assert "v5e-4 (v5e:2x2, 4 chips), mesh data 1 x fsdp 4" in text
   assert "it fits" in text
 
 
-def test_a_step_that_does_not_fit_is_told_from_one_that_does(libtpu):
+def test_a_step_that_does_not_fit_has_a_plan_that_says_so(libtpu):
   config = tiny_config(fsdp=4)
   with config.unlocked():
     config.batch_size = 2**15
-  found = plan.make(config, pipeline(), tpu_slices.parse("v5e:2x2"), plan.Inputs("encoded", 512))
-  assert not found["fits"]
-  assert found["total"] > found["available"] == 15.75 * 2**30
-  assert "does NOT fit" in plan_text.describe(found)
+  result = plan.plan_train_step(
+    config, pipeline(), tpu_slices.parse("v5e:2x2"), plan.Inputs("latents_and_embeddings", 512)
+  )
+  assert not result["fits"]
+  assert result["total"] > result["available"] == 15.75 * 2**30
+  assert "does NOT fit" in plan_text.describe(result)
 
 
-def test_both_of_the_compiler_s_messages_about_memory_are_read():
+def test_both_forms_of_the_compilers_out_of_memory_error_are_parsed():
   used = "Ran out of memory in memory space hbm. Used 17.50G of 15.75G hbm. Exceeded hbm capacity"
   total = "total memory required for HLO temporaries (3.02T) exceeds available HBM (15.75G)."
-  assert plan.overflow(used) == (17.5 * 2**30, 15.75 * 2**30)
-  assert plan.overflow(total) == (3.02 * 2**40, 15.75 * 2**30)
-  assert plan.overflow("INTERNAL: Ran out of memory in memory space vmem") is None
+  assert plan.parse_out_of_memory(used) == (17.5 * 2**30, 15.75 * 2**30)
+  assert plan.parse_out_of_memory(total) == (3.02 * 2**40, 15.75 * 2**30)
+  assert plan.parse_out_of_memory("INTERNAL: Ran out of memory in memory space vmem") is None
 
 
 @pytest.mark.parametrize(
@@ -120,46 +122,60 @@ def test_both_of_the_compiler_s_messages_about_memory_are_read():
     ({"fsdp": 4}, 6, r"batch_size 6 does not divide over 4 devices"),
   ],
 )
-def test_what_does_not_divide_is_refused_before_compiling(libtpu, mesh, batch, message):
+def test_a_mesh_or_batch_that_does_not_divide_is_refused_before_compiling(
+  libtpu, mesh, batch, message
+):
   config = tiny_config(**mesh)
   with config.unlocked():
     config.batch_size = batch
   with pytest.raises(InputError, match=message):
-    plan.make(config, pipeline(), tpu_slices.parse("v5e:2x2"), plan.Inputs("encoded", 128))
+    plan.plan_train_step(
+      config, pipeline(), tpu_slices.parse("v5e:2x2"), plan.Inputs("latents_and_embeddings", 128)
+    )
 
 
 @pytest.mark.parametrize(
-  ("data", "kind", "size", "wanted"),
+  ("data", "kind", "size", "inputs"),
   [
     ({"name": "pairs", "size": 256}, "", 0, plan.Inputs("images", 256)),
-    ({"name": "cached_latents", "embeddings": True}, "", 0, plan.Inputs("encoded", 512)),
+    (
+      {"name": "cached_latents", "embeddings": True},
+      "",
+      0,
+      plan.Inputs("latents_and_embeddings", 512),
+    ),
     ({"name": "cached_latents", "embeddings": False}, "", 1024, plan.Inputs("latents", 1024)),
     ({"name": "digits"}, "images", 0, plan.Inputs("images", 512, 1)),
   ],
 )
-def test_a_batch_is_what_the_data_set_gives_unless_it_is_asked_otherwise(data, kind, size, wanted):
+def test_inputs_are_those_of_the_data_set_unless_given(data, kind, size, inputs):
   config = tiny_config()
   with config.unlocked():
     config.data = data
-  assert plan.inputs_of(config, UNET, published.SD_VAE, kind, size) == wanted
+  assert plan.inputs_from_config(config, pipelines.build(pipeline()), kind, size) == inputs
 
 
 def test_latents_without_an_autoencoder_are_refused():
-  with pytest.raises(InputError, match="'latents' are an autoencoder's"):
-    plan.inputs_of(tiny_config(), UNET, None, "latents", 0)
+  functions = pipelines.build(pipeline())._replace(autoencoder=None)
+  with pytest.raises(InputError, match="'latents' need an autoencoder"):
+    plan.inputs_from_config(tiny_config(), functions, "latents")
+
+
+def test_the_former_name_of_a_kind_of_inputs_is_refused_with_the_new_one():
+  with pytest.raises(InputError, match="'encoded' are called 'latents_and_embeddings' now"):
+    plan.inputs_from_config(tiny_config(), pipelines.build(pipeline()), "encoded")
 
 
 @pytest.mark.parametrize("largest", [0, 1, 2, 5, 13, 64])
-def test_the_search_ends_at_the_most_that_fit(largest):
-  asked = []
+def test_the_search_ends_at_the_largest_batch_that_fits(largest):
+  calls = []
 
   def compiled(pairs):
-    asked.append(pairs)
-    total = 100 + 10 * pairs + (pairs % 3)  # not quite a line
+    calls.append(pairs)
+    total = 100 + 10 * pairs + (pairs % 3)  # nearly linear
     return {"total": total, "available": 104.5 + 10 * largest, "fits": pairs <= largest}
 
-  found, tried = command.search(compiled, 1)
-  assert found is not None
-  assert found["fits"] == (largest > 0)
-  assert found["total"] == 100 + 10 * max(largest, 1) + max(largest, 1) % 3
-  assert len(asked) == len(set(asked)) == len(tried) <= 8
+  best, tried = command.search(compiled, 1)
+  assert best["fits"] == (largest > 0)
+  assert best["total"] == 100 + 10 * max(largest, 1) + max(largest, 1) % 3
+  assert len(calls) == len(set(calls)) == len(tried) <= 8
