@@ -17,34 +17,38 @@ Align text-to-image diffusion models with preference pairs, in JAX.
   dmpo-jax quickstart --workdir runs/quickstart
       trains, aligns, samples and compares small models on real images, and writes a report
   dmpo-jax data convert custom my/pairs.csv --out data/mine
-      preference pairs, your own or a published set's, in the form that training reads
+      a preference data set, your own or a published one, in the format that training reads
   dmpo-jax data cache-latents data/mine --pipeline PIPELINE --out data/mine_encoded
-      their latents and text embeddings, made once for all runs of a pipeline
+      its latents and text embeddings, computed once for all runs of a pipeline
   dmpo-jax plan --config configs/sd15_dmpo.py --topology v5e-16
-      what a run needs on a TPU slice, found by compiling it, without a TPU
+      memory and time of a run on a TPU slice, from compiling its step without a TPU
   dmpo-jax train --config configs/digits_dmpo.py --workdir runs/dmpo
-      one run as its config says; any key can be set: --config.loss.alpha=0.05
+      one run from a config; any key can be set: --config.loss.alpha=0.05
   dmpo-jax sample --pipeline runs/dmpo/pipeline --prompt "the digit seven" --out samples
       images from a pipeline folder
   dmpo-jax export --workdir runs/dmpo --out exported
-      the parameters of a run's last checkpoint as a folder in diffusers' format
+      the weights of a run's last checkpoint as a folder in diffusers' format
   dmpo-jax inspect runs/dmpo/pipeline --against runs/reference/pipeline
-      what a model, a LoRA or a checkpoint consists of, and how it differs from another
+      description of a model, a LoRA or a checkpoint, and its difference from another
   dmpo-jax objectives
-      the objectives that a config can name: equations, hyperparameters, needs, sources
+      the losses that a config can name: equations, hyperparameters, requirements, sources
 """
 
 
 def main(arguments: list[str] | None = None) -> int:
-  """Runs a subcommand and returns the exit status.
+  """Runs a subcommand.
 
-  0: done. 1: the system refused something (disk, permissions). 2: bad input. 3: what was planned
-  does not fit. 75: pre-empted, and saved; 76: another process of the run was lost; after these two
-  the same command goes on. 130: interrupted.
+  Args:
+    arguments: Command line without the program's name; None: `sys.argv`.
+
+  Returns:
+    Exit status. 0: done. 1: error of the system (disk, permissions). 2: bad input. 3: the planned
+    step does not fit. 75: preempted, checkpoint saved; 76: another process of the run was lost;
+    after these two the same command resumes. 130: interrupted.
   """
   from dmpo_jax.commands import data, export, inspect, objectives, plan, quickstart, sample, train
 
-  # Parsed by itself, so that it may stand before and after the names of commands.
+  # A parser of its own takes the option before and after the names of commands.
   logging_options = argparse.ArgumentParser("dmpo-jax", add_help=False, allow_abbrev=False)
   logging_options.add_argument(
     "--log-level",
@@ -79,10 +83,10 @@ def main(arguments: list[str] | None = None) -> int:
   if rest and not options.takes_config:
     parser.error(f"unrecognized arguments: {' '.join(rest)}")
   options.rest = rest
-  # orbax warns of its own settings, and logs tracebacks of the errors that it also raises.
+  # orbax warns about its own settings, and logs tracebacks of errors that it also raises.
   logging.getLogger("absl").setLevel(logging.CRITICAL)
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-  os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # else: that there is no PyTorch
+  os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # or it warns that there is no PyTorch
   with log_to_stderr(log_level.log_level):
     try:
       return options.run(options) or 0
@@ -96,17 +100,17 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def entry() -> NoReturn:
-  """Runs a subcommand in this process and ends it; does not return.
+  """Runs a subcommand and exits the process with its status.
 
-  Where the save of an array has failed, others are still being written, and each prints that the
-  event loop is closed which orbax no longer runs: hundreds of tracebacks over the reason for which
-  a run ends. They are dropped, and after an error nothing is waited for.
+  When orbax fails to save one array, each other array that is still being written prints a
+  traceback "Event loop is closed": hundreds of them below the error that ends the run. They are
+  dropped, and after an error the process does not wait for those writes.
   """
-  before = sys.unraisablehook
+  default_hook = sys.unraisablehook
 
-  def hook(found) -> None:
-    if str(found.exc_value) != "Event loop is closed":
-      before(found)
+  def hook(unraisable) -> None:
+    if str(unraisable.exc_value) != "Event loop is closed":
+      default_hook(unraisable)
 
   sys.unraisablehook = hook
   status = main()

@@ -1,7 +1,7 @@
-"""A parent that only waits for its child, for a process that jax may end at any moment.
+"""A parent process that turns the end of its child into an exit status.
 
-Where another process of a run is lost, jax ends this one from a thread of its own by SIGABRT, in
-whatever it does: only a parent can turn that into an exit status with a meaning.
+When another process of a run is lost, jax aborts this one (SIGABRT) from its own thread at any
+moment. Only a parent can turn that into a meaningful exit status.
 """
 
 import logging
@@ -18,36 +18,35 @@ LOGGER = logging.getLogger(__name__)
 
 
 def supervise(work: Callable[[], NoReturn]) -> int:
-  """Runs `work` in a child and returns the exit status that tells what happened.
+  """Exit status of `work`, which runs in a child process.
 
-  SIGTERM and SIGINT are passed on; the child dies with the parent.
+  SIGTERM and SIGINT are passed on; the child ends with the parent.
 
   Args:
-    work: Ends its process itself, by os._exit. Nothing that has threads may be imported before.
+    work: Exits its process itself, by os._exit. Modules with threads must not be imported before.
 
   Returns:
-    The child's own status; 76 where jax ended it because another process was lost; 75 where it had
-    been told to stop and could not save any more; 128 + the number of another signal that killed
-    it.
+    Status of the child; 76 if jax aborted it because another process was lost; 75 if it was
+    preempted and killed before it saved; 128 + signal number for other signals.
   """
   sys.stdout.flush()
   sys.stderr.flush()
-  alive, held = os.pipe()  # the parent holds the one end: when it dies, the other is closed
+  read_end, write_end = os.pipe()  # closed by the system when the parent ends
   child = os.fork()
   if child == 0:
-    os.close(held)
-    # A group of its own: a signal to the parent's group would come twice.
+    os.close(write_end)
+    # A process group of its own: otherwise a signal to the parent's group arrives twice.
     os.setpgid(0, 0)
-    threading.Thread(target=_die_with_parent, args=(alive,), daemon=True).start()
+    threading.Thread(target=_exit_with_parent, args=(read_end,), daemon=True).start()
     try:
       work()
     finally:
       os._exit(1)
-  os.close(alive)
-  told = set()
+  os.close(read_end)
+  forwarded = set()
 
   def forward(number, frame):
-    told.add(number)
+    forwarded.add(number)
     os.kill(child, number)
 
   for number in (signal.SIGTERM, signal.SIGINT):
@@ -55,19 +54,19 @@ def supervise(work: Callable[[], NoReturn]) -> int:
   _, status = os.waitpid(child, 0)
   if os.WIFEXITED(status):
     return os.WEXITSTATUS(status)
-  by = os.WTERMSIG(status)
-  if signal.SIGTERM in told and by in (signal.SIGTERM, signal.SIGABRT):
+  killer = os.WTERMSIG(status)
+  if signal.SIGTERM in forwarded and killer in (signal.SIGTERM, signal.SIGABRT):
     return PREEMPTED
-  if by == signal.SIGABRT:
+  if killer == signal.SIGABRT:
     LOGGER.error(
-      "jax ended this process, most likely because another process of the run was lost (its "
-      "message is above); the same command goes on from the last checkpoint"
+      "jax aborted this process, most likely because another process of the run was lost (see the "
+      "message above); the same command resumes from the last checkpoint"
     )
     return PROCESS_LOST
-  LOGGER.error("killed by %s", signal.Signals(by).name)
-  return 128 + by
+  LOGGER.error("killed by %s", signal.Signals(killer).name)
+  return 128 + killer
 
 
-def _die_with_parent(alive: int) -> None:
-  os.read(alive, 1)
+def _exit_with_parent(read_end: int) -> None:
+  os.read(read_end, 1)
   os._exit(1)

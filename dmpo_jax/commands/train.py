@@ -1,14 +1,15 @@
-"""Train one model as a config says, in one process or as one of several.
+"""Train a model from a config, in one process or in several.
 
-Started again with the same arguments, a run goes on from its last checkpoint. Any key of the config
-can be set on the command line: --config.loss.alpha=0.05 --config.num_steps=100
+The same command resumes a run from its last checkpoint. Any key of the config can be set on the
+command line: --config.loss.alpha=0.05 --config.num_steps=100
 
-Several processes (hosts) are started with the same command each: with --distributed on TPU pods and
-under Slurm, MPI or Kubernetes, where jax finds the others by itself; elsewhere with --coordinator,
---num-processes and --process-id. The work directory is one that all of them see.
+With several processes (hosts), each runs this command: with --distributed on TPU pods and under
+Slurm, MPI or Kubernetes, where jax finds the others; elsewhere with --coordinator, --num-processes
+and --process-id. All of them must see the work directory.
 
-exit status: 0 done, 1 the system refused something, 2 bad input, 75 pre-empted (SIGTERM): saved,
-start again; 76 another process of the run was lost: start again; 130 interrupted
+exit status: 0 done; 1 error of the system; 2 bad input; 75 preempted (SIGTERM), checkpoint saved;
+76 another process of the run was lost; 130 interrupted. After 75, 76 and 130 the same command
+resumes.
 """
 
 import argparse
@@ -29,27 +30,29 @@ TAKES_CONFIG = True
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Declares the command's options."""
   parser.add_argument("--config", required=True, help="a Python file with get_config()")
-  parser.add_argument("--workdir", required=True, type=_folder, help="directory of this run")
+  parser.add_argument("--workdir", required=True, type=_folder, help="directory of the run")
   parser.add_argument("--no-progress", action="store_true", help="no progress bar")
   parser.add_argument(
-    "--distributed", action="store_true", help="one of several processes, which jax finds"
+    "--distributed", action="store_true", help="several processes, which jax finds"
   )
   parser.add_argument(
-    "--coordinator", metavar="HOST:PORT", help="where process 0 listens, the same in all of them"
+    "--coordinator", metavar="HOST:PORT", help="address of process 0, the same for all processes"
   )
-  parser.add_argument("--num-processes", type=int, metavar="N", help="how many there are")
-  parser.add_argument("--process-id", type=int, metavar="I", help="which this is, 0 to N - 1")
+  parser.add_argument("--num-processes", type=int, metavar="N", help="number of processes")
+  parser.add_argument(
+    "--process-id", type=int, metavar="I", help="index of this process, 0 to N - 1"
+  )
   parser.add_argument(
     "--heartbeat",
     type=int,
     default=30,
     metavar="SECONDS",
-    help="without a sign of life for so long, a process is lost (default: 30)",
+    help="time without a heartbeat after which a process counts as lost (default: 30)",
   )
 
 
 def _folder(text: str) -> pathlib.Path:
-  if "://" in text:  # a path would take gs://bucket for the folder "gs:"
+  if "://" in text:  # pathlib would make gs://bucket the folder "gs:"
     raise argparse.ArgumentTypeError(
       f"{text!r} is a URL; a run needs a folder that can be locked, local or on a shared disk"
     )
@@ -57,11 +60,7 @@ def _folder(text: str) -> pathlib.Path:
 
 
 def run(options: argparse.Namespace) -> int:
-  """Trains and says where the pipeline lies.
-
-  Returns:
-    The exit status.
-  """
+  """Trains, prints the path of the pipeline, and returns the exit status."""
   if _is_one_of_several(options):
     return supervise(functools.partial(_run_as_one_of_several, options))
   from dmpo_jax.parallel.processes import Processes
@@ -98,20 +97,20 @@ def _train(options: argparse.Namespace, processes) -> None:
 
 
 def _is_one_of_several(options: argparse.Namespace) -> bool:
-  """Whether the run has several processes, once the options are known to fit together."""
+  """Whether the run has several processes; raises InputError if the options do not fit together."""
   count, index = options.num_processes, options.process_id
-  given = [options.coordinator, count, index]
+  explicit = [options.coordinator, count, index]
   if options.heartbeat < 1:
     raise InputError(f"--heartbeat must be at least 1 second, got {options.heartbeat}")
-  if options.distributed and any(x is not None for x in given):
+  if options.distributed and any(x is not None for x in explicit):
     raise InputError(
-      "--distributed finds the processes by itself; leave out --coordinator, --num-processes and "
-      "--process-id, or --distributed"
+      "--distributed finds the processes by itself; give either --distributed, or --coordinator, "
+      "--num-processes and --process-id"
     )
-  if all(x is None for x in given):
+  if all(x is None for x in explicit):
     return options.distributed
-  if None in given:
-    raise InputError("--coordinator, --num-processes and --process-id are given together")
+  if None in explicit:
+    raise InputError("--coordinator, --num-processes and --process-id must be given together")
   if not 0 <= index < count:
     raise InputError(f"--process-id must be 0 to --num-processes - 1, got {index} of {count}")
   host, _, port = options.coordinator.rpartition(":")
@@ -121,7 +120,7 @@ def _is_one_of_several(options: argparse.Namespace) -> bool:
 
 
 def _run_as_one_of_several(options: argparse.Namespace) -> NoReturn:
-  """Trains and ends the process; what ends one ends all, with one status."""
+  """Trains and exits the process; an error of one process ends all with the same status."""
   import jax
 
   from dmpo_jax.parallel.processes import connect
@@ -141,11 +140,11 @@ def _run_as_one_of_several(options: argparse.Namespace) -> NoReturn:
     if ending is None:
       LOGGER.exception("the run failed")
       if isinstance(error, jax.errors.JaxRuntimeError) and processes is not None:
-        # A collective can fail because another process is gone; jax notices by its heartbeat.
+        # A collective fails when another process is lost; jax detects that by its heartbeat.
         processes.wait_for_shutdown(1.5 * options.heartbeat + 5)
     status, message = ending or (1, f"{type(error).__name__}: {error}")
     if processes is None and isinstance(error, jax.errors.JaxRuntimeError):
-      status, message = PROCESS_LOST, f"not all processes of the run came together: {error}"
+      status, message = PROCESS_LOST, f"not all processes of the run connected: {error}"
     LOGGER.error("%s", message)
   if processes is None:
     os._exit(status)

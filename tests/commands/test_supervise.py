@@ -1,4 +1,4 @@
-"""The parent that turns how its child ended into an exit status."""
+"""The parent that turns the end of its child into an exit status."""
 
 import pathlib
 import signal
@@ -20,7 +20,7 @@ sys.exit(supervise(work))
 
 
 def start(work: str) -> subprocess.Popen:
-  """The parent of a child that does `work` after it has printed its number."""
+  """Parent of a child that prints its process id and runs `work`."""
   return subprocess.Popen(
     [sys.executable, "-c", CODE.format(work)],
     cwd=ROOT,
@@ -39,26 +39,26 @@ def start(work: str) -> subprocess.Popen:
     ("os.kill(os.getpid(), signal.SIGKILL)", 137),
   ],
 )
-def test_the_status_says_how_the_child_ended(work, status):
+def test_the_exit_status_follows_from_the_end_of_the_child(work, status):
   assert start(work).wait(30) == status
 
 
-def test_a_child_that_is_told_to_stop_before_it_can_save_was_preempted():
+def test_a_child_killed_by_sigterm_counts_as_preempted():
   parent = start("time.sleep(60)")
   parent.stdout.readline()
   parent.send_signal(signal.SIGTERM)
   assert parent.wait(30) == 75
 
 
-def test_a_child_that_heeds_sigterm_has_its_own_status():
+def test_a_child_that_handles_sigterm_has_its_own_status():
   parent = start("signal.signal(signal.SIGTERM, lambda *_: os._exit(7)); time.sleep(60)")
   parent.stdout.readline()
-  time.sleep(0.3)  # until the child has said what it does then
+  time.sleep(0.3)  # until the child has set its handler
   parent.send_signal(signal.SIGTERM)
   assert parent.wait(30) == 7
 
 
-def test_the_child_dies_with_the_parent():
+def test_the_child_ends_with_the_parent():
   parent = start("time.sleep(60)")
   child = int(parent.stdout.readline())
   parent.kill()
@@ -66,7 +66,7 @@ def test_the_child_dies_with_the_parent():
   until = time.monotonic() + 20
   while pathlib.Path(f"/proc/{child}/status").exists():
     state = pathlib.Path(f"/proc/{child}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    if state == "Z" or time.monotonic() > until:  # nobody in a container may collect it
+    if state == "Z" or time.monotonic() > until:  # in a container no process may reap it
       break
     time.sleep(0.05)
   assert time.monotonic() < until

@@ -1,4 +1,4 @@
-"""The options by which a run is one of several processes."""
+"""Options of a run with several processes."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ RUN = ["train", "--config", "none.py", "--workdir", "none"]
 @pytest.mark.parametrize(
   ("options", "message"),
   [
-    (["--num-processes", "2"], "are given together"),
+    (["--num-processes", "2"], "must be given together"),
     (["--coordinator", "a:1", "--num-processes", "2", "--process-id", "2"], "0 to --num-processes"),
     (["--coordinator", "a", "--num-processes", "2", "--process-id", "0"], "must be HOST:PORT"),
     (["--distributed", "--process-id", "0"], "finds the processes by itself"),
@@ -26,10 +26,10 @@ def test_options_that_do_not_fit_together_are_bad_input(options, message, capsys
   assert message in capsys.readouterr().err
 
 
-def test_where_jax_finds_no_other_processes_it_says_what_to_give():
+def test_where_jax_finds_no_other_processes_the_message_names_the_options():
   command = [sys.executable, "-m", "dmpo_jax.commands.main", *RUN, "--distributed"]
   cluster = ("SLURM", "OMPI", "KUBERNETES", "TPU", "JAX_COORDINATOR", "CLOUD_TPU", "MEGASCALE")
-  alone = {k: v for k, v in os.environ.items() if not k.startswith(cluster)}
-  result = subprocess.run(command, env=alone, capture_output=True, text=True, timeout=120)
+  environment = {k: v for k, v in os.environ.items() if not k.startswith(cluster)}
+  result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
   assert result.returncode == 2
   assert "elsewhere give --coordinator, --num-processes and --process-id" in result.stderr
