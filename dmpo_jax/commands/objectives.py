@@ -1,11 +1,11 @@
-"""List the objectives: equation, hyperparameters with defaults, needs, source.
+"""List the losses: equation, hyperparameters with defaults, requirements, source.
 
-All of it is read from the functions themselves, so the list cannot differ from the library. The
-columns after the hyperparameters say whether an objective needs the errors of a frozen reference,
-residual tensors beside the errors, and a statistic over the whole batch. Hyperparameters without a
-default must be given; published values stand in the docstrings.
+The list comes from the functions and their docstrings. The columns after the hyperparameters show
+whether a loss needs the errors of a frozen reference, residual tensors beside the errors, and a
+statistic over the global batch. Hyperparameters without a default are required; the docstrings have
+published values.
 
-  dmpo-jax objectives plot --out objectives.png dmpo dpo   draws value and slope against the logit
+  dmpo-jax objectives plot --out objectives.png dmpo dpo   plots value and slope against the logit
 """
 
 import argparse
@@ -23,27 +23,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Declares the command's options."""
   parser.add_argument("--json", action="store_true", help="a JSON list instead of the table")
   plot = parser.add_subparsers(dest="part", metavar="plot").add_parser(
-    "plot", help="draw value and slope against the logit, with the settings of configs/digits_*"
+    "plot", help="plot value and slope against the logit, with the settings of configs/digits_*"
   )
-  plot.add_argument("names", nargs="*", metavar="NAME", help="objectives to draw (default: all)")
+  plot.add_argument("names", nargs="*", metavar="NAME", help="losses to plot (default: all)")
   plot.add_argument("--out", default="objectives.png", metavar="FILE", help="PNG file to write")
 
 
 def run(options: argparse.Namespace) -> None:
-  """Prints the table, or draws the picture."""
+  """Prints the table, or writes the plot."""
   if options.part == "plot":
-    objectives_plot.draw(options.names, options.out)
+    objectives_plot.write(options.names, options.out)
     return
   rows = describe_all()
   print(json.dumps(rows, indent=2, ensure_ascii=False) if options.json else table(rows))
 
 
 def describe_all() -> list[dict]:
-  """What there is to say of each objective, in alphabetical order.
+  """Descriptions of all losses in alphabetical order.
 
   Returns:
-    A dict for each: `name`, `summary`, `equation` (lines), `hyperparameters` (defaults by name,
-    those without one are in `required`), `required`, `source`, and the fields of
+    A dict for each: `name`, `summary`, `equation` (lines), `required` (hyperparameters without
+    default), `hyperparameters` (defaults by name), `source`, and the fields of
     `losses.Requirements`.
 
   Raises:
@@ -60,7 +60,7 @@ def _describe(name: str, function) -> dict:
   equation = [line[4:] for line in text.splitlines() if line.startswith("    ")]
   _, _, source = rest.partition("\nSource:")
   if not equation or not source.strip():
-    raise ValueError(f"the docstring of {name} lacks an indented equation or a part 'Source:'")
+    raise ValueError(f"the docstring of {name} has no indented equation or no section 'Source:'")
   parameters = [
     p
     for p in inspect.signature(function).parameters.values()
@@ -78,12 +78,12 @@ def _describe(name: str, function) -> dict:
 
 
 def table(rows: list[dict]) -> str:
-  """The rows as text of at most 100 columns."""
-  head = COLUMNS.format("objective", "hyperparameters", "reference", "residuals", "batch")
+  """Descriptions as text of at most 100 columns."""
+  head = COLUMNS.format("loss", "hyperparameters", "reference", "residuals", "batch")
   lines = [head, "-" * WIDTH]
   for row in rows:
     arguments = row["required"] + [f"{k}={v!r}" for k, v in row["hyperparameters"].items()]
-    wrapped = "base" in row["required"]  # a wrapper needs what it is put around needs
+    wrapped = "base" in row["required"]  # a wrapper has the requirements of its base too
     flags = [
       "yes" if row[key] else "base's" if wrapped else "-"
       for key in ("reference", "residuals", "needs_global_batch")

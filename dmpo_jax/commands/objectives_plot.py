@@ -1,24 +1,24 @@
-"""The picture of `dmpo-jax objectives plot`."""
+"""Plot of `dmpo-jax objectives plot`."""
 
 import importlib
 from collections.abc import Callable, Iterable
 
-# The reference's error on winner and loser. Only mapo, dspo and sdpo look at it: of the others, all
-# that counts is how far the policy's errors are from there.
+# Error of the reference on both images. Only mapo, dspo and sdpo depend on it; the others depend on
+# the differences of errors alone.
 LEVEL = 0.1
 
 
 def configured(names: Iterable[str] = ()) -> dict[str, Callable]:
-  """Objectives with the hyperparameters of their own configs, configs/digits_NAME.py.
+  """Losses with the hyperparameters of configs/digits_NAME.py.
 
   Args:
-    names: Of `losses.LOSSES`; empty: all of them, in alphabetical order.
+    names: Keys of `losses.LOSSES`; empty: all, in alphabetical order.
 
   Returns:
-    Losses by name, as `training.start.make_loss` binds them.
+    Losses by name, bound as by `training.setup.make_loss`.
 
   Raises:
-    InputError: A name is not known.
+    InputError: A name is unknown.
   """
   from dmpo_jax import losses
   from dmpo_jax.errors import unknown
@@ -27,20 +27,20 @@ def configured(names: Iterable[str] = ()) -> dict[str, Callable]:
   chosen = list(dict.fromkeys(names)) or sorted(losses.LOSSES)
   for name in chosen:
     if name not in losses.LOSSES:
-      raise unknown("objective", name, losses.LOSSES)
+      raise unknown("loss", name, losses.LOSSES)
   return {name: make_loss(_section(name)) for name in chosen}
 
 
 def axis_beta() -> float:
-  """The beta of the logit on the horizontal axis: that of the configured DPO."""
+  """Beta of the logit on the horizontal axis, from the config of DPO."""
   return float(_section("dpo")["beta"])
 
 
-def draw(names: Iterable[str], out: str) -> None:
-  """Writes the picture of the objectives and prints where it is.
+def write(names: Iterable[str], out: str) -> None:
+  """Writes the plot of the losses and prints its path.
 
   Raises:
-    InputError: A name is not known, or matplotlib is not installed.
+    InputError: A name is unknown, or matplotlib is not installed.
     OSError: `out` cannot be written.
   """
   from dmpo_jax.evaluation import objective_plots

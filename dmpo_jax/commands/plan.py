@@ -1,12 +1,12 @@
-"""Compile a config's train step for a TPU slice, without a TPU, and say what it needs there.
+"""Compile a config's train step for a TPU slice, without a TPU, and report memory and time.
 
     dmpo-jax plan --config configs/sd15_dmpo.py --model sd15 --topology v5e-16 --pairs-per-chip 8 \\
       --inputs latents_and_embeddings --config.mesh.fsdp=16 --config.remat=convolutions
 
-Any key of the config can be set. Of the pipeline the configs alone are read; --model takes those of
-a published one, for a machine without the hub. It needs libtpu (pip install 'dmpo-jax[tpu]'),
-minutes, and up to 18 GB of memory for the largest networks. Exit code: 0 the step fits the chip's
-memory, 3 it does not, 2 bad input, 1 the compiler failed. docs/plan.md says how to read the result.
+Any key of the config can be set. Only the configs of the pipeline are read; --model takes those of
+a published pipeline, without the hub. The command needs libtpu (pip install 'dmpo-jax[tpu]'),
+minutes, and up to 18 GB of memory for the largest networks. Exit status: 0 the step fits the chip's
+memory, 3 it does not, 2 bad input, 1 the compiler failed. docs/plan.md explains the result.
 """
 
 import argparse
@@ -25,7 +25,7 @@ LOGGER = logging.getLogger(__name__)
 TAKES_CONFIG = True
 DOES_NOT_FIT = 3
 
-# libtpu looks for a machine with TPUs unless it is told what to compile for.
+# Without these libtpu searches for TPUs instead of compiling for a topology.
 ENVIRONMENT = {
   "JAX_PLATFORMS": "cpu",
   "TPU_SKIP_MDS_QUERY": "1",
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Declares the command's options."""
   parser.add_argument("--config", required=True, help="a Python file with get_config()")
   parser.add_argument(
-    "--topology", required=True, help="v5e:4x4, v5p:2x2x4 (chips), v5e-16, v5p-32 (as Google names)"
+    "--topology", required=True, help="v5e:4x4, v5p:2x2x4 (chips), v5e-16, v5p-32 (Google's names)"
   )
   parser.add_argument("--model", default="", help="sd15, sd21 or sdxl instead of config.pipeline")
   parser.add_argument(
@@ -55,22 +55,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--pairs-per-chip",
     type=int,
     default=0,
-    help="sets config.batch_size to as many times the chips, for each accumulated part",
+    help="sets config.batch_size to this number times chips times microbatches",
   )
   parser.add_argument(
-    "--search", action="store_true", help="find the most pairs per chip that fit, by compiling"
+    "--search", action="store_true", help="find the largest number of pairs per chip that fits"
   )
   parser.add_argument("--json", type=pathlib.Path, help="file to write the plan to")
   parser.add_argument(
     "--thorough",
     action="store_true",
-    help="compile at XLA's default level: much longer, nearly the same memory",
+    help="compile at XLA's full optimisation level: much slower, nearly the same memory",
   )
   parser.add_argument("--child", type=pathlib.Path, help=argparse.SUPPRESS)
 
 
 def run(options: argparse.Namespace) -> int:
-  """Plans, prints, and says by its status whether the step fits."""
+  """Prints the plan and returns the exit status, which shows whether the step fits."""
   if options.child:
     options.child.write_text(json.dumps(_plan(options)))
     return 0
@@ -88,45 +88,44 @@ def run(options: argparse.Namespace) -> int:
 
 
 def search(plan: Callable[[int], dict], first: int) -> tuple[dict, dict[int, float]]:
-  """The plan with the most examples per chip that fit.
+  """Plan with the largest number of examples per chip that fits.
 
-  Memory grows nearly in a line with the examples, so that each guess comes from two that were
-  compiled.
+  Memory is nearly linear in the examples, so each guess is extrapolated from two compiled plans.
 
   Args:
-    plan: Examples per chip -> plan.
-    first: Where to begin, at least 1.
+    plan: f(examples per chip) -> plan.
+    first: First guess, at least 1.
 
   Returns:
-    That plan (the one for 1 if not even that fits), and bytes per chip of each that was tried.
+    The plan (for 1 example if none fits), and bytes per chip by examples per chip of all guesses.
   """
-  found: dict[int, dict] = {}
+  plans: dict[int, dict] = {}
   fits, fails, guess = 0, None, first
   while guess:
-    found[guess] = plan(guess)
-    total = found[guess]["total"]
-    fit = "fits" if found[guess]["fits"] else "does not fit"
+    plans[guess] = plan(guess)
+    total = plans[guess]["total"]
+    fit = "fits" if plans[guess]["fits"] else "does not fit"
     LOGGER.info("%d per chip: %s, %.2f GiB", guess, fit, total / 2**30)
-    if found[guess]["fits"]:
+    if plans[guess]["fits"]:
       fits = max(fits, guess)
     else:
       fails = guess if fails is None else min(fails, guess)
-    guess = next_guess({n: p["total"] for n, p in found.items()}, fits, fails, found[guess])
-  tried = {n: found[n]["total"] for n in sorted(found)}
-  return found[fits or 1], tried
+    guess = next_guess({n: p["total"] for n, p in plans.items()}, fits, fails, plans[guess])
+  tried = {n: plans[n]["total"] for n in sorted(plans)}
+  return plans[fits or 1], tried
 
 
 def next_guess(totals: dict[int, float], fits: int, fails: int | None, last: dict) -> int:
-  """What to try next, or 0 when the answer is known.
+  """Next guess of `search`, between `fits` and `fails`; 0 when the search is done.
 
   Args:
-    totals: Bytes per chip by examples per chip, of all that were tried.
-    fits: The most that fit; 0: none yet.
-    fails: The fewest that did not; None: none yet.
-    last: The last plan, for the memory there is.
+    totals: Bytes per chip by examples per chip, of all plans so far.
+    fits: Largest number of examples per chip that fits; 0: none yet.
+    fails: Smallest number that does not fit; None: none yet.
+    last: The last plan, for the available memory.
 
   Returns:
-    Examples per chip between the two.
+    Examples per chip.
   """
   if fails is not None and fails == fits + 1:
     return 0
@@ -136,40 +135,40 @@ def next_guess(totals: dict[int, float], fits: int, fails: int | None, last: dic
     return min(2 * fits, highest) if fits else max(1, (fails or 2) // 2)
   (a, low), (b, high) = sorted(totals.items())[-2:]
   slope = (high - low) / (b - a)
-  line = int(a + (last["available"] - low) / slope) if slope > 0 else highest
-  return min(max(line, lowest), highest)
+  guess = int(a + (last["available"] - low) / slope) if slope > 0 else highest
+  return min(max(guess, lowest), highest)
 
 
 def _in_child(options: argparse.Namespace, pairs: int) -> dict:
-  """A plan, compiled in a process of its own, which a compiler may take down with it."""
+  """Plan, compiled in a process of its own: a compiler's crash ends only that process."""
   with tempfile.TemporaryDirectory() as folder:
     result = pathlib.Path(folder) / "plan.json"
-    given = {"config": options.config, "topology": options.topology, "model": options.model}
-    given |= {"inputs": options.inputs, "size": options.size, "pairs-per-chip": pairs}
-    arguments = [f"--{name}={value}" for name, value in given.items() if value]
+    child = {"config": options.config, "topology": options.topology, "model": options.model}
+    child |= {"inputs": options.inputs, "size": options.size, "pairs-per-chip": pairs}
+    arguments = [f"--{name}={value}" for name, value in child.items() if value]
     command = [sys.executable, "-m", "dmpo_jax.commands.main", "plan", *arguments, *options.rest]
     environment = {**os.environ, **ENVIRONMENT}
-    environment.pop("XLA_FLAGS", None)  # those of a CPU are unknown to libtpu's compiler
+    environment.pop("XLA_FLAGS", None)  # libtpu's compiler does not know a CPU's flags
     if not options.thorough:
       environment["JAX_OPTIMIZATION_LEVEL"] = "O0"
     done = subprocess.run(
       [*command, f"--child={result}"], env=environment, stderr=subprocess.PIPE, text=True
     )
-    words = done.stderr.strip().splitlines()
+    lines = done.stderr.strip().splitlines()
     if result.exists():
       return json.loads(result.read_text())
   if done.returncode == 2:
-    raise InputError(words[-1].removeprefix("dmpo-jax: ") if words else "the plan failed")
+    raise InputError(lines[-1].removeprefix("dmpo-jax: ") if lines else "the plan failed")
   if done.returncode < 0:
     raise OSError(
       f"the compiler was killed by signal {-done.returncode}: most likely this machine has too "
       "little memory for it (SDXL needs about 18 GB); use a machine with more"
     )
-  raise OSError("the compiler failed; its last words were:\n" + "\n".join(words[-15:]))
+  raise OSError("the compiler failed; its last lines:\n" + "\n".join(lines[-15:]))
 
 
 def _plan(options: argparse.Namespace) -> dict:
-  """The plan itself, in the child."""
+  """Plan, compiled in this process."""
   from dmpo_jax import pipelines
   from dmpo_jax.interop import published
   from dmpo_jax.planning import plan, tpu_slices

@@ -18,7 +18,7 @@ def describe(plan: dict) -> str:
     plan: Result of `planning.plan.plan_train_step`.
 
   Returns:
-    Text without a newline at its end.
+    Text without a final newline.
   """
   mesh = " x ".join(f"{axis} {size}" for axis, size in plan["mesh"].items())
   inputs = plan["inputs"]
@@ -27,7 +27,7 @@ def describe(plan: dict) -> str:
     f"{plan['slice']} ({plan['topology']}, {plan['chips']} chips), mesh {mesh}, jax "
     f"{plan['versions']['jax']}, libtpu {plan['versions']['libtpu']}",
     f"{plan['examples_per_chip']:g} {images} per chip and step in "
-    f"{plan['grad_accumulation_steps']} microbatch(es), "
+    f"{plan['grad_accumulation_steps']} microbatches, "
     f"{inputs['size']} px, inputs: {inputs['kind']}, remat {plan['remat']}",
     "",
     "bytes per chip, GiB",
@@ -35,7 +35,7 @@ def describe(plan: dict) -> str:
   lines += [f"  {NAMES[name]:24}{size / GIB:9.3f}" for name, size in plan["bytes"].items()]
   if "temporaries" in plan:
     lines.append(f"  {'activations and others':24}{plan['temporaries'] / GIB:9.3f}")
-  lines.append(f"  {'in all':24}{plan['total'] / GIB:9.3f}  of {plan['available'] / GIB:.2f}")
+  lines.append(f"  {'total':24}{plan['total'] / GIB:9.3f}  of {plan['available'] / GIB:.2f}")
   lines.append("  it fits" if plan["fits"] else "  it does NOT fit")
   if plan["fits"]:
     lines += ["", *_costs(plan)]

@@ -1,39 +1,41 @@
-"""Draw images from a pipeline, a folder in diffusers' format or a repository of the hub.
+"""Sample images from a pipeline: a folder in diffusers' format or a repository of the hub.
 
-Writes one PNG per prompt and seed as soon as it is drawn, then a grid (a row per prompt, a column
-per seed) and manifest.json with all settings. The same prompt and seed give the same image in any
-company. Interrupted, the same command goes on where it was.
+Writes one PNG per prompt and seed, each batch at once, then a grid (a row per prompt, a column per
+seed) and manifest.json with all settings. The same prompt and seed give the same image whatever the
+other prompts and the batch size. Interrupted, the same command resumes.
 """
 
 import argparse
+import logging
 import math
 import pathlib
 
+LOGGER = logging.getLogger(__name__)
 DTYPES = ("float32", "bfloat16", "float16")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Declares the command's options."""
   add = parser.add_argument
-  add("--pipeline", required=True, help='folder to draw from, or "owner/name" on the hub')
+  add("--pipeline", required=True, help='pipeline folder, or "owner/name" on the hub')
   add("--revision", help="branch, tag or commit of the repository on the hub")
-  add("--variant", help="which weights, such as fp16 (default: those without a variant)")
-  add("--lora", type=pathlib.Path, help="a LoRA file that is merged into the pipeline")
+  add("--variant", help="variant of the weights, such as fp16 (default: weights without a variant)")
+  add("--lora", type=pathlib.Path, help="LoRA file to merge into the pipeline")
   source = parser.add_mutually_exclusive_group(required=True)
-  source.add_argument("--prompt", action="append", help="a prompt; may be given several times")
-  source.add_argument("--prompts", type=pathlib.Path, help="a text file with a prompt per line")
+  source.add_argument("--prompt", action="append", help="a prompt; can be repeated")
+  source.add_argument("--prompts", type=pathlib.Path, help="text file with one prompt per line")
   add("--negative", help="a negative prompt for all images")
   add("--out", required=True, type=pathlib.Path, help="folder for the images")
   add("--seeds", type=int, default=4, help="images per prompt (default: 4)")
-  add("--first-seed", type=int, default=0, help="seed of the first (default: 0)")
+  add("--first-seed", type=int, default=0, help="seed of the first image (default: 0)")
   add(
     "--solver",
-    help="ddim, euler, euler_ancestral or dpm_solver_pp_2m (default: as the pipeline's scheduler)",
+    help="ddim, euler, euler_ancestral or dpm_solver_pp_2m (default: the pipeline's)",
   )
   add(
     "--karras",
     action=argparse.BooleanOptionalAction,
-    help="Karras sigmas, of euler and dpm_solver_pp_2m (default: as the pipeline's scheduler)",
+    help="Karras sigmas for euler and dpm_solver_pp_2m (default: the pipeline's)",
   )
   add("--steps", type=int, default=50, help="steps of the solver (default: 50)")
   add(
@@ -41,19 +43,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     type=float,
     help="guidance scale; 1 is none (default: 7.5, SDXL 5, pixel pipelines 2)",
   )
-  add("--guidance-rescale", type=float, default=0.0, help="0 to 1 (default: 0, none)")
-  add("--height", type=int, help="in pixels (default: what the UNet was trained at)")
-  add("--width", type=int, help="in pixels (default: what the UNet was trained at)")
+  add(
+    "--guidance-rescale",
+    type=float,
+    default=0.0,
+    help="guidance rescale, 0 to 1 (default: 0, none)",
+  )
+  add("--height", type=int, help="height in pixels (default: the pipeline's training size)")
+  add("--width", type=int, help="width in pixels (default: the pipeline's training size)")
   size = {"type": int, "nargs": 2}
-  add("--original-size", **size, metavar=("H", "W"), help="of SDXL (default: height and width)")
-  add("--crop", **size, metavar=("TOP", "LEFT"), help="of SDXL (default: 0 0)")
-  add("--target-size", **size, metavar=("H", "W"), help="of SDXL (default: height and width)")
-  add("--batch-size", type=int, help="images at a time (default: 64 without a VAE, otherwise 4)")
-  add("--dtype", choices=DTYPES, help="of the networks (default: float32 on CPUs, else bfloat16)")
+  add(
+    "--original-size",
+    **size,
+    metavar=("H", "W"),
+    help="SDXL's original size (default: height and width)",
+  )
+  add("--crop", **size, metavar=("TOP", "LEFT"), help="SDXL's crop (default: 0 0)")
+  add(
+    "--target-size",
+    **size,
+    metavar=("H", "W"),
+    help="SDXL's target size (default: height and width)",
+  )
+  add("--batch-size", type=int, help="images per batch (default: 64 without a VAE, otherwise 4)")
+  add(
+    "--dtype",
+    choices=DTYPES,
+    help="dtype of the networks (default: float32 on CPUs, else bfloat16)",
+  )
 
 
 def run(options: argparse.Namespace) -> None:
-  """Draws the images that are not there yet and says where they lie."""
+  """Samples the missing images and prints the folder."""
   _check(options)
   prompts = options.prompt or _read_prompts(options.prompts)
 
@@ -111,29 +132,29 @@ def run(options: argparse.Namespace) -> None:
       batch_size=batch_size,
       progress=lambda batches: tqdm(batches, desc="sample", unit="batch"),
     )
-    drawn = iter(missing)
+    positions = iter(missing)
     for batch in batches:
-      for picture in np.asarray(sampling.to_uint8(batch)):
-        image_folder.write_picture(options.out / names[next(drawn)], picture)
-  shown = image_folder.write_grid(options.out, names, len(settings["seeds"]))
-  facts = {
+      for image in np.asarray(sampling.to_uint8(batch)):
+        image_folder.write_picture(options.out / names[next(positions)], image)
+  grid_rows = image_folder.write_grid(options.out, names, len(settings["seeds"]))
+  results = {
     "batch_size": batch_size,
     "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     "prompts_truncated": truncated // len(settings["seeds"]),
-    "grid_rows": shown,
+    "grid_rows": grid_rows,
     "images": [
       {"file": file, "prompt": prompt, "seed": seed}
       for file, (_, prompt, seed) in zip(names, rows, strict=True)
     ],
   }
-  image_folder.close_folder(options.out, settings, facts)
+  image_folder.close_folder(options.out, settings, results)
   if truncated:
-    print(
-      f"{facts['prompts_truncated']} prompts were longer than the text encoder's context and were "
-      "cut"
+    LOGGER.warning(
+      "%d prompts are longer than the text encoder's context and were cut",
+      results["prompts_truncated"],
     )
-  kept = len(names) - missing.size
-  print(f"{len(names)} images in {options.out}" + (f", {kept} of them from before" if kept else ""))
+  existing = len(names) - missing.size
+  print(f"{len(names)} images in {options.out}" + (f", {existing} from before" if existing else ""))
 
 
 def _check_no_workdir(folder: pathlib.Path) -> None:
@@ -150,7 +171,7 @@ def _check_no_workdir(folder: pathlib.Path) -> None:
 
 
 def _settings(options: argparse.Namespace, functions, prompts: list[str], dtype: str) -> dict:
-  """All that the images depend on, with the defaults of this pipeline filled in."""
+  """All settings that the images depend on, with the defaults of the pipeline."""
   import jax
 
   import dmpo_jax
@@ -184,7 +205,7 @@ def _settings(options: argparse.Namespace, functions, prompts: list[str], dtype:
 
 
 def _check(options: argparse.Namespace) -> None:
-  """Raises InputError at a value that no pipeline could take."""
+  """Raises InputError for a value out of range."""
   from dmpo_jax.errors import InputError
 
   for name, least in (
@@ -200,9 +221,9 @@ def _check(options: argparse.Namespace) -> None:
       raise InputError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
   last = options.first_seed + options.seeds - 1
   if last >= 2**32:
-    raise InputError(f"--first-seed and --seeds reach seed {last}; the last one is {2**32 - 1}")
+    raise InputError(f"--first-seed and --seeds give seed {last}; the largest is {2**32 - 1}")
   if options.guidance is not None and not math.isfinite(options.guidance):
-    raise InputError(f"--guidance must be a number, got {options.guidance}")
+    raise InputError(f"--guidance must be finite, got {options.guidance}")
   if not 0 <= options.guidance_rescale <= 1:
     raise InputError(f"--guidance-rescale must be from 0 to 1, got {options.guidance_rescale}")
 
@@ -216,5 +237,5 @@ def _read_prompts(path: pathlib.Path) -> list[str]:
     raise InputError(f"cannot read prompts from {path}: {error}") from error
   prompts = [prompt for prompt in prompts if prompt]
   if not prompts:
-    raise InputError(f"{path} holds no prompt; write one per line")
+    raise InputError(f"{path} has no prompt; write one per line")
   return prompts

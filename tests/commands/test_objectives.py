@@ -1,4 +1,4 @@
-"""The list of objectives in the terminal."""
+"""`dmpo-jax objectives`: the list of losses."""
 
 import inspect
 import json
@@ -10,29 +10,29 @@ from dmpo_jax.commands.main import main
 
 
 @pytest.fixture
-def shown(capsys):
+def listing(capsys):
   assert main(["objectives"]) == 0
   return capsys.readouterr().out
 
 
-def test_every_objective_is_listed_with_its_hyperparameters(shown):
+def test_every_loss_is_listed_with_its_hyperparameters(listing):
   for name, function in losses.LOSSES.items():
-    row = next(line for line in shown.splitlines() if line.startswith(f"{name} "))
+    row = next(line for line in listing.splitlines() if line.startswith(f"{name} "))
     for argument, parameter in inspect.signature(function).parameters.items():
       if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
         assert argument in row
 
 
-def test_a_line_is_at_most_a_hundred_columns(shown):
-  assert max(map(len, shown.splitlines())) <= 100
+def test_lines_have_at_most_100_columns(listing):
+  assert max(map(len, listing.splitlines())) <= 100
 
 
-def test_needs_are_those_of_the_library(shown):
-  rows = {line.split()[0]: line.split()[-3:] for line in shown.splitlines() if line[:1].isalpha()}
+def test_requirements_are_those_of_the_functions(listing):
+  rows = {line.split()[0]: line.split()[-3:] for line in listing.splitlines() if line[:1].isalpha()}
   for name, function in losses.LOSSES.items():
     requirements = function.requirements
     wanted = [requirements.reference, requirements.residuals, requirements.needs_global_batch]
-    assert [word == "yes" for word in rows[name]] == wanted
+    assert [flag == "yes" for flag in rows[name]] == wanted
 
 
 def test_defaults_equations_and_sources_come_from_the_functions(capsys):
@@ -44,6 +44,6 @@ def test_defaults_equations_and_sources_come_from_the_functions(capsys):
   assert "2311.12908" in rows["dpo"]["source"]
 
 
-def test_both_forms_of_mapo_are_shown(shown):
-  assert "code:   loss = " in shown
-  assert "paper:  loss = " in shown
+def test_both_forms_of_mapo_are_listed(listing):
+  assert "code:   loss = " in listing
+  assert "paper:  loss = " in listing

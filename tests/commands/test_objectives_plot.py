@@ -1,4 +1,4 @@
-"""The picture of the objectives, from the command line."""
+"""`dmpo-jax objectives plot`."""
 
 from PIL import Image
 
@@ -8,27 +8,27 @@ from dmpo_jax.commands.objectives_plot import axis_beta, configured
 from dmpo_jax.configs import digits_dpo
 
 
-def test_every_objective_can_be_drawn_with_the_settings_of_its_config():
-  found = configured()
-  assert list(found) == sorted(losses.LOSSES)
-  assert all(loss.func is losses.LOSSES[name] for name, loss in found.items())
+def test_every_loss_has_the_settings_of_its_config():
+  bound = configured()
+  assert list(bound) == sorted(losses.LOSSES)
+  assert all(loss.func is losses.LOSSES[name] for name, loss in bound.items())
 
 
 def test_the_axis_has_the_beta_of_the_configured_dpo():
   assert axis_beta() == digits_dpo.get_config().loss.beta
 
 
-def test_the_named_objectives_are_drawn_into_the_file(tmp_path, capsys):
+def test_the_named_losses_are_plotted_into_the_file(tmp_path, capsys):
   out = tmp_path / "some.png"
   assert main(["objectives", "plot", "--out", str(out), "dmpo", "hinge"]) == 0
   assert capsys.readouterr().out == f"{out}\n"
   assert Image.open(out).format == "PNG"
 
 
-def test_a_misspelt_objective_is_named_and_nothing_is_written(tmp_path, capsys):
+def test_a_misspelt_loss_is_named_and_nothing_is_written(tmp_path, capsys):
   out = tmp_path / "some.png"
   assert main(["objectives", "plot", "--out", str(out), "dmop"]) == 2
-  assert "unknown objective 'dmop'; did you mean 'dmpo'?" in capsys.readouterr().err
+  assert "unknown loss 'dmop'; did you mean 'dmpo'?" in capsys.readouterr().err
   assert not out.exists()
 
 

@@ -1,4 +1,4 @@
-"""`dmpo-jax plan`: its exit codes and its messages."""
+"""`dmpo-jax plan`: exit status and messages."""
 
 import json
 
@@ -32,22 +32,24 @@ def test_a_step_that_does_not_fit_ends_with_status_3(monkeypatch, capsys, tmp_pa
   assert json.loads((tmp_path / "plan.json").read_text()) == PLAN
 
 
-def test_bad_input_in_the_child_is_bad_input(capsys):
+def test_bad_input_in_the_child_has_status_2(capsys):
   assert main([*CONFIG, "--model=sd14"]) == 2
   assert "unknown published pipeline 'sd14'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-  ("status", "words", "wanted"),
+  ("status", "stderr", "message"),
   [
     ("kill -9 $$", "", "killed by signal 9: most likely this machine has too little memory"),
-    ("exit 134", "F0000 check failed", "the compiler failed; its last words were:\nF0000 check"),
+    ("exit 134", "F0000 check failed", "the compiler failed; its last lines:\nF0000 check"),
   ],
 )
-def test_a_compiler_that_dies_is_a_message(monkeypatch, capsys, tmp_path, status, words, wanted):
+def test_a_compiler_that_crashes_gives_a_message(
+  monkeypatch, capsys, tmp_path, status, stderr, message
+):
   python = tmp_path / "python"
-  python.write_text(f"#!/bin/sh\necho '{words}' >&2\n{status}\n")
+  python.write_text(f"#!/bin/sh\necho '{stderr}' >&2\n{status}\n")
   python.chmod(0o755)
   monkeypatch.setattr(plan.sys, "executable", str(python))
   assert main(CONFIG) == 1
-  assert wanted in capsys.readouterr().err
+  assert message in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""`dmpo-jax sample`: what it writes, what it goes on from, what it refuses."""
+"""`dmpo-jax sample`: its files, how it resumes, and its errors."""
 
 import json
 import shutil
@@ -30,8 +30,8 @@ def sample(pipeline, out, *more):
 
 
 @pytest.fixture(scope="module")
-def drawn(pipeline, tmp_path_factory):
-  folder = tmp_path_factory.mktemp("drawn")
+def samples(pipeline, tmp_path_factory):
+  folder = tmp_path_factory.mktemp("samples")
   (folder / "prompts.txt").write_text(PROMPTS)
   assert (
     sample(pipeline, folder, "--prompts", str(folder / "prompts.txt"), "--negative", "the") == 0
@@ -40,29 +40,29 @@ def drawn(pipeline, tmp_path_factory):
 
 
 @pytest.fixture
-def copy(drawn, tmp_path):
-  return shutil.copytree(drawn, tmp_path / "copy")
+def copy(samples, tmp_path):
+  return shutil.copytree(samples, tmp_path / "copy")
 
 
 def manifest_of(folder):
   return json.loads((folder / "manifest.json").read_text())
 
 
-def test_there_is_a_picture_for_each_prompt_and_seed(drawn):
-  names = {path.name for path in drawn.iterdir()}
-  pictures = {f"{row:05d}_{seed:010d}.png" for row in (0, 1) for seed in (3, 4)}
-  assert names == {*pictures, "grid.png", "manifest.json", "prompts.txt"}
+def test_there_is_an_image_for_each_prompt_and_seed(samples):
+  names = {path.name for path in samples.iterdir()}
+  images = {f"{row:05d}_{seed:010d}.png" for row in (0, 1) for seed in (3, 4)}
+  assert names == {*images, "grid.png", "manifest.json", "prompts.txt"}
 
 
-def test_the_grid_has_a_row_for_each_prompt_and_a_column_for_each_seed(drawn):
-  grid = np.asarray(Image.open(drawn / "grid.png"))
+def test_the_grid_has_a_row_for_each_prompt_and_a_column_for_each_seed(samples):
+  grid = np.asarray(Image.open(samples / "grid.png"))
   assert grid.shape == (16, 16)
-  corner = np.asarray(Image.open(drawn / "00001_0000000003.png"))
+  corner = np.asarray(Image.open(samples / "00001_0000000003.png"))
   np.testing.assert_array_equal(grid[8:, :8], corner)
 
 
-def test_the_manifest_says_what_is_needed_to_draw_the_same_again(drawn, pipeline):
-  manifest = manifest_of(drawn)
+def test_the_manifest_has_all_settings_of_the_images(samples, pipeline):
+  manifest = manifest_of(samples)
   assert manifest["dmpo_jax"] == dmpo_jax.__version__
   assert manifest["pipeline"] == str(pipeline)
   assert manifest["prompts"] == ["the digit seven", "one"]
@@ -73,17 +73,17 @@ def test_the_manifest_says_what_is_needed_to_draw_the_same_again(drawn, pipeline
   assert manifest["images"][3] == {"file": "00001_0000000004.png", "prompt": "one", "seed": 4}
 
 
-def test_a_picture_is_the_samplers_image(drawn, pipeline):
-  loaded = interop.load_pipeline(pipeline)
-  functions = pipelines.build(loaded)
+def test_an_image_is_that_of_the_sampler(samples, pipeline):
+  loaded = pipelines.load(pipeline)
+  functions = pipelines.build(loaded, dtype="float32")
   sampler = pipelines.make_sampler(functions, functions.make_solver(2), guidance=2.0, negative=True)
   inputs, _ = pipelines.sampling_inputs(functions, ["one"], np.array([4]), negative="the")
   image = pipelines.sample_all(sampler, loaded.params, inputs, batch_size=1)[0]
-  found = np.asarray(Image.open(drawn / "00001_0000000004.png")).astype(int)
-  assert np.abs(found - np.asarray(sampling.to_uint8(image))[..., 0]).max() <= 1
+  written = np.asarray(Image.open(samples / "00001_0000000004.png")).astype(int)
+  assert np.abs(written - np.asarray(sampling.to_uint8(image))[..., 0]).max() <= 1
 
 
-def test_interrupted_it_draws_only_what_is_missing(copy, pipeline, capsys):
+def test_after_an_interruption_only_missing_images_are_sampled(copy, pipeline, capsys):
   wanted = np.asarray(Image.open(copy / "00000_0000000004.png")).astype(int)
   (copy / "manifest.json").rename(copy / "manifest.unfinished.json")
   for name in ("00000_0000000004.png", "grid.png"):
@@ -92,37 +92,37 @@ def test_interrupted_it_draws_only_what_is_missing(copy, pipeline, capsys):
   prompts = str(copy / "prompts.txt")
   assert sample(pipeline, copy, "--prompts", prompts, "--negative", "the") == 0
   assert "4 images in" in (out := capsys.readouterr().out)
-  assert "3 of them from before" in out
-  found = np.asarray(Image.open(copy / "00000_0000000004.png")).astype(int)
-  assert np.abs(found - wanted).max() <= 1
+  assert "3 from before" in out
+  written = np.asarray(Image.open(copy / "00000_0000000004.png")).astype(int)
+  assert np.abs(written - wanted).max() <= 1
   assert {path: path.stat().st_mtime_ns for path in kept} == kept
   assert not (copy / "manifest.unfinished.json").exists()
   assert len(manifest_of(copy)["images"]) == 4
 
 
-def test_images_of_other_settings_are_not_mixed_with(copy, pipeline, capsys):
+def test_a_folder_with_images_of_other_settings_is_refused(copy, pipeline, capsys):
   before = manifest_of(copy)
   assert sample(pipeline, copy, "--negative", "seven") == 2
   assert "negative: 'the' there, 'seven' here" in capsys.readouterr().err
   assert manifest_of(copy) == before
 
 
-def test_a_picture_that_it_did_not_draw_is_not_overwritten(pipeline, tmp_path, capsys):
+def test_an_image_without_a_manifest_is_not_overwritten(pipeline, tmp_path, capsys):
   (tmp_path / "grid.png").write_text("mine")
   assert sample(pipeline, tmp_path) == 2
   assert "has a file grid.png and no manifest" in capsys.readouterr().err
   assert (tmp_path / "grid.png").read_text() == "mine"
 
 
-def test_prompts_that_are_cut_are_counted(pipeline, tmp_path, capsys):
+def test_truncated_prompts_are_counted(pipeline, tmp_path, capsys):
   long = " ".join(["seven"] * 20)
   prompts = ["--prompt", long, "--prompt", "one"]
   assert sample(pipeline, tmp_path / "out", *prompts, "--negative", "the") == 0
-  assert "1 prompts were longer" in capsys.readouterr().out
+  assert "1 prompts are longer" in capsys.readouterr().err
   assert manifest_of(tmp_path / "out")["prompts_truncated"] == 1
 
 
-def test_a_lora_is_merged_into_the_pipeline(drawn, pipeline, tmp_path):
+def test_a_lora_is_merged_into_the_pipeline(samples, pipeline, tmp_path):
   base, rng = interop.load_pipeline(pipeline).params, np.random.default_rng(0)
   lora = models.lora.init(jax.random.key(0), base["unet"], rank=1)
   lora = jax.tree.map(lambda x: rng.standard_normal(x.shape).astype(np.float32), lora)
@@ -130,7 +130,7 @@ def test_a_lora_is_merged_into_the_pipeline(drawn, pipeline, tmp_path):
   interop.save_lora(file, interop.Lora({"unet": lora}, {"unet": 1.0}), base)
   assert sample(pipeline, tmp_path / "out", "--negative", "the", "--lora", str(file)) == 0
   name = "00000_0000000003.png"
-  with_lora, without = (np.asarray(Image.open(f / name)) for f in (tmp_path / "out", drawn))
+  with_lora, without = (np.asarray(Image.open(f / name)) for f in (tmp_path / "out", samples))
   assert not np.array_equal(with_lora, without)
 
 
@@ -140,10 +140,10 @@ def test_a_lora_is_merged_into_the_pipeline(drawn, pipeline, tmp_path):
     (["--solver", "eular"], "unknown solver 'eular'; did you mean 'euler'"),
     (["--solver", "ddim", "--karras"], "Karras sigmas are asked for"),
     (["--seeds", "0"], "--seeds must be at least 1, got 0"),
-    (["--first-seed", "4294967295"], "--first-seed and --seeds reach seed 4294967296"),
+    (["--first-seed", "4294967295"], "--first-seed and --seeds give seed 4294967296"),
     (["--steps", "0"], "--steps must be at least 1, got 0"),
     (["--steps", "2000"], "num_steps is 2000; expected 1 to 1000"),
-    (["--guidance", "nan"], "--guidance must be a number, got nan"),
+    (["--guidance", "nan"], "--guidance must be finite, got nan"),
     (["--guidance-rescale", "1.5"], "--guidance-rescale must be from 0 to 1, got 1.5"),
     (["--batch-size", "0"], "--batch-size must be at least 1"),
     (["--height", "-8"], "--height must be at least 1, got -8"),
@@ -158,7 +158,7 @@ def test_bad_values_are_named_and_nothing_is_written(
   assert not (tmp_path / "out").exists()
 
 
-def test_a_scheduler_that_is_not_offered_asks_for_a_solver(pipeline, tmp_path, capsys):
+def test_an_unsupported_scheduler_needs_a_solver(pipeline, tmp_path, capsys):
   folder = shutil.copytree(pipeline, tmp_path / "pndm")
   file = folder / "scheduler" / "scheduler_config.json"
   config = json.loads(file.read_text())
