@@ -41,8 +41,8 @@ def checksums(tree: Any) -> dict[str, int]:
   return dict(zip(names, sums.tolist(), strict=True))
 
 
-def digest(tree: Any) -> str:
-  """A short digest of a tree's paths and `checksums`."""
+def tree_checksum(tree: Any) -> str:
+  """A short hash of a tree's paths and `checksums`."""
   return hashlib.sha256(repr(sorted(checksums(tree).items())).encode()).hexdigest()[:16]
 
 

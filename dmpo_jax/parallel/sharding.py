@@ -1,9 +1,9 @@
-"""Where arrays lie on a mesh of `data` x `fsdp` devices: rules by shape, beside the step.
+"""Sharding rules by shape on a mesh of `data` x `fsdp` devices.
 
-Examples are split over all devices. What is held between steps (parameters, their average,
-optimizer state, frozen networks, the reference) is split over `fsdp` and repeated over `data`:
-each device holds 1/fsdp of it, and gathers a weight where it is used. How large fsdp should be is a
-trade: with fsdp = all devices memory is least, but arrays that are not divisible by it stay whole.
+Examples are sharded over all devices. Arrays that persist between steps (parameters, EMA, optimizer
+state, frozen networks, the reference) are sharded over `fsdp` and replicated over `data`: each
+device stores 1/fsdp of them and all-gathers a weight where it is used. The largest fsdp needs the
+least memory, but arrays that it does not divide are replicated.
 """
 
 import math
@@ -18,8 +18,8 @@ from dmpo_jax import models
 from dmpo_jax.errors import InputError
 
 AXES = ("data", "fsdp")
-# Arrays of fewer elements are held whole on every device: biases and norms, whose parts would be
-# smaller than the messages that bring them together.
+# Arrays of fewer elements (biases, norms) are replicated: their shards would be smaller than the
+# overhead of gathering them.
 SMALLEST = 2**14
 
 
@@ -28,13 +28,13 @@ def make_mesh(
 ) -> Mesh:
   """A mesh with the axes "data" and "fsdp".
 
-  Neighbouring devices share an fsdp group, so that gathers stay between near chips.
+  Neighbouring devices share an fsdp group, so that all-gathers stay between near chips.
 
   Args:
-    num_devices: How many devices are used, the first ones; 0: all.
-    data: Size of "data"; 0: what fsdp leaves.
+    num_devices: Number of devices, from the first on; 0: all.
+    data: Size of "data"; 0: the number of devices divided by fsdp.
     fsdp: Size of "fsdp".
-    devices: Which devices there are; None: all of jax's default backend.
+    devices: Available devices; None: all of jax's default backend.
 
   Returns:
     The mesh, of AxisType.Auto.
@@ -42,27 +42,27 @@ def make_mesh(
   Raises:
     InputError: There are fewer devices, or data x fsdp is not their number.
   """
-  there = jax.devices() if devices is None else list(devices)
-  count = num_devices or len(there)
-  if count > len(there):
-    raise InputError(f"config.num_devices is {count}, and there are {len(there)} devices")
+  available = jax.devices() if devices is None else list(devices)
+  count = num_devices or len(available)
+  if count > len(available):
+    raise InputError(f"config.num_devices is {count}, and there are {len(available)} devices")
   if count % fsdp or (data and data * fsdp != count):
-    shown = f"data {data} x fsdp {fsdp}" if data else f"fsdp {fsdp}"
+    sizes = f"data {data} x fsdp {fsdp}" if data else f"fsdp {fsdp}"
     raise InputError(
-      f"config.mesh of {shown} does not multiply out to {count} devices; choose an fsdp that "
+      f"config.mesh of {sizes} does not multiply out to {count} devices; choose an fsdp that "
       f"divides {count}, and data = {count} / fsdp or 0"
     )
   shape = (count // fsdp, fsdp)
-  return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 2, devices=there[:count])
+  return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 2, devices=available[:count])
 
 
 def spec(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
-  """How an array that is held between steps is split: along its largest divisible axis.
+  """The sharding of an array that persists between steps: its largest divisible axis over "fsdp".
 
-  Of equal axes the last is taken. Arrays of fewer than `SMALLEST` elements stay whole.
+  Of equal axes it is the last one. Arrays of fewer than `SMALLEST` elements are replicated.
 
   Args:
-    shape: Of the whole array.
+    shape: Shape of the full array.
     fsdp: Size of the axis "fsdp".
 
   Returns:
@@ -76,9 +76,9 @@ def spec(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
 
 
 def shardings(mesh: Mesh, tree: Any) -> Any:
-  """The sharding of every array of a tree that is held between steps, by its shape alone.
+  """The sharding of each array of a tree that persists between steps, by its shape alone.
 
-  Parameters and the moments an optimizer keeps for them so lie alike.
+  Parameters and the optimizer's moments of them therefore have the same sharding.
 
   Args:
     mesh: From `make_mesh`.
@@ -92,7 +92,7 @@ def shardings(mesh: Mesh, tree: Any) -> Any:
 
 
 def abstract(mesh: Mesh, tree: Any) -> Any:
-  """The shapes and dtypes of a tree with `shardings`: what a step is compiled for.
+  """Shapes, dtypes and `shardings` of a tree, for the compilation of a step.
 
   Args:
     mesh: From `make_mesh`.
@@ -102,7 +102,7 @@ def abstract(mesh: Mesh, tree: Any) -> Any:
     The tree with a `jax.ShapeDtypeStruct` for each.
   """
   return jax.tree.map(
-    lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+    lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
     tree,
     shardings(mesh, tree),
   )
@@ -114,7 +114,7 @@ def batch(mesh: Mesh) -> NamedSharding:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """The sharding of what every device holds whole."""
+  """The sharding of arrays that are replicated on every device."""
   return NamedSharding(mesh, PartitionSpec())
 
 
@@ -178,7 +178,7 @@ def placement(mesh: Mesh) -> models.Placement | None:
 
 
 def constrain(mesh: Mesh, tree: Any) -> Any:
-  """The arrays of a tree, inside a jit, laid out as `shardings` says."""
+  """The tree with the sharding constraints of `shardings`, inside a jit."""
   return jax.lax.with_sharding_constraint(tree, shardings(mesh, tree))
 
 

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from dmpo_jax.common.atomic_files import write_atomically
 from dmpo_jax.errors import InputError, PreemptedError
 from dmpo_jax.parallel import sharding
-from dmpo_jax.parallel.array_checksums import digest
+from dmpo_jax.parallel.array_checksums import tree_checksum
 from dmpo_jax.parallel.processes import Processes
 from dmpo_jax.parallel.to_host import on_host
 from dmpo_jax.training import config as configs
@@ -161,7 +161,7 @@ class _Run:
     return {
       "config": kept,
       "data": data,
-      "base_weights": digest(params),
+      "base_weights": tree_checksum(params),
       "captions_truncated": self.feed.truncated,
     }
 
@@ -227,7 +227,7 @@ class _Run:
   def _start_again(self):
     """The pipeline that the run started from, read anew, on the host."""
     pipeline = setup.load_pipeline(self.config, self.captions)
-    if digest(pipeline.params) != self.identity["base_weights"]:
+    if tree_checksum(pipeline.params) != self.identity["base_weights"]:
       raise InputError(
         f"config.pipeline {self.config.pipeline!r} has changed since the run started; put it back "
         "and start again: the run is complete but for its pipeline folder"

@@ -53,15 +53,15 @@ def normal(*shape):
   return R.standard_normal(shape, np.float32)
 
 
-def their_moments(network, images):
+def their_posterior(network, images):
   """diffusers' mean and log variance, as torch tensors `[B, Z, h, w]`."""
-  found = network.encode(torch_map.nchw(images)).latent_dist
-  return found.mean, found.logvar
+  actual = network.encode(torch_map.nchw(images)).latent_dist
+  return actual.mean, actual.logvar
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
 def both(request):
-  """What both compute, and the gradients of a weighted sum of all of it, by name."""
+  """Outputs of both, and gradients of a weighted sum of them, by name."""
   name = request.param
   network = torch_map.randomise(AutoencoderKL(**VARIANTS[name]))
   config = config_of(name)
@@ -71,8 +71,8 @@ def both(request):
   z = normal(3, *(n // factor for n in SIZES[name]), network.config.latent_channels)
 
   x, latents = (torch_map.nchw(a).requires_grad_() for a in (images, z))
-  found = network.encode(x).latent_dist
-  theirs = found.mean, found.logvar, network.decode(latents).sample
+  actual = network.encode(x).latent_dist
+  theirs = actual.mean, actual.logvar, network.decode(latents).sample
   weights = [normal(*torch_map.nhwc(y).shape) for y in theirs]
   sum((y * torch_map.nchw(w)).sum() for y, w in zip(theirs, weights, strict=True)).backward()
 
@@ -93,7 +93,7 @@ def both(request):
       **trees.flatten(by_params),
     },
   )
-  wanted = (
+  expected = (
     dict(zip(kinds, map(torch_map.nhwc, theirs), strict=True)),
     {
       "images": torch_map.nhwc(x.grad),
@@ -101,7 +101,7 @@ def both(request):
       **trees.flatten(torch_map.to_gradients(network, params)),
     },
   )
-  return ours, wanted
+  return ours, expected
 
 
 @pytest.mark.parametrize("kind", ["mean", "log_variance", "decoded"])
@@ -113,7 +113,7 @@ def test_the_output_agrees_with_diffusers(both, kind):
 def test_the_gradient_of_every_parameter_and_input_agrees_with_diffusers(both):
   (_, ours), (_, theirs) = both
   assert ours.keys() == theirs.keys()
-  # A few gradients (of the keys' offsets, of biases before a norm) are zero but for rounding.
+  # A few gradients (of the biases of keys, of biases before a norm) are zero up to rounding.
   floor = 1e-4 * max(np.abs(g).max() for g in theirs.values())
   off = {n: np.abs(ours[n] - g).max() / max(np.abs(g).max(), floor) for n, g in theirs.items()}
   assert max(off.values()) < 1e-3, max(off, key=off.get)
@@ -128,14 +128,14 @@ def bare():
 
 
 @pytest.mark.parametrize("size", [(7, 4), (2, 5)])
-def test_rows_and_columns_beyond_a_multiple_are_treated_as_in_diffusers(bare, size):
+def test_sizes_that_are_no_multiple_of_the_downscale_agree_with_diffusers(bare, size):
   network, encode, params = bare
   images = normal(1, *size, 1)
   with torch.no_grad():
-    wanted, _ = their_moments(network, images)
-  found = encode(params, images).mean
-  assert found.shape == (1, size[0] // 2, size[1] // 2, 3)
-  assert torch_map.relative(found, torch_map.nhwc(wanted)) < 1e-5
+    expected, _ = their_posterior(network, images)
+  actual = encode(params, images).mean
+  assert actual.shape == (1, size[0] // 2, size[1] // 2, 3)
+  assert torch_map.relative(actual, torch_map.nhwc(expected)) < 1e-5
 
 
 def test_the_log_variance_is_clipped_to_30_below_and_20_above(bare):
@@ -143,8 +143,8 @@ def test_the_log_variance_is_clipped_to_30_below_and_20_above(bare):
   images = 1e3 * normal(1, 7, 4, 1)
   conv = params["encoder"]["conv_out"]
   wide = {**params["encoder"], "conv_out": {**conv, "kernel": 100 * conv["kernel"]}}
-  found = encode({**params, "encoder": wide}, images).log_variance
-  assert (found.min(), found.max()) == (-30, 20)
+  actual = encode({**params, "encoder": wide}, images).log_variance
+  assert (actual.min(), actual.max()) == (-30, 20)
 
 
 def test_a_residual_attention_layer_agrees():
@@ -156,8 +156,8 @@ def test_a_residual_attention_layer_agrees():
   graph, state = nnx.split(vae.Attention(12, 4, compute=models.Compute()))
   params = torch_map.to_params(theirs, trees.string_keys(nnx.to_pure_dict(state)))
   x = normal(3, 4, 5, 12)
-  found = torch_map.jit(lambda p, x: nnx.merge(graph, trees.int_keys(p))(x))(params, x)
-  assert torch_map.relative(found, torch_map.nhwc(theirs(torch_map.nchw(x)))) < 1e-5
+  actual = torch_map.jit(lambda p, x: nnx.merge(graph, trees.int_keys(p))(x))(params, x)
+  assert torch_map.relative(actual, torch_map.nhwc(theirs(torch_map.nchw(x)))) < 1e-5
 
 
 @pytest.mark.parametrize("size", [(6, 4), (5, 7)])
@@ -166,11 +166,11 @@ def test_downsampling_agrees(size):
   graph, state = nnx.split(vae.Downsample2D(8, compute=models.Compute()))
   params = torch_map.to_params(theirs, nnx.to_pure_dict(state))
   x = normal(3, *size, 8)
-  found = nnx.merge(graph, params)(x)
-  assert torch_map.relative(found, torch_map.nhwc(theirs(torch_map.nchw(x)))) < 1e-5
+  actual = nnx.merge(graph, params)(x)
+  assert torch_map.relative(actual, torch_map.nhwc(theirs(torch_map.nchw(x)))) < 1e-5
 
 
-def test_scaling_is_that_of_the_config():
+def test_latents_are_scaled_as_the_config_says():
   model = models.build_autoencoder(config_of("bare"))
   np.testing.assert_allclose(model.scale(np.array([1.12, 0.12])), [0.36, 0], atol=1e-12)
 
@@ -180,7 +180,7 @@ def test_unscaling_inverts_scaling():
   np.testing.assert_allclose(model.unscale(model.scale(z)), z, rtol=1e-5, atol=1e-6)
 
 
-def test_without_a_shift_factor_latents_are_scaled_alone():
+def test_without_a_shift_factor_latents_are_only_scaled():
   model = models.build_autoencoder(config_of("three_levels"))
   np.testing.assert_allclose(model.scale(np.array([2.0])), [2 * 0.18215])
 
@@ -190,14 +190,14 @@ def test_scaled_latents_keep_their_dtype():
   assert model.unscale(model.scale(jnp.ones(2, jnp.bfloat16))).dtype == jnp.bfloat16
 
 
-def test_the_downscale_is_a_factor_of_two_for_each_halving():
+def test_the_downscale_is_two_to_the_number_of_downsamplings():
   assert [models.build_autoencoder(config_of(n)).downscale for n in VARIANTS] == [4, 2]
 
 
-def test_latents_are_drawn_with_the_mean_and_the_deviation_of_the_moments():
+def test_latents_are_sampled_with_the_mean_and_deviation_of_the_posterior():
   mean, log_variance, noise = normal(2, 3), normal(2, 3), normal(2, 3)
-  found = models.sample_latents(models.Posterior(mean, log_variance), noise)
-  np.testing.assert_allclose(found, mean + np.sqrt(np.exp(log_variance)) * noise, rtol=1e-5)
+  actual = models.sample_latents(models.Posterior(mean, log_variance), noise)
+  np.testing.assert_allclose(actual, mean + np.sqrt(np.exp(log_variance)) * noise, rtol=1e-5)
 
 
 def test_noise_of_another_shape_is_refused():
@@ -206,8 +206,8 @@ def test_noise_of_another_shape_is_refused():
 
 
 @pytest.fixture(scope="module")
-def loud(bare):
-  """Parameters with activations beyond 65504 inside and an image of order one at the end."""
+def large_activations(bare):
+  """Parameters whose hidden activations exceed 65504 and whose image is of order one."""
   _, _, params = bare
   conv = params["decoder"]["conv_in"]
   louder = {**params["decoder"], "conv_in": {**conv, "kernel": np.float32(1e5) * conv["kernel"]}}
@@ -220,17 +220,17 @@ def decode_in_float16(params, force_upcast):
   return torch_map.jit(lambda p: model.decode(p, z, dtype=jnp.float16))(params)
 
 
-def test_with_force_upcast_float16_stays_finite(loud):
-  images = decode_in_float16(loud, force_upcast=True)
+def test_with_force_upcast_float16_stays_finite(large_activations):
+  images = decode_in_float16(large_activations, force_upcast=True)
   assert images.dtype == jnp.float16
   assert np.isfinite(images).all()
 
 
-def test_without_force_upcast_float16_is_the_dtype_of_the_computation(loud):
-  assert not np.isfinite(decode_in_float16(loud, force_upcast=False)).all()
+def test_without_force_upcast_the_computation_is_in_float16(large_activations):
+  assert not np.isfinite(decode_in_float16(large_activations, force_upcast=False)).all()
 
 
-def test_bfloat16_moments_stay_near_float32(bare):
+def test_a_bfloat16_posterior_stays_near_float32(bare):
   _, encode, params = bare
   model, images = models.build_autoencoder(config_of("bare")), normal(1, 7, 4, 1)
   exact = encode(params, images).mean
@@ -243,21 +243,21 @@ def test_bfloat16_moments_stay_near_float32(bare):
 def test_a_full_size_network_has_the_248_names_and_shapes_of_diffusers(name):
   with torch.device("meta"):
     theirs = AutoencoderKL.from_config(published.VAES[name])
-  found = torch_map.our_shapes(models.abstract(published.VAES[name]))
-  assert found == torch_map.torch_shapes(theirs)
-  assert len(found) == 248
+  actual = torch_map.our_shapes(models.abstract(published.VAES[name]))
+  assert actual == torch_map.torch_shapes(theirs)
+  assert len(actual) == 248
 
 
 def test_every_field_that_diffusers_writes_is_accepted():
   written = dict(AutoencoderKL(**VARIANTS["bare"]).config)
-  found = models.abstract({**written, "_class_name": "AutoencoderKL"})
-  assert jax.tree.structure(found) == jax.tree.structure(models.abstract(config_of("bare")))
+  actual = models.abstract({**written, "_class_name": "AutoencoderKL"})
+  assert jax.tree.structure(actual) == jax.tree.structure(models.abstract(config_of("bare")))
 
 
 def test_initial_parameters_have_the_shapes_of_the_abstract_tree():
   params = models.build_autoencoder(config_of("bare")).init(jax.random.key(0))
-  wanted = jax.tree.map(lambda leaf: leaf.shape, models.abstract(config_of("bare")))
-  assert jax.tree.map(np.shape, params) == wanted
+  expected = jax.tree.map(lambda leaf: leaf.shape, models.abstract(config_of("bare")))
+  assert jax.tree.map(np.shape, params) == expected
 
 
 @pytest.mark.parametrize(
@@ -284,7 +284,7 @@ def test_a_config_that_cannot_be_built_is_refused_by_field_and_value(change, mes
     models.build_autoencoder(config_of("bare", **change))
 
 
-def test_another_implementation_is_refused():
+def test_an_unknown_attention_implementation_is_refused():
   with pytest.raises(InputError, match="'cpus'; did you mean 'cpu'"):
     models.build_autoencoder(config_of("bare"), compute=models.Compute(attention="cpus"))
 

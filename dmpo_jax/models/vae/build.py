@@ -12,7 +12,7 @@ from dmpo_jax.models.functional import Functional
 
 
 class Posterior(NamedTuple):
-  """A Gaussian over latents, independent per element, in the autoencoder's own units.
+  """The Gaussian posterior of unscaled latents, independent per element.
 
   Attributes:
     mean: `[B, h, w, Z]`.
@@ -28,18 +28,18 @@ class Autoencoder(NamedTuple):
 
   Attributes:
     encode: `encode(params, images, *, dtype=float32)` with images `[B, H, W, C]` in [-1, 1] returns
-      `Posterior` `[B, H // downscale, W // downscale, Z]`; rows and columns beyond a multiple of
-      downscale have little influence or none, as in diffusers.
-    decode: `decode(params, z, *, dtype=float32)` with z `[B, h, w, Z]` in the autoencoder's own
-      units returns images `[B, h * downscale, w * downscale, C]`, near [-1, 1] and not clipped.
+      a `Posterior` `[B, H // downscale, W // downscale, Z]`. Rows and columns beyond a multiple of
+      downscale have little or no influence, as in diffusers.
+    decode: `decode(params, z, *, dtype=float32)` with unscaled latents z `[B, h, w, Z]` returns
+      images `[B, h * downscale, w * downscale, C]`, near [-1, 1] and not clipped.
     init: `init(key)` returns new parameters, a tree of float32 numpy arrays.
-    scale: z -> (z - shift_factor) * scaling_factor, the latents that a UNet sees.
-    unscale: Its inverse.
+    scale: z -> (z - shift_factor) * scaling_factor, the latents that a UNet denoises.
+    unscale: The inverse of scale.
     downscale: Pixels per latent along height and width, 2**(levels - 1).
 
-  dtype is that of the result, and of the computation unless it is float16 and the config's
-  force_upcast is true (the default): such activations exceed float16, so the computation is in
-  float32. Statistics of norms and the softmax always are.
+  dtype is the dtype of the result and of the computation. With float16 and the config's
+  force_upcast (true by default) the computation is in float32, because activations exceed float16.
+  Statistics of norms and the softmax are always in float32.
   """
 
   encode: Callable[..., Posterior]
@@ -62,8 +62,8 @@ def functions(network: Functional) -> Autoencoder:
     _check("images", images, config.in_channels, config.downscale)
 
     def run(vae, images):
-      moments = vae.encode(images.astype(compute_dtype(dtype)))
-      return Posterior(*(m.astype(dtype) for m in moments))
+      mean, log_variance = vae.encode(images.astype(compute_dtype(dtype)))
+      return Posterior(mean.astype(dtype), log_variance.astype(dtype))
 
     return network.run(run, params, images)
 
@@ -85,24 +85,24 @@ def functions(network: Functional) -> Autoencoder:
   )
 
 
-def sample_latents(moments: Posterior, noise: jax.Array) -> jax.Array:
-  """Draws latents: mean + exp(log_variance / 2) noise.
+def sample_latents(posterior: Posterior, noise: jax.Array) -> jax.Array:
+  """Latents sampled from a posterior: mean + exp(log_variance / 2) noise.
 
   Args:
-    moments: What `encode` returns, `[B, h, w, Z]`.
-    noise: Standard normal, of the same shape.
+    posterior: From `encode`, `[B, h, w, Z]`.
+    noise: Standard normal, `[B, h, w, Z]`.
 
   Returns:
-    `[B, h, w, Z]` in the autoencoder's own units.
+    Unscaled latents `[B, h, w, Z]`.
 
   Raises:
     InputError: The noise has another shape.
 
   Source: arXiv 1312.6114, section 2.4.
   """
-  if noise.shape != moments.mean.shape:
-    raise InputError(f"noise is {list(noise.shape)}, expected {list(moments.mean.shape)}")
-  return moments.mean + jnp.exp(moments.log_variance / 2) * noise
+  if noise.shape != posterior.mean.shape:
+    raise InputError(f"noise is {list(noise.shape)}, expected {list(posterior.mean.shape)}")
+  return posterior.mean + jnp.exp(posterior.log_variance / 2) * noise
 
 
 def _check(name: str, x: jax.Array, channels: int, least: int) -> None:
