@@ -13,7 +13,8 @@ from dmpo_jax import interop
 from dmpo_jax.parallel import sharding
 from dmpo_jax.training import setup
 from dmpo_jax.training.batch import Batch
-from dmpo_jax.training.step import compile_step, make_optimizer, make_step, placed_state
+from dmpo_jax.training.optimizer import make_optimizer
+from dmpo_jax.training.step import compile_step, make_step, sharded_initial_state
 
 
 class OurSide:
@@ -48,7 +49,7 @@ class OurSide:
       constrain=functools.partial(sharding.constrain, mesh),
     )
     self.initial = policy
-    self.state = placed_state({"unet": policy}, optimizer, mesh, ema=True)
+    self.state = sharded_initial_state({"unet": policy}, optimizer, mesh, ema=True)
     self.frozen, self.reference = (
       jax.device_put(tree, sharding.shardings(mesh, tree))
       for tree in ({"text_encoder": pipeline.params["text_encoder"]}, {"unet": reference})

@@ -20,7 +20,8 @@ from dmpo_jax.pipelines import Params, TextToImage
 from dmpo_jax.planning import hlo, tpu_slices
 from dmpo_jax.training import setup
 from dmpo_jax.training.batch import Batch
-from dmpo_jax.training.step import abstract_state, compile_step, make_optimizer, make_step
+from dmpo_jax.training.optimizer import make_optimizer
+from dmpo_jax.training.step import abstract_state, compile_step, make_step
 
 # Forms of a batch: images, cached latents, or cached latents and text embeddings.
 INPUTS = ("images", "latents", "latents_and_embeddings")

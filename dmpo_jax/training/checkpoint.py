@@ -44,6 +44,16 @@ class Checkpoints:
     self._saving, self._failure = None, None
     self._manager = ocp.CheckpointManager(self._directory, options=options, item_handlers=handlers)
 
+  @property
+  def directory(self) -> pathlib.Path:
+    """Folder of the checkpoints."""
+    return self._directory
+
+  @property
+  def last_saved(self) -> int | None:
+    """Step of the last `save`, which may still be running; None before the first."""
+    return self._saving
+
   def latest(self) -> int | None:
     """Step of the latest complete checkpoint, or None."""
     return self._manager.latest_step()

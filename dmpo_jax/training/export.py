@@ -1,25 +1,30 @@
-"""From a training state to a pipeline folder or a LoRA file."""
+"""From trained parameters to a pipeline folder or a LoRA file."""
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable
 from typing import Any
 
+import jax
+from jax.sharding import SingleDeviceSharding
 from ml_collections import ConfigDict
 
 from dmpo_jax import interop, pipelines
 from dmpo_jax.errors import InputError
 from dmpo_jax.parallel.processes import Processes
 from dmpo_jax.parallel.to_host import on_host
+from dmpo_jax.pipelines import Params
 from dmpo_jax.training import setup
 from dmpo_jax.training.checkpoint import Checkpoints
 from dmpo_jax.training.config import default
-from dmpo_jax.training.objective import Params, adapt
+from dmpo_jax.training.objective import adapt
+from dmpo_jax.training.optimizer import make_optimizer
 from dmpo_jax.training.run_directory import read_run
-from dmpo_jax.training.step import State, initial_state, make_optimizer
+from dmpo_jax.training.step import State, initial_state
 
-# Where a run leaves its LoRA; the file's name is the one that diffusers looks for.
+# The LoRA of a run in its work directory; the file's name is the one that diffusers expects.
 LORA_FILE = pathlib.Path("lora") / "pytorch_lora_weights.safetensors"
 
 
@@ -27,78 +32,75 @@ def save_run(
   workdir: pathlib.Path,
   config: ConfigDict,
   state: State,
-  load_start: Callable[[], interop.Pipeline],
+  load_base: Callable[[], interop.Pipeline],
   processes: Processes,
 ) -> None:
-  """Writes pipeline/, and with LoRA lora/, into the directory of a run; all processes call this.
+  """Writes pipeline/, and with LoRA lora/, into a work directory.
 
-  What was trained comes to the host of the first process, and there alone is the pipeline read
-  anew that the run started from.
+  All processes call this. Parameters are gathered on the host of the first one, which alone loads
+  the base pipeline and writes.
 
   Args:
-    workdir: Of the run.
-    config: The run's.
-    state: What it trained.
-    load_start: Returns the pipeline that the run started from.
+    workdir: Work directory.
+    config: The run's config.
+    state: The state at the end of the run.
+    load_base: Returns the pipeline that the run started from.
     processes: The processes of the run.
   """
-  params = on_host(state.params if state.ema is None else state.ema, keep=processes.is_first)
+  trained = on_host(_export_params(state), keep=processes.is_first)
   if not processes.is_first:
     return
-  state, pipeline = State(0, params, None, None), load_start()
-  save_trained(workdir / "pipeline", config, pipeline, state)
+  pipeline = load_base()
+  save_pipeline(workdir / "pipeline", config, pipeline, trained)
   if config.lora.rank:
-    save_lora(workdir / LORA_FILE, config, pipeline, state)
+    save_lora(workdir / LORA_FILE, config, pipeline, trained)
 
 
-def save_trained(
+def save_pipeline(
   folder: pathlib.Path,
   config: ConfigDict,
   pipeline: interop.Pipeline,
-  state: State,
+  trained: Params,
   **options: Any,
 ) -> None:
-  """Writes a pipeline with what a state trained: its average where there is one, LoRAs merged.
+  """Writes a pipeline with trained parameters; LoRAs are merged.
 
   Args:
-    folder: Where the pipeline is written.
-    config: The run's.
-    pipeline: The one that the run started from.
-    state: The state whose parameters replace the pipeline's, or change them.
-    **options: Those of `interop.save_pipeline`.
+    folder: The target folder.
+    config: The run's config.
+    pipeline: The pipeline that the run started from.
+    trained: Trained components, or LoRAs of some.
+    **options: Those of `interop.save_pipeline`: dtype, max_shard_size, variant.
   """
-  trained = _trained(state)
   if config.lora.rank:
     params = adapt(pipeline.params, trained, alpha=config.lora.alpha)
   else:
     params = {**pipeline.params, **trained}
-  params = on_host(params)
-  pipelines.save(folder, dataclasses.replace(pipeline, params=params), **options)
+  pipelines.save(folder, dataclasses.replace(pipeline, params=on_host(params)), **options)
 
 
 def save_lora(
-  file: pathlib.Path, config: ConfigDict, pipeline: interop.Pipeline, state: State
+  file: pathlib.Path, config: ConfigDict, pipeline: interop.Pipeline, trained: Params
 ) -> None:
-  """Writes the LoRA that a state trained, its average where there is one; see `interop.save_lora`.
+  """Writes trained LoRAs as a file for diffusers; see `interop.save_lora`.
 
   Args:
-    file: The target, called *.safetensors.
-    config: The run's.
-    pipeline: The one that the run started from.
-    state: The state with the LoRA.
+    file: The target, named *.safetensors.
+    config: The run's config.
+    pipeline: The pipeline that the run started from.
+    trained: Component -> LoRA.
   """
-  params = _trained(state)
-  alphas = dict.fromkeys(params, config.lora.alpha)
-  interop.save_lora(file, interop.Lora(params, alphas), pipeline.params)
+  alphas = dict.fromkeys(trained, config.lora.alpha)
+  interop.save_lora(file, interop.Lora(trained, alphas), pipeline.params)
 
 
 def export(workdir: pathlib.Path, folder: pathlib.Path, *, ema: bool = True, **options: Any) -> int:
-  """Writes the parameters of a run's last checkpoint as a pipeline; the run may still be going.
+  """Writes the parameters of a run's last checkpoint as a pipeline; the run may be going on.
 
   Args:
-    workdir: The directory of the run.
-    folder: Where the pipeline is written; a LoRA is merged into it.
-    ema: Whether to take the EMA weights, where the run has them.
+    workdir: Work directory of the run.
+    folder: The target folder; a LoRA is merged.
+    ema: Whether to export the EMA, where the run has one.
     **options: Those of `interop.save_pipeline`: dtype, max_shard_size, variant.
 
   Returns:
@@ -109,8 +111,8 @@ def export(workdir: pathlib.Path, folder: pathlib.Path, *, ema: bool = True, **o
       option is not valid.
   """
   config = _config(workdir)
-  step, pipeline, state = _read(workdir, config, ema)
-  save_trained(folder, config, pipeline, state, **options)
+  step, pipeline, trained = _load(workdir, config, ema)
+  save_pipeline(folder, config, pipeline, trained, **options)
   return step
 
 
@@ -118,26 +120,23 @@ def export_lora(workdir: pathlib.Path, file: pathlib.Path, *, ema: bool = True) 
   """Writes the LoRA of a run's last checkpoint as a file for diffusers.
 
   Args:
-    workdir: The directory of the run.
-    file: The target, called *.safetensors.
-    ema: Whether to take the EMA weights, where the run has them.
+    workdir: Work directory of the run.
+    file: The target, named *.safetensors.
+    ema: Whether to export the EMA, where the run has one.
 
   Returns:
     The step of the checkpoint.
 
   Raises:
-    InputError: As for `export`, or the run trains whole networks.
+    InputError: The directory holds no run or no checkpoint, the checkpoint cannot be read, or the
+      run trains whole networks.
   """
   config = _config(workdir)
   if not config.lora.rank:
     raise InputError(f"{workdir} trains whole networks, no LoRA: export its pipeline")
-  step, pipeline, state = _read(workdir, config, ema)
-  save_lora(file, config, pipeline, state)
+  step, pipeline, trained = _load(workdir, config, ema)
+  save_lora(file, config, pipeline, trained)
   return step
-
-
-def _trained(state: State) -> Params:
-  return on_host(state.params if state.ema is None else state.ema)
 
 
 def _config(workdir: pathlib.Path) -> ConfigDict:
@@ -145,19 +144,31 @@ def _config(workdir: pathlib.Path) -> ConfigDict:
   return ConfigDict({**default().to_dict(), **read_run(workdir)["config"]})
 
 
-def _read(
+def _load(
   workdir: pathlib.Path, config: ConfigDict, ema: bool
-) -> tuple[int, interop.Pipeline, State]:
-  """The last checkpoint's step, the pipeline that the run started from, and the state."""
+) -> tuple[int, interop.Pipeline, Params]:
+  """Step and trained parameters of the last checkpoint, and the pipeline that the run started from.
+
+  Shapes come from abstract evaluation: beside the checkpoint itself, no optimizer state is made.
+  """
   captions = [] if config.pipeline else setup.load_examples(config).captions
   pipeline = setup.load_pipeline(config, captions)
   trained, *_ = setup.split_params(config, pipeline)
-  optimizer = make_optimizer(config.optimizer)
+  make = functools.partial(
+    initial_state, optimizer=make_optimizer(config.optimizer), ema=config.ema_decay > 0
+  )
+  host = SingleDeviceSharding(jax.local_devices()[0])
+  like = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=host), jax.eval_shape(make, trained)
+  )
   checkpoints = Checkpoints(workdir / "checkpoints", keep=None, read_only=True)
   with contextlib.closing(checkpoints):
     step = checkpoints.latest()
     if step is None:
       raise InputError(f"{workdir} holds no checkpoint yet")
-    like = initial_state(trained, optimizer, ema=config.ema_decay > 0)
     state = State(*checkpoints.restore(step, like)[0])
-  return step, pipeline, state if ema else state._replace(ema=None)
+  return step, pipeline, on_host(_export_params(state if ema else state._replace(ema=None)))
+
+
+def _export_params(state: State) -> Params:
+  return state.params if state.ema is None else state.ema

@@ -1,16 +1,19 @@
-"""A whole run: from a config to a trained pipeline in diffusers' format."""
+"""A training run: from a config to a trained pipeline in diffusers' format."""
 
 import contextlib
 import functools
 import json
+import logging
 import pathlib
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
+from tqdm import tqdm
 
+from dmpo_jax import interop
 from dmpo_jax.common.atomic_files import write_atomically
 from dmpo_jax.errors import InputError, PreemptedError
 from dmpo_jax.parallel import sharding
@@ -22,9 +25,10 @@ from dmpo_jax.training import setup
 from dmpo_jax.training.checkpoint import Checkpoints
 from dmpo_jax.training.device_batches import DeviceBatches, check_devices
 from dmpo_jax.training.export import save_run
+from dmpo_jax.training.loop import Hooks, StepResult, take_steps
 from dmpo_jax.training.monitor.monitor import Monitor
 from dmpo_jax.training.monitor.monitored_run import MonitoredRun
-from dmpo_jax.training.objective import Params
+from dmpo_jax.training.optimizer import make_optimizer
 from dmpo_jax.training.run_directory import (
   check_base_pipeline,
   check_fingerprint,
@@ -35,30 +39,31 @@ from dmpo_jax.training.step import (
   State,
   abstract_state,
   compile_step,
-  make_optimizer,
   make_step,
-  placed_state,
+  sharded_initial_state,
 )
 
-# What may change between two starts of the same run: it changes no number that is computed, or, as
-# the layout of the computation does, by rounding alone.
+LOGGER = logging.getLogger(__name__)
+
+# Keys that may change between two starts of a run: they change no number, or, as the layout of the
+# computation, change numbers by rounding alone. All others are part of the run's fingerprint.
 LAYOUT_KEYS = ("num_devices", "mesh", "grad_accumulation_steps", "remat")
-WATCHING_KEYS = ("held_out", "log_every", "profile", "samples", "wandb")
-FREE_KEYS = ("num_steps", "checkpoint", *WATCHING_KEYS, *LAYOUT_KEYS)
+MONITOR_KEYS = ("held_out", "log_every", "profile", "samples", "wandb")
+MUTABLE_KEYS = ("num_steps", "checkpoint", *MONITOR_KEYS, *LAYOUT_KEYS)
 
 
 class Result(NamedTuple):
-  """What a run leaves behind.
+  """Summary of a run.
 
   Attributes:
-    pipeline: Folder in diffusers' format: the averaged parameters where there are any.
-    steps: Optimizer steps taken over the whole life of the run.
-    resumed_at: Step at which the last start of the run took up; 0 where it was the first.
-    seconds: Wall-clock seconds of that last start.
-    compile_seconds: Part of it until the first step began: the train step was compiled and, where
-      the run is watched, looked at for the first time.
-    examples_per_second: Examples (pairs or images) per second once compiled.
-    captions_truncated: Captions that were longer than the text encoder's context and were cut.
+    pipeline: Folder in diffusers' format with the trained parameters, the EMA where there is one.
+    steps: Optimizer steps of the run.
+    resumed_at: Step at which the last start resumed; 0 for the first start.
+    seconds: Wall-clock seconds of the last start.
+    compile_seconds: Those of them until the first step began: setup, compilation, and the first
+      held-out evaluation and samples.
+    examples_per_second: Examples (pairs or images) per second after that.
+    captions_truncated: Captions that are longer than the text encoder's context and were cut.
   """
 
   pipeline: pathlib.Path
@@ -79,261 +84,312 @@ def train(
 ) -> Result:
   """Trains as a config says, from the last checkpoint in `workdir` if there is one.
 
-  Killed at any moment and started again with the same arguments, it ends with the parameters and
-  the metrics it would have had without the kill, bit for bit on the same machines in the same
-  layout. SIGTERM makes it finish its step, save and raise PreemptedError.
+  Killed at any moment and started again with the same arguments, a run ends with the parameters and
+  metrics of an uninterrupted one, bit for bit on the same machines in the same layout. After
+  SIGTERM it finishes its step, saves and raises PreemptedError.
 
   Args:
     config: See `dmpo_jax.training.config.default`.
-    workdir: Directory of this run alone: run.json, checkpoints/, metrics.jsonl, tensorboard/, what
-      docs/monitoring.md lists, and at the end pipeline/, with LoRA lora/ too, and summary.json. All
-      processes see it.
-    show_progress: Whether to draw a progress bar.
-    processes: The processes of the run, which all call this; None: this one by itself.
+    workdir: Directory of this run alone: run.json, checkpoints/, metrics.jsonl, tensorboard/, the
+      files of docs/monitoring.md, and at the end pipeline/, with LoRA lora/ too, and summary.json.
+      All processes share it.
+    show_progress: Whether to show a progress bar.
+    processes: The processes of the run, all of which call this; None: this one alone.
 
   Returns:
     `Result`.
 
   Raises:
-    InputError: The config, the data, the pipeline or the work directory cannot be used, or not all
-      processes have the same; or a loss is not finite (with the step and the examples; the last
+    InputError: The config, the data, the pipeline or the work directory cannot be used, or differs
+      between processes; or a loss is not finite (the message names step and examples; the last
       checkpoint stays).
     OSError: A checkpoint could not be written.
-    PreemptedError: SIGTERM came, to any process.
+    PreemptedError: A process received SIGTERM.
   """
-  started = time.perf_counter()
-  config, workdir, processes = (
-    configs.check(config),
-    pathlib.Path(workdir),
-    processes or Processes(),
-  )
+  start_time = time.perf_counter()
+  config, workdir = configs.check(config), pathlib.Path(workdir)
+  processes = processes or Processes()
+  total = config.num_steps
   with processes.preemption_handler(), run_lock(workdir, processes):
-    run = _Run(config, workdir, processes, started)
-    return run.finish(started, show_progress)
-
-
-class _Run:
-  """A run with its files open."""
-
-  def __init__(
-    self, config: ConfigDict, workdir: pathlib.Path, processes: Processes, started: float
-  ):
-    self.config, self.workdir, self.processes = config, workdir, processes
+    # Mesh.
     check_base_pipeline(config.pipeline, workdir)
-    self.mesh = sharding.make_mesh(config.num_devices, **config.mesh)
-    sharding.check_batch(self.mesh, config.batch_size, config.grad_accumulation_steps)
-    check_devices(self.mesh)
+    mesh = sharding.make_mesh(config.num_devices, **config.mesh)
+    sharding.check_batch(mesh, config.batch_size, config.grad_accumulation_steps)
+    check_devices(mesh)
+    shardings = functools.partial(sharding.shardings, mesh)
+
+    # Data and pipeline.
     examples = setup.load_examples(config)
-    self.captions = [] if config.pipeline else examples.captions
-    held = functools.partial(sharding.shardings, self.mesh)
-    pipeline = setup.load_pipeline(config, self.captions, shardings=held)
-    self.feed = DeviceBatches(
-      setup.make_loaders(config, pipeline, examples), config.batch_size, sharding.batch(self.mesh)
-    )
-    self.identity = self._identity(examples.fingerprint(), pipeline.params)
-    processes.assert_equal("run", self.identity)
-    processes.assert_equal("config", {key: config.to_dict()[key] for key in FREE_KEYS})
+    captions = [] if config.pipeline else examples.captions
+    pipeline = setup.load_pipeline(config, captions, shardings=shardings)
+    loaders = setup.make_loaders(config, pipeline, examples)
+    batches = DeviceBatches(loaders, config.batch_size, sharding.batch(mesh))
+
+    # One run per work directory, the same in all processes.
+    fingerprint = run_fingerprint(config, examples, pipeline, batches.truncated)
+    processes.assert_equal("run", fingerprint)
+    processes.assert_equal("config", {key: config.to_dict()[key] for key in MUTABLE_KEYS})
     if processes.is_first:
-      check_fingerprint(workdir, self.identity)
-    objective = setup.make_objective(config, pipeline, examples, mesh=self.mesh)
-    self.trained, self.frozen, self.reference = (
-      sharding.put(tree, held(tree)) for tree in setup.split_params(config, pipeline, examples)
+      check_fingerprint(workdir, fingerprint)
+
+    # Step.
+    objective = setup.make_objective(config, pipeline, examples, mesh=mesh)
+    trained, frozen, reference = (
+      sharding.put(tree, shardings(tree)) for tree in setup.split_params(config, pipeline, examples)
     )
-    self.optimizer = make_optimizer(config.optimizer)
-    self.step = make_step(
+    optimizer = make_optimizer(config.optimizer)
+    step = make_step(
       objective,
-      self.optimizer,
+      optimizer,
       ema_decay=config.ema_decay,
       grad_accumulation_steps=config.grad_accumulation_steps,
-      constrain=functools.partial(sharding.constrain, self.mesh),
+      constrain=functools.partial(sharding.constrain, mesh),
     )
-    self.monitor = Monitor(
-      MonitoredRun(config, pipeline, examples, objective, self.mesh, workdir),
-      start_time=started,
+    monitor = Monitor(
+      MonitoredRun(config, pipeline, examples, objective, mesh, workdir),
+      start_time=start_time,
       is_first=processes.is_first,
     )
+    del pipeline  # or its parameters would stay in memory beside those of the state
 
-  def _identity(self, data: str, params: Params) -> dict:
-    """What makes the run this run, in JSON."""
-    kept = {k: v for k, v in self.config.to_dict().items() if k not in FREE_KEYS}
-    if self.config.pipeline and pathlib.Path(self.config.pipeline).is_dir():
-      kept["pipeline"] = str(pathlib.Path(self.config.pipeline).absolute())
-    return {
-      "config": kept,
-      "data": data,
-      "base_weights": tree_checksum(params),
-      "captions_truncated": self.feed.truncated,
-    }
+    checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
+    with processes.closing(checkpoints), jax.set_mesh(mesh):
+      # Restore.
+      first = processes.broadcast(checkpoints.latest() or 0)
+      if first > total:
+        raise InputError(f"{workdir} is at step {first}, past config.num_steps {total}")
+      if first == total and (result := _complete(workdir, total, processes)):
+        return result
+      ema = config.ema_decay > 0
+      if first:
+        like = abstract_state(trained, optimizer, mesh, ema=ema)
+        state = restore(checkpoints, first, like, _position(config, fingerprint, first))
+      else:
+        state = sharded_initial_state(trained, optimizer, mesh, ema=ema)
 
-  def finish(self, started: float, show_progress: bool) -> Result:
-    """Takes the steps that are missing and writes the pipeline and the summary."""
-    total, summary = self.config.num_steps, self.workdir / "summary.json"
-    checkpoints = Checkpoints(self.workdir / "checkpoints", keep=self.config.checkpoint.keep)
-    with self.processes.closing(checkpoints):
-      begun = self.processes.broadcast(checkpoints.latest() or 0)
-      if begun > total:
-        raise InputError(f"{self.workdir} is at step {begun}, past config.num_steps {total}")
-      if begun == total:
-        found = self.processes.broadcast(_read_summary(summary))
-        if found and found["steps"] == total:
-          return Result(**{**found, "pipeline": self.workdir / "pipeline"})
-      with jax.set_mesh(self.mesh):
-        state = self._restore(checkpoints, begun) if begun else self._initial()
-        compiled = time.perf_counter()
-        if begun < total:
-          state, compiled = self._steps(state, begun, checkpoints, show_progress)
-      ended = time.perf_counter()
-    save_run(self.workdir, self.config, state, self._start_again, self.processes)
+      # Loop.
+      loop_time = time.perf_counter()
+      if first < total:
+        # Tracing checks shapes, fields and hyperparameters before anything compiles, and before the
+        # work directory belongs to this run.
+        batch = batches[0]
+        lowered = compile_step(step, mesh, state, frozen, reference).lower(
+          state, frozen, reference, batch
+        )
+        if processes.is_first:
+          write_fingerprint(workdir, fingerprint)
+        if show_progress and batches.truncated:
+          LOGGER.warning("%d captions are longer than the context and are cut", batches.truncated)
+        with contextlib.ExitStack() as stack:
+          bar = tqdm(
+            total=total,
+            initial=first,
+            desc=workdir.name,
+            unit="step",
+            postfix="compiling",
+            disable=not show_progress,
+          )
+          iterator = stack.enter_context(contextlib.closing(batches.iterate(first)))
+          stack.enter_context(contextlib.closing(bar))
+          stack.enter_context(contextlib.closing(monitor))
+          compiled = lowered.compile()
+          bar.unpause()
+          monitor.start(first, state, frozen, trained, batch)
+          del trained, batch  # or the initial parameters would stay in memory
+          loop_time = time.perf_counter()
+          save = functools.partial(_save, config, fingerprint, checkpoints)
+          state, done = take_steps(
+            state,
+            monitor.time_batches(iterator),
+            total - first,
+            step=compiled,
+            frozen=frozen,
+            reference=reference,
+            first=first,
+            hooks=_RunHooks(config, processes, checkpoints, monitor, bar, frozen, save),
+          )
+          if done > first and checkpoints.last_saved != done:  # preempted
+            save(done, state)
+          checkpoints.wait()
+        if done < total:
+          processes.barrier()  # a process that ends would end others before all is saved
+          raise PreemptedError(
+            f"preempted (SIGTERM) after step {done} of {total}"
+            + (", which is saved; the same command resumes there" if done else "")
+          )
+      end_time = time.perf_counter()
+
+    # Export.
+    load = functools.partial(load_base_pipeline, config, captions, fingerprint["base_weights"])
+    save_run(workdir, config, state, load, processes)
     result = Result(
-      pipeline=self.workdir / "pipeline",
+      pipeline=workdir / "pipeline",
       steps=total,
-      resumed_at=begun,
-      seconds=ended - started,
-      compile_seconds=compiled - started,
-      examples_per_second=(total - begun) * self.config.batch_size / (ended - compiled),
-      captions_truncated=self.feed.truncated,
+      resumed_at=first,
+      seconds=end_time - start_time,
+      compile_seconds=loop_time - start_time,
+      examples_per_second=(total - first) * config.batch_size / (end_time - loop_time),
+      captions_truncated=batches.truncated,
     )
-    if self.processes.is_first:
-      write_atomically(summary, json.dumps({**result._asdict(), "pipeline": str(result.pipeline)}))
-    self.processes.barrier()
+    if processes.is_first:
+      summary = {**result._asdict(), "pipeline": str(result.pipeline)}
+      write_atomically(workdir / "summary.json", json.dumps(summary))
+    processes.barrier()
     return result
 
-  def _initial(self) -> State:
-    return placed_state(self.trained, self.optimizer, self.mesh, ema=self.config.ema_decay > 0)
 
-  def _restore(self, checkpoints: Checkpoints, step: int) -> State:
-    like = abstract_state(self.trained, self.optimizer, self.mesh, ema=self.config.ema_decay > 0)
-    state, position = checkpoints.restore(step, like)
-    expected = self._position(step)
-    if position != expected:
-      raise InputError(
-        f"the checkpoint of step {step} in {self.workdir} stands at {position} in the data, "
-        f"this run would stand at {expected}: it belongs to a different run"
-      )
-    return State(*state)
+def run_fingerprint(
+  config: ConfigDict, examples: setup.Data, pipeline: interop.Pipeline, truncated: int
+) -> dict[str, Any]:
+  """Everything that makes a run this run, in JSON.
 
-  def _position(self, step: int) -> dict:
-    """The place in the data after `step` batches, and the start that the reference is.
+  Args:
+    config: A checked config; `MUTABLE_KEYS` are left out.
+    examples: The data set.
+    pipeline: The pipeline that the run starts from, with its parameters.
+    truncated: Captions that are cut.
 
-    The order is a function of the seed alone, whatever the number of processes.
-    """
-    return {
-      "next_batch": step,
-      "batch_size": self.config.batch_size,
-      "seed": self.config.seed,
-      "base_weights": self.identity["base_weights"],
-    }
+  Returns:
+    "config", "data" and "base_weights" (checksums) and "captions_truncated".
+  """
+  fixed = {key: value for key, value in config.to_dict().items() if key not in MUTABLE_KEYS}
+  if config.pipeline and pathlib.Path(config.pipeline).is_dir():
+    fixed["pipeline"] = str(pathlib.Path(config.pipeline).absolute())
+  return {
+    "config": fixed,
+    "data": examples.fingerprint(),
+    "base_weights": tree_checksum(pipeline.params),
+    "captions_truncated": truncated,
+  }
 
-  def _start_again(self):
-    """The pipeline that the run started from, read anew, on the host."""
-    pipeline = setup.load_pipeline(self.config, self.captions)
-    if tree_checksum(pipeline.params) != self.identity["base_weights"]:
-      raise InputError(
-        f"config.pipeline {self.config.pipeline!r} has changed since the run started; put it back "
-        "and start again: the run is complete but for its pipeline folder"
-      )
-    return pipeline
 
-  def _steps(
-    self, state: State, begun: int, checkpoints: Checkpoints, show_progress: bool
-  ) -> tuple[State, float]:
-    """Steps `begun` to `num_steps`, with metrics and checkpoints on the way."""
-    from tqdm import tqdm
+def restore(checkpoints: Checkpoints, step: int, like: State, position: dict[str, Any]) -> State:
+  """The state of a checkpoint.
 
-    total, every = self.config.num_steps, self.config.checkpoint.every
-    frozen, reference = self.frozen, self.reference
-    # Shapes, fields and hyperparameters are checked while it is traced, before anything compiles
-    # and before the work directory belongs to this run.
-    jitted = compile_step(self.step, self.mesh, state, frozen, reference)
-    batch = self.feed[0]
-    lowered = jitted.lower(state, frozen, reference, batch)
-    if self.processes.is_first:
-      write_fingerprint(self.workdir, self.identity)
-    bar = tqdm(
-      total=total, initial=begun, desc=self.workdir.name, unit="step", disable=not show_progress
+  Args:
+    checkpoints: The run's checkpoints.
+    step: Steps done.
+    like: Shapes, dtypes and shardings of the state.
+    position: The position in the data that the checkpoint must have.
+
+  Raises:
+    InputError: The checkpoint cannot be read, or has another position in the data.
+  """
+  state, saved = checkpoints.restore(step, like)
+  if saved != position:
+    raise InputError(
+      f"the checkpoint of step {step} has the position {saved} in the data, this run would have "
+      f"{position}: it belongs to a different run; use another work directory"
     )
-    if show_progress and self.feed.truncated:
-      bar.write(f"{self.feed.truncated} captions are longer than the context and are cut")
-    bar.set_postfix_str("compiling")
-    step = lowered.compile()
-    bar.unpause()
-    self.monitor.start(begun, state, frozen, self.trained, batch)
-    del self.trained  # where they are not the reference too, they are held for nothing now
-    compiled = time.perf_counter()
+  return State(*state)
 
-    def record(index: int, metrics: dict, losses: jax.Array, ids: jax.Array) -> None:
-      """Checks and writes what a step found; waits for that step."""
-      row = {name: float(value) for name, value in metrics.items()}
-      if not all(np.isfinite(row[k]) for k in ("loss", "gradient_norm", "parameter_norm")):
-        # All processes come here, so the save that may still go on can be waited for.
-        checkpoints.wait()
-        raise self._not_finite(index, row, losses, ids, checkpoints.latest())
-      checkpoints.check()
-      self.monitor.record(index + 1, row)
-      shown = {k: f"{row[k]:.4g}" for k in ("loss", "accuracy") if k in row}
-      bar.set_postfix(shown, refresh=False)
-      bar.update()
 
-    def save() -> None:
-      """Saves the state after the steps that are taken; nothing is saved before it is checked."""
-      if pending:
-        record(*pending)
-      checkpoints.save(taken, state, self._position(taken))
+def load_base_pipeline(
+  config: ConfigDict, captions: list[str], base_weights: str
+) -> interop.Pipeline:
+  """The pipeline that a run started from, on the host.
 
-    with contextlib.ExitStack() as held:
-      batches = held.enter_context(contextlib.closing(self.feed.iterate(begun)))
-      for shown in (bar, self.monitor):
-        held.enter_context(contextlib.closing(shown))
-      batches = self.monitor.time_batches(batches)
-      taken, saved, pending = begun, begun, None  # pending: the last step, if it is not recorded
-      while taken < total and not self.processes.should_stop(taken):
-        self.monitor.before_step(taken)
-        batch = next(batches)
-        state, *found = step(state, frozen, reference, batch)
-        self.monitor.after_step(found)
-        if pending:  # looking one step back keeps the device busy
-          record(*pending)
-        taken, pending = taken + 1, (taken, *found, batch.example_id)
-        if self.monitor.is_due(taken):
-          record(*pending)
-          pending = None
-          self.monitor.evaluate(taken, state, frozen)
-        if taken % every == 0 or taken == total:
-          save()
-          saved, pending = taken, None
-      if saved < taken:  # preempted
-        save()
-      checkpoints.wait()
-    if taken < total:
-      self.processes.barrier()  # or a process that ends would end others before all is saved
-      raise PreemptedError(
-        f"preempted (SIGTERM) after step {taken} of {total}"
-        + (", which is saved; the same command goes on from there" if taken else "")
-      )
-    return state, compiled
+  Args:
+    config: A checked config.
+    captions: Captions of the data, from which a new pipeline's vocabulary is made.
+    base_weights: Checksum of its parameters, from `run_fingerprint`.
 
-  def _not_finite(
-    self,
-    index: int,
-    row: dict[str, float],
-    losses: jax.Array,
-    ids: jax.Array,
-    saved: int | None,
-  ) -> InputError:
-    """The error for a step after which something is no number; its state is never saved."""
-    losses, ids = on_host((losses, ids))
-    bad = ~np.isfinite(losses)
-    if bad.any():
-      what, ids = f"the loss of {bad.sum()} of {bad.size} examples", ids[bad]
-    else:
-      what = next(name for name, value in row.items() if not np.isfinite(value))
-    good = "no checkpoint was due before it" if saved is None else f"that of step {saved} is good"
-    return InputError(
-      f"step {index + 1}: {what} is not finite (examples with ids {ids[:20].tolist()}). Nothing of "
-      f"this step was saved; of the checkpoints in {self.workdir / 'checkpoints'}, {good}. Lower "
-      "the learning rate or beta, or look at those examples"
+  Raises:
+    InputError: The pipeline has other parameters now.
+  """
+  pipeline = setup.load_pipeline(config, captions)
+  if tree_checksum(pipeline.params) != base_weights:
+    raise InputError(
+      f"config.pipeline {config.pipeline!r} has changed since the run started; put it back and "
+      "start again: all steps are done and saved, only the pipeline folder is missing"
     )
+  return pipeline
 
 
-def _read_summary(path: pathlib.Path) -> dict | None:
-  return json.loads(path.read_text()) if path.exists() else None
+class _RunHooks(Hooks):
+  """Progress bar, metrics, evaluation and checkpoints of a run."""
+
+  def __init__(self, config, processes, checkpoints, monitor, bar, frozen, save):
+    self._config, self._processes = config, processes
+    self._frozen, self._save = frozen, save
+    self._checkpoints, self._monitor, self._bar = checkpoints, monitor, bar
+
+  def should_stop(self, step: int) -> bool:
+    return self._processes.should_stop(step)
+
+  def before_step(self, step: int) -> None:
+    self._monitor.before_step(step)
+
+  def after_step(self, result: StepResult) -> None:
+    self._monitor.after_step(result.losses)
+
+  def record(self, result: StepResult) -> None:
+    metrics = {name: float(value) for name, value in result.metrics.items()}
+    if not all(np.isfinite(metrics[k]) for k in ("loss", "gradient_norm", "parameter_norm")):
+      # All processes come here, so the save that may still be running can be waited for.
+      self._checkpoints.wait()
+      raise _not_finite(result, metrics, self._checkpoints)
+    self._checkpoints.check()
+    self._monitor.record(result.step, metrics)
+    shown = {k: f"{metrics[k]:.4g}" for k in ("loss", "accuracy") if k in metrics}
+    self._bar.set_postfix(shown, refresh=False)
+    self._bar.update()
+
+  def is_due(self, step: int) -> bool:
+    return self._is_saved(step) or self._monitor.is_due(step)
+
+  def at(self, step: int, state: State) -> None:
+    if self._monitor.is_due(step):
+      self._monitor.evaluate(step, state, self._frozen)
+    if self._is_saved(step):
+      self._save(step, state)
+
+  def _is_saved(self, step: int) -> bool:
+    return step % self._config.checkpoint.every == 0 or step == self._config.num_steps
+
+
+def _save(
+  config: ConfigDict, fingerprint: dict[str, Any], checkpoints: Checkpoints, step: int, state: State
+) -> None:
+  checkpoints.save(step, state, _position(config, fingerprint, step))
+
+
+def _position(config: ConfigDict, fingerprint: dict[str, Any], step: int) -> dict[str, Any]:
+  """The position in the data after `step` batches, and the base weights that the reference is.
+
+  The order is a function of the seed alone, whatever the number of processes.
+  """
+  return {
+    "next_batch": step,
+    "batch_size": config.batch_size,
+    "seed": config.seed,
+    "base_weights": fingerprint["base_weights"],
+  }
+
+
+def _complete(workdir: pathlib.Path, steps: int, processes: Processes) -> Result | None:
+  """The summary of a run that is complete with so many steps, or None."""
+  path = workdir / "summary.json"
+  summary = processes.broadcast(json.loads(path.read_text()) if path.exists() else None)
+  if summary and summary["steps"] == steps:
+    return Result(**{**summary, "pipeline": workdir / "pipeline"})
+  return None
+
+
+def _not_finite(
+  result: StepResult, metrics: dict[str, float], checkpoints: Checkpoints
+) -> InputError:
+  """The error for a step whose loss, gradient or parameters are not finite; it is never saved."""
+  losses, ids = on_host((result.losses, result.example_id))
+  bad = ~np.isfinite(losses)
+  if bad.any():
+    what, ids = f"the loss of {bad.sum()} of {bad.size} examples", ids[bad]
+  else:
+    what = next(name for name, value in metrics.items() if not np.isfinite(value))
+  saved = checkpoints.latest()
+  good = "no checkpoint was due before it" if saved is None else f"that of step {saved} is good"
+  return InputError(
+    f"step {result.step}: {what} is not finite (examples with ids {ids[:20].tolist()}). Nothing of "
+    f"this step was saved; of the checkpoints in {checkpoints.directory}, {good}. Lower the "
+    "learning rate or beta, or look at those examples"
+  )

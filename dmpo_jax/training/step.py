@@ -1,7 +1,7 @@
-"""The optimizer and the compiled train step."""
+"""The training state and the compiled train step."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -17,13 +17,13 @@ from dmpo_jax.training.objective import EXACT_ROUNDING, Objective, Params
 
 
 class State(NamedTuple):
-  """What training changes, and what a checkpoint holds.
+  """The training state, which a step changes and a checkpoint saves.
 
   Attributes:
     step: int32 scalar, the number of optimizer steps taken.
     params: Trained components, by name.
     opt_state: optax's state.
-    ema: Moving average of `params`, or None.
+    ema: EMA of `params`, or None.
   """
 
   step: jax.Array
@@ -32,62 +32,23 @@ class State(NamedTuple):
   ema: Params | None
 
 
-def make_optimizer(options: Mapping[str, Any]) -> optax.GradientTransformation:
-  """The optimizer behind a clip of the global gradient norm, with linear warm-up.
-
-  AdamW holds two moments of each parameter. Adafactor (arXiv 1804.04235) holds, for each matrix, a
-  row and a column of second moments alone: it is taken without a relative step and without scaling
-  by the parameters, so that learning_rate means the same, with its updates clipped to a root mean
-  square of 1 and weight decay as in AdamW (lr · weight_decay · parameter). b1, b2 and eps are
-  AdamW's.
-
-  Args:
-    options: The config's `optimizer` section.
-
-  Returns:
-    An optax transformation.
-  """
-  rate = options["learning_rate"]
-  if options["warmup_steps"]:
-    rate = optax.warmup_constant_schedule(0.0, rate, options["warmup_steps"])
-  if options["name"] == "adafactor":
-    inner = (
-      optax.scale_by_factored_rms(),
-      optax.clip_by_block_rms(1.0),
-      optax.add_decayed_weights(options["weight_decay"]),
-      optax.scale_by_learning_rate(rate),
-    )
-  else:
-    inner = (
-      optax.adamw(
-        rate,
-        b1=options["b1"],
-        b2=options["b2"],
-        eps=options["eps"],
-        weight_decay=options["weight_decay"],
-        mu_dtype=options["moment_dtype"],
-      ),
-    )
-  return optax.chain(optax.clip_by_global_norm(options["clip_norm"]), *inner)
-
-
 def initial_state(params: Params, optimizer: optax.GradientTransformation, *, ema: bool) -> State:
-  """The state before the first step; its arrays are copies, for the step donates them."""
+  """The state before the first step; its arrays are copies, because the step donates them."""
   params = jax.tree.map(lambda x: jnp.array(x, copy=True), params)
-  average = jax.tree.map(jnp.copy, params) if ema else None
-  return State(jnp.zeros((), jnp.int32), params, optimizer.init(params), average)
+  copy = jax.tree.map(jnp.copy, params) if ema else None
+  return State(jnp.zeros((), jnp.int32), params, optimizer.init(params), copy)
 
 
 def abstract_state(
   params: Params, optimizer: optax.GradientTransformation, mesh: Mesh, *, ema: bool
 ) -> State:
-  """The shapes, dtypes and shardings of a run's state, as `sharding.shardings` says.
+  """Shapes, dtypes and shardings of a run's state; see `sharding.shardings`.
 
   Args:
     params: Trained components: arrays or `jax.ShapeDtypeStruct`s.
     optimizer: optax transformation.
     mesh: From `sharding.make_mesh`.
-    ema: Whether an average is kept.
+    ema: Whether there is an EMA.
 
   Returns:
     `State` of `jax.ShapeDtypeStruct`s.
@@ -96,24 +57,24 @@ def abstract_state(
   return sharding.abstract(mesh, shapes)
 
 
-def placed_state(
+def sharded_initial_state(
   params: Params, optimizer: optax.GradientTransformation, mesh: Mesh, *, ema: bool
 ) -> State:
-  """The state before the first step, laid out as `abstract_state` says.
+  """The state before the first step, sharded over the mesh as `abstract_state` says.
 
   Args:
     params: Trained components, on the host or on devices; they are not donated.
     optimizer: optax transformation.
     mesh: From `sharding.make_mesh`.
-    ema: Whether an average is kept.
+    ema: Whether there is an EMA.
 
   Returns:
-    `State`; no device holds more than its part of what is made here.
+    `State`; no device allocates more than its shards.
   """
   like = abstract_state(params, optimizer, mesh, ema=ema)
-  places = jax.tree.map(lambda x: x.sharding, like)
+  shardings = jax.tree.map(lambda x: x.sharding, like)
   make = functools.partial(initial_state, optimizer=optimizer, ema=ema)
-  return jax.jit(make, in_shardings=(places.params,), out_shardings=places)(params)
+  return jax.jit(make, in_shardings=(shardings.params,), out_shardings=shardings)(params)
 
 
 def make_step(
@@ -131,15 +92,15 @@ def make_step(
 
   Args:
     objective: `(trained, frozen, reference, batch, step) -> (loss [examples], metrics)`; an
-      `Objective` where a batch is accumulated.
+      `Objective` with gradient accumulation.
     optimizer: optax transformation.
-    ema_decay: Decay of the moving average; not used where the state has none.
+    ema_decay: Decay of the EMA; unused where the state has none.
     grad_accumulation_steps: Microbatches of a step; see `gradient.accumulated`.
-    constrain: Lays a tree that looks like the parameters out over devices, inside a jit.
+    constrain: Shards a tree like the parameters over devices, inside a jit.
 
   Returns:
     `(state, frozen, reference, batch) -> (state, metrics, losses)`: metrics are means over the
-    examples, losses is float32 `[examples]` so that a bad example can be named.
+    examples; losses, float32 `[examples]`, name the example that is not finite.
   """
   if grad_accumulation_steps == 1:
     grads_of = gradient.full_batch(objective)
@@ -151,14 +112,14 @@ def make_step(
     grads = constrain(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    average = None
+    ema = None
     if state.ema is not None:
       age = state.step.astype(jnp.float32)
-      average = trees.ema(state.ema, params, jnp.minimum(ema_decay, (1 + age) / (10 + age)))
+      ema = trees.ema(state.ema, params, jnp.minimum(ema_decay, (1 + age) / (10 + age)))
     means = {name: jnp.mean(value) for name, value in metrics.items()}
     means["gradient_norm"] = optax.global_norm(grads)
     means["parameter_norm"] = optax.global_norm(params)
-    return State(state.step + 1, params, opt_state, average), means, metrics["loss"]
+    return State(state.step + 1, params, opt_state, ema), means, metrics["loss"]
 
   return step
 
@@ -166,24 +127,24 @@ def make_step(
 def compile_step(
   step: Callable, mesh: Mesh, state: State, frozen: Params, reference: Params | None
 ) -> Callable:
-  """`step` under one jit: arrays where `sharding` puts them, the state donated.
+  """The jitted step: sharded by the rules of `parallel.sharding`, with the state donated.
 
   Args:
     step: From `make_step`.
     mesh: From `sharding.make_mesh`; it must be set (jax.set_mesh) where the result is called.
-    state: For its shapes, as the next two: arrays or `jax.ShapeDtypeStruct`s.
-    frozen: Parameters that are not trained.
-    reference: Those of the reference, or None.
+    state: The state, or its `jax.ShapeDtypeStruct`s.
+    frozen: Parameters that are not trained, or their `jax.ShapeDtypeStruct`s.
+    reference: The reference's parameters, or their `jax.ShapeDtypeStruct`s, or None.
 
   Returns:
-    The jitted `(state, frozen, reference, batch) -> (state, metrics, losses)`.
+    `(state, frozen, reference, batch) -> (state, metrics, losses)`.
   """
-  held = [sharding.shardings(mesh, tree) for tree in (state, frozen, reference)]
-  split, everywhere = sharding.batch(mesh), sharding.replicated(mesh)
+  inputs = [sharding.shardings(mesh, tree) for tree in (state, frozen, reference)]
+  examples = sharding.batch(mesh)
   return jax.jit(
     step,
-    in_shardings=(*held, split),
-    out_shardings=(held[0], everywhere, split),
+    in_shardings=(*inputs, examples),
+    out_shardings=(inputs[0], sharding.replicated(mesh), examples),
     donate_argnums=0,
     compiler_options=EXACT_ROUNDING,
   )

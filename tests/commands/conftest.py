@@ -15,8 +15,9 @@ from dmpo_jax.commands.main import main
 from dmpo_jax.common.atomic_files import write_atomically
 from dmpo_jax.training import config as configs
 from dmpo_jax.training.checkpoint import Checkpoints
+from dmpo_jax.training.optimizer import make_optimizer
 from dmpo_jax.training.run_directory import FORMAT
-from dmpo_jax.training.step import State, make_optimizer
+from dmpo_jax.training.step import State
 from tests.interop import tiny
 
 

@@ -14,7 +14,7 @@ from dmpo_jax import data, interop, losses
 from dmpo_jax.configs import digits_dpo
 from dmpo_jax.training import gradient, setup
 from dmpo_jax.training.batch import Batch, misjudged
-from dmpo_jax.training.step import make_optimizer
+from dmpo_jax.training.optimizer import make_optimizer
 from tests.training.tiny import smallest_config
 
 LABEL = np.array([1, 0.5, 0, 0.25, 1, 0.75, 0.5, 0.9], np.float32)

@@ -11,7 +11,8 @@ from dmpo_jax.pipelines import stable_diffusion
 from dmpo_jax.training import setup
 from dmpo_jax.training.batch import Batch, draw, draw_encodings
 from dmpo_jax.training.objective import EXACT_ROUNDING
-from dmpo_jax.training.step import initial_state, make_optimizer, make_step
+from dmpo_jax.training.optimizer import make_optimizer
+from dmpo_jax.training.step import initial_state, make_step
 from tests.training import latents
 from tests.training.tiny import smallest_config
 

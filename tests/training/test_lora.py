@@ -16,8 +16,9 @@ from dmpo_jax.training import setup
 from dmpo_jax.training.batch import Batch
 from dmpo_jax.training.config import check
 from dmpo_jax.training.monitor.metrics import read
+from dmpo_jax.training.optimizer import make_optimizer
 from dmpo_jax.training.run import train
-from dmpo_jax.training.step import compile_step, initial_state, make_optimizer, make_step
+from dmpo_jax.training.step import compile_step, initial_state, make_step
 from tests.training.rows import computed
 from tests.training.tiny import pairs_config, smallest_config
 

@@ -19,8 +19,9 @@ from dmpo_jax.training import config as checks
 from dmpo_jax.training import setup
 from dmpo_jax.training.batch import Batch
 from dmpo_jax.training.monitor import metrics
+from dmpo_jax.training.optimizer import make_optimizer
 from dmpo_jax.training.run import train
-from dmpo_jax.training.step import initial_state, make_optimizer, make_step
+from dmpo_jax.training.step import initial_state, make_step
 from tests.training.tiny import smallest_config
 
 FILES = sorted(pathlib.Path(folder.__file__).parent.glob("digits_*.py"))

@@ -13,12 +13,12 @@ from dmpo_jax.parallel import sharding
 from dmpo_jax.training import setup
 from dmpo_jax.training.batch import Batch, draw, draw_timesteps
 from dmpo_jax.training.objective import pair_up
+from dmpo_jax.training.optimizer import make_optimizer
 from dmpo_jax.training.step import (
   compile_step,
   initial_state,
-  make_optimizer,
   make_step,
-  placed_state,
+  sharded_initial_state,
 )
 from tests.training.tiny import pairs_config
 
@@ -220,7 +220,7 @@ def on_mesh(setting, pipeline):
       constrain=functools.partial(sharding.constrain, mesh),
     )
     with jax.set_mesh(mesh):
-      state = placed_state(trained, optimizer, mesh, ema=False)
+      state = sharded_initial_state(trained, optimizer, mesh, ema=False)
       held = [jax.device_put(x, sharding.shardings(mesh, x)) for x in (frozen, trained)]
       compiled = compile_step(step, mesh, state, *held)
       after, metrics, example_losses = compiled(state, *held, batch)

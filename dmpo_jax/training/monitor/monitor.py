@@ -45,7 +45,9 @@ class Monitor:
 
   def __init__(self, run: MonitoredRun, *, start_time: float, is_first: bool):
     config = run.config
-    self._run, self._config, self._workdir = run, config, run.workdir
+    # The run itself is not kept: its pipeline holds the initial parameters.
+    self._config, self._workdir, self._mesh = config, run.workdir, run.mesh
+    self._flops = run.objective.pipeline.flops
     self._start_time, self._is_first = start_time, is_first
     self._writer: MetricsWriter | None = None
     self._profile = Profile(config.profile, run.workdir / "profile") if is_first else None
@@ -69,7 +71,7 @@ class Monitor:
       initial: Trained parameters at step 0.
       batch: A batch of the run, for its shapes.
     """
-    config, mesh = self._config, self._run.mesh
+    config, mesh = self._config, self._mesh
     if self._is_first:
       wandb = open_wandb(config.wandb.project, self._workdir, config.to_dict())
       self._writer = MetricsWriter(self._workdir, step=step, wandb=wandb)
@@ -77,7 +79,7 @@ class Monitor:
     peak = flops.peak(kind)
     if peak is None and kind != "cpu":
       LOGGER.info("no mfu is recorded: the peak of %r is not in models/flops.py", kind)
-    flops_by_component = self._run.objective.pipeline.flops(
+    flops_by_component = self._flops(
       batch, trained=tuple(initial), reference=config.reference, lora=config.lora.rank > 0
     )
     self._timer = StepTimer(
