@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sourced by the launch scripts: options, dry runs, checks of input, shapes of TPU slices.
+# Sourced by the launch scripts: options, dry runs, input checks, TPU slices.
 if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
   echo "the launch scripts need bash 4.4 or newer, this is $BASH_VERSION" >&2
   exit 2
@@ -7,20 +7,20 @@ fi
 
 PROGRAM="$(basename "$0")"
 DRY_RUN=""
-REST=() # what follows --
+REST=() # arguments after --
 OPTION_FLAGS=()
 OPTION_HELP=""
 
 say() { echo "$PROGRAM: $*" >&2; }
 
-# die MESSAGE: bad input, as dmpo-jax has it: a message and status 2.
+# die MESSAGE: exits with a message and status 2, dmpo-jax's status of bad input.
 die() {
   say "$@"
   exit 2
 }
 
-# option FLAG DEFAULT HELP: declares --FLAG. It sets FLAG in capitals, with _ for -, whose default
-# can come from the environment variable DMPO_FLAG.
+# option FLAG DEFAULT HELP: declares --FLAG. Its value is in the variable FLAG (capitals, _ for -);
+# the environment variable DMPO_FLAG overrides the default.
 option() {
   local variable="${1//-/_}" environment
   variable="${variable^^}"
@@ -31,9 +31,9 @@ option() {
     "$OPTION_HELP" "$1" "$3" "" "${2:+default: }${2:-no default}" "$environment"
 }
 
-# parse ARGUMENT...: sets the declared options, DRY_RUN and REST; --help prints USAGE and ends.
+# parse ARGUMENT...: sets the declared options, DRY_RUN and REST; --help prints USAGE and exits.
 parse() {
-  local flag value known variable
+  local flag value declared variable
   while (($#)); do
     case "$1" in
       --help | -h)
@@ -45,13 +45,13 @@ parse() {
       --dry-run) DRY_RUN=yes && shift && continue ;;
       --) shift && REST=("$@") && return ;;
       --*) ;;
-      *) die "unexpected argument '$1'; what goes to dmpo-jax train follows --" ;;
+      *) die "unexpected argument '$1'; arguments of dmpo-jax train follow --" ;;
     esac
     flag="${1%%=*}"
     flag="${flag#--}"
-    known=""
-    for variable in "${OPTION_FLAGS[@]}"; do [ "$variable" = "$flag" ] && known=yes; done
-    [ -n "$known" ] || die "unknown option '--$flag'; see $PROGRAM --help"
+    declared=""
+    for variable in "${OPTION_FLAGS[@]}"; do [ "$variable" = "$flag" ] && declared=yes; done
+    [ -n "$declared" ] || die "unknown option '--$flag'; see $PROGRAM --help"
     if [[ "$1" == *=* ]]; then
       value="${1#*=}"
     else
@@ -65,7 +65,7 @@ parse() {
   done
 }
 
-# quote WORD...: the words as a shell reads them, those that need it in single quotes.
+# quote WORD...: the words quoted for a shell.
 quote() {
   local word line=""
   for word in "$@"; do
@@ -87,17 +87,17 @@ run() {
   fi
 }
 
-# note TEXT: a comment among the commands of a dry run.
+# note TEXT: prints a comment in a dry run.
 note() { if [ -n "$DRY_RUN" ]; then echo "# $*"; fi; }
 
-# need PROGRAM HINT: ends unless the program is there. A dry run needs no program.
+# need PROGRAM HINT: exits unless the program is installed. A dry run needs no program.
 need() {
   if [ -z "$DRY_RUN" ] && ! command -v "$1" > /dev/null; then
     die "'$1' is not installed: $2"
   fi
 }
 
-# required FLAG...: ends unless each of these options has a value.
+# required FLAG...: exits unless each option has a value.
 required() {
   local flag variable
   for flag in "$@"; do
@@ -107,7 +107,7 @@ required() {
   done
 }
 
-# whole FLAG...: ends unless each of these options is a whole number.
+# whole FLAG...: exits unless each option is a whole number.
 whole() {
   local flag variable
   for flag in "$@"; do
@@ -117,24 +117,24 @@ whole() {
   done
 }
 
-# one_of FLAG CHOICE...: ends unless the option is one of the choices.
+# one_of FLAG CHOICE...: exits unless the option is one of the choices.
 one_of() {
   local flag="$1" variable choice
   shift
   variable="${flag//-/_}"
   variable="${variable^^}"
   for choice in "$@"; do [ "${!variable}" = "$choice" ] && return; done
-  die "--$flag '${!variable}' is none of: $*"
+  die "--$flag '${!variable}' is not one of: $*"
 }
 
-# check_name: --name as clouds and clusters take it, short enough for host names made of it.
+# check_name: exits unless --name is valid in host names of clouds and clusters.
 check_name() {
   required name
   [[ "$NAME" =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] ||
-    die "--name '$NAME': at most 40 of a-z, 0-9 and -, a letter first and no - last"
+    die "--name '$NAME': expected at most 40 of a-z, 0-9 and -, first a letter, last no -"
 }
 
-# check_workdir: an absolute path that is no URL.
+# check_workdir: exits unless --workdir is an absolute path.
 check_workdir() {
   required workdir
   [[ "$WORKDIR" != *://* ]] ||
@@ -143,11 +143,11 @@ check_workdir() {
   [[ "$WORKDIR" == /* ]] || die "--workdir '$WORKDIR' is not an absolute path"
 }
 
-# check_training: what follows -- is for dmpo-jax train, and names a config.
+# check_training: exits unless the arguments after -- have a config and no option set here.
 check_training() {
   local argument config=""
   for argument in "${REST[@]}"; do
-    [[ "$argument" != *$'\n'* ]] || die "a line break in '$argument'"
+    [[ "$argument" != *$'\n'* ]] || die "'$argument' has a line break"
     case "$argument" in
       --config | --config=*) config=yes ;;
       --workdir | --workdir=* | --distributed | --coordinator | --coordinator=*)
@@ -155,13 +155,13 @@ check_training() {
         ;;
     esac
   done
-  [ -n "$config" ] || die "no config: end with -- --config configs/NAME.py"
+  [ -n "$config" ] || die "no config: end the command with -- --config configs/NAME.py"
 }
 
 # slice_of GENERATION CHIPS: for a slice of v4, v5e, v5p or v6e sets HOSTS, CHIPS_PER_HOST,
 # VM_IMAGE, ACCELERATOR (GKE's node label) and MACHINE (GKE's machine type).
 slice_of() {
-  local one_host=4 prefix # the most chips that one host can have
+  local one_host=4 prefix # one_host: largest number of chips on a single host
   case "$1" in
     v4) VM_IMAGE=tpu-ubuntu2204-base ACCELERATOR=tpu-v4-podslice prefix=ct4p-hightpu ;;
     v5p) VM_IMAGE=v2-alpha-tpuv5 ACCELERATOR=tpu-v5p-slice prefix=ct5p-hightpu ;;
@@ -174,5 +174,5 @@ slice_of() {
   if (($2 <= one_host)); then CHIPS_PER_HOST=$2; else CHIPS_PER_HOST=4; fi
   HOSTS=$(($2 / CHIPS_PER_HOST))
   MACHINE="$prefix-${CHIPS_PER_HOST}t"
-  : "$HOSTS $VM_IMAGE $ACCELERATOR $MACHINE" # read by the scripts that source this
+  : "$HOSTS $VM_IMAGE $ACCELERATOR $MACHINE" # used by the scripts that source this file
 }

@@ -7,33 +7,33 @@ source "$ROOT/launch/common.sh"
 USAGE="Usage: launch/gke.sh COMMAND [OPTIONS] [-- --config FILE [ARGUMENTS OF dmpo-jax train]]
 
 Commands:
-  image    builds --image from the commit that is checked out, and pushes it
+  image    builds --image from the checked-out commit and pushes it
   yaml     prints the JobSet
-  create   creates the JobSet unless it is there; all pods start again after a pre-emption or a lost
-           worker, and go on from the last checkpoint
+  create   creates the JobSet unless it exists; after a preemption or a lost worker all pods restart
+           and the run resumes from the last checkpoint
   wait     waits for the end: status 0 if the run succeeded, 1 if it failed
-  logs     the output of the first worker, as it comes
+  logs     follows the output of the first worker
   fetch    copies --from, a path in --mount, to --to, a folder here
-  status   the JobSet and its pods
+  status   shows the JobSet and its pods
   delete   deletes the JobSet and its pods
 
-The cluster (with the JobSet controller, version 0.8 or newer) and the claim are there already."
+The cluster (with the JobSet controller, version 0.8 or newer) and the claim must exist."
 
 option name dmpo "name of the JobSet"
 option slice v5e:4x4 "generation and topology: v4:AxBxC, v5p:AxBxC, v5e:AxB or v6e:AxB"
 option image "" "container image, such as REGION-docker.pkg.dev/PROJECT/REPOSITORY/dmpo-jax:1"
 option claim "" "persistent volume claim, ReadWriteMany, that all pods mount"
-option mount /mnt/dmpo "where the claim is mounted"
+option mount /mnt/dmpo "mount point of the claim"
 option workdir "" "directory of the run, in --mount"
 option capacity spot "spot or on-demand"
 option namespace default "namespace"
-option restarts 100 "restarts altogether until the run is given up"
-option limit 5 "starts in a row without a new checkpoint until the run is given up"
-option grace 120 "seconds to save in when a pod is told to end (spot nodes grant less)"
-option jax "jax[tpu]" "image: requirement that brings JAX for TPUs"
-option poll 30 "wait: seconds between two looks"
+option restarts 100 "total number of restarts after which the run stops"
+option limit 5 "starts in a row without a new checkpoint after which the run stops"
+option grace 120 "seconds to save in after SIGTERM (spot nodes grant less)"
+option jax "jax[tpu]" "image: requirement of JAX for TPUs"
+option poll 30 "wait: seconds between two queries"
 option from "" "fetch: path in --mount, such as WORKDIR/pipeline"
-option to . "fetch: path here"
+option to . "fetch: local path"
 
 COMMAND="${1:---help}"
 (($# == 0)) || shift
@@ -58,7 +58,7 @@ check_slice() {
       [[ " 1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16 " == *" $TOPOLOGY "* ]] ||
         die "--slice '$SLICE': one of 1x1, 2x2, 2x4, 4x4, 4x8, 8x8, 8x16, 16x16"
       ;;
-    *) # up to 64 chips a few shapes, beyond that multiples of four in ascending order
+    *) # a few shapes up to 64 chips, above that multiples of four in ascending order
       if [[ " 2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 " != *" $TOPOLOGY "* ]]; then
         for side in "${sides[@]}"; do
           ((10#$side % 4 == 0 && 10#$side >= last && 10#$side > 0)) ||
@@ -71,7 +71,7 @@ check_slice() {
   slice_of "$GENERATION" "$chips"
 }
 
-# string TEXT: a YAML string in double quotes, in which Kubernetes replaces nothing.
+# string TEXT: a YAML string in double quotes in which Kubernetes expands no variable.
 string() {
   local text="${1//\\/\\\\}"
   text="${text//\"/\\\"}"
@@ -85,8 +85,8 @@ yaml() {
     spot="
                 cloud.google.com/gke-spot: \"true\""
   fi
-  # The first worker counts the starts; then the shell becomes the training process, so that it is
-  # the one that is told to end.
+  # The first worker counts the starts. Then the training process replaces the shell, so that it
+  # receives the pod's SIGTERM.
   # shellcheck disable=SC2016
   script='[ "$JOB_COMPLETION_INDEX" != 0 ] || launch/worker.sh guard "$1" "$2" "$3" || exit; '
   # shellcheck disable=SC2016
@@ -118,14 +118,14 @@ spec:
           completionMode: Indexed
           completions: $HOSTS # the hosts of $SLICE
           parallelism: $HOSTS
-          backoffLimit: 0 # the first pod that fails fails the job; the JobSet starts it again
+          backoffLimit: 0 # the first failed pod fails the job; the JobSet restarts it
           podFailurePolicy:
             rules:
-              - action: Count # pre-empted or evicted, whatever the status
+              - action: Count # preempted or evicted, with any status
                 onPodConditions:
                   - type: DisruptionTarget
                     status: "True"
-              - action: FailJob # bad input (2), and all that another start does not cure
+              - action: FailJob # bad input (2) and other errors that a restart does not cure
                 onExitCodes:
                   containerName: train
                   operator: NotIn
@@ -219,7 +219,7 @@ case "$COMMAND" in
     QUERY=("${KUBECTL[@]}" get jobset "$NAME" "--output=jsonpath={.status.terminalState}")
     if [ -n "$DRY_RUN" ]; then
       run "${QUERY[@]}"
-      note "every $POLL s, until that prints Completed or Failed"
+      note "every $POLL s, until it prints Completed or Failed"
       exit 0
     fi
     while :; do
@@ -227,7 +227,7 @@ case "$COMMAND" in
       case "$state" in
         Completed) exit 0 ;;
         Failed)
-          say "the JobSet failed; launch/gke.sh logs and kubectl describe jobset $NAME tell why"
+          say "the JobSet failed; launch/gke.sh logs and kubectl describe jobset $NAME show the reason"
           exit 1
           ;;
       esac

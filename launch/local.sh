@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A run on one machine in several processes, each with devices of its own: what a run on several hosts
-# does, without them; or a process for each GPU. See docs/launch.md and docs/fault_tolerance.md.
+# A run in several processes on one machine: with simulated CPU devices, as a test of a run on several
+# hosts, or with one process per GPU. See docs/launch.md and docs/fault_tolerance.md.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/common.sh
@@ -11,13 +11,14 @@ USAGE="Usage: launch/local.sh [OPTIONS] --config FILE --workdir DIR [ARGUMENTS O
   launch/local.sh --processes 2 --devices 2 --config configs/digits_dmpo.py --workdir runs/dmpo
   launch/local.sh --processes 8 --gpus --config configs/sd15_dmpo.py --workdir runs/sd15
 
-  --processes N   how many (default 2)
-  --devices M     simulated CPU devices of each (default 1)
-  --gpus          instead of them one GPU for each: process I sees GPU I
-  --restarts K    starts after the first one, where a process was lost or pre-empted (default 5)
+  --processes N   number of processes (default 2)
+  --devices M     simulated CPU devices per process (default 1)
+  --gpus          one GPU per process instead: process I sees GPU I
+  --restarts K    restarts after a process was lost or preempted (default 5)
   --dry-run       print the commands, quoted for a shell, and run nothing
 
-SIGTERM goes to all processes, which save. The status is theirs; killed ones count as lost (76)."
+SIGTERM goes to all processes, which save a checkpoint. The exit status is that of the processes; a
+killed process counts as lost (76)."
 
 PROCESSES=2 DEVICES=1 GPUS="" RESTARTS=5
 while (($#)); do
@@ -36,16 +37,16 @@ while (($#)); do
   shift
 done
 whole processes devices restarts
-((PROCESSES > 0 && DEVICES > 0)) || die "--processes and --devices are at least 1"
+((PROCESSES > 0 && DEVICES > 0)) || die "--processes and --devices must be at least 1"
 
-# command_of INDEX PORT: sets COMMAND, what a process is.
+# command_of INDEX PORT: sets COMMAND, the command of a process.
 command_of() {
   COMMAND=("$VENV/bin/dmpo-jax" train "${REST[@]}"
     --coordinator "127.0.0.1:$2" --num-processes "$PROCESSES" --process-id "$1")
   if [ -n "$GPUS" ]; then
     COMMAND=(env "CUDA_VISIBLE_DEVICES=$1" "${COMMAND[@]}")
   else
-    # Simulated devices on few cores can deadlock unless XLA is told of more processors (NPROC).
+    # Simulated devices on few cores can deadlock unless XLA assumes more processors (NPROC).
     local flags="${XLA_FLAGS:+$XLA_FLAGS }--xla_force_host_platform_device_count=$DEVICES"
     COMMAND=(env JAX_PLATFORMS=cpu NPROC=32 "XLA_FLAGS=$flags" "${COMMAND[@]}")
   fi
@@ -64,26 +65,26 @@ if [ -n "$DRY_RUN" ]; then
   exit 0
 fi
 
-TOLD="" pids=()
+SIGNALLED="" pids=()
 forward() {
-  TOLD=yes
+  SIGNALLED=yes
   kill "-$1" "${pids[@]}" 2> /dev/null || true
 }
 trap 'forward TERM' TERM
 trap 'forward INT' INT
 
-# run_once: all processes, until all have ended; sets STATUS: an error says more than a loss.
+# run_once: runs all processes to their end and sets STATUS; an error has priority over a loss.
 run_once() {
   local port index code
   port="$(free_port)" pids=() STATUS=0
   for ((index = 0; index < PROCESSES; index++)); do
     command_of "$index" "$port"
-    # Each line of output says whose it is.
+    # Each line of output begins with the index of its process.
     "${COMMAND[@]}" > >(sed -u "s/^/[$index] /") 2> >(sed -u "s/^/[$index] /" >&2) &
     pids+=($!)
   done
   for index in "${!pids[@]}"; do
-    while true; do # a signal that is trapped ends wait, not the process
+    while true; do # a trapped signal ends wait, not the process
       code=0
       wait "${pids[index]}" || code=$?
       kill -0 "${pids[index]}" 2> /dev/null || break
@@ -104,6 +105,6 @@ for ((start = 0; ; start++)); do
     75 | 76) ;;
     *) exit "$STATUS" ;;
   esac
-  [ -z "$TOLD" ] && ((start < RESTARTS)) || exit "$STATUS"
+  [ -z "$SIGNALLED" ] && ((start < RESTARTS)) || exit "$STATUS"
   say "status $STATUS: starting again ($((start + 1)) of $RESTARTS)"
 done

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes a virtual environment, installs dmpo-jax, and runs the quickstart: about ten minutes on two
-# cores. Interrupted, it goes on where it was. Arguments go to `dmpo-jax quickstart`.
+# cores. Interrupted, the same command resumes. Arguments go to `dmpo-jax quickstart`.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/environment.sh

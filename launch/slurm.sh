@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A run on the GPUs of a Slurm cluster. See docs/launch.md.
 set -euo pipefail
-# Slurm runs a copy of this file, in the repository as working directory.
+# Slurm runs a copy of this file, so DMPO_ROOT names the repository.
 ROOT="${DMPO_ROOT:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)}"
 source "$ROOT/launch/common.sh"
 
@@ -9,20 +9,20 @@ USAGE="Usage: launch/slurm.sh COMMAND [OPTIONS] [-- --config FILE [ARGUMENTS OF 
 
 Commands:
   install  makes the virtual environment --venv with JAX for GPUs (on a login node, once)
-  submit   submits the run, unless a job of its name waits or runs; the job saves before its time
-           limit, and puts itself in the queue again after that, a pre-emption or a lost process
-  job      what the job runs: one process per GPU
-  status   the job's line in the queue
-  cancel   takes the job out of the queue or stops it
+  submit   submits the run, unless a job of its name is pending or running; the job saves before its
+           time limit, and requeues itself then, after a preemption or after a lost process
+  job      runs in the job: one process per GPU
+  status   shows the job in the queue
+  cancel   cancels the job
 
-The repository, the virtual environment and --workdir lie on a file system that all nodes share."
+The repository, the virtual environment and --workdir must be on a file system that all nodes share."
 
 option name dmpo "name of the job"
-option nodes 1 "nodes"
-option gpus 8 "GPUs, and so processes, on each node"
-option cpus 8 "CPU cores for each process"
-option time 24:00:00 "time limit of one stretch of the run"
-option grace 300 "seconds before the time limit at which the run is told to save"
+option nodes 1 "number of nodes"
+option gpus 8 "GPUs (and processes) per node"
+option cpus 8 "CPU cores per process"
+option time 24:00:00 "time limit of each job"
+option grace 300 "seconds before the time limit at which the run saves and stops"
 option partition "" "partition"
 option account "" "account"
 option extra "" "further options of sbatch, separated by spaces"
@@ -30,7 +30,7 @@ option workdir "" "directory of the run"
 option venv "$ROOT/.venv" "virtual environment"
 option python python3 "install: Python 3.11 or newer"
 option jax "jax[cuda13]" "install: requirement that brings JAX for GPUs"
-option limit 5 "starts in a row without a new checkpoint until the run is given up"
+option limit 5 "starts in a row without a new checkpoint after which the run stops"
 
 COMMAND="${1:---help}"
 (($# == 0)) || shift
@@ -41,8 +41,8 @@ case "$COMMAND" in
 esac
 check_name
 whole nodes gpus cpus grace limit
-((NODES > 0 && GPUS > 0 && CPUS > 0)) || die "--nodes, --gpus and --cpus are at least 1"
-HINT="this is for a machine of a Slurm cluster (--dry-run shows the commands anywhere)"
+((NODES > 0 && GPUS > 0 && CPUS > 0)) || die "--nodes, --gpus and --cpus must be at least 1"
+HINT="run this on a machine of a Slurm cluster (--dry-run works anywhere)"
 
 case "$COMMAND" in
   install)
@@ -61,22 +61,22 @@ case "$COMMAND" in
     need sbatch "$HINT"
     [ -n "$DRY_RUN" ] || [ -x "$VENV/bin/dmpo-jax" ] ||
       die "no dmpo-jax in --venv '$VENV': run launch/slurm.sh install"
-    waiting=(squeue --me "--name=$NAME" --noheader --format=%i)
-    note "unless this finds a job:"
+    query=(squeue --me "--name=$NAME" --noheader --format=%i)
+    note "unless this prints a job:"
     if [ -n "$DRY_RUN" ]; then
-      run "${waiting[@]}"
+      run "${query[@]}"
     else
-      jobs="$("${waiting[@]}")"
+      jobs="$("${query[@]}")"
       if [ -n "$jobs" ]; then
-        say "job $jobs is there already; launch/slurm.sh cancel --name $NAME ends it"
+        say "job $jobs exists already; launch/slurm.sh cancel --name $NAME cancels it"
         exit 0
       fi
     fi
     read -ra more <<< "$EXTRA"
     [ -z "$PARTITION" ] || more+=("--partition=$PARTITION")
     [ -z "$ACCOUNT" ] || more+=("--account=$ACCOUNT")
-    # Every process sees all GPUs of its node (no --gpus-per-task): JAX takes the one of its local
-    # number. Without B:, the signal goes to the processes and not to the script around them.
+    # Every process sees all GPUs of its node (no --gpus-per-task): JAX takes the one with its local
+    # index. Without B:, the signal goes to the processes and not to this script.
     run mkdir -p "$WORKDIR"
     run sbatch "--job-name=$NAME" "--nodes=$NODES" "--ntasks-per-node=$GPUS" \
       "--gpus-per-node=$GPUS" "--cpus-per-task=$CPUS" "--time=$TIME" "--signal=TERM@$GRACE" \
@@ -92,17 +92,17 @@ case "$COMMAND" in
     need srun "$HINT"
     JOB="${SLURM_JOB_ID:-}"
     if [ -n "$DRY_RUN" ]; then JOB="${JOB:-1}"; fi
-    [ -n "$JOB" ] || die "not in a Slurm job; launch/slurm.sh submit makes one"
+    [ -n "$JOB" ] || die "not in a Slurm job; launch/slurm.sh submit submits one"
     run "$ROOT/launch/worker.sh" guard "$WORKDIR" "$LIMIT" "$JOB"
     status=0
-    # The processes that lose one of theirs end by themselves with 76; srun is not to kill them.
+    # When one process is lost, the others exit with 76 themselves; srun must not kill them.
     run srun --kill-on-bad-exit=0 "--cpus-per-task=$CPUS" "$VENV/bin/dmpo-jax" train \
       --workdir "$WORKDIR" --distributed --no-progress "${REST[@]}" || status=$?
     note "if that ends with 75, 76, 137 (killed) or 143:"
     if [ -n "$DRY_RUN" ]; then status=75; fi
     case "$status" in
       75 | 76 | 137 | 143)
-        [ -n "$DRY_RUN" ] || say "ended with $status; into the queue again"
+        [ -n "$DRY_RUN" ] || say "exit status $status; requeueing the job"
         run scontrol requeue "$JOB"
         ;;
       *) exit "$status" ;;

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A run on a Cloud TPU slice, from asking for it to deleting it. See docs/launch.md.
+# A run on a Cloud TPU slice, from its request to its deletion. See docs/launch.md.
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 source "$ROOT/launch/common.sh"
@@ -7,15 +7,15 @@ source "$ROOT/launch/common.sh"
 USAGE="Usage: launch/tpu_vm.sh COMMAND [OPTIONS] [-- --config FILE [ARGUMENTS OF dmpo-jax train]]
 
 Commands:
-  create   asks for the slice unless it is there, and waits until it is ready
+  create   requests the slice unless it exists, and waits until it is ready
   run      creates the slice, copies this commit to all workers, installs it and trains; after a
-           pre-emption or a lost worker it goes on from the last checkpoint, on a new slice if need
-           be; ends with the run's exit status
+           preemption or a lost worker it resumes from the last checkpoint, on a new slice if
+           needed; exits with the run's status
   fetch    copies --from, a path on the workers, to --to, a folder here
   status   states of the request and of the slice
-  delete   deletes both; a slice costs until it is deleted
+  delete   deletes both; a slice is billed until it is deleted
 
-The slice is spot capacity (which can be pre-empted) through a queued resource by default."
+By default the slice is spot capacity, which can be preempted, from a queued resource."
 
 option name dmpo "name of the slice and of its request"
 option project "${CLOUDSDK_CORE_PROJECT:-}" "Google Cloud project"
@@ -23,7 +23,7 @@ option zone "${CLOUDSDK_COMPUTE_ZONE:-}" "zone, such as us-west4-a"
 option type v5litepod-16 "accelerator type: v4-N, v5p-N (N cores), v5litepod-N, v6e-N (N chips)"
 option runtime "" "image of the VMs; without one, the generation's"
 option capacity spot "spot, on-demand or reserved"
-option via queued "queued (a queued resource) or direct (created at once or refused)"
+option via queued "queued (a queued resource) or direct (created immediately or refused)"
 option network default "VPC network"
 option workdir "" "directory of the run, on a file system that all workers share"
 option share "" "NFS share to mount on all workers, as 10.0.0.2:/vol"
@@ -31,10 +31,10 @@ option mount /mnt/dmpo "where the share is mounted"
 option data "" "gs:// folder that is copied to data/ in the repository on every worker"
 option python 3.11 "version of Python on the workers"
 option jax "jax[tpu]" "requirement that brings JAX for TPUs"
-option limit 5 "starts in a row without a new checkpoint until the run is given up"
-option poll 30 "seconds between two looks at a state"
+option limit 5 "starts in a row without a new checkpoint after which the run stops"
+option poll 30 "seconds between two queries of a state"
 option wait 86400 "seconds to wait for capacity"
-option when-done keep "what happens to the slice after a run that succeeded: keep or delete"
+option when-done keep "keep or delete the slice after a successful run"
 option from "" "fetch: path on the workers, such as WORKDIR/pipeline"
 option to . "fetch: folder here"
 
@@ -53,7 +53,7 @@ one_of via queued direct
 one_of when-done keep delete
 whole limit poll wait
 
-# Everything is checked before anything is asked for.
+# All options are checked before the first request.
 check_type() {
   local generation number chips
   TYPE="${TYPE/#v5e-/v5litepod-}"
@@ -61,14 +61,14 @@ check_type() {
     die "--type '$TYPE' is unknown: v4-N, v5p-N, v5litepod-N or v6e-N"
   generation="${BASH_REMATCH[1]/litepod/e}" number="${BASH_REMATCH[2]}"
   case "$generation" in
-    v4 | v5p) # named by cores, two a chip, four chips a host
-      ((number >= 8 && number % 8 == 0)) || die "--type '$TYPE': the cores are a multiple of 8"
+    v4 | v5p) # names count cores: two per chip, four chips per host
+      ((number >= 8 && number % 8 == 0)) || die "--type '$TYPE': the number of cores must be a multiple of 8"
       chips=$((number / 2))
       ;;
     *)
       chips=$number
       [[ " 1 4 8 16 32 64 128 256 " == *" $chips "* ]] ||
-        die "--type '$TYPE': such slices have 1, 4, 8, 16, 32, 64, 128 or 256 chips"
+        die "--type '$TYPE': slices of this generation have 1, 4, 8, 16, 32, 64, 128 or 256 chips"
       ;;
   esac
   slice_of "$generation" "$chips"
@@ -87,15 +87,15 @@ case "$COMMAND" in
         die "--share is missing: the $HOSTS workers of a $TYPE need a file system that they share"
       [[ "$WORKDIR/" == "$MOUNT"/* ]] || die "--workdir '$WORKDIR' is not on the share at $MOUNT"
       if [ -z "$DRY_RUN" ]; then
-        # gcloud wants this before it speaks to several workers; better said before they cost.
+        # gcloud requires this for several workers; check it before they are billed.
         ssh-add -l > /dev/null 2>&1 ||
-          die "no key in the SSH agent, where gcloud needs its own: gcloud compute config-ssh;" \
+          die "gcloud's key is not in the SSH agent: gcloud compute config-ssh;" \
             "eval \"\$(ssh-agent)\"; ssh-add ~/.ssh/google_compute_engine"
       fi
     fi
     [ -n "$SHARE" ] || [ "$CAPACITY" != spot ] || [ -n "$DRY_RUN" ] ||
-      say "without --share, a pre-emption takes the run's directory with it"
-    need git "the commit that is checked out is what the workers get"
+      say "without --share a preemption deletes the directory of the run"
+    need git "the workers get the checked-out commit"
     ;;
   fetch) required from ;;
 esac
@@ -122,8 +122,8 @@ create() {
   fi
 }
 
-# ask COMMAND...: what the command prints. Once it has worked, a failure is tried again: a run of
-# days is not to end because the network was away for a moment.
+# ask COMMAND...: prints the output of the command. After a first success, failures are retried, so
+# that a short loss of the network does not end a run of days.
 TRIES=1
 ask() {
   local try answer
@@ -137,8 +137,8 @@ ask() {
   done
 }
 
-# Sets STATE to absent, waiting, ready, refused or gone, from what both lists say.
-look() {
+# query: sets STATE to absent, waiting, ready, refused or gone, from the states in both lists.
+query() {
   local request node
   request="$(ask "${QUEUED[@]}")"
   node="$(ask "${NODES[@]}")"
@@ -150,13 +150,13 @@ look() {
     ACTIVE/READY | /READY) STATE=ready ;;
     *) STATE=waiting ;;
   esac
-  SEEN="request: ${request:-none}, slice: ${node:-none}"
+  STATES="request: ${request:-none}, slice: ${node:-none}"
 }
 
 delete() {
   local request node
   if [ -n "$DRY_RUN" ]; then
-    note "each only if its list shows it:"
+    note "each deleted only if its list has it:"
     run "${QUEUED[@]}"
     run "${TPU[@]}" queued-resources delete "$NAME" "${PLACE[@]}" --force --quiet
     run "${NODES[@]}"
@@ -171,29 +171,29 @@ delete() {
   if [ -n "$node" ]; then
     run "${TPU[@]}" tpu-vm delete "$NAME" "${PLACE[@]}" --quiet
   fi
-  say "there is no slice '$NAME' in $ZONE (any more)"
+  say "there is no slice '$NAME' in $ZONE"
 }
 
-# Returns once the slice is ready. What a pre-emption left is deleted and asked for anew.
+# ensure: returns when the slice is ready. The remains of a preempted slice are deleted first.
 ensure() {
-  local started="$SECONDS" seen="" asked=""
+  local started="$SECONDS" previous="" requested=""
   if [ -n "$DRY_RUN" ]; then
-    note "unless the lists show it ready:"
+    note "unless the lists show the slice ready:"
     run "${QUEUED[@]}"
     run "${NODES[@]}"
     create
-    note "both lists again every $POLL s, until ACTIVE and READY, for at most $WAIT s"
+    note "both lists every $POLL s, until ACTIVE and READY, for at most $WAIT s"
     return
   fi
   while :; do
-    look
-    [ "$SEEN" = "$seen" ] || say "$SEEN"
-    seen="$SEEN"
+    query
+    [ "$STATES" = "$previous" ] || say "$STATES"
+    previous="$STATES"
     case "$STATE" in
       ready) return ;;
       absent)
         create
-        asked=yes
+        requested=yes
         continue
         ;;
       gone)
@@ -201,7 +201,7 @@ ensure() {
         continue
         ;;
       refused)
-        if [ -n "$asked" ]; then
+        if [ -n "$requested" ]; then
           say "the request failed: no quota or no capacity for $TYPE in $ZONE, or a wrong type:"
           "${TPU[@]}" queued-resources describe "$NAME" "${PLACE[@]}" >&2 || true
           exit 1
@@ -211,21 +211,21 @@ ensure() {
         ;;
     esac
     if ((SECONDS - started > WAIT)); then
-      say "not ready after $WAIT s; the request stays in the queue: launch/tpu_vm.sh delete ends it"
+      say "not ready after $WAIT s; the request stays in the queue; launch/tpu_vm.sh delete deletes it"
       exit 1
     fi
     sleep "$POLL"
   done
 }
 
-# on WORKER COMMAND...: runs the command on a worker or on all. Status 255: no connection. Where
-# several workers failed, gcloud gives the status of the first of them.
+# on WORKER COMMAND...: runs the command on one worker or on all. Status 255: no connection. If
+# several workers fail, gcloud returns the status of the first of them.
 on() {
   run "${TPU[@]}" tpu-vm ssh "$NAME" "${PLACE[@]}" --worker="$1" --quiet \
     --ssh-flag=-oServerAliveInterval=30 --command="$(shift && quote "$@")"
 }
 
-# install_on_all: copies the commit and worker.sh, and installs; quick where that is done already.
+# install_on_all: copies the commit and worker.sh to all workers and installs what has changed.
 install_on_all() {
   local archive="${TMPDIR:-/tmp}/dmpo_jax-$NAME.tar.gz"
   run git -C "$ROOT" archive --format=tar.gz --output="$archive" HEAD &&
@@ -234,7 +234,7 @@ install_on_all() {
     on all bash worker.sh setup "$(basename "$archive")" "$PYTHON" "$JAX" "$SHARE" "$MOUNT" "$DATA"
 }
 
-# join ID: starts an attempt on all workers, or joins the one that runs, and follows it to its end.
+# join ID: starts an attempt on all workers, or joins a running one, and waits for its end.
 join() {
   on all bash worker.sh attempt "$1" env --chdir=dmpo_jax ../dmpo_venv/bin/dmpo-jax train \
     --workdir "$WORKDIR" --distributed --no-progress "${REST[@]}"
@@ -256,24 +256,24 @@ train() {
     "$action" "$RUN.$attempt" || status=$?
     action="start"
     if [ -n "$DRY_RUN" ]; then
-      note "status 0: done. 75 (pre-empted, saved), 76 (a worker lost), 137, 143 (killed): all again,"
-      note "on a new slice if this is gone. 255 (connection lost): the last command again. Else: stop"
+      note "status 0: done. 75 (preempted, saved), 76 (a worker lost), 137, 143 (killed): restart,"
+      note "on a new slice if this one is gone. 255 (connection lost): rejoin. Otherwise: stop"
       return
     fi
     case "$status" in
       0) return ;;
-      75) say "pre-empted; the run has saved and goes on" ;;
-      76 | 137 | 143) say "a worker was lost or killed; the run goes on from its last checkpoint" ;;
-      1 | 255) # gcloud's own, or the run's 1: the slice's state tells
+      75) say "preempted; the run has saved a checkpoint and resumes" ;;
+      76 | 137 | 143) say "a worker was lost or killed; the run resumes from its last checkpoint" ;;
+      1 | 255) # gcloud's status, or the run's 1: decided by the state of the slice
         sleep "$POLL"
-        look
+        query
         if [ "$STATE" = ready ]; then
           if ((status == 1 || ++lost > LIMIT)); then exit "$status"; fi
-          say "the connection was lost; the run goes on without it; joining it again"
+          say "the connection was lost, the run continues; joining it again"
           action="join"
           continue
         fi
-        say "the slice is gone ($SEEN)"
+        say "the slice is gone ($STATES)"
         ;;
       *) exit "$status" ;;
     esac
@@ -291,15 +291,15 @@ case "$COMMAND" in
       run "${QUEUED[@]}"
       run "${NODES[@]}"
     else
-      look
-      echo "$SEEN ($STATE)"
+      query
+      echo "$STATES ($STATE)"
     fi
     ;;
   fetch) run "${TPU[@]}" tpu-vm scp "$NAME:$FROM" "$TO" "${PLACE[@]}" --worker=0 \
     --recurse --quiet ;;
   run)
     if [ -z "$DRY_RUN" ]; then
-      trap 'say "if there is a slice, it is kept and costs; launch/tpu_vm.sh delete ends that"' EXIT
+      trap 'say "an existing slice is kept and billed; launch/tpu_vm.sh delete deletes it"' EXIT
     fi
     train
     if [ "$WHEN_DONE" = delete ]; then

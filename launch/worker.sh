@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Runs on the machines that train; the launch scripts call it.
+# Runs on the training machines; the launch scripts call it.
 #   worker.sh setup ARCHIVE PYTHON JAX [SERVER:/SHARE MOUNT] [gs://DATA]
 #       unpacks and installs dmpo-jax in the home directory, mounts the share, copies the data;
-#       does nothing that is already done
+#       skips steps that are done
 #   worker.sh guard WORKDIR LIMIT RUN
-#       counts the starts of a run; status 2 once LIMIT starts in a row left no new checkpoint
+#       counts the starts of a run; status 2 after LIMIT starts in a row without a new checkpoint
 #   worker.sh attempt ID COMMAND...
-#       runs the command so that it survives this connection, shows its output, ends with its
-#       status; called again with the same ID, it joins the command instead of starting it again
+#       runs the command independently of this connection, prints its output and exits with its
+#       status; called again with the same ID, it joins the running command
 set -euo pipefail
 
 setup() {
@@ -16,7 +16,7 @@ setup() {
   if [ "$(cat dmpo_jax.installed 2> /dev/null)" != "$wanted" ]; then
     rm -rf dmpo_jax && mkdir dmpo_jax
     tar -xzf "$archive" -C dmpo_jax
-    # The images of TPU VMs have Python 3.10; uv brings another one.
+    # The images of TPU VMs have Python 3.10; uv installs another version.
     python3 -m pip install --user --quiet uv
     uv="$HOME/.local/bin/uv"
     [ -x dmpo_venv/bin/python ] || "$uv" venv --quiet --python "$python" dmpo_venv
@@ -30,13 +30,13 @@ setup() {
     sudo chmod 1777 "$mount"
   fi
   if [ -n "$data" ]; then
-    mkdir -p dmpo_data # outside the code, which the next commit replaces
+    mkdir -p dmpo_data # outside the code folder, which the next commit replaces
     gcloud storage rsync --recursive "$data" "dmpo_data/$(basename "$data")"
     ln -sfn ../dmpo_data dmpo_jax/data
   fi
 }
 
-# Step of the latest whole checkpoint in a work directory; 0 if there is none.
+# latest_step WORKDIR: prints the step of the last complete checkpoint, or 0.
 latest_step() {
   local entry step latest=0
   for entry in "$1"/checkpoints/*; do
@@ -53,17 +53,17 @@ guard() {
   if [ -f "$workdir/starts.txt" ]; then read -r old_run old_step count < "$workdir/starts.txt"; fi
   if [ "$old_run $old_step" != "$run $step" ]; then count=0; fi
   if ((count >= limit)); then
-    echo "worker.sh: the last $count starts left no checkpoint after step $step in $workdir:" \
-      "given up. The log's end tells why; or save more often (config.checkpoint.every)" >&2
+    echo "worker.sh: the last $count starts left no checkpoint after step $step in $workdir;" \
+      "stopping. See the end of the log, or save more often (config.checkpoint.every)" >&2
     return 2
   fi
   echo "$run $step $((count + 1))" > "$workdir/starts.txt"
 }
 
-# running PID STATUS: whether an attempt still runs, by its process and the file of its status.
+# running PID STATUS_FILE: whether an attempt is still running.
 running() { [ ! -f "$2" ] && kill -0 "$1" 2> /dev/null; }
 
-# Ends what an earlier attempt left running: asked first, so that it can save.
+# stop_running PID STATUS_FILE: ends an earlier attempt, with SIGTERM first so that it can save.
 stop_running() {
   local tenth
   running "$@" || return 0
@@ -82,9 +82,9 @@ attempt() {
   if [ -f "$folder/current" ]; then read -r old pid < "$folder/current"; fi
   if [ "$old" != "$id" ]; then
     if [ -n "$pid" ]; then stop_running "$pid" "$folder/$old.status"; fi
-    : > "$folder/$id.log" # there before anyone looks for it
-    # The shell around the command notes who runs before it begins, so that a later attempt finds it,
-    # and outlives the signals that it gets with it, to note its status.
+    : > "$folder/$id.log" # before tail opens it
+    # The shell around the command records the process id first, so that a later attempt can stop it,
+    # and ignores the command's signals, so that it can record the status.
     # shellcheck disable=SC2016
     setsid bash -c 'trap : TERM HUP; folder=$1 id=$2; shift 2
       note() { echo "$2" > "$folder/$1.new"; mv "$folder/$1.new" "$folder/$1"; }
@@ -93,8 +93,8 @@ attempt() {
     pid=$!
     lines=+1
   fi
-  # It ends by itself once the process has and all is shown, however slow the machine is; only where
-  # another process has got the number of one that is long gone must it be told.
+  # tail exits by itself after the process has ended and all output is printed. It is killed only if
+  # another process has the same id.
   tail --lines="$lines" --follow --sleep-interval=0.2 --pid="$pid" "$folder/$id.log" &
   follower=$!
   while running "$pid" "$folder/$id.status"; do sleep 0.2; done
@@ -104,7 +104,7 @@ attempt() {
   done
   kill "$follower" 2> /dev/null || true
   if [ ! -f "$folder/$id.status" ]; then
-    echo "worker.sh: attempt $id is gone without a word (killed, or the machine started anew)" >&2
+    echo "worker.sh: attempt $id ended without a status (killed, or the machine restarted)" >&2
     return 76
   fi
   return "$(cat "$folder/$id.status")"
@@ -114,7 +114,7 @@ case "${1:-}" in
   setup | guard | attempt) "$@" ;;
   --help) sed -n '2,/^set/{/^set/!s/^# \{0,1\}//p}' "$0" ;;
   *)
-    echo "worker.sh: '${1:-}' is none of setup, guard, attempt; see worker.sh --help" >&2
+    echo "worker.sh: '${1:-}' is not one of setup, guard, attempt; see worker.sh --help" >&2
     exit 2
     ;;
 esac

@@ -1,7 +1,7 @@
-"""A machine room on the file system: run under the name of gcloud, kubectl, sbatch, ... it records
-how it was called, keeps states, and answers as those do. Standard library only: it starts often.
+"""Fakes of gcloud, kubectl, sbatch and others: a program under each of their names that records its
+calls, keeps states in a file, and answers as they do. Standard library only: it starts often.
 
-The room is one JSON file, named by FAKE_ROOM; see `tests.launch.room.Room`.
+The states are one JSON file, FAKE_ROOM; see `tests.launch.room.Room`.
 """
 
 import fcntl
@@ -22,7 +22,7 @@ FILE = pathlib.Path(os.environ["FAKE_ROOM"])
 
 
 def main(name: str, arguments: list[str]) -> int:
-  """Records the call and answers it; the room is locked, save while a command runs on a worker."""
+  """Records the call and answers it; the file is unlocked while a command runs on a worker."""
   with open(FILE.with_suffix(".lock"), "w") as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
     room = json.loads(FILE.read_text())
@@ -112,13 +112,13 @@ def _ssh(room: dict, command: str) -> int:
   status = process.wait()
   if "attempt" in command:
     _change(plan=room["plan"][1:])
-    if event == "pre-empted":
+    if event == "preempted":
       _change(request=room["request"] and "SUSPENDED", slice="PREEMPTED")
   return status
 
 
 def _dmpo_jax(room: dict, arguments: list[str]):
-  """Trains: leaves the checkpoint that the plan names, and ends with the plan's status."""
+  """Writes the checkpoint of the plan and exits with the plan's status."""
   status, event, *step = room["plan"][0]
   if "--workdir" in arguments and step:
     workdir = pathlib.Path(arguments[arguments.index("--workdir") + 1])
@@ -142,7 +142,7 @@ def _srun(room: dict, arguments: list[str]) -> int:
 
 def _git(room: dict, arguments: list[str]) -> int:
   [output] = [a.partition("=")[2] for a in arguments if a.startswith("--output=")]
-  # Without a time, as git's: the archive of a commit is always the same.
+  # Without a time, as git does: the archive of a commit is always the same.
   with gzip.GzipFile(output, "w", mtime=0) as file, tarfile.open(fileobj=file, mode="w") as archive:
     archive.addfile(tarfile.TarInfo("setup.py"), io.BytesIO())
   return 0

@@ -1,4 +1,4 @@
-"""Runs the launch scripts in a machine room of fakes."""
+"""Runs the launch scripts with fakes of clouds and clusters."""
 
 import json
 import pathlib
@@ -16,14 +16,14 @@ TOOLS = "bash env cat basename dirname date sleep tail tar gzip mkdir rm mv ln c
 
 
 class Room:
-  """Fakes of clouds and clusters on PATH, and what becomes of them.
+  """Fakes of clouds and clusters on PATH, and their states.
 
-  Attributes of the room (see `fake.py`), to be set by a test:
-    plan: What becomes of each attempt to train: [status, event, step of a checkpoint it leaves];
-      the events are "", "pre-empted" and "connection lost".
-    queue: States through which a queued resource goes after it was asked for.
-    request, slice: States of the queued resource and of the slice now.
-    gcloud_fails: How many of the next calls of gcloud fail.
+  States (see `fake.py`) that a test sets:
+    plan: For each attempt to train: [exit status, event, step of its checkpoint]; the events are
+      "", "preempted" and "connection lost".
+    queue: Successive states of a queued resource after its request.
+    request, slice: Current states of the queued resource and of the slice.
+    gcloud_fails: Number of next calls of gcloud that fail.
   """
 
   def __init__(self, folder: pathlib.Path):
@@ -56,18 +56,18 @@ class Room:
     self.file.write_text(json.dumps(values))
 
   def set(self, **values) -> None:
-    """Changes the room."""
+    """Sets states."""
     self._write(**{**json.loads(self.file.read_text()), **values})
 
   def __getattr__(self, name: str):
     return json.loads(self.file.read_text())[name]
 
   def remove(self, name: str) -> None:
-    """Takes a program away; what the system has of that name is out of sight, too."""
+    """Removes a program from PATH."""
     (self.folder / "bin" / name).unlink()
 
   def environment(self, **more: str) -> dict:
-    """PATH with the fakes and the few tools of the system that the scripts use."""
+    """Environment with the fakes and the few system tools that the scripts use on PATH."""
     tools = self.folder / "tools"
     if not tools.exists():
       tools.mkdir()
@@ -82,7 +82,7 @@ class Room:
     }
 
   def run(self, script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    """Runs a script of launch/ and returns its status and output."""
+    """Result of a script of launch/."""
     return subprocess.run(
       [ROOT / "launch" / script, *arguments],
       env=self.environment(**environment),
@@ -93,7 +93,7 @@ class Room:
     )
 
   def shell(self, text: str, **environment: str) -> subprocess.CompletedProcess:
-    """Runs text as a shell script."""
+    """Result of a shell script."""
     return subprocess.run(
       ["bash", "-eu", "-c", text],
       env=self.environment(**environment),
@@ -104,11 +104,11 @@ class Room:
     )
 
   def called(self, *beginning: str) -> list[list[str]]:
-    """The calls so far that begin with these words."""
+    """Calls so far that begin with these words."""
     return [call for call in self.calls if call[: len(beginning)] == list(beginning)]
 
 
 def commands(printed: str) -> list[list[str]]:
-  """The commands that a dry run printed, each as a list of words."""
+  """Commands in the output of a dry run, each as a list of words."""
   lines = [line for line in printed.splitlines() if line and not line.startswith("#")]
   return [shlex.split(line) for line in lines]

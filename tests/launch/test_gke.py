@@ -1,4 +1,4 @@
-"""The JobSet that launch/gke.sh makes, and what it does with a kubectl that only pretends."""
+"""The JobSet of launch/gke.sh, and its commands with a fake kubectl."""
 
 import json
 import os
@@ -82,7 +82,7 @@ def test_the_jobset_has_what_kubernetes_and_jobset_require(room):
 
 
 def _handled(job, status, disrupted=False):
-  """What the Job's pod failure policy makes of a pod that ended so, by Kubernetes' rules."""
+  """Action of the Job's pod failure policy for an ended pod, by Kubernetes' rules."""
   for rule in job["podFailurePolicy"]["rules"]:
     if "onPodConditions" in rule:
       conditions = [(c["type"], c["status"]) for c in rule["onPodConditions"]]
@@ -110,9 +110,7 @@ def _handled(job, status, disrupted=False):
     (130, False, False),
   ],
 )
-def test_pre_emptions_restart_all_pods_and_bad_input_ends_the_run(
-  status, disrupted, restarts, room
-):
+def test_preemptions_restart_all_pods_and_bad_input_ends_the_run(status, disrupted, restarts, room):
   jobset = _jobset(room, "--restarts=40")
   policy, job = jobset["spec"]["failurePolicy"], _job(jobset)
   assert job["backoffLimit"] == 0  # Count: the job fails, and not for its pod failure policy
@@ -125,7 +123,7 @@ def test_pre_emptions_restart_all_pods_and_bad_input_ends_the_run(
   assert failed_by_policy != restarts
 
 
-def test_spot_nodes_are_asked_for_unless_not_wanted(room):
+def test_spot_nodes_are_the_default(room):
   selector = _pod(_jobset(room))["nodeSelector"]
   assert selector["cloud.google.com/gke-spot"] == "true"
   assert (
@@ -134,7 +132,7 @@ def test_spot_nodes_are_asked_for_unless_not_wanted(room):
 
 
 def _start_pod(room, jobset, index, share):
-  """Runs the container's command as a pod would, on this machine."""
+  """Runs the container's command on this machine, as a pod does."""
   [container] = _pod(jobset)["containers"]
   words = [w.replace("$$(", "$(") for w in container["command"] + container["args"]]  # Kubernetes
   words = [w.replace("/mnt/dmpo", str(share)) for w in words]
@@ -148,7 +146,7 @@ def _start_pod(room, jobset, index, share):
   )
 
 
-def test_the_pods_command_trains_with_the_arguments_as_given(room):
+def test_the_pods_command_passes_the_arguments_unchanged(room):
   room.set(plan=[[75, ""]])
   share = room.folder / "share"
   pod = _start_pod(room, _jobset(room), 1, share)
@@ -158,7 +156,7 @@ def test_the_pods_command_trains_with_the_arguments_as_given(room):
   assert call[4:] == ["--distributed", "--no-progress", *TRAIN[1:]]
 
 
-def test_the_first_pod_gives_up_when_starts_leave_no_new_checkpoint(room):
+def test_the_first_pod_stops_the_run_when_starts_leave_no_new_checkpoint(room):
   room.set(plan=[[76, ""]])
   jobset, share = _jobset(room, "--limit=2"), room.folder / "share"
   statuses = [_start_pod(room, jobset, 0, share).returncode for _ in range(3)]
@@ -167,7 +165,7 @@ def test_the_first_pod_gives_up_when_starts_leave_no_new_checkpoint(room):
   assert _start_pod(room, jobset, 0, share).returncode == 76
 
 
-def test_create_creates_once_and_delete_is_repeatable(room):
+def test_create_and_delete_can_be_repeated(room):
   for _ in range(2):
     result = room.run("gke.sh", "create", *RUN, *TRAIN)
     assert result.returncode == 0, result.stderr
@@ -186,7 +184,7 @@ def test_wait_ends_with_the_jobset(room):
   assert room.run("gke.sh", "wait", "--poll=0").returncode == 1
 
 
-def test_what_a_dry_run_prints_does_what_the_run_does_when_pasted(room):
+def test_the_printed_commands_of_a_dry_run_do_the_same_as_the_run(room):
   dry = room.run("gke.sh", "create", "--dry-run", *RUN, *TRAIN)
   assert room.calls == []
   assert room.run("gke.sh", "create", *RUN, *TRAIN).returncode == 0
@@ -200,7 +198,7 @@ def test_what_a_dry_run_prints_does_what_the_run_does_when_pasted(room):
   assert pasted == jobset
 
 
-def test_fetch_copies_through_a_pod_of_its_own_and_removes_it(room):
+def test_fetch_copies_through_a_temporary_pod(room):
   dry = room.run("gke.sh", "fetch", "--dry-run", "--claim=share", "--from=/mnt/dmpo/run/pipeline")
   start, _, copy, remove = commands(dry.stdout)
   [override] = [json.loads(w.partition("=")[2]) for w in start if w.startswith("--overrides=")]
@@ -212,7 +210,7 @@ def test_fetch_copies_through_a_pod_of_its_own_and_removes_it(room):
   assert remove[-1] == container["name"]
 
 
-def test_the_image_is_made_of_the_commit(room):
+def test_the_image_is_built_from_the_commit(room):
   dry = room.run("gke.sh", "image", "--dry-run", "--image=host/dmpo:1")
   archive, build = dry.stdout.splitlines()[0].split(" | ")
   assert commands(archive)[0] == ["git", "-C", str(ROOT), "archive", "HEAD"]
@@ -238,7 +236,7 @@ def test_the_image_is_made_of_the_commit(room):
     (("--restarts=-1",), "not a whole number"),
   ],
 )
-def test_bad_input_is_told_before_anything_is_created(options, message, room):
+def test_bad_input_is_refused_before_anything_is_created(options, message, room):
   result = room.run("gke.sh", "create", *RUN, *options, *TRAIN)
   assert result.returncode == 2
   assert message in result.stderr

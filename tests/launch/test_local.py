@@ -34,14 +34,14 @@ def test_with_gpus_each_process_sees_its_own(room):
 
 
 @pytest.mark.parametrize("options", [["--processes", "0"], ["--devices", "two"], ["--restarts"]])
-def test_a_number_that_is_none_is_bad_input(room, options):
+def test_a_malformed_number_is_bad_input(room, options):
   result = room.run("local.sh", *options)
   assert result.returncode == 2
   assert options[0] in result.stderr
 
 
-# In the place of dmpo-jax: its last argument is the process, and its environment has the statuses
-# of each start, a word for a start and a comma between processes; "term" waits for SIGTERM.
+# A fake dmpo-jax: its last argument is the process index. STATUSES has one word per start, with a
+# comma between processes; "term" waits for SIGTERM.
 STUB = """#!/usr/bin/env bash
 index="${!#}" folder="$(dirname "$0")/.."
 echo >> "$folder/starts.$index"
@@ -57,7 +57,7 @@ esac
 
 @pytest.fixture
 def script(tmp_path):
-  """Starts local.sh over processes that end as they are told."""
+  """Starts local.sh with fake processes that exit with the statuses of the test."""
   (tmp_path / "bin").mkdir()
   (tmp_path / "bin" / "python").symlink_to(sys.executable)
   (tmp_path / "bin" / "dmpo-jax").write_text(STUB)
@@ -83,15 +83,13 @@ def script(tmp_path):
     ("75,76 75,76 75,76", 75, 3),
   ],
 )
-def test_lost_and_pre_empted_runs_are_started_again_and_others_are_not(
-  script, tmp_path, statuses, status, starts
-):
+def test_only_lost_and_preempted_runs_are_restarted(script, tmp_path, statuses, status, starts):
   run = script(statuses, "--restarts", "2")
   assert run.wait(60) == status, run.stderr.read()
   assert len((tmp_path / "starts.1").read_text().splitlines()) == starts
 
 
-def test_sigterm_goes_to_all_processes_and_nothing_is_started_again(script, tmp_path):
+def test_sigterm_goes_to_all_processes_and_ends_the_restarts(script, tmp_path):
   run = script("term,term")
   until = time.monotonic() + 30
   while len(list(tmp_path.glob("waits.*"))) < 2 and time.monotonic() < until:

@@ -1,4 +1,4 @@
-"""The commands of docs/launch.md: the scripts take them, and so does gcloud where there is one."""
+"""The commands of docs/launch.md are valid for the scripts and, if it is installed, for gcloud."""
 
 import json
 import re
@@ -21,14 +21,14 @@ def room(tmp_path):
 
 
 def _dry(room) -> list[str]:
-  """What dry runs of the page's commands print, with the page's settings."""
+  """Output of dry runs of the page's commands, with the page's settings."""
   settings = [x for block in BLOCKS for x in re.findall(r"^export .*", block, re.MULTILINE)]
   printed = []
   for block in BLOCKS:
     for line in block.splitlines():
-      if found := OURS.match(line):
+      if match := OURS.match(line):
         own = [s for s in settings if s in block or "DMPO_PROJECT" in s]
-        command = f"{ROOT}/{found[0]} --dry-run{line[found.end() :]}"
+        command = f"{ROOT}/{match[0]} --dry-run{line[match.end() :]}"
         result = room.shell("\n".join([*own, command]))
         assert result.returncode == 0, result.stderr
         printed.append(result.stdout)
@@ -54,16 +54,16 @@ def test_gcloud_takes_every_command_of_the_page_and_of_the_scripts(room):
     scripts += re.findall(r"^gcloud .*", printed, re.M)
   assert len(page) > 10
   values = {"DMPO_PROJECT": "p", "DMPO_ZONE": "z", "REGION": "r", "DMPO_WORKDIR": "/mnt/dmpo/a"}
-  given = [string.Template(c).safe_substitute(values) for c in dict.fromkeys(page + scripts)]
+  lines = [string.Template(c).safe_substitute(values) for c in dict.fromkeys(page + scripts)]
   file = room.folder / "commands.json"
-  file.write_text(json.dumps([{"command_string": c} for c in given]))
-  told = subprocess.run(
+  file.write_text(json.dumps([{"command_string": c} for c in lines]))
+  output = subprocess.run(
     ["gcloud", "meta", "lint-gcloud-commands", f"--commands-file={file}"],
     env={"CLOUDSDK_CONFIG": str(room.folder / "config"), "PATH": "/usr/bin:/bin"},
     capture_output=True,
     text=True,
   ).stdout
   refused = [
-    (r["command_string"], r["error_message"]) for r in json.loads(told) if not r["success"]
+    (r["command_string"], r["error_message"]) for r in json.loads(output) if not r["success"]
   ]
   assert refused == []

@@ -1,4 +1,4 @@
-"""What all launch scripts have in common."""
+"""Behaviour that all launch scripts share."""
 
 import pathlib
 import subprocess
@@ -10,7 +10,7 @@ from tests.launch.room import ROOT, Room
 
 SOURCED = {"common.sh", "environment.sh"}
 SCRIPTS = sorted(p.name for p in (ROOT / "launch").glob("*.sh") if p.name not in SOURCED)
-# The others hand all their arguments to a command.
+# The other scripts pass all their arguments to a command.
 HELPFUL = [name for name in SCRIPTS if "--help" in (ROOT / "launch" / name).read_text()]
 PLATFORMS = ["tpu_vm.sh", "gke.sh", "slurm.sh"]
 
@@ -38,7 +38,7 @@ def test_a_script_is_executable_and_stops_at_the_first_error(name):
 
 
 @pytest.mark.parametrize("name", HELPFUL)
-def test_help_needs_nothing_and_ends_well(name):
+def test_help_needs_no_program(name):
   result = subprocess.run(
     [ROOT / "launch" / name, "--help"], capture_output=True, text=True, cwd=ROOT
   )
@@ -48,7 +48,7 @@ def test_help_needs_nothing_and_ends_well(name):
 
 
 @pytest.mark.parametrize("name", PLATFORMS)
-def test_help_tells_the_default_and_the_variable_of_every_option(name, room):
+def test_help_shows_the_default_and_the_variable_of_every_option(name, room):
   lines = room.run(name, "--help").stdout.splitlines()
   options = lines[lines.index("Options, as --flag value, --flag=value or environment variable:") :]
   flags = [line.split()[0] for line in options if line.startswith("  --")]
@@ -71,7 +71,7 @@ def test_help_tells_the_default_and_the_variable_of_every_option(name, room):
     (["status", "--limit=many"], "--limit 'many' is not a whole number"),
   ],
 )
-def test_bad_input_ends_with_status_2_and_calls_nothing(name, arguments, message, room):
+def test_bad_input_has_status_2_and_calls_nothing(name, arguments, message, room):
   place = {"DMPO_PROJECT": "p", "DMPO_ZONE": "z"}
   result = room.run(name, *arguments, **place)
   assert result.returncode == 2
@@ -88,7 +88,7 @@ def test_bad_input_ends_with_status_2_and_calls_nothing(name, arguments, message
     ("slurm.sh", "cancel", "scancel"),
   ],
 )
-def test_a_missing_program_is_named_and_a_dry_run_does_without(name, command, program, room):
+def test_a_missing_program_is_named_and_a_dry_run_needs_none(name, command, program, room):
   room.remove(program)
   place = {"DMPO_PROJECT": "p", "DMPO_ZONE": "z"}
   result = room.run(name, command, **place)
@@ -100,7 +100,7 @@ def test_a_missing_program_is_named_and_a_dry_run_does_without(name, command, pr
   assert room.calls == []
 
 
-def test_quoted_words_are_read_back_by_a_shell_as_they_were(room):
+def test_a_shell_reads_quoted_words_back_unchanged(room):
   words = ["plain", "it's", 'a "b"', "$HOME", "", "a b", "*", "--x=[1, 2]", "back\\slash", "`id`"]
   source = f'source {ROOT}/launch/common.sh; quote "$@"'
   quoted = subprocess.run(

@@ -1,4 +1,4 @@
-"""The life of a run in a Slurm cluster that only pretends."""
+"""A run in a fake Slurm cluster."""
 
 import os
 import shutil
@@ -25,7 +25,7 @@ def _submit(room, *more):
 
 
 def _start(room):
-  """Runs the submitted job as Slurm does: a copy of the script, in the folder that was named."""
+  """Runs the submitted job as Slurm does: a copy of the script, in the folder of --chdir."""
   [call] = room.called("sbatch")
   options = dict(w.partition("=")[::2] for w in call if w.startswith("--") and "=" in w)
   position = next(i for i, w in enumerate(call) if w.endswith("slurm.sh"))
@@ -54,7 +54,7 @@ def test_one_process_for_each_gpu_and_a_signal_before_the_time_limit(room):
   assert {"--partition=gpu", "--account=lab", "--qos=high", "--mem=0"} < set(call)
 
 
-def test_a_job_trains_and_ends(room):
+def test_a_job_trains_and_exits(room):
   room.set(plan=[[0, ""]])
   _submit(room)
   result = _start(room)
@@ -66,7 +66,7 @@ def test_a_job_trains_and_ends(room):
   assert room.requeued == 0
 
 
-def test_a_job_that_was_told_to_save_is_queued_again_until_it_is_done(room):
+def test_a_preempted_job_is_requeued_until_it_is_done(room):
   room.set(plan=[[75, "", 10], [76, "", 20], [137, "", 30], [0, ""]])
   _submit(room)
   starts = 0
@@ -78,7 +78,7 @@ def test_a_job_that_was_told_to_save_is_queued_again_until_it_is_done(room):
 
 
 @pytest.mark.parametrize("status", [2, 1, 130])
-def test_bad_input_and_defects_are_not_queued_again(status, room):
+def test_bad_input_and_defects_are_not_requeued(status, room):
   room.set(plan=[[status, ""]])
   _submit(room)
   assert _start(room).returncode == status
@@ -93,11 +93,11 @@ def test_starts_without_a_new_checkpoint_are_limited(room):
   assert room.requeued == 3
 
 
-def test_a_job_that_is_in_the_queue_is_not_submitted_twice(room):
+def test_a_job_in_the_queue_is_not_submitted_again(room):
   assert _submit(room).returncode == 0
   again = _submit(room)
   assert again.returncode == 0
-  assert "job 17 is there already" in again.stderr
+  assert "job 17 exists already" in again.stderr
   assert len(room.called("sbatch")) == 1
 
 
@@ -128,14 +128,14 @@ def test_install_makes_an_environment_with_jax_for_gpus(room):
     (("--venv=/nowhere",), "run launch/slurm.sh install"),
   ],
 )
-def test_bad_input_is_told_before_anything_is_submitted(options, message, room):
+def test_bad_input_is_refused_before_anything_is_submitted(options, message, room):
   result = _submit(room, *options)
   assert result.returncode == 2
   assert message in result.stderr
   assert room.calls == []
 
 
-def test_job_is_for_the_inside_of_a_job(room):
+def test_the_job_command_is_refused_outside_of_a_job(room):
   result = room.run("slurm.sh", "job", f"--workdir={room.folder}/run", *TRAIN)
   assert result.returncode == 2
   assert "submit" in result.stderr

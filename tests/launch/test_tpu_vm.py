@@ -1,4 +1,4 @@
-"""The life of a run on a TPU slice, against a gcloud that only pretends."""
+"""A run on a TPU slice, against a fake gcloud."""
 
 import re
 import subprocess
@@ -30,7 +30,7 @@ def _attempts(room):
 
 
 def _verbs(room):
-  """What was asked of gcloud, without the looks at states."""
+  """Calls of gcloud, without the queries of states."""
   calls = [call[3:5] for call in room.called("gcloud", "compute")]
   return [" ".join(call) for call in calls if call[1] != "list"]
 
@@ -51,28 +51,28 @@ def test_a_run_waits_in_the_queue_installs_trains_and_deletes_the_slice(room):
   assert room.called("sudo")[-2][1:3] == ["mount", "-t"]
   assert room.called("gcloud", "storage")[0][-2:] == ["gs://bucket/pairs", "dmpo_data/pairs"]
   assert room.request is None
-  assert "costs" not in result.stderr
+  assert "billed" not in result.stderr
 
 
-def test_after_a_pre_emption_it_goes_on_on_a_new_slice(room):
-  room.set(plan=[[75, "pre-empted", 100], [0, "", 200]])
+def test_after_a_preemption_the_run_resumes_on_a_new_slice(room):
+  room.set(plan=[[75, "preempted", 100], [0, "", 200]])
   result = _run(room)
   assert result.returncode == 0, result.stderr
   create = ["queued-resources create", *START]
   assert _verbs(room) == [*create, "queued-resources delete", *create]
   first, second = room.called("dmpo-jax")
   assert first == second
-  assert "kept and costs" in result.stderr
+  assert "kept and billed" in result.stderr
 
 
-def test_a_slice_that_vanishes_under_the_connection_is_replaced(room):
-  # What gcloud says then is 1 or 255, as if the connection had been lost.
-  room.set(plan=[[1, "pre-empted", 100], [255, "pre-empted", 200], [0, ""]])
+def test_a_slice_that_vanishes_during_a_connection_is_replaced(room):
+  # gcloud's status is then 1 or 255, as for a lost connection.
+  room.set(plan=[[1, "preempted", 100], [255, "preempted", 200], [0, ""]])
   assert _run(room).returncode == 0
   assert _verbs(room).count("queued-resources create") == 3
 
 
-def test_after_a_lost_worker_it_goes_on_on_the_same_slice_without_installing_again(room):
+def test_after_a_lost_worker_the_run_resumes_on_the_same_slice_without_another_install(room):
   room.set(plan=[[76, "", 100], [137, "", 200], [0, "", 300]])
   assert _run(room).returncode == 0
   assert _verbs(room).count("queued-resources create") == 1
@@ -80,7 +80,7 @@ def test_after_a_lost_worker_it_goes_on_on_the_same_slice_without_installing_aga
   assert len(room.called("uv")) == 2  # the environment and the package, once
 
 
-def test_a_lost_connection_is_taken_up_again_without_a_second_start(room):
+def test_after_a_lost_connection_the_running_attempt_is_joined(room):
   room.set(plan=[[0, "connection lost"]])
   result = _run(room)
   assert result.returncode == 0, result.stderr
@@ -91,13 +91,13 @@ def test_a_lost_connection_is_taken_up_again_without_a_second_start(room):
 
 
 @pytest.mark.parametrize("status", [2, 1, 130])
-def test_bad_input_and_defects_are_not_tried_again(status, room):
+def test_bad_input_and_defects_are_not_retried(status, room):
   room.set(plan=[[status, ""], [0, ""]])
   assert _run(room).returncode == status
   assert len(room.called("dmpo-jax")) == 1
 
 
-def test_starts_without_a_new_checkpoint_are_limited_and_those_with_one_are_not(room):
+def test_only_starts_without_a_new_checkpoint_are_limited(room):
   room.set(plan=[[76, "", 10], [76, "", 20], [76, "", 30], *[[76, ""]] * 9])
   result = _run(room, "--limit=2")
   assert result.returncode == 2
@@ -105,25 +105,25 @@ def test_starts_without_a_new_checkpoint_are_limited_and_those_with_one_are_not(
   assert len(room.called("dmpo-jax")) == 5
 
 
-def test_a_new_run_counts_its_starts_anew(room):
+def test_a_new_run_counts_its_own_starts(room):
   room.set(plan=[[76, ""], [76, ""], [0, ""]])
   assert _run(room, "--limit=2").returncode == 2
   assert _run(room, "--limit=2", "--name=dmpo").returncode == 0
 
 
-def test_create_finds_a_ready_slice_and_leaves_it(room):
+def test_create_leaves_a_ready_slice_alone(room):
   room.set(request="ACTIVE", slice="READY")
   assert room.run("tpu_vm.sh", "create", *PLACE).returncode == 0
   assert _verbs(room) == []
 
 
-def test_create_replaces_what_a_pre_emption_left(room):
+def test_create_replaces_a_preempted_slice(room):
   room.set(request="SUSPENDED", slice=None)
   assert room.run("tpu_vm.sh", "create", *PLACE).returncode == 0
   assert _verbs(room) == ["queued-resources delete", "queued-resources create"]
 
 
-def test_a_request_that_is_refused_ends_with_the_reason_and_is_not_repeated(room):
+def test_a_refused_request_gives_the_reason_and_is_not_repeated(room):
   room.set(queue=["WAITING_FOR_RESOURCES", "FAILED"])
   result = room.run("tpu_vm.sh", "create", *PLACE)
   assert result.returncode == 1
@@ -131,21 +131,21 @@ def test_a_request_that_is_refused_ends_with_the_reason_and_is_not_repeated(room
   assert _verbs(room) == ["queued-resources create", "queued-resources describe"]
 
 
-def test_waiting_has_an_end(room):
+def test_waiting_for_capacity_has_a_limit(room):
   room.set(queue=["WAITING_FOR_RESOURCES"])
   result = room.run("tpu_vm.sh", "create", "--wait=1", "--poll=1", *PLACE[:2])
   assert result.returncode == 1
   assert "not ready after 1 s" in result.stderr
 
 
-def test_delete_deletes_what_there_is_and_then_nothing(room):
+def test_delete_can_be_repeated(room):
   room.set(request="ACTIVE", slice="READY")
   for _ in range(2):
     assert room.run("tpu_vm.sh", "delete", *PLACE).returncode == 0
   assert _verbs(room) == ["queued-resources delete"]
 
 
-def test_a_slice_can_be_asked_for_directly(room):
+def test_a_slice_can_be_created_directly(room):
   options = ("--via=direct", "--capacity=on-demand", "--type=v6e-8")
   assert room.run("tpu_vm.sh", "create", *PLACE, *options).returncode == 0
   [call] = room.called("gcloud", "compute", "tpus", "tpu-vm", "create")
@@ -156,7 +156,7 @@ def test_a_slice_can_be_asked_for_directly(room):
 
 
 @pytest.mark.parametrize("command", ["create", "delete", "status"])
-def test_a_gcloud_that_fails_is_not_taken_for_an_absent_slice(command, room):
+def test_a_failing_gcloud_is_not_mistaken_for_an_absent_slice(command, room):
   room.set(request="ACTIVE", slice="READY", gcloud_fails=1)
   result = room.run("tpu_vm.sh", command, *PLACE)
   assert result.returncode == 1
@@ -165,11 +165,11 @@ def test_a_gcloud_that_fails_is_not_taken_for_an_absent_slice(command, room):
   assert _verbs(room) == []
 
 
-def test_one_host_needs_no_share_and_is_told_what_that_means(room):
+def test_one_host_needs_no_share_and_gets_a_warning(room):
   room.set(plan=[[0, ""]])
   result = _run(room, "--share=", "--type=v6e-8")
   assert result.returncode == 0, result.stderr
-  assert "a pre-emption takes the run's directory with it" in result.stderr
+  assert "a preemption deletes the directory of the run" in result.stderr
   assert room.called("sudo") == []
 
 
@@ -187,10 +187,10 @@ def test_a_result_is_fetched_from_the_first_worker(room):
   [
     (("--type=v7-16",), "--type 'v7-16' is unknown"),
     (("--type=v5litepod-12",), "have 1, 4, 8, 16, 32, 64, 128 or 256 chips"),
-    (("--type=v4-12",), "the cores are a multiple of 8"),
+    (("--type=v4-12",), "must be a multiple of 8"),
     (("--project=",), "--project is missing"),
     (("--zone=",), "--zone is missing"),
-    (("--capacity=cheap",), "none of: spot on-demand reserved"),
+    (("--capacity=cheap",), "not one of: spot on-demand reserved"),
     (("--workdir=gs://bucket/run",), "not to object stores"),
     (("--workdir=run",), "not an absolute path"),
     (("--workdir=/elsewhere/run",), "is not on the share"),
@@ -199,7 +199,7 @@ def test_a_result_is_fetched_from_the_first_worker(room):
     (("--data=data",), "not a gs:// folder"),
   ],
 )
-def test_bad_input_is_told_before_anything_is_created(options, message, room):
+def test_bad_input_is_refused_before_anything_is_created(options, message, room):
   result = _run(room, *options)
   assert result.returncode == 2
   assert message in result.stderr
@@ -212,7 +212,7 @@ def test_a_run_without_a_config_or_with_a_second_workdir_is_refused(training, ro
   assert room.calls == []
 
 
-def test_a_missing_ssh_key_is_told_before_anything_is_created(room):
+def test_a_missing_ssh_key_is_refused_before_anything_is_created(room):
   room.set(ssh_key=False)
   result = _run(room)
   assert result.returncode == 2
@@ -221,13 +221,13 @@ def test_a_missing_ssh_key_is_told_before_anything_is_created(room):
 
 
 def _distinct(calls):
-  """Calls without repeated looks at states, and with the run's number replaced."""
-  kept = []
+  """Calls without repeated queries of states, and with the run's number replaced."""
+  distinct = []
   for call in calls:
     call = [re.sub(r"dmpo_\d+", "dmpo_N", word) for word in call]
-    if "list" not in call or call not in kept:
-      kept.append(call)
-  return kept
+    if "list" not in call or call not in distinct:
+      distinct.append(call)
+  return distinct
 
 
 def test_a_dry_run_prints_the_commands_of_a_real_run_and_runs_none(room):

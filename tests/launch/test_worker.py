@@ -1,4 +1,4 @@
-"""What launch/worker.sh does on a machine that trains, for real."""
+"""launch/worker.sh on a real machine."""
 
 import subprocess
 import time
@@ -8,7 +8,7 @@ import pytest
 from tests.launch.room import ROOT
 
 WORKER = ROOT / "launch" / "worker.sh"
-# Told to end, it takes a moment to save, as a run does.
+# After SIGTERM it takes a moment to save, as a run does.
 SAVES = "trap 'sleep 0.3; echo saved; exit 75' TERM; echo started; while :; do sleep 0.1; done"
 
 
@@ -27,10 +27,10 @@ def _wait_for(file, text):
     if file.exists() and text in file.read_text():
       return
     time.sleep(0.05)
-  raise AssertionError(f"{file} does not say {text!r}")
+  raise AssertionError(f"{file} does not contain {text!r}")
 
 
-def test_a_new_attempt_has_the_one_before_save_and_end_first(tmp_path):
+def test_a_new_attempt_lets_the_previous_one_save_and_end_first(tmp_path):
   first = _attempt(tmp_path, "1", SAVES)
   _wait_for(tmp_path / "dmpo_attempts/1.log", "started")
   second = _attempt(tmp_path, "2", "cat $HOME/dmpo_attempts/1.status; exit 3")
@@ -40,12 +40,12 @@ def test_a_new_attempt_has_the_one_before_save_and_end_first(tmp_path):
   assert first.returncode == 75
 
 
-def test_an_attempt_that_is_killed_with_all_around_it_counts_as_lost(tmp_path):
+def test_an_attempt_killed_with_its_shell_counts_as_lost(tmp_path):
   attempt = _attempt(tmp_path, "1", "echo started; kill -KILL 0")
   output, errors = attempt.communicate(timeout=30)
   assert "started" in output
   assert attempt.returncode == 76
-  assert "gone without a word" in errors
+  assert "ended without a status" in errors
 
 
 def test_a_finished_attempt_is_not_run_again(tmp_path):
@@ -58,7 +58,7 @@ def test_a_finished_attempt_is_not_run_again(tmp_path):
 
 
 @pytest.mark.parametrize("arguments", [[], ["dance"]])
-def test_an_unknown_order_is_refused(arguments):
+def test_an_unknown_command_is_refused(arguments):
   result = subprocess.run(["bash", WORKER, *arguments], capture_output=True, text=True)
   assert result.returncode == 2
-  assert "is none of setup, guard, attempt" in result.stderr
+  assert "is not one of setup, guard, attempt" in result.stderr
