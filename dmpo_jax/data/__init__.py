@@ -5,16 +5,16 @@ import importlib
 # Name -> its module. The modules are imported at first use: the command line needs
 # `data.convert.sources` for its help, but neither grain nor jax.
 _EXPORTS = {
-  "DATASETS": "datasets",
-  "RENAMED": "datasets",
   "CachedLatents": "latents.dataset",
-  "LatentEncoders": "latents.shard",
+  "DATASETS": "datasets",
   "Examples": "in_memory",
+  "FolderLoader": "loader",
+  "FolderPairs": "folder_pairs",
+  "LatentEncoders": "latents.shard",
   "Loader": "loader",
   "Pair": "pairs",
   "PairSource": "tfds_folder",
-  "FolderLoader": "mixture",
-  "FolderPairs": "folder_pairs",
+  "RENAMED": "datasets",
   "open_folder": "tfds_folder",
 }
 

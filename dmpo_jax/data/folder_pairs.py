@@ -1,4 +1,4 @@
-"""Pairs that training reads from disk: converted folders, mixed, shuffled and decoded as they come.
+"""Pairs of converted folders, decoded as a run needs them.
 
 The first image of an example is the one more probably preferred: images are swapped where p0 < 1/2,
 and the label is max(p0, 1 - p0). A tie keeps the order of its record and has the label 1/2.
@@ -12,45 +12,50 @@ from typing import NamedTuple
 import numpy as np
 
 from dmpo_jax.data import crops, tfds_folder
-from dmpo_jax.data.mixture import Folder, FolderLoader, Mixture
+from dmpo_jax.data.loader import Columns, FolderLoader
+from dmpo_jax.data.mixture import FolderSplit, Mixture, folders_and_weights
 from dmpo_jax.errors import InputError, unknown
 
-# [captions] -> (columns of token ids by name, int32 [N, L] each; how many captions were cut)
+# [captions] -> (token ids by name, int32 [N, L] each; number of truncated captions)
 Tokenize = Callable[[Sequence[str]], tuple[dict[str, np.ndarray], int]]
 
 
 class FolderPairs:
-  """Pairs in one or more converted folders.
+  """Preference pairs that `dmpo-jax data convert` wrote, read from disk as they are needed.
 
   Args:
-    folders: The folders.
-    weights: Shares of the examples that come from each of them, > 0.
-    split: Which split of each.
-    size: Side of the square images in pixels.
-    crop: "center" or "random", see `augment.draw`.
-    flip: Whether half of the views are flipped.
-    views: "joint": both images of a pair are seen alike; "separate": each gets a view of its own.
-    decoding: "exact", or "draft": large JPEGs are decoded smaller, see `images.draft`.
-    ties: "soft" or "drop", see `Folder`.
-    micro_conditioning: Whether examples tell sizes and crops, as SDXL asks for them.
+    folder: A converted folder.
+    folders: Several converted folders, in place of `folder`.
+    weights: With `folders`, the relative frequency of the examples of each, > 0: (3, 1) equals
+      (0.75, 0.25). A folder of few pairs and a large weight repeats its pairs more often.
+    size: Side of the square images in pixels; the shorter side is scaled to it.
+    split: Name of the split, of each folder.
+    crop: Square of the scaled image: "center", or "random", sampled anew in each epoch.
+    flip: Whether half of the pairs are flipped, sampled anew in each epoch.
+    views: "joint": both images of a pair have the same crop and flip; "separate": each has its own.
+    decoding: "exact"; "draft" decodes JPEGs at 1/2, 1/4 or 1/8 of their size where that is at least
+      `size`, which takes a fraction of the time and changes pixels by a level or two.
+    ties: "soft" keeps ties with the label 1/2, "drop" leaves them out.
+    micro_conditioning: Whether batches hold the geometry of the crops, which SDXL conditions on.
 
   Raises:
-    InputError: A folder cannot be used or an option does not exist.
+    InputError: A folder is unusable or an option is invalid.
   """
 
   def __init__(
     self,
-    folders: Sequence[str],
-    weights: Sequence[float],
     *,
-    split: str,
+    folder: str = "",
+    folders: Sequence[str] = (),
+    weights: Sequence[float] = (),
     size: int,
-    crop: str,
-    flip: bool,
-    views: str,
-    decoding: str,
-    ties: str,
-    micro_conditioning: bool,
+    split: str = "train",
+    crop: str = "center",
+    flip: bool = False,
+    views: str = "joint",
+    decoding: str = "exact",
+    ties: str = "soft",
+    micro_conditioning: bool = False,
   ):
     crops.check(size=size, crop=crop, channels=3)
     if views not in crops.VIEWS:
@@ -59,25 +64,26 @@ class FolderPairs:
       raise unknown("choice for decoding", decoding, crops.DECODING)
     if micro_conditioning and views == "separate":
       raise InputError(
-        "micro_conditioning tell one crop for both images of a pair; choose views='joint'"
+        "micro_conditioning describes one crop for both images of a pair; choose views='joint'"
       )
-    sources = [(folder, tfds_folder.PairSource(pathlib.Path(folder), split)) for folder in folders]
+    paths, weights = folders_and_weights(folder, folders, weights)
+    sources = [(path, tfds_folder.PairSource(pathlib.Path(path), split)) for path in paths]
     self.mixture = Mixture(
-      [Folder(f, split, ties, len(s), s.__getitem__) for f, s in sources], weights
+      [FolderSplit(path, split, ties, len(s), s.__getitem__) for path, s in sources], weights
     )
     self.size, self.decoding, self.micro_conditioning = size, decoding, micro_conditioning
-    self.views, self.view = views, functools.partial(crops.draw, crop=crop, flip=flip)
+    self.views, self.sample_crop = views, functools.partial(crops.sample, crop=crop, flip=flip)
 
   def __len__(self) -> int:
     return len(self.mixture)
 
   @property
   def captions(self) -> list[str]:
-    """All captions; reads every record once (only a vocabulary made of them needs it)."""
+    """All captions, for the vocabulary of a new pipeline. Reads every record."""
     return [f.read(i).prompt for f in self.mixture.folders for i in range(len(f))]
 
   def fingerprint(self) -> str:
-    """Identifies the pairs that are used, the images unread; see `Mixture.fingerprint`."""
+    """Fingerprint of the selected pairs, without reading images; see `Mixture.fingerprint`."""
     return self.mixture.fingerprint()
 
   def loader(
@@ -90,25 +96,24 @@ class FolderPairs:
     process_index: int = 0,
     process_count: int = 1,
   ) -> FolderLoader:
-    """Batches for a pipeline.
+    """A loader of batches for a pipeline.
 
-    Columns, P rows each: pixels uint8 `[P, 2, H, W, C]`; text, the tokenizer's by name;
-    example_id uint32; label float32, left out where every pair is certain; weight float32, left out
-    where all are 1; where asked for, geometry float32 `[P, 6]`: original height and width, top and
-    left of the crop in the scaled image, height and width of the result, all of image_0 of the
-    record.
+    A batch holds pixels uint8 `[P, 2, H, W, C]`; text, the token ids by name; example_id uint32;
+    label float32, missing where every label is certain; weight float32, missing where all are 1;
+    and with `micro_conditioning` geometry float32 `[P, 6]`: original height and width, top and left
+    of the crop in the scaled image, height and width of the crop, all of the record's image_0.
 
     Args:
-      tokenize: Captions to token ids.
-      channels: Of the images that the pipeline takes: 3, or 1 (luma).
-      batch_size: Pairs in a batch over all processes.
-      seed: Decides order and views.
-      process_index: Which part of each batch is given.
-      process_count: Into how many parts batches are cut.
+      tokenize: The pipeline's tokenizers.
+      channels: Channels of the pipeline's images: 3, or 1 (luma).
+      batch_size: Pairs of a batch over all processes.
+      seed: Seed of order and crops.
+      process_index: Number of this process; batches hold its part alone.
+      process_count: Number of processes that share a batch in equal parts.
 
     Returns:
-      `FolderLoader`. Its `truncated` counts captions as the conversion did: exactly if that was
-      given a tokenizer, else those that are too long by their number of words alone.
+      `FolderLoader`. Its `truncated` counts captions as the conversion did: exactly if that had a
+      tokenizer, else by their number of words, which misses some.
 
     Raises:
       InputError: A number is out of range.
@@ -123,47 +128,51 @@ class FolderPairs:
       seed=seed,
       process_index=process_index,
       process_count=process_count,
-      truncated=self.mixture.longer_than(longest),
+      truncated=self.mixture.captions_longer_than(longest),
     )
 
   def _read(
-    self, seed: int, channels: int, folder: Folder, number: int, epoch: int, example_id: int
+    self, seed: int, channels: int, folder: FolderSplit, row: int, epoch: int, example_id: int
   ) -> "_Example":
-    pair = folder.read(number)
-    draw = functools.partial(self.view, seed, epoch, example_id)
-    views = (draw(), draw(image=1) if self.views == "separate" else draw())
-    look = functools.partial(crops.look, size=self.size, channels=channels, decoding=self.decoding)
+    pair = folder.read(row)
+    sample = functools.partial(self.sample_crop, seed, epoch, example_id)
+    first, second = sample(), sample(image=1) if self.views == "separate" else sample()
+    load = functools.partial(crops.load, size=self.size, channels=channels, decoding=self.decoding)
     try:
-      seen = [look(pair.image_0, views[0]), look(pair.image_1, views[1])]
+      views = [load(pair.image_0, first), load(pair.image_1, second)]
     except InputError as error:
-      raise folder.damaged(number, error) from error
-    swap = -1 if pair.p0 < 0.5 else 1
+      raise folder.damaged(row, error) from error
+    order = -1 if pair.p0 < 0.5 else 1
     return _Example(
-      images=tuple(pixels for pixels, _ in seen[::swap]),
+      pixels=tuple(pixels for pixels, _ in views[::order]),
       caption=pair.prompt,
       example_id=example_id,
       label=max(pair.p0, 1 - pair.p0),
       weight=pair.weight,
-      # Which image is stored first says nothing about which is preferred.
-      geometry=(*seen[0][1], self.size, self.size),
+      # Always of image_0, so that the geometry does not reveal which image is preferred.
+      geometry=(*views[0][1], self.size, self.size),
     )
 
-  def _collate(self, tokenize: Tokenize, examples: Sequence["_Example"]) -> dict[str, np.ndarray]:
+  def _collate(self, tokenize: Tokenize, examples: Sequence["_Example"]) -> Columns:
     column = {name: [getattr(e, name) for e in examples] for name in _Example._fields}
-    batch = {"pixels": crops.stack(column["images"]), "text": tokenize(column["caption"])[0]}
-    batch["example_id"] = np.array(column["example_id"], np.uint32)
-    there = {
+    batch = {
+      "pixels": crops.stack(column["pixels"]),
+      "text": tokenize(column["caption"])[0],
+      "example_id": np.array(column["example_id"], np.uint32),
+    }
+    optional = {
       "label": self.mixture.some_uncertain,
       "weight": self.mixture.some_weighted,
       "geometry": self.micro_conditioning,
     }
-    return batch | {n: np.array(column[n], np.float32) for n, wanted in there.items() if wanted}
+    floats = {n: np.array(column[n], np.float32) for n, present in optional.items() if present}
+    return batch | floats
 
 
 class _Example(NamedTuple):
-  """A decoded pair; fields as the columns of a batch."""
+  """A decoded pair, the preferred image first."""
 
-  images: tuple[np.ndarray, np.ndarray]
+  pixels: tuple[np.ndarray, np.ndarray]
   caption: str
   example_id: int
   label: float

@@ -146,10 +146,10 @@ def decode(encoded: bytes) -> Image.Image:
   Raises:
     UndecodableError: The bytes are no such image.
   """
-  return draft(encoded, None)[0]
+  return decode_scaled(encoded, None)[0]
 
 
-def draft(encoded: bytes, least: int | None) -> tuple[Image.Image, tuple[int, int], int]:
+def decode_scaled(encoded: bytes, least: int | None) -> tuple[Image.Image, tuple[int, int], int]:
   """Decodes an image that `read` accepted, no larger than necessary.
 
   Args:

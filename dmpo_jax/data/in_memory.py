@@ -1,4 +1,4 @@
-"""The data set in memory that training reads: images, captions and ids."""
+"""Data sets in memory: images, captions and ids."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -17,11 +17,10 @@ class Examples:
   Attributes:
     images: float32 `[N, K, H, W, C]` in [-1, 1]; for pairs, axis 1 is (preferred, rejected).
     captions: N captions; the images of a pair share theirs.
-    ids: uint32 `[N]`, no two alike: the random keys of an example derive from its id, wherever in a
-      batch it stands.
+    ids: uint32 `[N]`, unique: the random keys of an example derive from its id.
     labels: float32 `[N]` in [0, 1], probability that the first image of a pair is the preferred
-      one, a tie being 1/2; None: it is.
-    weights: float32 `[N]`, finite and >= 0, what the loss of an example is multiplied by; None: 1.
+      one; 1/2 is a tie. None: 1.
+    weights: float32 `[N]`, finite and >= 0, factors of the examples' losses; None: 1.
 
   Raises:
     InputError: A shape, dtype or length is wrong, a pixel is NaN or infinite, an id occurs twice, a
@@ -41,8 +40,8 @@ class Examples:
     if self.images.dtype != np.float32:
       raise InputError(f"images must be float32 in [-1, 1], got {self.images.dtype}")
     if np.shape(self.ids) != (n,) or self.ids.dtype != np.uint32:
-      found = f"{getattr(self.ids, 'dtype', type(self.ids).__name__)} {np.shape(self.ids)}"
-      raise InputError(f"ids must be uint32 [{n}], got {found}")
+      actual = f"{getattr(self.ids, 'dtype', type(self.ids).__name__)} {np.shape(self.ids)}"
+      raise InputError(f"ids must be uint32 [{n}], got {actual}")
     if not all(isinstance(c, str) for c in self.captions):
       wrong = next(c for c in self.captions if not isinstance(c, str))
       raise InputError(f"captions must be strings, got {wrong!r}")
@@ -62,8 +61,8 @@ class Examples:
       if array is None:
         continue
       if np.shape(array) != (n,) or array.dtype != np.float32:
-        found = f"{getattr(array, 'dtype', type(array).__name__)} {np.shape(array)}"
-        raise InputError(f"{name} must be float32 [{n}], got {found}")
+        actual = f"{getattr(array, 'dtype', type(array).__name__)} {np.shape(array)}"
+        raise InputError(f"{name} must be float32 [{n}], got {actual}")
       wrong = np.flatnonzero(~((array >= 0) & (array <= top)))
       if wrong.size:
         limit = "in [0, 1]" if name == "labels" else "finite and at least 0"
@@ -73,7 +72,7 @@ class Examples:
     return len(self.captions)
 
   def fingerprint(self) -> str:
-    """Identifies the content of the data set: equal for equal contents in one order.
+    """Fingerprint of the data set, equal for equal contents in one order.
 
     Returns:
       SHA-256 in hexadecimal, the same on every machine.
@@ -86,7 +85,7 @@ class Examples:
         digest.update(name.encode() + np.ascontiguousarray(getattr(self, name), "<f4").tobytes())
     for caption in self.captions:
       text = caption.encode()
-      digest.update(len(text).to_bytes(8, "little") + text)  # or "a","b" would be "ab",""
+      digest.update(len(text).to_bytes(8, "little") + text)  # tells "a", "b" from "ab", ""
     return digest.hexdigest()
 
   def loader(
@@ -99,20 +98,20 @@ class Examples:
     process_index: int = 0,
     process_count: int = 1,
   ) -> Loader:
-    """Batches for a pipeline; captions become tokens once, here.
+    """A loader of batches for a pipeline. Tokenizes all captions.
 
     Args:
-      tokenize: [captions] -> (columns of token ids by name, int32 `[N, L]` each; how many captions
-        were cut).
-      channels: Of the images that the pipeline takes.
-      batch_size: Examples in a batch over all processes.
-      seed: Decides the order.
-      process_index: Which part of each batch is given.
-      process_count: Into how many parts batches are cut.
+      tokenize: [captions] -> (token ids by name, int32 `[N, L]` each; number of truncated
+        captions).
+      channels: Channels of the pipeline's images.
+      batch_size: Examples of a batch over all processes.
+      seed: Seed of the order.
+      process_index: Number of this process; batches hold its part alone.
+      process_count: Number of processes that share a batch in equal parts.
 
     Returns:
-      `Loader` with the columns pixels, text (the tokenizer's), example_id, and label and weight
-      where there are any.
+      `Loader`. A batch holds pixels, text (token ids by name), example_id, and label and weight
+      where the data set has them.
 
     Raises:
       InputError: The images have another number of channels, or a number is out of range.

@@ -1,206 +1,170 @@
-"""Folders of pairs, mixed and shuffled: which pair stands where, whatever is stored of it."""
+"""Pairs of several folders, shuffled and mixed: the order of the examples, whatever they hold."""
 
+import functools
 import hashlib
 import math
-import operator
-import os
 import pathlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grain
 import numpy as np
 
 from dmpo_jax.data import pair_index
-from dmpo_jax.data.loader import check_shares, check_step
-from dmpo_jax.data.shuffle import Order, share
+from dmpo_jax.data.shuffle import Shuffle
 from dmpo_jax.errors import InputError, unknown
 
 TIES = ("soft", "drop")
-MAX_IDS = 2**32  # an example's id is 32 bits
+MAX_IDS = 2**32  # an example id has 32 bits
 
 
-class Folder:
-  """A split of a folder of pairs, and which of them are used.
+class FolderSplit:
+  """A split of a folder of pairs, and the selection of its pairs that a run uses.
 
   Args:
-    path: The folder; it has an index of the split.
+    path: The folder, which holds a pair index of the split.
     split: Name of the split.
-    ties: "soft" keeps pairs of which no image is preferred, "drop" leaves them out.
+    ties: "soft" selects all pairs, "drop" those that are no ties.
     count: Pairs of the split.
-    get: (row, ...) -> what is stored of a pair; any exception says that it is damaged.
+    get: (record number, ...) -> the stored pair. Any exception of it means a damaged record.
 
   Attributes:
-    rows: Numbers of the pairs that are used, int64 `[N]`.
-    index: `index.DTYPE` `[N]` of these.
+    path: As given.
+    split: As given.
+    records: Record numbers of the selected pairs, int64 `[N]`.
+    index: Metadata of the selected pairs, `[N]` of `pair_index.DTYPE`.
 
   Raises:
-    InputError: The index is damaged, nothing is left, or `ties` is another word.
+    InputError: The index is damaged, no pair is selected, or `ties` is unknown.
   """
 
   def __init__(self, path: str, split: str, ties: str, count: int, get: Callable[..., Any]):
     if ties not in TIES:
       raise unknown("choice for ties", ties, TIES)
     self.path, self.split, self.get = path, split, get
-    found = pair_index.read(pathlib.Path(path), split, count)
-    keep = np.ones(len(found), bool) if ties == "soft" else found["p0"] != 0.5
-    self.rows, self.index = np.flatnonzero(keep), found[keep]
-    if not len(self.rows):
+    index = pair_index.read(pathlib.Path(path), split, count)
+    selected = np.ones(len(index), bool) if ties == "soft" else index["p0"] != 0.5
+    self.records, self.index = np.flatnonzero(selected), index[selected]
+    if not len(self.records):
       raise InputError(f"split {split!r} of {path} holds ties only, and ties='drop' leaves none")
 
   def __len__(self) -> int:
-    return len(self.rows)
+    return len(self.records)
 
-  def read(self, number: int, *more: Any) -> Any:
-    """What is stored of the pair with that number among those used; InputError if damaged."""
+  def read(self, row: int, *arguments: Any) -> Any:
+    """Reads a pair.
+
+    Args:
+      row: Number of the pair among the selected ones.
+      *arguments: Further arguments of `get`.
+
+    Returns:
+      The stored pair.
+
+    Raises:
+      InputError: The record is damaged.
+    """
     try:
-      return self.get(int(self.rows[number]), *more)
-    except Exception as error:  # ArrayRecord and protocol buffers have errors of their own
-      raise self.damaged(number, error) from error
+      return self.get(int(self.records[row]), *arguments)
+    except Exception as error:  # ArrayRecord and protocol buffers have their own exceptions
+      raise self.damaged(row, error) from error
 
-  def damaged(self, number: int, error: Exception) -> InputError:
-    """The error that names the record with that number among those that are used."""
+  def damaged(self, row: int, error: Exception) -> InputError:
+    """The error of a damaged record, which names it."""
     return InputError(
-      f"record {self.rows[number]} of split {self.split!r} in {self.path} is damaged: {error}; "
-      "copy the folder again or make it anew"
+      f"record {self.records[row]} of split {self.split!r} in {self.path} is damaged: {error}; "
+      "copy the folder again or write it again"
     )
 
 
+# (folder, row among its selected pairs, epoch, example id) -> example
+Read = Callable[[FolderSplit, int, int, int], Any]
+
+
 class Mixture:
-  """Several folders, each in its share.
+  """Several folders, each with its fraction of the examples.
 
   Args:
-    folders: The folders, one or more.
-    weights: Shares of the examples that come from each of them, > 0.
+    folders: The folders, at least one.
+    weights: Relative frequency of the examples of each folder, > 0.
 
   Attributes:
     some_uncertain: Whether a label is neither 0 nor 1.
     some_weighted: Whether a weight is not 1.
 
   Raises:
-    InputError: A weight is no share, or there are more pairs than ids.
+    InputError: A weight is not positive, or there are more pairs than ids.
   """
 
-  def __init__(self, folders: Sequence[Folder], weights: Sequence[float]):
+  def __init__(self, folders: Sequence[FolderSplit], weights: Sequence[float]):
     if not folders or len(folders) != len(weights):
       raise InputError(f"{len(folders)} folders and {len(weights)} weights: give as many of each")
     if not all(w > 0 and math.isfinite(w) for w in weights):
       raise InputError(f"weights of folders must be positive numbers, got {list(weights)}")
     self.folders, self.weights = list(folders), list(weights)
     if len(self) > MAX_IDS:
-      raise InputError(f"{len(self)} pairs are more than a run can tell apart ({MAX_IDS})")
-    found = [folder.index for folder in folders]
-    self.some_uncertain = any(((f["p0"] > 0) & (f["p0"] < 1)).any() for f in found)
-    self.some_weighted = any((f["weight"] != 1).any() for f in found)
+      raise InputError(f"{len(self)} pairs are more than there are example ids ({MAX_IDS})")
+    indices = [folder.index for folder in folders]
+    self.some_uncertain = any(((i["p0"] > 0) & (i["p0"] < 1)).any() for i in indices)
+    self.some_weighted = any((i["weight"] != 1).any() for i in indices)
 
   def __len__(self) -> int:
     return sum(map(len, self.folders))
 
-  def longer_than(self, context: int) -> int:
-    """Captions of more tokens than that, as the conversion counted them."""
-    return sum(int(np.count_nonzero(f.index["tokens"] > context)) for f in self.folders)
+  def examples(self, seed: int, read: Read) -> grain.MapDataset:
+    """The endless sequence of examples of a run, by random access.
 
-  def fingerprint(self) -> str:
-    """Identifies the pairs that are used by the digests in their indices.
+    The order is the contract by which a run resumes. Among any n first examples each folder has its
+    fraction of n, to within one.
+
+    Args:
+      seed: Seed of the order.
+      read: Reads an example of (folder, row among its selected pairs, epoch, example id).
 
     Returns:
-      SHA-256 in hexadecimal; equal for equal pairs in one order, wherever the folders lie.
+      grain's MapDataset; `[position]` is an example.
+    """
+    datasets, first_id = [], 0
+    for dataset_id, folder in enumerate(self.folders):
+      shuffle = Shuffle(len(folder), seed=seed, dataset_id=dataset_id)
+      example = functools.partial(_example, folder, shuffle, first_id, read)
+      datasets.append(grain.MapDataset.range(sys.maxsize).map(example))
+      first_id += len(folder)
+    return grain.MapDataset.mix(datasets, self.weights) if len(datasets) > 1 else datasets[0]
+
+  def captions_longer_than(self, tokens: int) -> int:
+    """Number of captions of more tokens, as the conversion counted them."""
+    return sum(int(np.count_nonzero(f.index["tokens"] > tokens)) for f in self.folders)
+
+  def fingerprint(self) -> str:
+    """Fingerprint of the selected pairs, computed from the hashes in the pair indices.
+
+    Returns:
+      SHA-256 in hexadecimal; equal for equal pairs in one order, in any folder.
     """
     digest = hashlib.sha256()
     for folder, weight in zip(self.folders, self.weights, strict=True):
       digest.update(f"{weight!r} {len(folder)} ".encode())
-      digest.update(folder.rows.astype("<u8").tobytes() + folder.index.tobytes())
+      digest.update(folder.records.astype("<u8").tobytes() + folder.index.tobytes())
     return digest.hexdigest()
 
 
-class _Examples:
-  """Grain's random-access source of a folder's examples in the order of a run, without end."""
-
-  def __init__(self, mixture: Mixture, number: int, seed: int, read: Callable):
-    self.folder = mixture.folders[number]
-    self.order = Order(len(self.folder), seed=seed, stream=number)
-    self.first_id = sum(map(len, mixture.folders[:number]))
-    self.seed, self.read = seed, read
-
-  def __len__(self) -> int:
-    return sys.maxsize
-
-  def __getitem__(self, place: int) -> Any:
-    (row,), (epoch,) = self.order.at(np.array([place]))
-    return self.read(self.folder, int(row), int(epoch), self.first_id + int(row))
+def _example(folder: FolderSplit, shuffle: Shuffle, first_id: int, read: Read, position: int):
+  (row,), (epoch,) = shuffle.at(np.array([position]))
+  return read(folder, int(row), int(epoch), first_id + int(row))
 
 
-class FolderLoader:
-  """Shuffled batches of pairs from disk, without end, by random access.
-
-  `loader[step]` is a function of (seed, step) and of the folders alone. Folders are mixed by place:
-  after n examples each has given its share of n, to within one.
-
-  Args:
-    mixture: The folders.
-    read: (folder, number among its pairs that are used, epoch, example id) -> an example.
-    collate: [examples] -> columns by name, one row an example.
-    batch_size: Pairs in a batch over all processes.
-    seed: Decides the order.
-    process_index: Which part of each batch is given.
-    process_count: Into how many parts batches are cut.
-    truncated: Captions longer than the tokenizer's context.
-
-  Attributes:
-    truncated: As given.
+def folders_and_weights(
+  folder: str, folders: Sequence[str], weights: Sequence[float]
+) -> tuple[list[str], list[float]]:
+  """The folders and weights of a data set's options: `folder`, or `folders` and `weights`.
 
   Raises:
-    InputError: A number is out of range.
+    InputError: Both are given, or neither.
   """
-
-  def __init__(
-    self,
-    mixture: Mixture,
-    read: Callable[[Folder, int, int, int], Any],
-    collate: Callable[[Sequence[Any]], dict[str, np.ndarray]],
-    *,
-    batch_size: int,
-    seed: int,
-    process_index: int,
-    process_count: int,
-    truncated: int,
-  ):
-    self.shares = check_shares(len(mixture), batch_size, seed, process_index, process_count)
-    self.collate, self.truncated = collate, truncated
-    seed = operator.index(seed)
-    sources = [_Examples(mixture, i, seed, read) for i in range(len(mixture.folders))]
-    mixed = [grain.MapDataset.source(source) for source in sources]
-    self.examples = grain.MapDataset.mix(mixed, mixture.weights) if len(mixed) > 1 else mixed[0]
-
-  def __getitem__(self, step: int) -> dict[str, np.ndarray]:
-    places = share(check_step(step), **self.shares)
-    return self.collate([self.examples[int(place)] for place in places])
-
-  def iterate(self, start: int) -> Iterator[dict[str, np.ndarray]]:
-    """The batches from a step on, without end; threads read what comes next.
-
-    At most two batches are held beside the one that was asked for.
-    """
-    each = self.shares["batch_size"] // self.shares["process_count"]
-    places = grain.MapDataset.source(_Places(start, self.shares))
-    options = grain.ReadOptions(
-      num_threads=min(16, os.cpu_count() or 1), prefetch_buffer_size=2 * each
-    )
-    examples = places.map(lambda place: self.examples[place]).to_iter_dataset(options)
-    return iter(examples.batch(each, batch_fn=self.collate))
-
-
-class _Places:
-  """The places of this process's examples, from a step on."""
-
-  def __init__(self, start: int, shares: dict[str, int]):
-    self.start, self.shares = start, shares
-    self.each = shares["batch_size"] // shares["process_count"]
-
-  def __len__(self) -> int:
-    return sys.maxsize
-
-  def __getitem__(self, number: int) -> int:
-    step, place = divmod(int(number), self.each)
-    return int(share(self.start + step, **self.shares)[place])
+  if bool(folder) == bool(folders):
+    raise InputError("a data set needs either `folder`, or `folders` and `weights`")
+  if folder and weights:
+    raise InputError("`weights` belong to `folders`; leave them out with a single `folder`")
+  return ([folder], [1.0]) if folder else (list(folders), list(weights))

@@ -4,12 +4,12 @@ import argparse
 
 import pytest
 
-from dmpo_jax.commands.data import cache_latents as data_encode
+from dmpo_jax.commands.data import cache_latents
 from dmpo_jax.commands.main import main
-from dmpo_jax.data import datasets
+from dmpo_jax.data import CachedLatents
 from dmpo_jax.data.convert import convert, source_reader
 from dmpo_jax.data.convert.options import Options
-from dmpo_jax.data.latents import encode
+from dmpo_jax.data.latents import options as cache_options
 from tests.data import sets
 from tests.interop import tiny
 
@@ -29,7 +29,7 @@ def pipeline(tmp_path_factory):
   return tiny.write_tiny_sd(tmp_path_factory.mktemp("pipeline") / "sd")
 
 
-def test_a_folder_is_encoded_by_one_command_on_any_number_of_hosts(
+def test_a_folder_is_cached_by_one_command_on_any_number_of_hosts(
   pairs, pipeline, tmp_path, capsys
 ):
   out = tmp_path / "out"
@@ -38,20 +38,20 @@ def test_a_folder_is_encoded_by_one_command_on_any_number_of_hosts(
   assert main([*line, "--host=1"]) == 0
   assert "this host is done; 2 shards of other hosts are missing" in capsys.readouterr().out
   assert main([*line, "--host=0"]) == 0
-  shown = capsys.readouterr().out
-  assert "encoded 5 pairs of split 'train', 1 augmentations each, 3 captions (0 cut)" in shown
-  assert "bytes a pair" in shown
-  assert "mean: rms " in shown
-  assert len(datasets.cached_latents(folder=str(out))) == 5
+  text = capsys.readouterr().out
+  assert "cached latents of 5 pairs of split 'train', 1 augmentations each, and 3 captions" in text
+  assert "bytes per pair" in text
+  assert "mean: rms " in text
+  assert len(CachedLatents(folder=str(out))) == 5
 
 
-def test_the_commands_defaults_are_those_of_an_encoding():
+def test_the_commands_defaults_are_those_of_the_options():
   parser = argparse.ArgumentParser()
-  data_encode.add_arguments(parser)
-  found = vars(parser.parse_args(["x", "--pipeline=y", "--out=z"]))
-  found["embeddings"] = found["text"] == "embeddings"
-  default = encode.Options()._asdict()
-  assert {name: found[name] for name in default} == default
+  cache_latents.add_arguments(parser)
+  values = vars(parser.parse_args(["x", "--pipeline=y", "--out=z"]))
+  values["embeddings"] = values["text"] == "embeddings"
+  default = cache_options.Options()._asdict()
+  assert {name: values[name] for name in default} == default
 
 
 @pytest.mark.parametrize(
@@ -60,11 +60,11 @@ def test_the_commands_defaults_are_those_of_an_encoding():
     (["--pipeline=absent"], "absent"),
     (["--size=0"], "size must be a whole number"),
     (["--host=2", "--hosts=2"], "host 2 of 2"),
-    (["--distributed", "--hosts=2"], "leave --host, --hosts away"),
+    (["--distributed", "--hosts=2"], "leave --host and --hosts out"),
     (["--split=test"], "unknown split"),
   ],
 )
-def test_what_cannot_be_encoded_is_one_message_and_status_two(
+def test_invalid_input_is_one_message_and_status_two(
   pairs, pipeline, tmp_path, capsys, arguments, message
 ):
   line = [
@@ -76,3 +76,8 @@ def test_what_cannot_be_encoded_is_one_message_and_status_two(
   ]
   assert main([*line, "--text=tokens", *arguments]) == 2
   assert message in capsys.readouterr().err
+
+
+def test_the_former_command_names_the_new_one(capsys):
+  assert main(["data", "encode", "pairs", "--pipeline=x", "--out=y"]) == 2
+  assert "`dmpo-jax data cache-latents` now" in capsys.readouterr().err

@@ -1,34 +1,35 @@
-"""Pairs from disk: order, views, labels, and what happens when a record is damaged.
+"""Pairs from disk: order, crops, labels, and damaged records.
 
-Images tell where their pixels come from: red is the row, green the column, blue the pair and side.
+Pixels hold their position: red is the row, green the column, blue the pair and side.
 """
 
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
-from dmpo_jax.data import datasets, pair_index, tfds_folder
+from dmpo_jax.data import FolderPairs, pair_index, tfds_folder
 from dmpo_jax.data.convert import convert, source_reader
 from dmpo_jax.data.convert.options import Options
 from dmpo_jax.data.tfds_folder import RecordWriter
 from dmpo_jax.errors import InputError
 from tests.data import sets
-from tests.data.test_crops import encode, places
+from tests.data.test_crops import encode, positions
 
 LABELS = [1.0, 0.0, 0.5, 1.0, 0.0, 0.0, 1.0, 0.5, 0.0, 1.0]
 SIZE = 16
 
 
 def image(pair: int, side: int) -> bytes:
-  pixels = places(16, 24)
+  pixels = positions(16, 24)
   pixels[..., 2] = 2 * pair + side
   return encode(pixels)
 
 
 def row(number: int, **changes) -> dict:
-  """A row of Pick-a-Pic with position-telling images; its weight is 1 / (1 + number)."""
+  """A row of Pick-a-Pic with such images; its weight is 1 / (1 + number)."""
   return sets.pickapic_row(number) | {
     "jpg_0": image(number, 0),
     "jpg_1": image(number, 1),
@@ -66,7 +67,7 @@ def tokenize(captions):
 
 
 def load(folder, *, batch_size=4, seed=0, channels=3, processes=(0, 1), **options):
-  pairs = datasets.pairs(**{"folder": folder, "size": SIZE} | options)
+  pairs = FolderPairs(**{"folder": folder, "size": SIZE} | options)
   return pairs.loader(
     tokenize,
     channels=channels,
@@ -78,29 +79,31 @@ def load(folder, *, batch_size=4, seed=0, channels=3, processes=(0, 1), **option
 
 
 def gather(loader, steps) -> dict:
-  """The columns of batches, one after the other."""
-  batches = [loader[step] for step in steps]
-  return {name: np.concatenate([b[name] for b in batches]) for name in batches[0]}
+  """Batches, concatenated."""
+  return join([loader[step] for step in steps])
+
+
+def join(batches: list[dict]) -> dict:
+  """Batches or their parts, concatenated array by array."""
+  return jax.tree.map(lambda *arrays: np.concatenate(arrays), *batches)
 
 
 def assert_same(a: dict, b: dict) -> None:
-  assert a.keys() == b.keys()
-  for name in a:
-    np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+  jax.tree.map(np.testing.assert_array_equal, a, b)  # raises where the keys differ
 
 
 RANDOM = {"crop": "random", "flip": True}
 
 
-def test_a_batch_has_these_columns(folder):
-  found = {k: (v.dtype.name, v.shape) for k, v in load(folder, micro_conditioning=True)[0].items()}
-  assert found == {
-    "images": ("uint8", (4, 2, 16, 16, 3)),
-    "input_ids": ("int32", (4, 4)),
+def test_a_batch_has_these_arrays(folder):
+  batch = load(folder, micro_conditioning=True)[0]
+  assert jax.tree.map(lambda x: (x.dtype.name, x.shape), batch) == {
+    "pixels": ("uint8", (4, 2, 16, 16, 3)),
+    "text": {"input_ids": ("int32", (4, 4))},
     "example_id": ("uint32", (4,)),
     "label": ("float32", (4,)),
     "weight": ("float32", (4,)),
-    "micro_conditioning": ("float32", (4, 6)),
+    "geometry": ("float32", (4, 6)),
   }
 
 
@@ -110,7 +113,7 @@ def test_an_epoch_has_every_pair_once_and_the_next_another_order(folder):
   assert len({tuple(epoch) for epoch in ids}) == 4
 
 
-def test_a_batch_is_the_same_whatever_was_asked_before(folder):
+def test_a_batch_does_not_depend_on_earlier_calls(folder):
   loader = load(folder, **RANDOM)
   for step in (7, 0, 100_000, 3, 7):
     assert_same(loader[step], load(folder, **RANDOM)[step])
@@ -129,131 +132,131 @@ def test_the_parts_of_processes_are_the_batch(folder):
   ahead = [part.iterate(2) for part in parts]
   for step in (2, 3, 4):
     pieces = [part[step] for part in parts]
-    assert_same({k: np.concatenate([p[k] for p in pieces]) for k in pieces[0]}, whole[step])
+    assert_same(join(pieces), whole[step])
     for piece, batches in zip(pieces, ahead, strict=True):
       assert_same(next(batches), piece)
 
 
 @pytest.mark.parametrize("mix", [False, True])
-def test_a_run_goes_on_inside_an_epoch_in_any_number_of_processes(folder, certain, mix):
+def test_a_run_resumes_within_an_epoch_on_any_number_of_processes(folder, certain, mix):
   names = (folder, certain) if mix else (folder,)
-  pairs = datasets.mixture(folders=names, weights=range(1, 1 + len(names)), size=SIZE, **RANDOM)
+  pairs = FolderPairs(folders=names, weights=range(1, 1 + len(names)), size=SIZE, **RANDOM)
 
-  def part(pair_index, count):
+  def part(index, count):
     return pairs.loader(
-      tokenize, channels=3, batch_size=4, seed=5, process_index=pair_index, process_count=count
+      tokenize, channels=3, batch_size=4, seed=5, process_index=index, process_count=count
     )
 
   whole = part(0, 1)
   for start, count in ((0, 2), (3, 4), (6, 1), (9, 2)):  # an epoch is two batches and a half
-    ahead = [part(pair_index, count).iterate(start) for pair_index in range(count)]
+    ahead = [part(index, count).iterate(start) for index in range(count)]
     for step in range(start, start + 3):
       pieces = [next(batches) for batches in ahead]
-      assert_same({k: np.concatenate([p[k] for p in pieces]) for k in pieces[0]}, whole[step])
+      assert_same(join(pieces), whole[step])
     for batches in ahead:
       batches.close()
 
 
-def test_both_images_of_a_pair_are_seen_alike(folder):
-  pixels = gather(load(folder, **RANDOM), range(10))["images"].astype(int)
+def test_both_images_of_a_pair_have_the_same_crop(folder):
+  pixels = gather(load(folder, **RANDOM), range(10))["pixels"].astype(int)
   np.testing.assert_array_equal(pixels[:, 0, ..., :2], pixels[:, 1, ..., :2])
 
 
-def test_separate_views_differ_within_a_pair_and_the_first_is_the_joint_one(folder):
+def test_separate_crops_differ_within_a_pair_and_the_first_is_the_joint_one(folder):
   joint = gather(load(folder, **RANDOM), range(5))
   apart = gather(load(folder, **RANDOM, views="separate"), range(5))
   stored_first = np.array(LABELS)[joint["example_id"].astype(int)] >= 0.5
-  place = np.where(stored_first, 0, 1)  # of image_0 of the record
+  side = np.where(stored_first, 0, 1)  # of image_0 of the record
   rows = np.arange(20)
-  np.testing.assert_array_equal(apart["images"][rows, place], joint["images"][rows, place])
-  columns = apart["images"][:, :, 0, :, 1].astype(int)  # [N, 2, W]
+  np.testing.assert_array_equal(apart["pixels"][rows, side], joint["pixels"][rows, side])
+  columns = apart["pixels"][:, :, 0, :, 1].astype(int)  # [N, 2, W]
   assert (columns[:, 0] != columns[:, 1]).any(axis=1).mean() > 0.7
   np.testing.assert_array_equal(apart["example_id"], joint["example_id"])
 
 
-def test_views_differ_by_pair_and_epoch_and_stay_in_the_image(folder):
-  found = gather(load(folder, **RANDOM), range(10))
-  columns = found["images"].astype(int)[:, 0, 0, :, 1]  # [N, W]
+def test_crops_differ_by_pair_and_epoch_and_stay_in_the_image(folder):
+  batch = gather(load(folder, **RANDOM), range(10))
+  columns = batch["pixels"].astype(int)[:, 0, 0, :, 1]  # [N, W]
   step = np.unique(np.diff(columns, axis=1), axis=1)[:, 0]
   assert set(step) == {-1, 1}
   assert columns.min() >= 0
   assert columns.max() <= 23
-  of_pair_0 = {tuple(c) for c in columns[found["example_id"] == 0]}
+  of_pair_0 = {tuple(c) for c in columns[batch["example_id"] == 0]}
   assert len(of_pair_0) > 1
   assert len({tuple(c) for c in columns[:10]}) > 4
 
 
-def test_a_view_does_not_depend_on_the_batch(folder):
+def test_a_crop_does_not_depend_on_the_batch(folder):
   small = gather(load(folder, **RANDOM, batch_size=2), range(10))
   large = gather(load(folder, **RANDOM, batch_size=5), range(4))
   assert_same(small, large)
 
 
-def test_the_preferred_image_comes_first_and_ties_stay_as_they_were(folder):
-  found = gather(load(folder), range(5))
-  number = found["example_id"].astype(int)
+def test_the_preferred_image_comes_first_and_ties_keep_their_order(folder):
+  batch = gather(load(folder), range(5))
+  number = batch["example_id"].astype(int)
   p0 = np.array(LABELS)[number]
-  np.testing.assert_array_equal(found["label"], np.maximum(p0, 1 - p0))
-  first = found["images"].astype(int)[:, 0, 0, 0, 2]
+  np.testing.assert_array_equal(batch["label"], np.maximum(p0, 1 - p0))
+  first = batch["pixels"].astype(int)[:, 0, 0, 0, 2]
   np.testing.assert_array_equal(first, 2 * number + (p0 < 0.5))
-  second = found["images"].astype(int)[:, 1, 0, 0, 2]
+  second = batch["pixels"].astype(int)[:, 1, 0, 0, 2]
   np.testing.assert_array_equal(second, 2 * number + (p0 >= 0.5))
 
 
 def test_captions_and_weights_are_those_of_the_pairs(folder):
-  found = gather(load(folder), range(5))
-  np.testing.assert_array_equal(found["input_ids"][:, 0], found["example_id"])
-  np.testing.assert_allclose(found["weight"], 1 / (1.0 + found["example_id"]), rtol=1e-6)
+  batch = gather(load(folder), range(5))
+  np.testing.assert_array_equal(batch["text"]["input_ids"][:, 0], batch["example_id"])
+  np.testing.assert_allclose(batch["weight"], 1 / (1.0 + batch["example_id"]), rtol=1e-6)
 
 
-def test_dropped_ties_never_come_and_certain_pairs_need_no_label(folder):
-  found = gather(load(folder, ties="drop"), range(4))
-  assert "label" not in found
-  numbers = found["input_ids"][:, 0].reshape(2, 8)
+def test_dropped_ties_never_occur_and_certain_pairs_have_no_label(folder):
+  batch = gather(load(folder, ties="drop"), range(4))
+  assert "label" not in batch
+  numbers = batch["text"]["input_ids"][:, 0].reshape(2, 8)
   np.testing.assert_array_equal(np.sort(numbers, axis=1), [[0, 1, 3, 4, 5, 6, 8, 9]] * 2)
 
 
 def test_equal_weights_of_one_are_left_out(certain):
-  assert set(load(certain)[0]) == {"images", "input_ids", "example_id"}
+  assert set(load(certain)[0]) == {"pixels", "text", "example_id"}
 
 
-def test_sizes_and_crops_are_those_of_the_view(folder):
-  found = gather(load(folder, **RANDOM, micro_conditioning=True), range(3))
-  seen = found["images"].astype(int)[:, 0, 0, :, 1]
-  flipped = seen[:, 0] > seen[:, 1]
-  left = np.where(flipped, 23 - seen[:, 0], seen[:, 0])
-  wanted = [[16, 24, 0, at, 16, 16] for at in left]
-  np.testing.assert_array_equal(found["micro_conditioning"], wanted)
+def test_the_geometry_is_that_of_the_crop(folder):
+  batch = gather(load(folder, **RANDOM, micro_conditioning=True), range(3))
+  columns = batch["pixels"].astype(int)[:, 0, 0, :, 1]
+  flipped = columns[:, 0] > columns[:, 1]
+  left = np.where(flipped, 23 - columns[:, 0], columns[:, 0])
+  expected = [[16, 24, 0, column, 16, 16] for column in left]
+  np.testing.assert_array_equal(batch["geometry"], expected)
 
 
-def test_one_channel_where_the_pipeline_takes_one(folder):
-  assert load(folder, channels=1)[0]["images"].shape == (4, 2, 16, 16, 1)
+def test_images_have_the_channels_of_the_pipeline(folder):
+  assert load(folder, channels=1)[0]["pixels"].shape == (4, 2, 16, 16, 1)
 
 
 def test_a_vocabulary_can_be_made_of_all_captions(folder):
-  pairs = datasets.pairs(folder=folder, size=SIZE, ties="drop")
+  pairs = FolderPairs(folder=folder, size=SIZE, ties="drop")
   assert pairs.captions == [f"caption {i}" for i in (0, 1, 3, 4, 5, 6, 8, 9)]
 
 
-def test_captions_longer_than_the_context_are_counted_at_the_start(tmp_path):
+def test_truncated_captions_are_counted_at_the_start(tmp_path):
   captions = ["one", "one two", "one two three", "one two three four"]  # and two tokens each
   path = write(tmp_path, [row(i, caption=c) for i, c in enumerate(captions)])
   assert load(path).truncated == 2
 
 
 def mixed(folder, certain, weights=(3, 1), seed=0):
-  pairs = datasets.mixture(folders=(folder, certain), weights=weights, size=SIZE)
+  pairs = FolderPairs(folders=(folder, certain), weights=weights, size=SIZE)
   return pairs.loader(tokenize, channels=3, batch_size=4, seed=seed)
 
 
-def test_folders_are_mixed_in_their_shares_at_every_place(folder, certain):
+def test_folders_are_mixed_by_their_weights_at_every_position(folder, certain):
   ids = gather(mixed(folder, certain), range(20))["example_id"]
   assert set(ids) == set(range(14))
-  shares = np.cumsum(ids < 10) - 0.75 * np.arange(1, 81)
-  assert abs(shares).max() <= 1
+  excess = np.cumsum(ids < 10) - 0.75 * np.arange(1, 81)
+  assert abs(excess).max() <= 1
 
 
-def test_a_mixture_goes_on_anywhere_and_ahead(folder, certain):
+def test_a_mixture_resumes_at_any_step(folder, certain):
   batches = mixed(folder, certain).iterate(9)
   for step in (9, 10):
     assert_same(next(batches), mixed(folder, certain)[step])
@@ -261,22 +264,22 @@ def test_a_mixture_goes_on_anywhere_and_ahead(folder, certain):
 
 def fingerprint(*folders, **options) -> str:
   weights = [1] * len(folders)
-  return datasets.mixture(folders=folders, weights=weights, size=SIZE, **options).fingerprint()
+  return FolderPairs(folders=folders, weights=weights, size=SIZE, **options).fingerprint()
 
 
-def test_a_copy_elsewhere_is_the_same_data(folder, tmp_path):
+def test_a_copy_has_the_same_fingerprint(folder, tmp_path):
   shutil.copytree(folder, tmp_path / "copy")
   assert fingerprint(str(tmp_path / "copy")) == fingerprint(folder)
 
 
-def test_what_is_trained_on_changes_the_fingerprint(folder, certain, tmp_path):
+def test_different_pairs_have_different_fingerprints(folder, certain, tmp_path):
   changes = [{}, {"caption": "x"}, {"jpg_0": image(9, 1)}, {"num_example_per_prompt": 9}]
-  found = [
+  prints = [
     fingerprint(write(tmp_path / str(i), [row(0, **change), row(2)]))
     for i, change in enumerate(changes)
   ]
-  found += [fingerprint(folder), fingerprint(folder, ties="drop"), fingerprint(folder, certain)]
-  assert len(set(found)) == 7
+  prints += [fingerprint(folder), fingerprint(folder, ties="drop"), fingerprint(folder, certain)]
+  assert len(set(prints)) == 7
 
 
 @pytest.fixture
@@ -311,7 +314,7 @@ def test_a_damaged_image_is_named_with_its_record(copy):
 
 
 @pytest.mark.parametrize("damage", [None, b"", b"no array", "short", "header"])
-def test_an_index_that_is_not_there_whole_is_named(copy, damage):
+def test_a_missing_or_damaged_index_is_named(copy, damage):
   path = copy / "index-train.npy"
   data = path.read_bytes()
   path.unlink()
@@ -342,20 +345,28 @@ def test_an_index_that_is_not_there_whole_is_named(copy, damage):
     ({"folder": "absent"}, "absent holds no finished data set"),
   ],
 )
-def test_what_cannot_be_loaded_is_refused(folder, changes, message):
+def test_invalid_options_are_refused(folder, changes, message):
   with pytest.raises(InputError, match=message):
     load(**{"folder": folder} | changes)
 
 
-def test_a_split_of_ties_alone_is_refused_where_ties_are_dropped(tmp_path):
+def test_a_split_of_ties_only_is_refused_where_ties_are_dropped(tmp_path):
   with pytest.raises(InputError, match="holds ties only"):
     load(write(tmp_path, [row(2), row(7)]), ties="drop")
 
 
+@pytest.mark.parametrize(
+  "options", [{}, {"folder": "a", "folders": ("a", "b")}, {"folder": "a", "weights": (1,)}]
+)
+def test_a_data_set_needs_one_folder_or_folders_with_weights(options):
+  with pytest.raises(InputError, match=r"`folders` and `weights`|belong to `folders`"):
+    FolderPairs(size=SIZE, **options)
+
+
 @pytest.mark.parametrize("weights", [(1,), (1, 0), (1, float("nan")), (1, -2)])
-def test_shares_that_make_no_mixture_are_refused(folder, certain, weights):
+def test_invalid_weights_are_refused(folder, certain, weights):
   with pytest.raises(InputError, match="weights"):
-    datasets.mixture(folders=(folder, certain), weights=weights, size=SIZE)
+    FolderPairs(folders=(folder, certain), weights=weights, size=SIZE)
 
 
 def test_the_index_is_that_of_the_records_left_in_each_split(tmp_path):
@@ -368,7 +379,7 @@ def test_the_index_is_that_of_the_records_left_in_each_split(tmp_path):
   assert report["kept"] == 9
   for split in ("train", "test"):
     pairs = tfds_folder.PairSource(tmp_path / "out", split)
-    found = pair_index.read(tmp_path / "out", split, len(pairs))
+    index = pair_index.read(tmp_path / "out", split, len(pairs))
     for name in ("p0", "weight"):
-      wanted = np.float32([getattr(pairs[i], name) for i in range(len(pairs))])
-      np.testing.assert_array_equal(found[name], wanted)
+      expected = np.float32([getattr(pairs[i], name) for i in range(len(pairs))])
+      np.testing.assert_array_equal(index[name], expected)

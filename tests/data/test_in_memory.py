@@ -1,4 +1,4 @@
-"""The data set in memory, and what identifies it."""
+"""Data sets in memory and their fingerprints."""
 
 import dataclasses
 
@@ -26,13 +26,13 @@ def test_equal_content_has_an_equal_fingerprint():
 
 
 def test_the_fingerprint_is_the_same_on_every_machine():
-  found = examples(images=np.zeros((3, 1, 1, 1, 1), np.float32)).fingerprint()
-  assert found == "9ad63193de0eeb5312577c921eddf20a31ffb9de63fc566677b0f79f9c21dfaf"
+  fingerprint = examples(images=np.zeros((3, 1, 1, 1, 1), np.float32)).fingerprint()
+  assert fingerprint == "9ad63193de0eeb5312577c921eddf20a31ffb9de63fc566677b0f79f9c21dfaf"
 
 
 def test_the_fingerprint_does_not_depend_on_memory_layout():
-  turned = np.asfortranarray(examples().images)
-  assert examples(images=turned).fingerprint() == examples().fingerprint()
+  transposed = np.asfortranarray(examples().images)
+  assert examples(images=transposed).fingerprint() == examples().fingerprint()
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_examples_cannot_be_reassigned():
     ({"captions": ["a", 7, "c"]}, "captions must be strings, got 7"),
   ],
 )
-def test_what_is_no_data_set_is_refused(change, message):
+def test_invalid_examples_are_refused(change, message):
   with pytest.raises(InputError, match=message):
     examples(**change)
 
@@ -82,11 +82,11 @@ ROWS = np.array([0, 0.5, 1], np.float32)
 @pytest.mark.parametrize("name", ["labels", "weights"])
 def test_labels_and_weights_belong_to_the_fingerprint(name):
   other = ROWS[::-1].copy()
-  found = {examples(**change).fingerprint() for change in ({}, {name: ROWS}, {name: other})}
-  assert len(found) == 3
+  prints = {examples(**change).fingerprint() for change in ({}, {name: ROWS}, {name: other})}
+  assert len(prints) == 3
 
 
-def test_the_same_numbers_as_labels_and_as_weights_are_two_data_sets():
+def test_equal_labels_and_weights_have_different_fingerprints():
   assert examples(labels=ROWS).fingerprint() != examples(weights=ROWS).fingerprint()
 
 
@@ -101,17 +101,17 @@ def test_the_same_numbers_as_labels_and_as_weights_are_two_data_sets():
     ({"weights": np.full(3, np.nan, np.float32)}, r"finite.*row 0"),
   ],
 )
-def test_labels_and_weights_that_cannot_be_used_are_named(change, message):
+def test_invalid_labels_and_weights_are_named(change, message):
   with pytest.raises(InputError, match=message):
     examples(**change)
 
 
-def test_single_images_take_no_labels():
+def test_single_images_with_labels_are_refused():
   with pytest.raises(InputError, match="single images"):
     examples(images=np.zeros((3, 1, 2, 2, 1), np.float32), labels=ROWS)
 
 
-def test_captions_become_tokens_once_and_every_row_keeps_its_own():
+def test_captions_are_tokenized_once_and_stay_with_their_rows():
   calls = []
 
   def tokenize(captions):
@@ -123,11 +123,11 @@ def test_captions_become_tokens_once_and_every_row_keeps_its_own():
   batch = [loader[step] for step in range(3)][-1]
   assert (len(calls), loader.truncated) == (1, 1)
   rows = [data.ids.tolist().index(i) for i in batch["example_id"]]
-  np.testing.assert_array_equal(batch["ids"][:, 0], np.array(rows) + 1)
+  np.testing.assert_array_equal(batch["text"]["ids"][:, 0], np.array(rows) + 1)
   np.testing.assert_array_equal(batch["weight"], data.weights[rows])
 
 
-def test_images_of_other_channels_than_the_pipelines_are_refused():
+def test_images_of_other_channels_than_the_pipeline_are_refused():
   data = examples()
   with pytest.raises(InputError, match="takes images of 7 channels"):
     data.loader(lambda captions: ({}, 0), channels=7, batch_size=1, seed=0)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from dmpo_jax import interop, models, pipelines
 from dmpo_jax.commands.main import main
-from dmpo_jax.data.latents import encode
+from dmpo_jax.data.latents import cache
 from dmpo_jax.diffusion import Solver, Steps
 from dmpo_jax.errors import InputError
 from dmpo_jax.models import trees
@@ -274,8 +274,8 @@ def test_it_trains_resumes_evaluates_and_writes_its_own_format(folder, pairs, tm
 def test_its_cached_latents_and_embeddings_train_as_its_images_do(folder, pairs, tmp_path):
   loaded = latent_encoders.load(str(folder), embeddings=True)
   encoders = latent_encoders.make(loaded, embeddings=True, pairs=2, devices=jax.devices()[:1])
-  options = encode.Options(size=16, dtype="float32", batch_size=2)
-  encode.encode(pathlib.Path(pairs), tmp_path / "cached", encoders, options)
+  options = cache.Options(size=16, dtype="float32", batch_size=2)
+  cache.cache_latents(pathlib.Path(pairs), tmp_path / "cached", encoders, options)
   cached = config(folder, name="cached_latents", folder=str(tmp_path / "cached"))
   images = config(folder, name="pairs", folder=pairs, size=16, split="train")
   runs = [train(c, tmp_path / n, show_progress=False) for c, n in ((cached, "c"), (images, "i"))]
@@ -287,8 +287,8 @@ def test_its_cached_latents_and_embeddings_train_as_its_images_do(folder, pairs,
 def test_latents_cached_by_other_encoders_are_refused(folder, pairs, tmp_path):
   loaded = latent_encoders.load(str(folder), embeddings=False)
   encoders = latent_encoders.make(loaded, embeddings=False, pairs=2, devices=jax.devices()[:1])
-  options = encode.Options(size=16, embeddings=False, batch_size=2)
-  encode.encode(pathlib.Path(pairs), tmp_path / "cached", encoders, options)
+  options = cache.Options(size=16, embeddings=False, batch_size=2)
+  cache.cache_latents(pathlib.Path(pairs), tmp_path / "cached", encoders, options)
   other = random_pipeline()
   patches = {"encoder": {"kernel": 2 * other.params["patches"]["encoder"]["kernel"]}}
   save(folder, dataclasses.replace(other, params={**other.params, "patches": patches}))

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from dmpo_jax.data.convert import convert, source_reader
 from dmpo_jax.data.convert.options import Options
-from dmpo_jax.data.latents import encode
+from dmpo_jax.data.latents import cache
 from dmpo_jax.data.latents import records as encoded
 from dmpo_jax.errors import InputError
 from dmpo_jax.pipelines import encoders
@@ -55,12 +55,12 @@ def pairs(tmp_path_factory):
 
 def encode_with(pipeline, pairs, out, **options):
   """Encodes with two of the simulated devices."""
-  chosen = encode.Options(size=16, **{"dtype": "float32", "batch_size": 2} | options)
+  chosen = cache.Options(size=16, **{"dtype": "float32", "batch_size": 2} | options)
   loaded = encoders.load(str(pipeline), embeddings=chosen.embeddings)
   networks = encoders.make(
     loaded, embeddings=chosen.embeddings, pairs=chosen.batch_size, devices=jax.devices()[:2]
   )
-  encode.encode(pairs, out, networks, chosen)
+  cache.cache_latents(pairs, out, networks, chosen)
   return str(out)
 
 
@@ -165,7 +165,7 @@ def test_the_step_is_not_given_networks_that_it_does_not_run(kind, found):
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_stored_is_the_pipelines_own(kind, settings):
   setting = settings[kind]
-  source = encoded.EncodedSource(setting.encoded)
+  source = encoded.CachedPairSource(setting.encoded)
   layout = {name: (dtype, shape) for part in source.layout.values() for name, dtype, shape in part}
   assert layout["moments"] == ("float32", [2, 2, 8, 8, 4])
   width = {"sd": 12, "sdxl": 12 + 16}[kind]
@@ -258,14 +258,14 @@ def test_a_size_that_is_no_whole_number_of_latents_is_refused(settings, pairs, t
   loaded = encoders.load(settings["sd"].pipeline, embeddings=False)
   networks = encoders.make(loaded, embeddings=False, pairs=2, devices=jax.devices()[:1])
   with pytest.raises(InputError, match="multiples of 2"):
-    encode.encode(pairs, tmp_path / "out", networks, encode.Options(size=15))
+    cache.cache_latents(pairs, tmp_path / "out", networks, cache.Options(size=15))
 
 
 def test_devices_change_no_byte(settings, pairs, tmp_path):
   loaded = encoders.load(settings["sd"].pipeline, embeddings=True)
   networks = encoders.make(loaded, embeddings=True, pairs=2, devices=jax.devices()[:1])
-  chosen = encode.Options(size=16, dtype="float32", batch_size=2)
-  encode.encode(pairs, tmp_path / "one", networks, chosen)
+  chosen = cache.Options(size=16, dtype="float32", batch_size=2)
+  cache.cache_latents(pairs, tmp_path / "one", networks, chosen)
   two, one = (
     json.loads((f / encoded.MANIFEST).read_text())
     for f in (pathlib.Path(settings["sd"].encoded), tmp_path / "one")

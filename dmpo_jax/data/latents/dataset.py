@@ -1,4 +1,4 @@
-"""Encoded pairs that training reads: in the order, and with the labels, of the pairs themselves."""
+"""Cached latents as a data set, with the order and the labels of their pairs."""
 
 import functools
 import hashlib
@@ -9,67 +9,71 @@ from typing import NamedTuple
 import numpy as np
 
 from dmpo_jax.common.differences import describe, differences
-from dmpo_jax.data.latents import records as encoded
-from dmpo_jax.data.mixture import Folder, FolderLoader, Mixture
+from dmpo_jax.data.latents import records
+from dmpo_jax.data.loader import Columns, FolderLoader
+from dmpo_jax.data.mixture import FolderSplit, Mixture, folders_and_weights
 from dmpo_jax.errors import InputError
 
-# What folders that are mixed must have in common.
+# Parts of the manifest that must be equal in all folders of a mixture.
 SHARED = ("encoders", "tokenizers", "layout")
 
 
 class CachedLatents:
-  """Pairs in one or more encoded folders.
+  """Pairs that `dmpo-jax data cache-latents` wrote: no step runs the VAE or the text encoders.
 
-  In epoch e the view number e mod V of a pair is seen, V being the views of its folder: each as
-  often as any other, and the first V epochs are those of training on images with the encoding's
-  seed.
+  In epoch e a run sees view e mod V of a pair, with V views per pair. The first V epochs are those
+  of training on images with the seed of the cache.
 
   Args:
-    folders: What `data cache-latents` wrote.
-    weights: Shares of the examples that come from each of them, > 0.
-    ties: "soft" or "drop", see `Folder`.
-    embeddings: Whether batches hold text embeddings; without, the text encoders run in each step.
-    micro_conditioning: Whether batches hold the geometry, or that of an uncropped image.
+    folder: A folder of cached latents, by the pipeline that the run starts from.
+    folders: Several folders in place of `folder`, by one pipeline and of one size.
+    weights: With `folders`, the relative frequency of the examples of each, > 0.
+    ties: "soft" keeps ties with the label 1/2, "drop" leaves them out.
+    embeddings: Whether the cached text embeddings are used; False where a text encoder is trained.
+    micro_conditioning: Whether the geometry is that of the crops, which SDXL conditions on; False:
+      that of images that were neither scaled nor cropped.
 
   Attributes:
-    manifest: Of the first folder; those of the others say the same of encoders and layout.
-    size: Side of the images that were encoded.
+    manifest: Manifest of the first folder.
+    size: Side of the encoded images.
     embeddings: As given.
 
   Raises:
-    InputError: A folder cannot be used, folders do not fit together, or embeddings are asked for
-      that are not stored.
+    InputError: A folder is unusable, folders do not fit together, or `embeddings` are not cached.
   """
 
   def __init__(
     self,
-    folders: Sequence[str],
-    weights: Sequence[float],
     *,
-    ties: str,
-    embeddings: bool,
-    micro_conditioning: bool,
+    folder: str = "",
+    folders: Sequence[str] = (),
+    weights: Sequence[float] = (),
+    ties: str = "soft",
+    embeddings: bool = True,
+    micro_conditioning: bool = False,
   ):
-    self.sources = [encoded.EncodedSource(pathlib.Path(folder)) for folder in folders]
+    paths, weights = folders_and_weights(folder, folders, weights)
+    self.sources = [records.CachedPairSource(pathlib.Path(path)) for path in paths]
     self.mixture = Mixture(
       [
-        Folder(f, s.manifest["options"]["split"], ties, len(s), functools.partial(_get, s))
-        for f, s in zip(folders, self.sources, strict=True)
+        FolderSplit(path, s.manifest["options"]["split"], ties, len(s), functools.partial(_get, s))
+        for path, s in zip(paths, self.sources, strict=True)
       ],
       weights,
     )
     self.manifest = self.sources[0].manifest
-    for folder, source in zip(folders, self.sources, strict=True):
-      for part in SHARED:
-        different = differences(self.manifest[part], source.manifest[part], prefix=part)
+    for path, source in zip(paths, self.sources, strict=True):
+      for key in SHARED:
+        different = differences(self.manifest[key], source.manifest[key], prefix=key)
         if different:
           raise InputError(
-            f"{folders[0]} and {folder} were not encoded alike:\n"
+            f"the latents in {paths[0]} and {path} were cached differently; mix folders of one "
+            "pipeline and the same options:\n"
             + describe(different, first="in the first", second="in the second")
           )
       if embeddings and not source.has_embeddings:
         raise InputError(
-          f"{folder} holds no text embeddings; encode with --text embeddings, or set "
+          f"{path} holds no text embeddings; cache them with --text embeddings, or set "
           "config.data.embeddings=False: then the text encoders run in each step"
         )
     self.size = self.manifest["options"]["size"]
@@ -80,41 +84,35 @@ class CachedLatents:
 
   @property
   def captions(self) -> list[str]:
-    """A new pipeline would make its vocabulary of them; there is none that could read codes."""
-    raise InputError(
-      "encoded pairs are read by the pipeline that encoded them: set config.pipeline to it"
-    )
+    """Raises InputError: a new pipeline cannot read the latents of another one."""
+    raise InputError("cached latents need the pipeline that encoded them: set config.pipeline")
 
   def fingerprint(self) -> str:
-    """Identifies the pairs that are used and every byte of what is stored of them.
-
-    Returns:
-      SHA-256 in hexadecimal.
-    """
+    """Fingerprint of the selected pairs and of every stored byte, SHA-256 in hexadecimal."""
     digest = hashlib.sha256(self.mixture.fingerprint().encode())
     for source in self.sources:
       digest.update(repr(sorted(f["sha256"] for f in source.manifest["files"].values())).encode())
     return digest.hexdigest()
 
   def null(self) -> dict[str, np.ndarray]:
-    """The text embeddings of the empty caption, float32 by name; see `EncodedSource.null`."""
+    """The text embeddings of the empty caption, float32 by name, without a batch axis."""
     return self.sources[0].null()
 
   def loader(
     self, *, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1
   ) -> FolderLoader:
-    """Batches for the pipeline that encoded the pairs.
+    """A loader of batches for the pipeline that encoded the pairs.
 
-    Columns, P rows each: latents `[P, 2, 2, h, w, Z]`, (preferred, rejected) by (mean, log
-    variance) in the stored dtype; text, the cached embeddings by name in the stored dtype where
-    they are asked for, else token ids by name, int32 `[P, L]`; example_id, label, weight and
-    geometry as `FolderPairs.loader` has them, geometry always.
+    A batch holds latents `[P, 2, 2, h, w, Z]`, (preferred, rejected) and (mean, log variance) of
+    the VAE posterior, in the stored dtype; text, the embeddings by name in the stored dtype, or the
+    token ids by name, int32 `[P, L]`, where `embeddings` is False; geometry; and example_id, label
+    and weight as `FolderPairs.loader` has them.
 
     Args:
-      batch_size: Pairs in a batch over all processes.
-      seed: Decides the order.
-      process_index: Which part of each batch is given.
-      process_count: Into how many parts batches are cut.
+      batch_size: Pairs of a batch over all processes.
+      seed: Seed of the order.
+      process_index: Number of this process; batches hold its part alone.
+      process_count: Number of processes that share a batch in equal parts.
 
     Returns:
       `FolderLoader`.
@@ -122,9 +120,8 @@ class CachedLatents:
     Raises:
       InputError: A number is out of range.
     """
-    token_ids = encoded.token_ids(
-      {name: shape for name, _, shape in self.manifest["layout"]["pairs"]}
-    )
+    shapes = {name: shape for name, _, shape in self.manifest["layout"]["pairs"]}
+    longest = max(shape[0] for shape in records.token_ids(shapes).values())
     return FolderLoader(
       self.mixture,
       self._read,
@@ -133,49 +130,51 @@ class CachedLatents:
       seed=seed,
       process_index=process_index,
       process_count=process_count,
-      truncated=self.mixture.longer_than(max(shape[0] for shape in token_ids.values())),
+      truncated=self.mixture.captions_longer_than(longest),
     )
 
-  def _read(self, folder: Folder, number: int, epoch: int, example_id: int) -> "_Example":
-    p0, weight = (float(folder.index[number][name]) for name in ("p0", "weight"))
+  def _read(self, folder: FolderSplit, row: int, epoch: int, example_id: int) -> "_Example":
+    p0, weight = (float(folder.index[row][name]) for name in ("p0", "weight"))
     return _Example(
-      stored=folder.read(number, epoch, self.embeddings),
-      swap=-1 if p0 < 0.5 else 1,
+      cached=folder.read(row, epoch, self.embeddings),
+      order=-1 if p0 < 0.5 else 1,
       example_id=example_id,
       label=max(p0, 1 - p0),
       weight=weight,
     )
 
-  def _collate(self, examples: Sequence["_Example"]) -> dict[str, np.ndarray]:
-    pairs, texts = ([getattr(e.stored, part) for e in examples] for part in ("pair", "text"))
+  def _collate(self, examples: Sequence["_Example"]) -> Columns:
+    pairs = [e.cached.pair for e in examples]
+    texts = [
+      e.cached.text if self.embeddings else records.token_ids(e.cached.pair) for e in examples
+    ]
+    geometry = np.array([pair[records.GEOMETRY] for pair in pairs], np.float32)
+    if not self.micro_conditioning:
+      geometry[:] = (self.size, self.size, 0, 0, self.size, self.size)
     batch = {
-      "latents": np.stack(
-        [p[encoded.LATENTS][:: e.swap] for p, e in zip(pairs, examples, strict=True)]
-      ),
+      "latents": np.stack([e.cached.pair[records.LATENTS][:: e.order] for e in examples]),
+      "text": {name: np.stack([text[name] for text in texts]) for name in texts[0]},
+      "geometry": geometry,
       "example_id": np.array([e.example_id for e in examples], np.uint32),
     }
-    if not self.embeddings:
-      texts = [encoded.token_ids(pair) for pair in pairs]
-    batch["text"] = {name: np.stack([text[name] for text in texts]) for name in texts[0]}
     if self.mixture.some_uncertain:
       batch["label"] = np.array([e.label for e in examples], np.float32)
     if self.mixture.some_weighted:
       batch["weight"] = np.array([e.weight for e in examples], np.float32)
-    sizes = np.array([pair[encoded.GEOMETRY] for pair in pairs], np.float32)
-    if not self.micro_conditioning:
-      sizes[:] = (self.size, self.size, 0, 0, self.size, self.size)
-    return batch | {"geometry": sizes}
+    return batch
 
 
-def _get(source: encoded.EncodedSource, row: int, epoch: int, embeddings: bool) -> encoded.Encoded:
+def _get(
+  source: records.CachedPairSource, row: int, epoch: int, embeddings: bool
+) -> records.CachedPair:
   return source.read(row, epoch % source.views, embeddings)
 
 
 class _Example(NamedTuple):
-  """A view of a pair, what is swapped not swapped yet."""
+  """A view of a pair, its images in the record's order."""
 
-  stored: encoded.Encoded
-  swap: int
+  cached: records.CachedPair
+  order: int
   example_id: int
   label: float
   weight: float

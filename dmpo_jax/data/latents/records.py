@@ -1,14 +1,14 @@
-"""Encoded pairs on disk: what frozen networks make of a pair, so that no step does it again.
+"""Cached latents on disk: the outputs of frozen networks for each pair of a split.
 
-A folder holds the pairs of one split in ArrayRecord files, V views of each, one record a view:
+A folder holds V views of each pair in ArrayRecord files, one record per view:
 
-    pairs-SPLIT.array_record-...      record V row + view: latents of both images, tokens, geometry
-    captions-SPLIT.array_record-...   text embeddings, each caption once in a shard, "" before all
-    index-SPLIT.npy                   that of the pairs, see `index`
-    manifest.json                     what encoded them and how; there once all is finished
+    pairs-SPLIT.array_record-...      record V row + view: latents, token ids, geometry
+    captions-SPLIT.array_record-...   text embeddings, each caption once per shard, "" first
+    index-SPLIT.npy                   the pair index of the split, see `pair_index`
+    manifest.json                     fingerprints and options; it completes the folder
 
-Arrays lie in a record one after the other, little-endian, with names, dtypes and shapes as the
-manifest's layout says.
+A record is the concatenation of its arrays, little-endian, with the names, dtypes and shapes of the
+manifest's layout. Token ids and embeddings have the names that the pipeline gives them.
 """
 
 import hashlib
@@ -35,21 +35,21 @@ DTYPES = {
 }
 # Arrays of a pair's record that are not token ids.
 LATENTS, GEOMETRY, CAPTION = "latents", "geometry", "caption"
-MEAN, LOG_VARIANCE = 0, 1  # places along the moments' axis
+MEAN, LOG_VARIANCE = 0, 1  # indices along the axis of the VAE posterior
+AGAIN = "cache the latents again (dmpo-jax data cache-latents)"
 
 # [[name, dtype, shape], ...]
 Layout = Sequence[tuple[str, str, Sequence[int]]]
 
 
-class Encoded(NamedTuple):
-  """A view of a pair as it is stored.
+class CachedPair(NamedTuple):
+  """A stored view of a pair.
 
   Attributes:
-    pair: "latents" `[image, moment, h, w, Z]`, moment `MEAN` or `LOG_VARIANCE`, the images in the
-      record's order; "geometry" int32 `[6]`; "caption" int32 `[]`; and token ids int32 `[L]` under
-      the names that the pipeline's tokenizer gives them.
-    text: Text embeddings under the names that the pipeline's text encoders give them; empty where
-      they were not asked for.
+    pair: "latents" `[2, 2, h, w, Z]`: image_0 and image_1 of the record, `MEAN` and `LOG_VARIANCE`
+      of the VAE posterior; "geometry" int32 `[6]`; "caption" int32 `[]`, the caption's number in
+      its shard; and token ids int32 `[L]` by name.
+    text: Text embeddings by name; empty where they were not read.
   """
 
   pair: dict[str, np.ndarray]
@@ -66,17 +66,23 @@ def token_ids(pair: Mapping[str, Any]) -> dict[str, Any]:
   return {k: x for k, x in pair.items() if k not in (LATENTS, GEOMETRY, CAPTION)}
 
 
+def bytes_by_kind(manifest: Mapping[str, Any]) -> dict[str, int]:
+  """Bytes of the files of each kind."""
+  files = manifest["files"]
+  return {k: sum(f["bytes"] for n, f in files.items() if n.startswith(f"{k}-")) for k in KINDS}
+
+
 def size_of(layout: Layout) -> int:
-  """Bytes of a record's arrays."""
+  """Bytes of a record."""
   return sum(DTYPES[dtype].itemsize * math.prod(shape) for _, dtype, shape in layout)
 
 
 def pack(layout: Layout, values: Mapping[str, np.ndarray]) -> bytes:
-  """A record.
+  """The record of some arrays.
 
   Args:
-    layout: Its arrays.
-    values: By name, of these shapes and dtypes.
+    layout: Names, dtypes and shapes.
+    values: Arrays by name.
 
   Returns:
     Bytes.
@@ -97,7 +103,7 @@ def unpack(layout: Layout, record: bytes) -> dict[str, np.ndarray]:
   """The arrays of a record.
 
   Args:
-    layout: Its arrays.
+    layout: Names, dtypes and shapes.
     record: From `pack`.
 
   Returns:
@@ -108,61 +114,63 @@ def unpack(layout: Layout, record: bytes) -> dict[str, np.ndarray]:
   """
   if len(record) != size_of(layout):
     raise ValueError(f"it has {len(record)} bytes, not {size_of(layout)}")
-  found, at = {}, 0
+  arrays, offset = {}, 0
   for name, dtype, shape in layout:
     count = math.prod(shape)
-    found[name] = np.frombuffer(record, DTYPES[dtype], count, at).reshape(shape)
-    at += count * DTYPES[dtype].itemsize
-  return found
+    arrays[name] = np.frombuffer(record, DTYPES[dtype], count, offset).reshape(shape)
+    offset += count * DTYPES[dtype].itemsize
+  return arrays
 
 
 def read_manifest(folder: pathlib.Path) -> dict:
-  """What encoded a folder and how, after a check that its files are there whole.
+  """Reads the manifest of a folder after a check that its files are complete.
 
   Args:
-    folder: What `data cache-latents` wrote.
+    folder: A folder that `data cache-latents` wrote.
 
   Returns:
     The manifest.
 
   Raises:
-    InputError: The folder is no finished encoding or of another version, or a file is missing,
-      truncated or not what was written.
+    InputError: The folder is unfinished or of another version, or a file is missing or damaged.
   """
   folder = pathlib.Path(folder)
   path = folder / MANIFEST
   if not path.is_file():
     raise InputError(
-      f"{folder} holds no finished encoding ({MANIFEST} is missing); if one was interrupted, the "
-      "same dmpo-jax data cache-latents goes on where it was"
+      f"{folder} holds no finished cache of latents ({MANIFEST} is missing); run an interrupted "
+      "dmpo-jax data cache-latents again to resume it"
     )
-  damaged = f"{path} is damaged; copy the folder again or encode anew"
+  damaged = f"{path} is damaged; copy the folder again or {AGAIN}"
   try:
     manifest = json.loads(path.read_text(encoding="utf-8"))
-    version, checked = manifest["version"], manifest.pop("sha256")
+    version, stored = manifest["version"], manifest.pop("sha256")
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise InputError(damaged) from error
   if version != VERSION:
-    raise InputError(f"{path} has version {version!r}, this program reads {VERSION}; encode anew")
-  if checked != seal(manifest):
+    raise InputError(
+      f"{path} has version {version!r}, this version of dmpo-jax reads {VERSION}, in which arrays "
+      f"have the names that the pipeline gives them; {AGAIN}"
+    )
+  if stored != checksum(manifest):
     raise InputError(damaged)
   files, split = manifest["files"], manifest["options"]["split"]
-  tfds_folder.check_shards(folder, files, "encode anew")
+  tfds_folder.check_shards(folder, files, AGAIN)
   path = folder / pair_index.name(split)
-  if not path.is_file() or digest(path) != manifest["index"]:
-    raise InputError(f"{path} is missing or damaged; copy it again or encode anew")
+  if not path.is_file() or sha256(path) != manifest["index"]:
+    raise InputError(f"{path} is missing or damaged; copy it again or {AGAIN}")
   return manifest
 
 
-class EncodedSource:
-  """The encoded pairs of a folder by number; safe to read from several threads.
+class CachedPairSource:
+  """The stored views of a folder by number; threads may read it at once.
 
   Args:
-    folder: What `data cache-latents` wrote.
+    folder: A folder that `data cache-latents` wrote.
 
   Attributes:
     manifest: See `read_manifest`.
-    views: Views of each pair.
+    views: Number of views of each pair.
 
   Raises:
     InputError: See `read_manifest`.
@@ -172,15 +180,15 @@ class EncodedSource:
     self.folder, self.manifest = pathlib.Path(folder), read_manifest(folder)
     self.layout = self.manifest["layout"]
     self.views = self.manifest["options"]["augmentations"]
-    self.each = self.manifest["options"]["pairs_per_shard"]
+    self.pairs_per_shard = self.manifest["options"]["pairs_per_shard"]
     self.records, self.starts = {}, {}
+    files = self.manifest["files"]
     for kind, layout in self.layout.items():
       if not layout:
         continue
-      files = self.manifest["files"]
-      mine = {name: files[name] for name in sorted(files) if name.startswith(f"{kind}-")}
-      self.starts[kind] = np.cumsum([0, *(file["records"] for file in mine.values())])
-      self.records[kind] = tfds_folder.open_shards(self.folder, mine)
+      shards = {name: files[name] for name in sorted(files) if name.startswith(f"{kind}-")}
+      self.starts[kind] = np.cumsum([0, *(file["records"] for file in shards.values())])
+      self.records[kind] = tfds_folder.open_shards(self.folder, shards)
 
   def __len__(self) -> int:
     return self.manifest["source"]["pairs"]
@@ -190,40 +198,40 @@ class EncodedSource:
     """Whether text embeddings are stored."""
     return "captions" in self.records
 
-  def read(self, row: int, view: int, embeddings: bool) -> Encoded:
-    """A view of a pair.
+  def read(self, row: int, view: int, embeddings: bool) -> CachedPair:
+    """Reads a view of a pair.
 
     Args:
-      row: Number of the pair in its split, 0 to len - 1.
+      row: Number of the pair in its split.
       view: 0 to views - 1.
       embeddings: Whether to read text embeddings too.
 
     Returns:
-      `Encoded`.
+      `CachedPair`.
 
     Raises:
       ValueError: The record is damaged; ArrayRecord raises RuntimeError.
     """
     pair = unpack(self.layout["pairs"], self.records["pairs"][row * self.views + view])
     if not embeddings:
-      return Encoded(pair, {})
-    first = int(self.starts["captions"][row // self.each])
-    return Encoded(pair, self._text(first + int(pair[CAPTION])))
+      return CachedPair(pair, {})
+    first = int(self.starts["captions"][row // self.pairs_per_shard])
+    return CachedPair(pair, self._text(first + int(pair[CAPTION])))
 
   def null(self) -> dict[str, np.ndarray]:
-    """The text embeddings of the empty caption, float32 by name, without the first axis."""
+    """The text embeddings of the empty caption, float32 by name, without a batch axis."""
     return {name: x.astype(np.float32) for name, x in self._text(0).items()}
 
   def _text(self, number: int) -> dict[str, np.ndarray]:
     return unpack(self.layout["captions"], self.records["captions"][number])
 
 
-def seal(manifest: Mapping[str, Any]) -> str:
-  """SHA-256 of a manifest, which it carries as "sha256" to show that nobody changed it."""
+def checksum(manifest: Mapping[str, Any]) -> str:
+  """SHA-256 of a manifest, which is stored in it as "sha256"."""
   return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
-def digest(path: pathlib.Path) -> str:
+def sha256(path: pathlib.Path) -> str:
   """SHA-256 of a file in hexadecimal."""
   with path.open("rb") as stream:
     return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,20 +1,20 @@
-"""What rounding to the stored dtype costs, measured on the numbers that are stored."""
+"""Errors of rounding to the stored dtype."""
 
 import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-SUMS = ("count", "values", "errors", "spread")  # sums of squares but for the count
+SUMS = ("count", "values", "errors", "variances")  # values and errors are sums of squares
 
 
-def measure(exact: np.ndarray, stored: np.ndarray, spread: np.ndarray | None = None) -> dict:
-  """Sums over an array, to be merged.
+def measure(exact: np.ndarray, stored: np.ndarray, variances: np.ndarray | None = None) -> dict:
+  """Sums over an array, for `merge`.
 
   Args:
-    exact: float32.
-    stored: The same, rounded.
-    spread: Variances of what is drawn around `exact`, or None.
+    exact: Array, float32.
+    stored: The same array, rounded.
+    variances: Variances of the distribution whose mean `exact` is, or None.
 
   Returns:
     Floats by name.
@@ -26,35 +26,35 @@ def measure(exact: np.ndarray, stored: np.ndarray, spread: np.ndarray | None = N
     "values": float(np.sum(exact**2)),
     "errors": float(np.sum(error**2)),
     "max": float(np.abs(error).max(initial=0.0)),
-    "spread": 0.0 if spread is None else float(np.sum(spread, dtype=np.float64)),
+    "variances": 0.0 if variances is None else float(np.sum(variances, dtype=np.float64)),
   }
 
 
 def add(first: Mapping[str, dict], second: Mapping[str, dict]) -> dict[str, dict]:
-  """The sums over both; each is a dict of what `measure` returns, by name of the array."""
+  """The sums over two groups of arrays; each maps an array's name to the result of `measure`."""
   result = dict(first)
   for name, more in second.items():
-    found = result.get(name, dict.fromkeys((*SUMS, "max"), 0.0))
-    result[name] = {key: found[key] + more[key] for key in SUMS}
-    result[name]["max"] = max(found["max"], more["max"])
+    sums = result.get(name, dict.fromkeys((*SUMS, "max"), 0.0))
+    result[name] = {key: sums[key] + more[key] for key in SUMS}
+    result[name]["max"] = max(sums["max"], more["max"])
   return result
 
 
-def merge(parts: Sequence[Mapping[str, dict]]) -> dict[str, dict]:
-  """The errors over all parts, relative to the values.
+def merge(shards: Sequence[Mapping[str, dict]]) -> dict[str, dict]:
+  """The errors over all shards, relative to the values.
 
       rms = sqrt(Σ(x̂ - x)² / Σx²),   max = max|x̂ - x| / scale,   scale = sqrt(Σx² / n)
 
   Args:
-    parts: Of each part the sums by name of the array.
+    shards: Sums of each shard by name of the array.
 
   Returns:
-    Name -> "rms", "max", "scale" and, for what latents are drawn around, "of_spread":
+    Name -> "rms", "max", "scale" and, for arrays with variances σ², "of_spread":
     sqrt(Σ(x̂ - x)² / Σσ²).
   """
   total = {}
-  for part in parts:
-    total = add(total, part)
+  for shard in shards:
+    total = add(total, shard)
   result = {}
   for name, sums in total.items():
     scale = math.sqrt(sums["values"] / sums["count"])
@@ -63,6 +63,6 @@ def merge(parts: Sequence[Mapping[str, dict]]) -> dict[str, dict]:
       "max": sums["max"] / scale if scale else 0.0,
       "scale": scale,
     }
-    if sums["spread"]:
-      result[name]["of_spread"] = math.sqrt(sums["errors"] / sums["spread"])
+    if sums["variances"]:
+      result[name]["of_spread"] = math.sqrt(sums["errors"] / sums["variances"])
   return result

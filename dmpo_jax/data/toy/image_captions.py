@@ -1,9 +1,9 @@
-"""Captioned images in a folder: a table captions.csv beside the files that it names.
+"""Images of a folder with captions in a table captions.csv.
 
     file,caption,split
     images/1F34E.png,red apple,train
 
-The column `split` may be missing: then all belong to "train". Other columns are not read.
+Without the column `split` all rows belong to "train". Other columns are ignored.
 """
 
 import csv
@@ -17,41 +17,39 @@ from dmpo_jax.data.pairs import check_prompt
 from dmpo_jax.errors import InputError, unknown
 
 TABLE, IMAGES = "captions.csv", "images"
-CENTER = crops.View(top=None, left=None, flip=False)
 
 
 def load(folder: pathlib.Path, *, size: int, split: str) -> Examples:
   """The images of a split, decoded into memory.
 
   Args:
-    folder: With captions.csv. Paths are relative to it and may not leave it.
-    size: Side of the square images; the shorter side is scaled to it, the middle is kept.
+    folder: Folder that holds captions.csv. Paths are relative to it and may not leave it.
+    size: Side of the square images; the shorter side is scaled to it, then the center is cropped.
     split: Name of the split.
 
   Returns:
     `Examples` with images `[N, 1, size, size, 3]`; an id is the row's number in the table, from 0.
 
   Raises:
-    InputError: The table is not there, lacks a column or a value, or an image cannot be used (with
-      the row's number); or no row is of that split.
+    InputError: The table is missing, lacks a column or a value, an image is unusable (the message
+      names the row), or the split has no row.
   """
   crops.check(size=size, crop="center", channels=3)
   table = pathlib.Path(folder) / TABLE
-  found, splits = [], set()
+  examples, splits = [], set()
   for number, row in enumerate(_rows(table)):
-    of_row = row.get("split", "train")
-    splits.add(of_row)
-    if of_row != split:
+    splits.add(row.get("split", "train"))
+    if row.get("split", "train") != split:
       continue
     try:
       picture = images.load(row["file"], table.parent)
-      pixels, _ = crops.look(picture.encoded, CENTER, size=size, channels=3)
-      found.append((number, check_prompt(row["caption"]), pixels))
+      pixels, _ = crops.load(picture.encoded, crops.CENTER, size=size, channels=3)
+      examples.append((number, check_prompt(row["caption"]), pixels))
     except InputError as error:
       raise InputError(f"{table}, row {number}: {error}") from error
-  if not found:
+  if not examples:
     raise unknown(f"split of {table}", split, splits)
-  ids, captions, pixels = zip(*found, strict=True)
+  ids, captions, pixels = zip(*examples, strict=True)
   stacked = np.stack(pixels)[:, None].astype(np.float32)  # [N, 1, H, W, C]
   return Examples(
     images=stacked / np.float32(127.5) - np.float32(1),

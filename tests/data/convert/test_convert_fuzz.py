@@ -143,7 +143,7 @@ def test_corrupted_images_decode_or_are_refused(data):
     return
   event("decoded")
   assert images.decode(picture.encoded).size == picture.size[::-1]
-  image, size, factor = images.draft(picture.encoded, 4)
+  image, size, factor = images.decode_scaled(picture.encoded, 4)
   assert size == picture.size
   assert image.width == -(-size[1] // factor)
 
