@@ -73,7 +73,7 @@ def make_pipeline() -> interop.Pipeline:
     "vae": models.build_autoencoder(VAE).init(key),
     "text_encoder": models.build(text).init(key),
   }
-  return interop.Pipeline({}, configs, params, tokenizer)
+  return interop.Pipeline({}, configs, params, {"tokenizer": tokenizer})
 
 
 def leaves(name: str) -> list[jax.ShapeDtypeStruct]:

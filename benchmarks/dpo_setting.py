@@ -120,7 +120,8 @@ def write(size: Size, folder: pathlib.Path) -> None:
   policy = {**reference, "unet": _shifted(reference["unet"], 0.01, rng)}
   for name, params in {"reference": reference, "policy": policy}.items():
     interop.save_pipeline(
-      folder / name, interop.pixel_pipeline(pipeline.configs, params, pipeline.tokenizer)
+      folder / name,
+      interop.pixel_pipeline(pipeline.configs, params, pipeline.tokenizers["tokenizer"]),
     )
   ours, unet = setup.make_objective(settings, pipeline), size.model["unet"]
   shape = (size.pairs, 2, unet["sample_size"], unet["sample_size"], unet["in_channels"])

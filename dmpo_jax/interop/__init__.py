@@ -2,7 +2,7 @@
 
 from dmpo_jax.interop.load import load_network, load_pipeline, read_model_index
 from dmpo_jax.interop.lora import Lora, load_lora, save_kohya_lora, save_lora
-from dmpo_jax.interop.pipeline import Pipeline, pixel_pipeline
+from dmpo_jax.interop.pipeline import Pipeline, components_of, pixel_pipeline
 from dmpo_jax.interop.save import save_pipeline
 from dmpo_jax.interop.state_dict import from_torch_state, to_torch_state
 from dmpo_jax.interop.tokenizer import Tokens, build_tokenizer, tokenize
@@ -12,6 +12,7 @@ __all__ = [
   "Pipeline",
   "Tokens",
   "build_tokenizer",
+  "components_of",
   "from_torch_state",
   "load_lora",
   "load_network",

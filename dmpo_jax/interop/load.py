@@ -11,18 +11,18 @@ from dmpo_jax.errors import InputError, unknown
 from dmpo_jax.interop import files, hub, read_weights, state_dict, tokenizer, weight_names
 from dmpo_jax.interop.pipeline import (
   INDEX,
-  NETWORKS,
-  REQUIRED,
-  TOKENIZERS,
+  SCHEDULER,
   Pipeline,
   components_of,
   config_file,
+  networks_of,
+  tokenizers_of,
 )
 from dmpo_jax.models import trees
 
 TOKENIZER_CLASSES = ("CLIPTokenizer", "CLIPTokenizerFast")
 
-# Models come under conditions that go with their copies; a README describes another model.
+# Files that a license requires in every copy. A README is left out: it describes another model.
 LICENSES = ("license", "licence", "notice", "copying", "use_policy")
 
 
@@ -32,6 +32,8 @@ def load_pipeline(
   revision: str | None = None,
   variant: str | None = None,
   components: Collection[str] | None = None,
+  networks: Collection[str] | None = None,
+  required: Collection[str] = (SCHEDULER,),
   dtype: Any = "float32",
   shardings: Callable[[str, trees.Tree], trees.Tree] | None = None,
 ) -> Pipeline:
@@ -39,20 +41,24 @@ def load_pipeline(
 
   Args:
     source: A folder with model_index.json and a folder for each component that it names; or the
-      "owner/name" of a repository on the hub, of which the needed files are downloaded into the
-      hub's cache. Weights are safetensors, in one file or in shards with an index.
+      "owner/name" of a repository on the hub, whose needed files are downloaded into the hub's
+      cache. Weights are safetensors, in one file or in shards with an index.
     revision: Branch, tag or commit of the repository.
-    variant: Which weights, as in diffusion_pytorch_model.fp16.safetensors; None: those without one.
-    components: The networks whose parameters to read, of "unet", "vae", "text_encoder" and
-      "text_encoder_2"; None: all. Configs and tokenizers are always read.
-    dtype: Of the parameters: "float32", "float16", "bfloat16", or None for each as it is stored.
+    variant: Variant of the weights, as in diffusion_pytorch_model.fp16.safetensors; None: weights
+      without one.
+    components: Names of the networks whose parameters are read; None: all networks. Configs and
+      tokenizers are always read.
+    networks: Names of the components that are networks; None: those of a class in
+      `models.build.NETWORKS`.
+    required: Components that the index must name.
+    dtype: Dtype of the parameters: "float32", "float16", "bfloat16", or None for the stored one.
     shardings: `shardings(component, abstract parameters)` returns a tree of jax shardings; each
-      parameter then becomes a jax.Array, and this process reads of it what its devices hold. None:
+      parameter then becomes a jax.Array, and this process reads the shards of its devices. None:
       numpy arrays.
 
   Returns:
-    A `Pipeline`. Components it does not know, and networks that are not among `components`, are
-    carried by path.
+    A `Pipeline`. Components that are no network, tokenizer or scheduler, and networks that are not
+    in `components`, pass through by path.
 
   Raises:
     InputError: The source is no pipeline or cannot be had, a component or file is missing, damaged
@@ -62,32 +68,28 @@ def load_pipeline(
   folder = hub.locate(
     source,
     INDEX,
-    lambda folder, names: _wanted(folder, names, variant, components),
+    lambda folder, names: _wanted(folder, names, variant, components, networks),
     revision=revision,
   )
   model_index = _read_index(folder)
-  there = components_of(model_index)
-  for component in REQUIRED:
-    if component not in there:
+  classes = components_of(model_index)
+  for component in required:
+    if component not in classes:
       raise InputError(
-        f"{folder / INDEX} names no {component!r}; it names {', '.join(there) or 'nothing'}"
+        f"{folder / INDEX} names no {component!r}; it names {', '.join(classes) or 'nothing'}"
       )
-  networks = [name for name in NETWORKS if name in there]
-  loaded = _chosen(networks, components)
-  opened = (*networks, *TOKENIZERS, "scheduler")
-  for component in there:
-    needed = components is None or component in opened  # the others are not downloaded then
+  networks, tokenizers = networks_of(model_index, networks), tokenizers_of(model_index)
+  loaded = _selected(networks, components)
+  configured = [*networks, *(name for name in classes if name == SCHEDULER)]
+  for component in classes:
+    # With `components`, other components are not downloaded.
+    needed = components is None or component in (*configured, *tokenizers)
     if needed and not (folder / component).is_dir():
       raise InputError(
         f"{folder} has no {component}/, which its {INDEX} names; complete the folder, or set "
         f'"{component}": [null, null] there if the pipeline does without it'
       )
-  configs = {
-    name: files.read_json(folder / name / config_file(name)) for name in (*networks, "scheduler")
-  }
-  tokenizers = {
-    name: _read_tokenizer(folder / name, there[name][1]) for name in TOKENIZERS if name in there
-  }
+  configs = {name: files.read_json(folder / name / config_file(name)) for name in configured}
   params = {
     name: read_weights.read_network(
       folder / name,
@@ -98,16 +100,14 @@ def load_pipeline(
     )
     for name in loaded
   }
-  untouched = [name for name in there if name not in (*loaded, *TOKENIZERS, "scheduler")]
+  others = [name for name in classes if name not in (*loaded, *tokenizers, SCHEDULER)]
   licenses = [file.name for file in sorted(folder.iterdir()) if _is_license(file.name)]
-  carried = {name: (folder / name).absolute() for name in (*untouched, *licenses)}
   return Pipeline(
     model_index,
     configs,
     params,
-    tokenizers.get("tokenizer"),
-    carried,
-    tokenizers.get("tokenizer_2"),
+    {name: _read_tokenizer(folder / name, classes[name][1]) for name in tokenizers},
+    {name: (folder / name).absolute() for name in (*others, *licenses)},
   )
 
 
@@ -146,21 +146,22 @@ def load_network(
   dtype: Any = "float32",
   shardings: Callable[[trees.Tree], trees.Tree] | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Reads one network that lies by itself, such as another autoencoder for a pipeline.
+  """Reads a single network, such as another autoencoder for a pipeline.
 
   Args:
     source: A folder with config.json and weights, or the "owner/name" of a repository on the hub.
-    subfolder: Where the network lies in there, with slashes.
-    revision: As for `load_pipeline`.
-    variant: As for `load_pipeline`.
-    dtype: As for `load_pipeline`.
+    subfolder: Folder of the network in the source, with slashes.
+    revision: Branch, tag or commit of the repository.
+    variant: Variant of the weights; None: weights without one.
+    dtype: Dtype of the parameters: "float32", "float16", "bfloat16", or None for the stored one.
     shardings: `shardings(abstract parameters)` returns a tree of jax shardings; None: numpy arrays.
 
   Returns:
     The content of config.json, and the parameter tree.
 
   Raises:
-    InputError: As for `load_pipeline`.
+    InputError: The source cannot be had, a file is missing, damaged or pickled, the config is not
+      supported, or the weights do not fit it.
   """
   dtype = state_dict.float_name(dtype)
   anchor = "/".join(filter(None, (subfolder.strip("/"), "config.json")))
@@ -178,8 +179,8 @@ def load_network(
   return config, params
 
 
-def _chosen(networks: Collection[str], components: Collection[str] | None) -> list[str]:
-  """The networks whose parameters are read."""
+def _selected(networks: Collection[str], components: Collection[str] | None) -> list[str]:
+  """Networks whose parameters are read."""
   if components is None:
     return list(networks)
   if isinstance(components, str):
@@ -208,14 +209,15 @@ def _wanted(
   names: Collection[str],
   variant: str | None,
   components: Collection[str] | None,
+  networks: Collection[str] | None,
 ) -> list[str]:
-  """The files of a repository, of which `folder` has the index, that a pipeline is read from."""
-  there = components_of(files.read_json(folder / INDEX))
-  networks = [name for name in NETWORKS if name in there]
-  loaded = _chosen(networks, components)
+  """Files of a repository that a pipeline is read from; `folder` has its index."""
+  model_index = files.read_json(folder / INDEX)
+  networks, tokenizers = networks_of(model_index, networks), tokenizers_of(model_index)
+  loaded = _selected(networks, components)
   wanted = [INDEX, *(name for name in names if "/" not in name and _is_license(name))]
-  for component, (library, class_name) in there.items():
-    if components is not None and component not in (*networks, *TOKENIZERS, "scheduler"):
+  for component, (library, class_name) in components_of(model_index).items():
+    if components is not None and component not in (*networks, *tokenizers, SCHEDULER):
       continue
     prefix = f"{component}/"
     wanted += _beside_weights(names, prefix)
@@ -224,18 +226,18 @@ def _wanted(
       with files.located(component):
         wanted += _weights(names, prefix, described, variant)
     elif component not in networks:
-      wanted += _carried_weights(names, prefix, variant)
+      wanted += _passthrough_weights(names, prefix, variant)
   return wanted
 
 
 def _below(names: Collection[str], prefix: str) -> list[str]:
-  """The names of the files in a folder of a repository, without the folder's."""
-  rests = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
-  return [rest for rest in rests if "/" not in rest]
+  """Names of the files directly in a folder of a repository, without the folder's."""
+  below = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+  return [name for name in below if "/" not in name]
 
 
 def _beside_weights(names: Collection[str], prefix: str) -> list[str]:
-  """Configs and vocabularies."""
+  """Configs and vocabularies in a folder of a repository."""
   return [
     prefix + name
     for name in _below(names, prefix)
@@ -253,14 +255,14 @@ def _weights(
   return [prefix + name for name in found]
 
 
-def _carried_weights(names: Collection[str], prefix: str, variant: str | None) -> list[str]:
-  """Those of the variant or else those without one: as diffusers takes them."""
-  there = _below(names, prefix)
+def _passthrough_weights(names: Collection[str], prefix: str, variant: str | None) -> list[str]:
+  """Weights of the variant, or those without one where there are none, as diffusers selects."""
+  below = _below(names, prefix)
   for stem in weight_names.STEMS:
-    found = weight_names.find(there, stem, variant) or weight_names.find(there, stem, None)
-    if found:
-      return [prefix + name for name in found]
-  pickled = [name for name in there if name.endswith(weight_names.PICKLES)]
+    weights = weight_names.find(below, stem, variant) or weight_names.find(below, stem, None)
+    if weights:
+      return [prefix + name for name in weights]
+  pickled = [name for name in below if name.endswith(weight_names.PICKLES)]
   if pickled:
     raise InputError(
       f"{prefix} has pickled weights alone ({', '.join(pickled)}), which are not downloaded; "

@@ -1,25 +1,24 @@
-"""A pipeline in memory: its networks' configs and parameters, its tokenizers, what it carries."""
+"""A pipeline in memory: configs and parameters of its networks, its tokenizers, its other files."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from dmpo_jax.errors import InputError
 from dmpo_jax.interop import files
+from dmpo_jax.models.build import NETWORKS
 
 if TYPE_CHECKING:
   from transformers import CLIPTokenizer
 
 INDEX = "model_index.json"
-
-# The components that are read, under diffusers' names; every other one is carried.
-NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
-TOKENIZERS = ("tokenizer", "tokenizer_2")
-REQUIRED = ("unet", "text_encoder", "scheduler")
+SCHEDULER = "scheduler"
+# Endings of the names of tokenizer classes.
+TOKENIZERS = ("Tokenizer", "TokenizerFast")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -27,23 +26,22 @@ class Pipeline:
   """A text-to-image pipeline in memory.
 
   Attributes:
-    model_index: The content of model_index.json: component -> [library, class], and plain fields
-      such as force_zeros_for_empty_prompt.
-    configs: "scheduler" and each of "unet", "vae", "text_encoder" and "text_encoder_2" that the
-      pipeline has -> the content of its config file.
-    params: The same networks -> parameter tree, unless only some were loaded.
-    tokenizer: transformers' CLIPTokenizer, or None where the pipeline has none.
-    carried: What is copied unread when the pipeline is saved -> where it lies: the folders of other
-      components (a safety checker) and of networks that were not loaded, and license files.
-    tokenizer_2: That of text_encoder_2.
+    model_index: Content of model_index.json: component -> [library, class], and plain fields such
+      as force_zeros_for_empty_prompt.
+    configs: "scheduler" and each network of the pipeline ("unet", "vae", "text_encoder", ...) ->
+      content of its config file.
+    params: Network -> parameter tree, of the networks that are loaded.
+    tokenizers: "tokenizer", "tokenizer_2", ... -> tokenizer of transformers, of those that the
+      pipeline has.
+    passthrough: Files and folders that are copied unchanged when the pipeline is saved, name ->
+      path: other components (a safety checker), networks that are not loaded, licenses.
   """
 
   model_index: Mapping[str, Any]
   configs: Mapping[str, Mapping[str, Any]]
   params: Mapping[str, Mapping[str, Any]]
-  tokenizer: CLIPTokenizer | None
-  carried: Mapping[str, pathlib.Path] = dataclasses.field(default_factory=dict)
-  tokenizer_2: CLIPTokenizer | None = None
+  tokenizers: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  passthrough: Mapping[str, pathlib.Path] = dataclasses.field(default_factory=dict)
 
 
 def components_of(model_index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
@@ -62,9 +60,42 @@ def components_of(model_index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
   }
 
 
+def networks_of(
+  model_index: Mapping[str, Any], networks: Collection[str] | None = None
+) -> list[str]:
+  """The components that are networks.
+
+  Args:
+    model_index: Content of model_index.json.
+    networks: Names of the networks that a pipeline may have; None: every component of a class in
+      `models.build.NETWORKS`.
+
+  Returns:
+    Names of components, sorted.
+  """
+  return sorted(
+    name
+    for name, (_, kind) in components_of(model_index).items()
+    if (kind in NETWORKS if networks is None else name in networks)
+  )
+
+
+def tokenizers_of(model_index: Mapping[str, Any]) -> list[str]:
+  """The components that are tokenizers.
+
+  Args:
+    model_index: Content of model_index.json.
+
+  Returns:
+    Names of components, sorted.
+  """
+  components = components_of(model_index).items()
+  return sorted(name for name, (_, kind) in components if kind.endswith(TOKENIZERS))
+
+
 def config_file(component: str) -> str:
-  """The name of a component's config file."""
-  return "scheduler_config.json" if component == "scheduler" else "config.json"
+  """File name of a component's config."""
+  return "scheduler_config.json" if component == SCHEDULER else "config.json"
 
 
 def pixel_pipeline(
@@ -72,7 +103,7 @@ def pixel_pipeline(
   params: Mapping[str, Mapping[str, Any]],
   tokenizer: CLIPTokenizer,
 ) -> Pipeline:
-  """Puts together a pipeline that denoises pixels: a StableDiffusionPipeline without a VAE.
+  """A pipeline that denoises pixels: a StableDiffusionPipeline without a VAE.
 
   diffusers loads the saved folder with `StableDiffusionPipeline.from_pretrained(folder, vae=None)`
   and samples with `output_type="latent"`, which returns the pixels in [-1, 1].
@@ -91,7 +122,7 @@ def pixel_pipeline(
       belong together, or the scheduler's config has a value that StableDiffusionPipeline overrides
       when it loads, so that it would sample differently.
   """
-  for component in REQUIRED:
+  for component in ("unet", "text_encoder", SCHEDULER):
     if component not in configs:
       raise InputError(f"configs has no {component!r}; it has {', '.join(configs) or 'nothing'}")
   scheduler = configs["scheduler"]
@@ -115,7 +146,7 @@ def pixel_pipeline(
     "unet": ["diffusers", files.class_name(configs["unet"], "unet")],
     "vae": [None, None],
   }
-  return Pipeline(model_index, configs, params, tokenizer)
+  return Pipeline(model_index, configs, params, {"tokenizer": tokenizer})
 
 
 def _check_tokenizer(tokenizer: CLIPTokenizer, config: Mapping[str, Any]) -> None:
@@ -125,9 +156,9 @@ def _check_tokenizer(tokenizer: CLIPTokenizer, config: Mapping[str, Any]) -> Non
     ("max_position_embeddings", tokenizer.model_max_length, True),
     ("eos_token_id", tokenizer.eos_token_id, False),
   ):
-    given = config.get(field)
-    if given is None or (given < value if least else given != value):
+    stated = config.get(field)
+    if stated is None or (stated < value if least else stated != value):
       raise InputError(
-        f"text_encoder config: {field} is {given!r}; the tokenizer asks for "
+        f"text_encoder config: {field} is {stated!r}; the tokenizer needs "
         f"{'at least ' if least else ''}{value}"
       )

@@ -1,7 +1,7 @@
-"""The configs of published pipelines, by which a run can be planned where no hub is in reach.
+"""Configs of published pipelines, by which a run can be planned without access to the hub.
 
-Field for field as published where it matters to a reader; paths and library versions that say
-nothing about the network are left out. Weights are not here, and no tokenizer's vocabulary.
+Fields are as published, without paths and library versions that do not describe the network. There
+are no weights and no vocabularies.
 """
 
 from collections.abc import Mapping
@@ -11,6 +11,7 @@ from dmpo_jax.errors import unknown
 from dmpo_jax.interop.pipeline import Pipeline
 from dmpo_jax.interop.tokenizer import build_tokenizer
 
+CONTEXT = "max_position_embeddings"
 CROSS_DOWN, PLAIN_DOWN = "CrossAttnDownBlock2D", "DownBlock2D"
 CROSS_UP, PLAIN_UP = "CrossAttnUpBlock2D", "UpBlock2D"
 
@@ -218,20 +219,23 @@ PIPELINES: dict[str, dict[str, Mapping[str, Any]]] = {
 
 
 def pipeline(name: str) -> Pipeline:
-  """A published pipeline's configs as a pipeline without parameters.
+  """A pipeline with the configs of a published one and without parameters.
 
   Args:
     name: "sd15", "sd21" or "sdxl".
 
   Returns:
-    A `Pipeline` whose tokenizers know no word: captions become ids of the right number alone.
+    A `Pipeline` whose tokenizers have no words: only the number of ids is the published one.
 
   Raises:
-    InputError: Another name.
+    InputError: The name is unknown.
   """
   if name not in PIPELINES:
     raise unknown("published pipeline", name, PIPELINES)
   configs = PIPELINES[name]
-  tokenizer = build_tokenizer([], configs["text_encoder"]["max_position_embeddings"])
-  second = tokenizer if "text_encoder_2" in configs else None
-  return Pipeline({}, configs, {}, tokenizer, tokenizer_2=second)
+  tokenizers = {
+    encoder.replace("text_encoder", "tokenizer"): build_tokenizer([], config[CONTEXT])
+    for encoder, config in configs.items()
+    if encoder.startswith("text_encoder")
+  }
+  return Pipeline({}, configs, {}, tokenizers)

@@ -11,7 +11,7 @@ from typing import Any
 
 from dmpo_jax.errors import InputError
 from dmpo_jax.interop import files, state_dict, tokenizer, weight_names, write_weights
-from dmpo_jax.interop.pipeline import INDEX, NETWORKS, Pipeline, config_file
+from dmpo_jax.interop.pipeline import INDEX, SCHEDULER, Pipeline, config_file
 
 
 def save_pipeline(
@@ -24,24 +24,24 @@ def save_pipeline(
 ) -> None:
   """Writes a pipeline folder that diffusers loads; it appears whole or not at all.
 
-  Everything is written to a hidden folder beside the target, which is then renamed. A pipeline that
-  lies there already stays until the new one is complete. Of several processes, one must call this.
+  Everything is written to a hidden folder beside the target, which is then renamed. A pipeline at
+  the target stays until the new one is complete. Only one of several processes may call this.
   Parameters are fetched, cast and written one at a time.
 
   Args:
     folder: The target: absent, empty, or a pipeline folder to replace.
-    pipeline: The pipeline; parameters must fit the configs. What it carries is copied as it is.
-    dtype: Of the parameters in the files: "float32", "float16", "bfloat16", or None for each leaf's
-      own.
+    pipeline: The pipeline; parameters must fit the configs. Passthrough files are copied unchanged.
+    dtype: Dtype of the parameters in the files: "float32", "float16", "bfloat16", or None for each
+      leaf's own.
     max_shard_size: Bytes, or a string such as "5GB" (10^9 bytes each): larger networks are split
       into files of at most that size, with an index. A parameter is never split.
-    variant: Part of the weights' file names, as in diffusion_pytorch_model.fp16.safetensors; who
-      loads them must name it too.
+    variant: Variant in the weights' file names, as in diffusion_pytorch_model.fp16.safetensors; it
+      must be named when they are loaded.
 
   Raises:
-    InputError: An argument is not valid, the target is something else than a pipeline folder or
-      cannot be made, a parameter has another name, shape or dtype than its config asks for or is
-      too large a number for the dtype, or something that is carried is gone.
+    InputError: An argument is not valid, the target is not a pipeline folder or cannot be made, a
+      parameter has another name, shape or dtype than its config describes or overflows the dtype,
+      or a passthrough file is gone.
   """
   dtype = state_dict.float_name(dtype)
   max_shard_size = write_weights.parse_size(max_shard_size)
@@ -71,7 +71,7 @@ def save_pipeline(
           dtype=dtype,
           max_shard_size=max_shard_size,
         )
-    _copy_carried(partial, pipeline)
+    _copy_passthrough(partial, pipeline)
     _swap(partial, folder, partial.with_suffix(".old"))
   except OSError as error:
     raise InputError(f"cannot write {folder}: {error}") from error
@@ -81,26 +81,25 @@ def save_pipeline(
 
 def _write_small(folder: pathlib.Path, pipeline: Pipeline, dtype: str | None) -> None:
   files.write_json(folder / INDEX, pipeline.model_index)
-  for name in (*pipeline.params, "scheduler"):
+  for name in (*pipeline.params, SCHEDULER):
     if name not in pipeline.configs:
       raise InputError(f"the pipeline has no config for {name!r}")
     (folder / name).mkdir()
-    files.write_json(folder / name / config_file(name), _stating(dtype, pipeline.configs[name]))
-  for name, held in (("tokenizer", pipeline.tokenizer), ("tokenizer_2", pipeline.tokenizer_2)):
-    if held is not None:
-      tokenizer.write_tokenizer(folder / name, held)
+    files.write_json(folder / name / config_file(name), _with_dtype(dtype, pipeline.configs[name]))
+  for name, value in pipeline.tokenizers.items():
+    tokenizer.write_tokenizer(folder / name, value)
 
 
-def _stating(dtype: str | None, config: Mapping[str, Any]) -> dict[str, Any]:
-  """The config with the new dtype where it states one; transformers loads weights in that."""
+def _with_dtype(dtype: str | None, config: Mapping[str, Any]) -> dict[str, Any]:
+  """The config with the new dtype where it states one: transformers loads weights in it."""
   return {
     field: dtype if dtype and field in ("dtype", "torch_dtype") else value
     for field, value in config.items()
   }
 
 
-def _copy_carried(folder: pathlib.Path, pipeline: Pipeline) -> None:
-  for name, source in pipeline.carried.items():
+def _copy_passthrough(folder: pathlib.Path, pipeline: Pipeline) -> None:
+  for name, source in pipeline.passthrough.items():
     if not source.exists():
       raise InputError(
         f"{name} is to be copied from {source}, which is gone or was never downloaded; load the "
@@ -109,9 +108,9 @@ def _copy_carried(folder: pathlib.Path, pipeline: Pipeline) -> None:
     if source.is_file():
       shutil.copyfile(source, folder / name)
       continue
-    there = [file.name for file in source.iterdir()]
-    if name in NETWORKS and not any(
-      weight_names.variants(there, stem) for stem in weight_names.STEMS
+    names = [file.name for file in source.iterdir()]
+    if name in pipeline.configs and not any(
+      weight_names.variants(names, stem) for stem in weight_names.STEMS
     ):
       raise InputError(
         f"{name} was not loaded, and {source}, from which it is to be copied, holds no weights; "
@@ -121,7 +120,7 @@ def _copy_carried(folder: pathlib.Path, pipeline: Pipeline) -> None:
 
 
 def _swap(partial: pathlib.Path, folder: pathlib.Path, aside: pathlib.Path) -> None:
-  """Renames `partial` to `folder`; what lies there steps aside first and is deleted last."""
+  """Renames `partial` to `folder`; an existing folder is renamed first and deleted last."""
   try:
     if folder.exists():
       folder.rename(aside)

@@ -54,6 +54,9 @@ def build(
     InputError: A network, or a value in a config, is not supported.
   """
   configs = pipeline.configs
+  for name, (_, kind) in interop.components_of(pipeline.model_index).items():
+    if name in COMPONENTS and name not in configs:
+      raise InputError(f"{name} is a {kind}, which is not supported")
   unet = unet_config.read(configs[DENOISER])
   encoders = tuple(name for name in TEXT_ENCODERS if name in configs)
   if (unet.text_time is not None) != (len(encoders) == 2):
@@ -151,11 +154,10 @@ def tokenize(
   for name in TEXT_ENCODERS:
     if name not in pipeline.configs:
       continue
-    tokenizer = getattr(pipeline, name.replace("text_encoder", "tokenizer"))
-    if tokenizer is None:
-      suffix = name.removeprefix("text_encoder")
-      raise InputError(f"the pipeline has a text_encoder{suffix} and no tokenizer{suffix}")
-    tokens = interop.tokenize(tokenizer, captions)
+    tokenizer = name.replace("text_encoder", "tokenizer")
+    if tokenizer not in pipeline.tokenizers:
+      raise InputError(f"the pipeline has a {name} and no {tokenizer}")
+    tokens = interop.tokenize(pipeline.tokenizers[tokenizer], captions)
     ids[_ids(name)] = tokens.ids
     truncated = max(truncated, tokens.truncated)
   return ids, truncated
@@ -243,13 +245,22 @@ def encoder_fingerprint(pipeline: interop.Pipeline, *, embeddings: bool) -> dict
     config = dataclasses.asdict(clip_config.read(pipeline.configs[name]))
     networks[name] = {"config": config, "weights": params_digest(pipeline.params[name])}
   tokenizers = {
-    name: _tokenizer_digest(getattr(pipeline, name.replace("text_encoder", "tokenizer")))
+    name: _tokenizer_digest(pipeline.tokenizers[name.replace("text_encoder", "tokenizer")])
     for name in encoders
   }
   return json.loads(json.dumps({"encoders": networks, "tokenizers": tokenizers}))
 
 
-FAMILY = Family(build=build, encoder_fingerprint=encoder_fingerprint, create=create)
+FAMILY = Family(
+  build=build,
+  encoder_fingerprint=encoder_fingerprint,
+  create=create,
+  load=functools.partial(
+    interop.load_pipeline,
+    networks=COMPONENTS,
+    required=(DENOISER, TEXT_ENCODERS[0], "scheduler"),
+  ),
+)
 
 
 def params_digest(params: Mapping[str, Any]) -> str:

@@ -42,14 +42,14 @@ def test_every_network_of_a_pipeline_is_read(sdxl):
 
 def test_the_tokenizer_of_a_torch_folder_is_the_same(pipeline, tokenizer):
   captions = ["the digit seven", "a cat"]
-  ours = interop.tokenize(pipeline.tokenizer, captions).ids
+  ours = interop.tokenize(pipeline.tokenizers["tokenizer"], captions).ids
   np.testing.assert_array_equal(ours, interop.tokenize(tokenizer, captions).ids)
 
 
 def test_a_tokenizer_of_vocabulary_and_merges_is_read(saved, tmp_path, tokenizer):
   folder = shutil.copytree(saved, tmp_path / "old")
   (folder / "tokenizer/tokenizer.json").unlink()
-  loaded = interop.load_pipeline(folder).tokenizer
+  loaded = interop.load_pipeline(folder).tokenizers["tokenizer"]
   captions = ["the digit seven", "a cat"]
   np.testing.assert_array_equal(
     interop.tokenize(loaded, captions).ids, interop.tokenize(tokenizer, captions).ids

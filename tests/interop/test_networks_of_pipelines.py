@@ -103,7 +103,7 @@ def test_diffusers_samples_from_our_folder_what_our_networks_predict(
   scheduler.set_timesteps(3)
   captions = ["", "", "the digit seven", "one"]
   context = apply_text(
-    fresh.params["text_encoder"], interop.tokenize(fresh.tokenizer, captions).ids
+    fresh.params["text_encoder"], interop.tokenize(fresh.tokenizers["tokenizer"], captions).ids
   ).last_hidden_state
   x = torch.from_numpy(noise)
   for t in scheduler.timesteps:

@@ -20,7 +20,7 @@ def test_a_scheduler_that_diffusers_would_override_is_refused(pipeline, tokenize
 def test_a_text_encoder_for_another_tokenizer_is_refused(pipeline, tokenizer, field, value):
   configs = dict(pipeline.configs)
   configs["text_encoder"] = configs["text_encoder"] | {field: value}
-  with pytest.raises(InputError, match=f"{field} is {value}; the tokenizer asks for"):
+  with pytest.raises(InputError, match=f"{field} is {value}; the tokenizer needs"):
     interop.pixel_pipeline(configs, pipeline.params, tokenizer)
 
 

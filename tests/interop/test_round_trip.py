@@ -118,8 +118,7 @@ def test_a_published_pipeline_survives_fields_that_we_do_not_use(sdxl, tmp_path)
 
 def test_the_second_tokenizer_keeps_its_own_padding(sdxl):
   padding = {
-    t.convert_ids_to_tokens(interop.tokenize(t, [""]).ids[0])[-1]
-    for t in (sdxl.tokenizer, sdxl.tokenizer_2)
+    t.convert_ids_to_tokens(interop.tokenize(t, [""]).ids[0])[-1] for t in sdxl.tokenizers.values()
   }
   assert padding == {"<|endoftext|>", "!"}
 
@@ -165,8 +164,7 @@ def test_another_autoencoder_takes_the_place_of_the_first(sdxl, tmp_path):
     sdxl.model_index,
     {**sdxl.configs, "vae": config},
     {**sdxl.params, "vae": params},
-    sdxl.tokenizer,
-    tokenizer_2=sdxl.tokenizer_2,
+    sdxl.tokenizers,
   )
   interop.save_pipeline(tmp_path / "saved", replaced)
   loaded = AutoencoderKL.from_pretrained(tmp_path / "saved", subfolder="vae")

@@ -146,7 +146,7 @@ def test_a_dtype_that_does_not_exist_is_refused(pipeline, tmp_path):
 
 
 def test_a_saved_tokenizer_does_not_pad_by_itself(pipeline, tmp_path):
-  interop.tokenize(pipeline.tokenizer, ["one"])
+  interop.tokenize(pipeline.tokenizers["tokenizer"], ["one"])
   interop.save_pipeline(tmp_path / "padded", pipeline)
   assert json.loads((tmp_path / "padded/tokenizer/tokenizer.json").read_text())["padding"] is None
 

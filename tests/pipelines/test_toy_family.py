@@ -178,7 +178,7 @@ def load(source, *, components=None, shardings=None, **options):
   index, configs = (
     json.loads((folder / f"{name}.json").read_text()) for name in ("model_index", "configs")
   )
-  return interop.Pipeline(index, configs, params, None)
+  return interop.Pipeline(index, configs, params)
 
 
 def random_pipeline():
@@ -198,7 +198,7 @@ def random_pipeline():
     "letters": {"table": {"embedding": normal(LETTERS, WIDTH)}},
   }
   configs = {"denoiser": {"size": 16}, "patches": {}, "letters": {}, "scheduler": {}}
-  return interop.Pipeline({"_class_name": NAME}, configs, params, None)
+  return interop.Pipeline({"_class_name": NAME}, configs, params)
 
 
 @pytest.fixture(autouse=True)

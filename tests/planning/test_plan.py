@@ -39,7 +39,7 @@ def tiny_config(**mesh):
 def pipeline():
   """SD1.5's pipeline, with a UNet of one level."""
   sd15 = published.pipeline("sd15")
-  return interop.Pipeline({}, {**sd15.configs, "unet": UNET}, {}, sd15.tokenizer)
+  return interop.Pipeline({}, {**sd15.configs, "unet": UNET}, {}, sd15.tokenizers)
 
 
 @pytest.fixture(scope="module")

@@ -209,7 +209,9 @@ def loaded(settings):
       r"encoders\.vae\.config\.norm_num_groups: 4 stored, 2 here",
     ),
     (
-      lambda p: dataclasses.replace(p, tokenizer=p.tokenizer_2),
+      lambda p: dataclasses.replace(
+        p, tokenizers={**p.tokenizers, "tokenizer": p.tokenizers["tokenizer_2"]}
+      ),
       r"tokenizers\.text_encoder: .* stored, .* here",
     ),
   ],

@@ -45,7 +45,7 @@ def setting():
   reference = jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape).astype("f"), policy)
   frozen = {"text_encoder": pipeline.params["text_encoder"]}
   pairs = data.DATASETS["digit_pairs"](num_pairs=8, temperature=0.03, seed=1)
-  ids = interop.tokenize(pipeline.tokenizer, pairs.captions).ids
+  ids = interop.tokenize(pipeline.tokenizers["tokenizer"], pairs.captions).ids
   return objective, policy, frozen, reference, Batch(pairs.images, ids, pairs.ids)
 
 

@@ -61,7 +61,7 @@ def pipeline():
 @pytest.fixture(scope="module")
 def batch(pipeline):
   examples = data.DATASETS["digit_pairs"](num_pairs=8, temperature=0.03, seed=1)
-  tokens = interop.tokenize(pipeline.tokenizer, examples.captions)
+  tokens = interop.tokenize(pipeline.tokenizers["tokenizer"], examples.captions)
   return Batch(examples.images, tokens.ids, examples.ids, weight=WEIGHTS)
 
 

@@ -33,7 +33,7 @@ def setting(pipeline):
   loaded = setup.load_pipeline(config, [])
   objective = setup.make_objective(config, loaded)
   examples = setup.load_examples(config)
-  tokens = interop.tokenize(loaded.tokenizer, examples.captions)
+  tokens = interop.tokenize(loaded.tokenizers["tokenizer"], examples.captions)
   batch = Batch(examples.images[:8], tokens.ids[:8], examples.ids[:8])
   trained = {"unet": loaded.params["unet"]}
   frozen = {"text_encoder": loaded.params["text_encoder"]}
