@@ -2,8 +2,8 @@
 # Sourced by quickstart.sh and the tests. VENV is the virtual environment (default: .venv).
 VENV="${VENV:-.venv}"
 
-# After each step on a CPU XLA frees its temporary arrays. Keeping their pages in the process saves a
-# tenth of the time, since the system need not clear them again. Systems without glibc ignore this.
+# After each step on a CPU XLA frees its temporary arrays. Keeping their pages in the process saves
+# a tenth of the time, since the system need not clear them again. Systems without glibc ignore it.
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1:glibc.malloc.trim_threshold=17179869184:glibc.malloc.mmap_threshold=17179869184}"
 
 # make_environment EXTRA: installs dmpo-jax[EXTRA] into VENV, once per version of setup.py.

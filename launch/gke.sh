@@ -205,9 +205,9 @@ case "$COMMAND" in
       run "${KUBECTL[@]}" get jobset "$NAME" --ignore-not-found --output=name
       printf '%s << "YAML"\n%s\nYAML\n' "$(quote "${KUBECTL[@]}" create --filename=-)" "$(yaml)"
     else
-      there="$("${KUBECTL[@]}" get jobset "$NAME" --ignore-not-found --output=name)"
-      if [ -n "$there" ]; then
-        say "$there is there already; launch/gke.sh delete --name $NAME ends it"
+      jobset="$("${KUBECTL[@]}" get jobset "$NAME" --ignore-not-found --output=name)"
+      if [ -n "$jobset" ]; then
+        say "$jobset exists already; launch/gke.sh delete --name $NAME deletes it"
         exit 0
       fi
       yaml | run "${KUBECTL[@]}" create --filename=-
@@ -227,7 +227,7 @@ case "$COMMAND" in
       case "$state" in
         Completed) exit 0 ;;
         Failed)
-          say "the JobSet failed; launch/gke.sh logs and kubectl describe jobset $NAME show the reason"
+          say "the JobSet failed; see launch/gke.sh logs and kubectl describe jobset $NAME"
           exit 1
           ;;
       esac

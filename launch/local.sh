@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A run in several processes on one machine: with simulated CPU devices, as a test of a run on several
-# hosts, or with one process per GPU. See docs/launch.md and docs/fault_tolerance.md.
+# A run in several processes on one machine: with simulated CPU devices, as a test of a run on
+# several hosts, or with one process per GPU. See docs/launch.md and docs/fault_tolerance.md.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/common.sh

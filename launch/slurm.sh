@@ -15,7 +15,7 @@ Commands:
   status   shows the job in the queue
   cancel   cancels the job
 
-The repository, the virtual environment and --workdir must be on a file system that all nodes share."
+All nodes must share the file system of the repository, the virtual environment and --workdir."
 
 option name dmpo "name of the job"
 option nodes 1 "number of nodes"

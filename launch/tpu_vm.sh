@@ -62,7 +62,7 @@ check_type() {
   generation="${BASH_REMATCH[1]/litepod/e}" number="${BASH_REMATCH[2]}"
   case "$generation" in
     v4 | v5p) # names count cores: two per chip, four chips per host
-      ((number >= 8 && number % 8 == 0)) || die "--type '$TYPE': the number of cores must be a multiple of 8"
+      ((number >= 8 && number % 8 == 0)) || die "--type '$TYPE': cores must be a multiple of 8"
       chips=$((number / 2))
       ;;
     *)
@@ -211,7 +211,7 @@ ensure() {
         ;;
     esac
     if ((SECONDS - started > WAIT)); then
-      say "not ready after $WAIT s; the request stays in the queue; launch/tpu_vm.sh delete deletes it"
+      say "not ready after $WAIT s; the request stays in the queue until launch/tpu_vm.sh delete"
       exit 1
     fi
     sleep "$POLL"

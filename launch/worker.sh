@@ -83,8 +83,8 @@ attempt() {
   if [ "$old" != "$id" ]; then
     if [ -n "$pid" ]; then stop_running "$pid" "$folder/$old.status"; fi
     : > "$folder/$id.log" # before tail opens it
-    # The shell around the command records the process id first, so that a later attempt can stop it,
-    # and ignores the command's signals, so that it can record the status.
+    # The shell around the command records the process id first, so that a later attempt can stop
+    # it, and ignores the command's signals, so that it can record the status.
     # shellcheck disable=SC2016
     setsid bash -c 'trap : TERM HUP; folder=$1 id=$2; shift 2
       note() { echo "$2" > "$folder/$1.new"; mv "$folder/$1.new" "$folder/$1"; }

@@ -170,7 +170,7 @@ def test_create_and_delete_can_be_repeated(room):
     result = room.run("gke.sh", "create", *RUN, *TRAIN)
     assert result.returncode == 0, result.stderr
   assert len(room.called("kubectl", "--namespace=default", "create")) == 1
-  assert "is there already" in result.stderr
+  assert "exists already" in result.stderr
   assert yaml.safe_load(room.jobset)["kind"] == "JobSet"
   assert room.run("gke.sh", "delete").returncode == 0
   [delete] = room.called("kubectl", "--namespace=default", "delete")
