@@ -8,12 +8,14 @@ import functools
 import inspect
 import pathlib
 import re
+import textwrap
 from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
 from dmpo_jax import losses
 from dmpo_jax.data.datasets import DATASETS
+from dmpo_jax.diffusion import timesteps, weights
 from dmpo_jax.training import config
 
 PAGE = pathlib.Path(__file__).with_name("configuration.md")
@@ -46,9 +48,11 @@ argument to `get_config`. An unknown key is an error that names the nearest know
 [configs](../configs) are complete experiments.
 """
 CHOICES = {
-  "data": ("Data", "a data set", DATASETS),
-  "loss": ("Loss", "an objective", losses.LOSSES),
+  "data": ("Data", "a data set and its keys.", DATASETS),
+  "loss": ("Loss", "an objective and its keys. `base` is such a section, too.", losses.LOSSES),
 }
+# Functions whose docstrings show the section's possible values.
+SECTIONS = {"timesteps": timesteps.make, "timestep_weights": weights.make}
 
 
 def page() -> str:
@@ -72,12 +76,14 @@ def page() -> str:
   for name, rows in sections.items():
     title = f"## The section `{name}`\n" if name else "## Keys\n"
     parts += [title, _text(comments.get(name)), _table(rows)]
-  for name, (title, noun, functions) in CHOICES.items():
-    text = f"`config.{name}` has the `name` of {noun} and its keys.\n"
-    parts += [f"## {title}\n", text]
+  for name, (title, text, functions) in CHOICES.items():
+    parts += [f"## {title}\n", f"`config.{name}` has the `name` of {text}\n"]
     for option, function in functions.items():
       parts += [f"### `{option}`\n", _text(inspect.getdoc(function).splitlines()[0])]
       parts += [_table(_arguments(function))]
+  for name, function in SECTIONS.items():
+    block = re.search(r"^    .*?(?=^$)", inspect.getdoc(function), re.DOTALL | re.MULTILINE)[0]
+    parts += [f"## Values of `{name}`\n", f"```\n{textwrap.dedent(block)}```\n"]
   return "\n".join(part for part in parts if part)
 
 

@@ -21,3 +21,9 @@ def test_every_key_of_the_default_config_is_in_the_page():
     keys += [f"{name}.{key}" for key in value] if name in ("optimizer", "mesh") else [name]
   assert len(keys) > 20
   assert all(f"`{key}`" in page for key in keys)
+
+
+def test_every_key_and_option_has_a_meaning():
+  rows = [line for line in script["page"]().splitlines() if line.startswith("| `")]
+  assert len(rows) > 100
+  assert not [row for row in rows if row.endswith("|  |")]
