@@ -91,7 +91,7 @@ def abstract(config: Mapping[str, Any]) -> trees.Tree:
   """Shapes and dtypes of the parameters that `build(config).init` returns.
 
   Args:
-    config: The fields of a config.json, as for `build`.
+    config: The fields of a config.json of a class in `NETWORKS`.
 
   Returns:
     The nested dicts with a `jax.ShapeDtypeStruct` for each array.

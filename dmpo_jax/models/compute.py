@@ -19,9 +19,9 @@ class Compute:
   """How a network computes. Every module keeps it; no value changes a result beyond rounding.
 
   Attributes:
-    attention: Implementation of attention, GroupNorm and linear layers. Each rule looks at shapes
-      and dtypes alone, so that a program can be compiled on one machine for another; shapes that a
-      kernel does not support fall back to XLA's attention.
+    attention: Implementation of attention, GroupNorm and linear layers. Each rule depends on
+      shapes and dtypes alone, so that a program can be compiled on one machine for another; shapes
+      that a kernel does not support fall back to XLA's attention.
       "plain": XLA everywhere; attention stores its float32 scores.
       "cpu": hand-written gradients that store no scores (`kernels.cpu`).
       "cudnn": flash attention where `kernels.gpu.fits`: float16 and bfloat16, even lengths, heads

@@ -26,7 +26,7 @@ def read(
     model: The model's name, for messages.
     config: The mapping read from config.json; keys with a leading underscore are ignored.
     defaults: Supported fields and their default values.
-    constants: Fields of which one value is supported, and that value.
+    constants: Fields with one supported value, and that value.
     ignored: Fields that do not change the network's arithmetic.
 
   Returns:

@@ -4,7 +4,7 @@
 - Counted are convolutions, linear layers and the two products of attention (q kᵀ and weights v).
   Norms, activations, softmax, biases and embedding tables are not: together they are well under 2%
   of the published networks.
-- A convolution counts its whole window at the border too, as PyTorch's counters do. XLA leaves the
+- A convolution counts its full window at the border too, as PyTorch's counters do. XLA leaves the
   padding out.
 - Causal attention counts the full square.
 """

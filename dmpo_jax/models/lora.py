@@ -40,7 +40,7 @@ def init(
   Args:
     key: Typed key. The factors of a layer depend on the key and the layer's name alone.
     params: The base's tree; arrays or `jax.ShapeDtypeStruct`s.
-    targets: Glob patterns; a layer is adapted if one of them matches its whole dotted name
+    targets: Glob patterns; a layer is adapted if one of them matches its full dotted name
       (`*` matches dots too). Only layers with a kernel, linear ones and convolutions, can match.
     rank: r, at least 1 and at most the smaller of n and O of each layer.
 

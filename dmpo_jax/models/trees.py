@@ -64,23 +64,23 @@ def unflatten(flat: Tree) -> dict[str, Any]:
   return tree
 
 
-def ema(average: Tree, new: Tree, decay: float | jax.Array) -> Tree:
-  """Next exponential moving average: decay * average + (1 - decay) * new, leaf by leaf.
+def ema(current: Tree, new: Tree, decay: float | jax.Array) -> Tree:
+  """Next exponential moving average: decay * current + (1 - decay) * new, leaf by leaf.
 
   Args:
-    average: The current EMA; the result has its dtypes.
+    current: The EMA so far; the result has its dtypes.
     new: A tree of the same structure and shapes.
     decay: In [0, 1]; an array where it changes during a run.
 
   Returns:
-    The next EMA, bit for bit `new` at decay 0 and `average` at decay 1.
+    The next EMA, bit for bit `new` at decay 0 and `current` at decay 1.
   """
 
   def blend(a: jax.Array, n: jax.Array) -> jax.Array:
     mixed = decay * a.astype(jnp.float32) + (1 - decay) * n.astype(jnp.float32)
     return mixed.astype(a.dtype)
 
-  return jax.tree.map(blend, average, new)
+  return jax.tree.map(blend, current, new)
 
 
 def count(tree: Tree) -> int:

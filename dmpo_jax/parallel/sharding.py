@@ -119,14 +119,14 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def put(tree: Any, shardings: Any) -> Any:
-  """Puts arrays on the devices of all processes.
+  """The tree on the devices of all processes.
 
   Args:
-    tree: Arrays on the host, of which every process has all, or on devices.
+    tree: Arrays on devices, or on the host, where every process has the full arrays.
     shardings: A sharding for each.
 
   Returns:
-    The tree of jax.Arrays; those that have their sharding already are the same.
+    The tree of jax.Arrays; an array that already has its sharding is returned itself.
   """
 
   def put_one(array: np.ndarray | jax.Array, sharding: jax.sharding.Sharding) -> jax.Array:
@@ -140,10 +140,9 @@ def put(tree: Any, shardings: Any) -> Any:
 def placement(mesh: Mesh) -> models.Placement | None:
   """How networks run on the mesh: each device computes its examples and all-gathers weights.
 
-  `jax.shard_map` says so explicitly: left to itself, the compiler would sum the full gradient of
-  each weight on every device and keep it for a while. The gradient of a gathered weight is a
-  reduce-scatter in the compute dtype, of which a device keeps its shard; shards are summed over
-  "data" in the parameters' dtype.
+  This is explicit (`jax.shard_map`), because the compiler's partitioner would sum the full gradient
+  of each weight on every device. Here the gradient of a gathered weight is reduce-scattered in the
+  compute dtype, and its shards are summed over "data" in the parameters' dtype.
 
   Examples that do not divide over all devices are sharded over the longest prefix of the mesh's
   axes that divides them, and replicated over the rest.

@@ -14,7 +14,7 @@ def on_host(tree: Any, *, keep: bool = True) -> Any:
 
   Args:
     tree: Arrays.
-    keep: Whether this process copies them to its host; it takes part in gathers in any case.
+    keep: Whether this process copies them to its host; it takes part in all-gathers in any case.
 
   Returns:
     The tree with numpy arrays; None where `keep` is false.

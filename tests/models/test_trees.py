@@ -35,19 +35,19 @@ def test_count_sums_the_sizes():
 
 
 def test_ema_is_the_weighted_mean():
-  average = trees.ema({"x": np.float32([1, 2])}, {"x": np.float32([3, 6])}, 0.75)
-  np.testing.assert_allclose(average["x"], [1.5, 3.0], rtol=1e-6)
+  result = trees.ema({"x": np.float32([1, 2])}, {"x": np.float32([3, 6])}, 0.75)
+  np.testing.assert_allclose(result["x"], [1.5, 3.0], rtol=1e-6)
 
 
 @pytest.mark.parametrize(("decay", "expected"), [(0.0, 0.3), (1.0, 0.1)])
 def test_ema_at_decay_0_and_1_is_one_of_its_arguments_bit_for_bit(decay, expected):
-  average = trees.ema({"x": np.float32([0.1])}, {"x": np.float32([0.3])}, decay)
-  assert average["x"] == np.float32(expected)
+  result = trees.ema({"x": np.float32([0.1])}, {"x": np.float32([0.3])}, decay)
+  assert result["x"] == np.float32(expected)
 
 
-def test_ema_keeps_the_dtype_of_the_average():
-  average = trees.ema({"x": np.ones(2, jnp.bfloat16)}, {"x": np.ones(2, np.float32)}, 0.5)
-  assert average["x"].dtype == "bfloat16"
+def test_ema_keeps_the_dtype_of_the_current_ema():
+  result = trees.ema({"x": np.ones(2, jnp.bfloat16)}, {"x": np.ones(2, np.float32)}, 0.5)
+  assert result["x"].dtype == "bfloat16"
 
 
 def test_int_keys_undoes_string_keys():
