@@ -9,10 +9,9 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from ml_collections import ConfigDict
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-from dmpo_jax import data, interop
-from dmpo_jax.pipelines import stable_diffusion
+from dmpo_jax import data, interop, pipelines
 from dmpo_jax.training import setup
-from dmpo_jax.training.batch import Batch
+from dmpo_jax.training.batch import Batch, NoiseSample
 from dmpo_jax.training.config import default
 from dmpo_jax.training.objective import Objective
 from tests.interop import tiny
@@ -34,7 +33,7 @@ SMALL_XL = {
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-  """A pipeline, its objective, parameters of which the policy's are off the reference's."""
+  """A pipeline, its objective, a batch, and parameters of a policy that is not the reference."""
 
   folder: str
   pipeline: interop.Pipeline
@@ -77,7 +76,7 @@ def examples(seed: int = 0) -> data.Examples:
 
 
 def setting(kind: str, folder) -> Setting:
-  """Everything that the objective is given."""
+  """A `Setting` with a new pipeline in a folder."""
   write(kind, folder)
   rng = np.random.default_rng(1)
   pipeline = setup.load_pipeline(config(folder), [])
@@ -86,20 +85,19 @@ def setting(kind: str, folder) -> Setting:
     lambda x: x + 0.01 * rng.normal(size=x.shape).astype(np.float32), reference
   )
   pairs = examples()
-  batch = Batch(
-    pairs.images, example_id=pairs.ids, **stable_diffusion.tokenize(pipeline, CAPTIONS)[0]
-  )
+  text, _ = pipelines.build(pipeline).tokenize(CAPTIONS)
+  batch = Batch(text, pairs.ids, pixels=pairs.images)
   if kind == "sdxl":
-    batch = batch._replace(time_ids=rng.integers(0, 2000, (6, 6)).astype(np.float32))
+    batch = batch._replace(geometry=rng.integers(0, 2000, (6, 6)).astype(np.float32))
   objective = setup.make_objective(config(folder), pipeline)
   return Setting(folder, pipeline, objective, trained, frozen, reference, batch)
 
 
 class Torch:
-  """The same pipeline's errors by the classes of diffusers and transformers.
+  """Errors of the same pipeline by the classes of diffusers and transformers.
 
   Args:
-    folder: The pipeline's.
+    folder: Folder of the pipeline.
     params: Parameters by component, which replace those in the folder.
   """
 
@@ -114,39 +112,44 @@ class Torch:
       if (folder / name).is_dir()
     ]
     for name, module in {"unet": self.unet, "text_encoder": self.encoders[0]}.items():
-      wanted = interop.to_torch_state(params[name])
+      arrays = interop.to_torch_state(params[name])
       state = module.state_dict()
       # transformers 5 has no prefix where published files have one.
-      named = {k if k in state else k.removeprefix("text_model."): v for k, v in wanted.items()}
+      named = {k if k in state else k.removeprefix("text_model."): v for k, v in arrays.items()}
       module.load_state_dict({k: torch.from_numpy(v) for k, v in named.items()})
 
   @torch.no_grad()
-  def errors(self, batch: Batch, draws, encodings, null_ids) -> np.ndarray:
-    """Mean squared errors `[examples, images]` with the draws that are handed over.
+  def errors(self, batch: Batch, sample: NoiseSample, posterior_noise, null_text) -> np.ndarray:
+    """Denoising errors `[examples, images]`.
 
-    Without null_ids, what is told of a dropped caption is zeros.
+    Args:
+      batch: The examples, in pixels.
+      sample: Their timesteps, noise and caption dropout.
+      posterior_noise: Noise of their latents `[examples, images, h, w, Z]`.
+      null_text: Token ids of the empty caption by name; None: a dropped caption is zeros.
     """
-    images = _torch(batch.images).flatten(0, 1).permute(0, 3, 1, 2)
-    moments = self.vae.encode(images).latent_dist
-    encodings = _torch(encodings).flatten(0, 1).permute(0, 3, 1, 2)
-    latents = (moments.mean + moments.std * encodings) * self.vae.config.scaling_factor
-    noise = _torch(draws.noise).permute(0, 3, 1, 2).repeat_interleave(2, 0)
-    t = _torch(draws.timesteps).long().repeat_interleave(2, 0)
-    dropped = _torch(draws.dropped)
+    images = _torch(batch.pixels).flatten(0, 1).permute(0, 3, 1, 2)
+    posterior = self.vae.encode(images).latent_dist
+    posterior_noise = _torch(posterior_noise).flatten(0, 1).permute(0, 3, 1, 2)
+    latents = posterior.mean + posterior.std * posterior_noise
+    latents = latents * self.vae.config.scaling_factor
+    noise = _torch(sample.noise).permute(0, 3, 1, 2).repeat_interleave(2, 0)
+    t = _torch(sample.timesteps).long().repeat_interleave(2, 0)
+    dropped = _torch(sample.dropped)
     hidden, pooled = [], None
-    for i, encoder in enumerate(self.encoders):
-      ids = _torch([batch.input_ids, batch.input_ids_2][i]).long()
-      if null_ids is not None:
-        ids = torch.where(dropped[:, None], _torch(null_ids[i]).long(), ids)
-      found = encoder(ids, output_hidden_states=True)
-      hidden.append(found.hidden_states[-2])
-      pooled = found[0]
+    for name, encoder in zip(("input_ids", "input_ids_2"), self.encoders, strict=False):
+      ids = _torch(batch.text[name]).long()
+      if null_text is not None:
+        ids = torch.where(dropped[:, None], _torch(null_text[name]).long(), ids)
+      output = encoder(ids, output_hidden_states=True)
+      hidden.append(output.hidden_states[-2])
+      pooled = output[0]
     if len(self.encoders) == 1:
-      added, context = None, found.last_hidden_state
+      added, context = None, output.last_hidden_state
     else:
-      kept = 1.0 - dropped.float()
-      context = torch.cat(hidden, -1) * kept[:, None, None]
-      added = {"text_embeds": pooled * kept[:, None], "time_ids": _torch(batch.time_ids)}
+      keep = 1.0 - dropped.float()
+      context = torch.cat(hidden, -1) * keep[:, None, None]
+      added = {"text_embeds": pooled * keep[:, None], "time_ids": _torch(batch.geometry)}
       added = {k: v.repeat_interleave(2, 0) for k, v in added.items()}
     noisy = self.scheduler.add_noise(latents, noise, t)
     context = context.repeat_interleave(2, 0)

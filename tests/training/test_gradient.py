@@ -1,4 +1,4 @@
-"""A batch in parts: the gradient of the whole, whatever the objective; and what surrounds it."""
+"""Gradient accumulation, timestep weights, label flips and optimizers."""
 
 import functools
 
@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers.optimization import Adafactor
 
-from dmpo_jax import data, interop, losses
+from dmpo_jax import data, losses
 from dmpo_jax.configs import digits_dpo
 from dmpo_jax.training import gradient, setup
-from dmpo_jax.training.batch import Batch, misjudged
+from dmpo_jax.training.batch import Batch, flipped_labels
 from dmpo_jax.training.optimizer import make_optimizer
 from tests.training.tiny import smallest_config
 
@@ -27,10 +27,10 @@ LOSSES = {
 }
 
 
-def network(params, noisy, timesteps, context):
-  """Not linear in its parameters, and different for each timestep."""
-  t = (timesteps / 1000)[:, None, None, None]
-  return params["scale"][None] * jnp.tanh(noisy * params["slope"][None] + t)
+def denoise(params, x_t, t, conditioning):
+  """A network that is not linear in its parameters, and different for each timestep."""
+  scale, slope = (params["unet"][name][None] for name in ("scale", "slope"))
+  return scale * jnp.tanh(x_t * slope + (t / 1000)[:, None, None, None])
 
 
 @pytest.fixture(scope="module")
@@ -38,61 +38,62 @@ def setting():
   """An objective over that network, policy, frozen, reference, and eight pairs."""
   pipeline = setup.load_pipeline(smallest_config(), ["the digit seven"])
   objective = setup.make_objective(digits_dpo.get_config(), pipeline)
-  objective = objective._replace(networks=objective.networks._replace(unet=network))
+  objective = objective._replace(pipeline=objective.pipeline._replace(denoise=denoise))
   rng = np.random.default_rng(0)
   policy = {"unet": {k: rng.normal(size=(8, 8, 1)).astype("f") for k in ("scale", "slope")}}
   # Noise makes the reference the worse one, or the mean that KTO takes would be cut off at 0.
   reference = jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape).astype("f"), policy)
   frozen = {"text_encoder": pipeline.params["text_encoder"]}
   pairs = data.DATASETS["digit_pairs"](num_pairs=8, temperature=0.03, seed=1)
-  ids = interop.tokenize(pipeline.tokenizers["tokenizer"], pairs.captions).ids
-  return objective, policy, frozen, reference, Batch(pairs.images, ids, pairs.ids)
+  text, _ = objective.pipeline.tokenize(pairs.captions)
+  return objective, policy, frozen, reference, Batch(text, pairs.ids, pixels=pairs.images)
 
 
-def found(setting, name, parts, **fields):
+def gradient_of(setting, name, microbatches, **fields):
+  """Gradient and metrics of the batch."""
   objective, policy, frozen, reference, batch = setting
   objective = objective._replace(loss=LOSSES[name])
-  find = (
+  run = (
     gradient.full_batch(objective)
-    if parts == 1
-    else gradient.accumulated(objective, parts, lambda tree: tree)
+    if microbatches == 1
+    else gradient.accumulated(objective, microbatches, lambda tree: tree)
   )
   if not losses.requirements(LOSSES[name]).reference:
     reference = None
-  return jax.jit(find)(policy, frozen, reference, batch._replace(**fields), jnp.int32(3))
+  return jax.jit(run)(policy, frozen, reference, batch._replace(**fields), jnp.int32(3))
 
 
 @pytest.mark.parametrize("name", ["dmpo", "kto", "dspo", "mapo"])
-def test_parts_give_the_gradient_and_the_metrics_of_the_whole(name, setting):
+def test_microbatches_give_the_gradient_and_the_metrics_of_the_full_batch(name, setting):
   fields = {"weight": WEIGHT} | ({"label": LABEL} if name in ("dmpo", "kto") else {})
-  (one, rows), (four, parted) = (found(setting, name, parts, **fields) for parts in (1, 4))
+  (one, metrics), (four, accumulated) = (gradient_of(setting, name, p, **fields) for p in (1, 4))
   for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(four), strict=True):
     np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-5 * np.abs(a).max())
-  assert rows.keys() == parted.keys()
-  for metric in rows:
-    np.testing.assert_allclose(parted[metric], rows[metric], rtol=1e-5, atol=1e-5)
+  assert metrics.keys() == accumulated.keys()
+  for metric in metrics:
+    np.testing.assert_allclose(accumulated[metric], metrics[metric], rtol=1e-5, atol=1e-5)
 
 
-def test_a_mean_over_a_part_would_give_another_gradient(setting):
+def test_the_mean_over_a_microbatch_alone_would_give_another_gradient(setting):
   objective, policy, frozen, reference, batch = setting
   objective = objective._replace(loss=LOSSES["kto"])
   each = [jax.tree.map(lambda x, p=p: x[p::4], batch) for p in range(4)]
-  find = jax.jit(gradient.full_batch(objective))
-  naive = [find(policy, frozen, reference, part, jnp.int32(3))[0] for part in each]
+  run = jax.jit(gradient.full_batch(objective))
+  naive = [run(policy, frozen, reference, part, jnp.int32(3))[0] for part in each]
   naive = jax.tree.map(lambda *g: sum(g) / 4, *naive)
-  exact, _ = found(setting, "kto", 1)
+  exact, _ = gradient_of(setting, "kto", 1)
   gap = jax.tree.map(lambda a, b: np.abs(a - b).max() / np.abs(a).max(), exact, naive)
   assert max(jax.tree.leaves(gap)) > 1e-2
 
 
-def test_an_objective_of_means_and_residuals_is_refused_in_parts(setting):
+def test_a_loss_of_means_and_residuals_is_refused_with_microbatches(setting):
   base = functools.partial(losses.kto, beta=500.0)
   objective = setting[0]._replace(loss=functools.partial(losses.sdpo, base=base, mu=0.9))
   with pytest.raises(ValueError, match="grad_accumulation_steps=1"):
     gradient.accumulated(objective, 2, lambda tree: tree)
 
 
-def test_what_was_split_is_joined_in_order():
+def test_join_is_the_inverse_of_split():
   x = np.arange(24).reshape(12, 2)
   assert gradient.split(x, 3).shape == (3, 4, 2)
   np.testing.assert_array_equal(gradient.split(x, 3)[1], x[1::3])
@@ -105,47 +106,58 @@ def test_timestep_weights_multiply_the_errors_and_not_the_logged_ones(setting):
   heavy = objective._replace(loss=LOSSES["dmpo"], weights=lambda t: 1.0 + t / 500)
   batch = heavy.prepare(batch, step)
   plain, _ = heavy.evaluate(policy, frozen, reference, batch, step)
-  loss, logged = heavy.score(batch, plain, None)
+  loss, logged = heavy.loss_of(batch, plain, None)
   weights = 1 + np.asarray(batch.timesteps) / 500
-  wanted, _ = LOSSES["dmpo"](jax.tree.map(lambda e: np.float32(weights) * e, plain))
-  np.testing.assert_allclose(loss, wanted, rtol=1e-5)
+  expected, _ = LOSSES["dmpo"](jax.tree.map(lambda e: np.float32(weights) * e, plain))
+  np.testing.assert_allclose(loss, expected, rtol=1e-5)
   np.testing.assert_array_equal(logged["policy_w"], plain.policy_w)
 
 
 def test_weighted_residuals_have_the_weighted_errors_as_their_mean_squares(setting):
   objective, policy, frozen, reference, batch = setting
-  seen = []
+  inputs = []
 
   def loss(errors, residuals):
-    seen.append((errors.policy_w, jnp.mean(jnp.square(residuals.policy_w), (1, 2, 3))))
+    inputs.append((errors.policy_w, jnp.mean(jnp.square(residuals.policy_w), (1, 2, 3))))
     return losses.sft(errors)
 
   loss.requirements = losses.Requirements(residuals=True)
   objective = objective._replace(loss=loss, weights=lambda t: 1.0 + t / 500)
   objective(policy, frozen, reference, batch, jnp.int32(3))
-  np.testing.assert_allclose(*seen[0], rtol=1e-5)
+  np.testing.assert_allclose(*inputs[0], rtol=1e-5)
 
 
 def test_label_flips_swap_the_images_of_the_same_pairs_in_every_step(setting):
   objective, *_, batch = setting
   batch = batch._replace(example_id=np.arange(8, dtype=np.uint32) + 100)
   noisy = objective._replace(label_flip_rate=0.4)
-  wrong = np.asarray(misjudged(objective.seed, batch, 0.4))
-  assert 0 < wrong.sum() < 8
+  flipped = np.asarray(flipped_labels(objective.seed, batch, 0.4))
+  assert 0 < flipped.sum() < 8
   for step in (0, 7):
-    shown = noisy.prepare(batch, jnp.int32(step)).images
+    pixels = noisy.prepare(batch, jnp.int32(step)).pixels
     for i in range(8):
       np.testing.assert_array_equal(
-        shown[i], batch.images[i][::-1] if wrong[i] else batch.images[i]
+        pixels[i], batch.pixels[i][::-1] if flipped[i] else batch.pixels[i]
       )
 
 
-def test_labels_are_misjudged_at_the_rate_wherever_the_pair_stands():
-  batch = Batch(np.zeros((4000, 1)), None, np.arange(4000, dtype=np.uint32))
-  wrong = np.asarray(misjudged(0, batch, 0.3))
-  assert abs(wrong.mean() - 0.3) < 0.03
+def test_label_flips_swap_cached_latents_too(setting):
+  ids = np.arange(8, dtype=np.uint32) + 100
+  latents = np.random.default_rng(0).normal(size=(8, 2, 2, 4, 4, 1)).astype(np.float32)
+  batch = setting[4]._replace(example_id=ids, pixels=None, latents=latents)
+  objective = setting[0]._replace(label_flip_rate=0.4)
+  flipped = np.asarray(flipped_labels(objective.seed, batch, 0.4))
+  swapped = objective.prepare(batch, jnp.int32(0)).latents
+  for i in range(8):
+    np.testing.assert_array_equal(swapped[i], latents[i][::-1] if flipped[i] else latents[i])
+
+
+def test_labels_are_flipped_at_the_rate_independently_of_the_place_in_the_batch():
+  batch = Batch({}, np.arange(4000, dtype=np.uint32))
+  flipped = np.asarray(flipped_labels(0, batch, 0.3))
+  assert abs(flipped.mean() - 0.3) < 0.03
   back = batch._replace(example_id=batch.example_id[::-1])
-  np.testing.assert_array_equal(np.asarray(misjudged(0, back, 0.3))[::-1], wrong)
+  np.testing.assert_array_equal(np.asarray(flipped_labels(0, back, 0.3))[::-1], flipped)
 
 
 def test_adafactor_is_that_of_transformers_without_relative_step():
@@ -159,13 +171,13 @@ def test_adafactor_is_that_of_transformers_without_relative_step():
     theirs.values(), lr=0.03, weight_decay=0.1, scale_parameter=False, relative_step=False
   )
   params, state = start_at, ours.init(start_at)
-  assert max(x.size for x in jax.tree.leaves(state)) < 200  # no moment of a matrix is kept whole
+  assert max(x.size for x in jax.tree.leaves(state)) < 200  # factored second moments
   for _ in range(3):
-    found = {k: rng.normal(size=s).astype(np.float32) for k, s in shapes.items()}
-    updates, state = ours.update(found, state, params)
+    grads = {k: rng.normal(size=s).astype(np.float32) for k, s in shapes.items()}
+    updates, state = ours.update(grads, state, params)
     params = optax.apply_updates(params, updates)
     for k, p in theirs.items():
-      p.grad = torch.from_numpy(found[k])
+      p.grad = torch.from_numpy(grads[k])
     torchs.step()
   for k, p in theirs.items():
     np.testing.assert_allclose(params[k], p.detach().numpy(), rtol=1e-4, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Runs that train LoRAs: what moves, what they leave behind, and what is refused."""
+"""Runs that train LoRAs: parameters, files, resume and errors."""
 
 import functools
 import json
@@ -7,11 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from dmpo_jax import interop
+from dmpo_jax import interop, pipelines
 from dmpo_jax.commands.main import main
 from dmpo_jax.models import trees
 from dmpo_jax.parallel.sharding import make_mesh
-from dmpo_jax.pipelines import stable_diffusion
 from dmpo_jax.training import setup
 from dmpo_jax.training.batch import Batch
 from dmpo_jax.training.config import check
@@ -64,30 +63,30 @@ def test_the_pipeline_is_the_base_plus_the_update_in_the_lora_file(name, adapted
   factors = trees.flatten(lora.params[name])
   layers = {leaf.rpartition(".")[0] for leaf in factors}
   assert len(layers) == adapted  # four of each attention
-  for leaf, wanted in before.items():
+  for leaf, array in before.items():
     layer, _, kind = leaf.rpartition(".")
     if kind == "kernel" and layer in layers:
       update = 4 / 2 * factors[f"{layer}.down"].astype(np.float64) @ factors[f"{layer}.up"]
       assert np.abs(update).max() > 1e-4
-      np.testing.assert_allclose(after[leaf], wanted + update, rtol=1e-6, atol=1e-7)
+      np.testing.assert_allclose(after[leaf], array + update, rtol=1e-6, atol=1e-7)
     else:
-      np.testing.assert_array_equal(after[leaf], wanted)
+      np.testing.assert_array_equal(after[leaf], array)
 
 
-def test_the_first_row_stands_where_policy_equals_reference(run):
+def test_the_first_row_is_that_of_policy_equal_to_reference(run):
   first = read(run)[0]
   np.testing.assert_allclose(first["loss"], 1.614463, atol=1e-3)
   assert abs(first["logit"]) < 1e-3
 
 
-def test_a_run_taken_up_again_ends_with_the_same_lora_bit_for_bit(base, run, tmp_path):
+def test_a_resumed_run_ends_with_the_same_lora_bit_for_bit(base, run, tmp_path):
   train(_config(base, steps=2), tmp_path, show_progress=False)
   train(_config(base, steps=4), tmp_path, show_progress=False)
   assert _file(tmp_path).read_bytes() == _file(run).read_bytes()
   assert computed(tmp_path) == computed(run)
 
 
-def test_the_step_is_given_the_base_once(base):
+def test_the_step_takes_the_base_once(base):
   config = check(_config(base))
   pipeline = setup.load_pipeline(config, [])
   trained, frozen, reference = setup.split_params(config, pipeline)
@@ -95,23 +94,23 @@ def test_the_step_is_given_the_base_once(base):
   step = make_step(setup.make_objective(config, pipeline), optimizer, ema_decay=0.9)
   state = initial_state(trained, optimizer, ema=True)
   examples = setup.load_examples(config)
-  tokens, _ = stable_diffusion.tokenize(pipeline, examples.captions[:4])
-  batch = Batch(examples.images[:4], example_id=examples.ids[:4], **tokens)
-  held = (state, frozen, reference)
-  lowered = compile_step(step, make_mesh(1), *held).lower(*held, batch)
+  text, _ = pipelines.build(pipeline).tokenize(examples.captions[:4])
+  batch = Batch(text, examples.ids[:4], pixels=examples.images[:4])
+  inputs = (state, frozen, reference)
+  lowered = compile_step(step, make_mesh(1), *inputs).lower(*inputs, batch)
   size = lambda tree: sum(np.prod(x.shape, dtype=int) for x in jax.tree.leaves(tree))  # noqa: E731
-  # Parameters, two moments and the average of the LoRAs; the step and two counters of optax.
-  wanted = size(pipeline.params) + 4 * size(trained) + size(batch)
-  assert 1 <= size(lowered.in_avals) - wanted <= 3
+  # Parameters, two moments and the EMA of the LoRAs; the step and two counters of optax.
+  expected = size(pipeline.params) + 4 * size(trained) + size(batch)
+  assert 1 <= size(lowered.in_avals) - expected <= 3
 
 
-def test_an_export_in_between_gives_pipeline_and_lora_file_of_the_run(run, tmp_path):
+def test_an_export_writes_the_pipeline_and_the_lora_file_of_the_run(run, tmp_path):
   export = functools.partial("export --workdir {} --{} {}".format, run)
   assert main(export("out", tmp_path / "pipeline").split()) == 0
   assert main(export("lora", tmp_path / "lora.safetensors").split()) == 0
   assert (tmp_path / "lora.safetensors").read_bytes() == _file(run).read_bytes()
-  found, wanted = (_flat(folder / "pipeline", "unet") for folder in (tmp_path, run))
-  assert all(np.array_equal(found[leaf], wanted[leaf]) for leaf in wanted)
+  exported, trained = (_flat(folder / "pipeline", "unet") for folder in (tmp_path, run))
+  assert all(np.array_equal(exported[leaf], trained[leaf]) for leaf in trained)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
-"""Every objective from its config: what it is given, what it costs, and that it trains.
+"""Every loss from its config: inputs, cost, gradients and two steps of training.
 
-The objectives share one compiled network: which of them is minimised is an argument of the step.
+The losses share one compiled network: the index of the loss is an argument of the step.
 """
 
 import functools
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from dmpo_jax import configs as folder
-from dmpo_jax import data, interop, losses
+from dmpo_jax import data, interop, losses, pipelines
 from dmpo_jax.parallel.sharding import batch as split_over
 from dmpo_jax.parallel.sharding import make_mesh
 from dmpo_jax.training import config as checks
@@ -61,17 +61,17 @@ def pipeline():
 @pytest.fixture(scope="module")
 def batch(pipeline):
   examples = data.DATASETS["digit_pairs"](num_pairs=8, temperature=0.03, seed=1)
-  tokens = interop.tokenize(pipeline.tokenizers["tokenizer"], examples.captions)
-  return Batch(examples.images, tokens.ids, examples.ids, weight=WEIGHTS)
+  text, _ = pipelines.build(pipeline).tokenize(examples.captions)
+  return Batch(text, examples.ids, pixels=examples.images, weight=WEIGHTS)
 
 
 @pytest.fixture(scope="module")
 def minimise(pipeline):
-  """An objective whose loss is chosen by `frozen["index"]`; `unet` replaces the network."""
+  """An objective whose loss is chosen by `frozen["index"]`; `denoise` replaces the network."""
 
-  def make(**networks):
+  def make(**functions):
     base = setup.make_objective(CONFIGS["digits_dpo"], pipeline)
-    base = base._replace(networks=base.networks._replace(**networks))
+    base = base._replace(pipeline=base.pipeline._replace(**functions))
 
     def objective(trained, frozen, reference, batch, step):
       frozen = dict(frozen)
@@ -94,9 +94,9 @@ def params(pipeline):
   return trained, {"text_encoder": pipeline.params["text_encoder"]}, reference
 
 
-def linear(params, noisy, timesteps, context):
-  """A network of one parameter, where it is of no matter how images become errors."""
-  return params * noisy
+def linear(params, x_t, t, conditioning):
+  """A network of one parameter."""
+  return params["unet"] * x_t
 
 
 LINEAR = ({"unet": np.float32(0.97)}, {"unet": np.float32(1.0)})
@@ -105,7 +105,7 @@ LINEAR = ({"unet": np.float32(0.97)}, {"unet": np.float32(1.0)})
 @pytest.fixture(scope="module")
 def evaluate(minimise, params, batch):
   """(index, devices) -> (losses, metrics, gradient), with the linear network."""
-  objective = minimise(unet=linear)
+  objective = minimise(denoise=linear)
   trained, reference = LINEAR
 
   def run(trained, frozen, batch):
@@ -192,7 +192,7 @@ def test_four_devices_give_the_losses_and_the_gradient_of_one(name, evaluate):
 
 def test_a_loss_with_labels_is_the_expectation_over_the_two_orders(pipeline, params, batch):
   objective = setup.make_objective(CONFIGS["digits_dmpo"], pipeline)
-  objective = objective._replace(networks=objective.networks._replace(unet=linear))
+  objective = objective._replace(pipeline=objective.pipeline._replace(denoise=linear))
   trained, reference = LINEAR
   labelled = batch._replace(label=LABELS)
   run = jax.jit(lambda t: objective(t, params[1], reference, labelled, 0), compiler_options=QUICK)
@@ -210,13 +210,13 @@ def test_an_objective_without_reference_runs_the_network_once(name, times, pipel
   trained, frozen, reference = params
   config, calls = CONFIGS[name], []
   objective = setup.make_objective(config, pipeline)
-  networks = objective.networks
+  functions = objective.pipeline
 
-  def counted(*arguments):
+  def denoise(*arguments):
     calls.append(1)
-    return networks.unet(*arguments)
+    return functions.denoise(*arguments)
 
-  objective = objective._replace(networks=networks._replace(unet=counted))
+  objective = objective._replace(pipeline=functions._replace(denoise=denoise))
   reference = reference if config.reference else None
   _, logged = jax.eval_shape(objective, trained, frozen, reference, batch, np.int32(0))
   assert len(calls) == times
