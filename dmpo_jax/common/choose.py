@@ -33,11 +33,7 @@ def select(
   if name not in options:
     raise unknown(kind, name, options, renamed=renamed)
   function = options[name]
-  parameters = {
-    key: parameter
-    for key, parameter in inspect.signature(function).parameters.items()
-    if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-  }
+  parameters = keyword_parameters(function)
   for key in arguments:
     if key not in parameters:
       raise unknown(f"key of {kind} {name!r}:", key, parameters, renamed=renamed)
@@ -45,3 +41,12 @@ def select(
     if parameter.default is inspect.Parameter.empty and key not in arguments:
       raise InputError(f"{kind} {name!r} needs the key {key!r}; it has no default")
   return function, arguments
+
+
+def keyword_parameters(function: Callable) -> dict[str, inspect.Parameter]:
+  """The keyword-only parameters of a function by name: the keys that a section may have."""
+  return {
+    key: parameter
+    for key, parameter in inspect.signature(function).parameters.items()
+    if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+  }

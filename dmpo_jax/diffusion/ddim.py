@@ -51,7 +51,12 @@ def previous(process: DiscreteProcess, num_steps: int) -> np.ndarray:
   timestep exactly for "leading", to within one for "trailing"; with "linspace" it lies a little
   above the next timestep.
 
-  Args, Raises: as `timesteps`.
+  Args:
+    process: The noise process, which names the spacing.
+    num_steps: S, the number of network evaluations, 1 to T.
+
+  Raises:
+    InputError: S lies outside of [1, T], or the offset pushes the first timestep past T - 1.
 
   Returns:
     int32 `[S]`.
@@ -65,20 +70,21 @@ def make(process: DiscreteProcess, num_steps: int, *, eta: float = 0.0) -> Solve
       x_prev  = sqrt(abar_prev) x_0 + sqrt(1 - abar_prev - s^2) eps + s noise
       s^2     = eta^2 (1 - abar_prev) / (1 - abar_t) (1 - abar_t / abar_prev)
 
-  with x_0 and eps as the prediction implies them, x_0 clipped if the schedule says so (eps is not
-  recomputed from the clipped x_0, as in diffusers). abar_prev is the schedule's
+  with x_0 and eps as the prediction implies them, x_0 clipped if the process says so (eps is not
+  recomputed from the clipped x_0, as in diffusers). abar_prev is the process's
   `final_alpha_cumprod` behind the last step. eta = 0 is deterministic, eta = 1 ancestral.
 
   Args:
     process: The noise process, with spacing and clipping.
-    num_steps: S, 1 to the schedule's T.
+    num_steps: S, 1 to the process's T.
     eta: In [0, 1].
 
   Returns:
     The `Solver`; it begins with the noise as it is.
 
   Raises:
-    InputError: eta lies outside of [0, 1], or as `timesteps`.
+    InputError: eta lies outside of [0, 1], S lies outside of [1, T], or the offset pushes the
+      first timestep past T - 1.
 
   Source: arXiv 2010.02502, Eq. 12 and 16.
   """
@@ -114,7 +120,7 @@ def check_count(process: DiscreteProcess, num_steps: int) -> None:
   """Raises InputError where S lies outside of [1, T]."""
   total = process.num_timesteps
   if not 1 <= num_steps <= total:
-    raise InputError(f"num_steps is {num_steps}; expected 1 to {total}, the schedule's timesteps")
+    raise InputError(f"num_steps is {num_steps}; expected 1 to {total}, the process's timesteps")
 
 
 def check_first(process: DiscreteProcess, num_steps: int, first: float) -> None:
@@ -122,7 +128,7 @@ def check_first(process: DiscreteProcess, num_steps: int, first: float) -> None:
   if first >= process.num_timesteps:
     raise InputError(
       f"num_steps {num_steps} with steps_offset {process.steps_offset} begins at timestep "
-      f"{first:.0f}, but the schedule ends at {process.num_timesteps - 1}: take fewer steps"
+      f"{first:.0f}, but the process ends at {process.num_timesteps - 1}: take fewer steps"
     )
 
 

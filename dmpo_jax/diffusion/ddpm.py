@@ -112,7 +112,16 @@ class DiscreteProcess:
 
         v_t = sqrt(abar_t) eps - sqrt(1 - abar_t) x_0
 
-    Args, Returns, Raises: as `add_noise`.
+    Args:
+      x0: x_0, clean samples, `[B, ...]`.
+      noise: eps, standard normal, of x0's shape.
+      t: Timesteps in [0, T), integer `[B]` or `[]`; outside of it the result is NaN.
+
+    Returns:
+      v_t, of x0's shape, float32 (or wider, if x0 is).
+
+    Raises:
+      InputError: The shapes do not agree, or t is not an integer array.
 
     Source: Salimans and Ho, arXiv 2202.00512, appendix D.
     """
@@ -121,12 +130,18 @@ class DiscreteProcess:
     return signal * noise - sigma * x0
 
   def target(self, x0: jax.Array, noise: jax.Array, t: jax.Array) -> jax.Array:
-    """What the network is trained to output: eps, x_0 or v_t, by the process's prediction type.
+    """The value that the network is trained to predict: eps, x_0 or v_t, by `prediction_type`.
 
-    Args, Raises: as `add_noise`.
+    Args:
+      x0: x_0, clean samples, `[B, ...]`.
+      noise: eps, standard normal, of x0's shape.
+      t: Timesteps in [0, T), integer `[B]` or `[]`.
 
     Returns:
-      `noise` or `x0` as given, or `velocity`; of x0's shape.
+      `noise`, `x0` or `velocity`; of x0's shape.
+
+    Raises:
+      InputError: The shapes do not agree, or t is not an integer array.
     """
     if self.prediction_type == "v_prediction":
       return self.velocity(x0, noise, t)
@@ -178,7 +193,16 @@ class DiscreteProcess:
         sample:        eps = (x_t - sqrt(abar_t) x_0) / sqrt(1 - abar_t)
         v_prediction:  eps = sqrt(abar_t) v + sqrt(1 - abar_t) x_t
 
-    Args, Returns, Raises: as `to_x0`.
+    Args:
+      prediction: The network's output, `[B, ...]`.
+      x_t: The noised samples that the network saw, of prediction's shape.
+      t: Timesteps in [0, T), integer `[B]` or `[]`; outside of it the result is NaN.
+
+    Returns:
+      eps, of x_t's shape, float32 (or wider, if x_t is).
+
+    Raises:
+      InputError: The shapes do not agree, or t is not an integer array.
     """
     _same_shape(x_t=x_t, prediction=prediction)
     signal, sigma = self.levels(t, x_t)

@@ -51,8 +51,8 @@ def make(
 
   Args:
     process: The noise process. It clips nothing.
-    num_steps: S, 1 to the schedule's T.
-    karras: Takes Karras' levels between the schedule's noisiest and cleanest one.
+    num_steps: S, 1 to the process's T.
+    karras: Takes Karras' levels between the process's noisiest and cleanest one.
     round_timesteps: Whether the timesteps of Karras' levels are rounded to the nearest integer, or
       down (as diffusers does for cosine betas alone).
 
@@ -60,7 +60,8 @@ def make(
     The `Solver`; it begins with the noise as it is.
 
   Raises:
-    InputError: As `timesteps`, or S is so large that two steps fall on one level.
+    InputError: S lies outside of [1, T] or is so large that two steps fall on one level, or the
+      offset pushes the first timestep past T - 1.
 
   Source: arXiv 2211.01095, Algorithm 2; diffusers' DPMSolverMultistepScheduler.
   """

@@ -16,7 +16,7 @@ def make(process: DiscreteProcess, num_steps: int, *, karras: bool = False) -> S
 
   Args:
     process: The noise process; "linspace" visits fractional timesteps. It clips nothing.
-    num_steps: S, 1 to the schedule's T.
+    num_steps: S, 1 to the process's T.
     karras: Takes Karras' levels between the first and the last one of the spacing; their timesteps
       are fractional.
 
@@ -44,7 +44,15 @@ def make_ancestral(process: DiscreteProcess, num_steps: int) -> Solver:
       up_i^2  = sigma_{i+1}^2 (sigma_i^2 - sigma_{i+1}^2) / sigma_i^2
       down_i^2 = sigma_{i+1}^2 - up_i^2
 
-  Args, Returns, Raises: as `make`.
+  Args:
+    process: The noise process; "linspace" visits fractional timesteps. It clips nothing.
+    num_steps: S, 1 to the process's T.
+
+  Returns:
+    The `Solver`; it begins with noise of scale sigma_0 or, for "leading", sqrt(1 + sigma_0^2).
+
+  Raises:
+    InputError: S lies outside of [1, T], or the offset pushes the first timestep past T - 1.
 
   Source: diffusers' EulerAncestralDiscreteScheduler.
   """

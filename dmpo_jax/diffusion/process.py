@@ -8,7 +8,7 @@ import numpy as np
 
 
 class Process(Protocol):
-  """A family of noised samples x_t between data x_0 and noise eps, and a network's target there.
+  """Noised samples x_t between data x_0 and noise eps, and the target of a network at x_t.
 
   A time t is an integer timestep of a discrete process, or a float in [0, 1] of a continuous one.
   `ddpm.DiscreteProcess` is the process of DDPM. Methods are pure and may be traced.

@@ -34,11 +34,11 @@ def karras(high: float, low: float, num_steps: int) -> np.ndarray:
 
 
 def to_timesteps(levels: np.ndarray, every: np.ndarray) -> np.ndarray:
-  """The fractional timesteps at which log sigma, linear between timesteps, takes given values.
+  """The fractional timesteps at which log sigma, linear between timesteps, takes the given values.
 
   Args:
     levels: sigma, `[S]`.
-    every: `table` of the schedule, `[T]`.
+    every: `table` of the process, `[T]`.
 
   Returns:
     float64 `[S]`, in [0, T - 1].

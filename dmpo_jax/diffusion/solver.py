@@ -1,4 +1,4 @@
-"""What all solvers share: a table of constants, computed once, and one step that reads it.
+"""The step that all solvers share, driven by a table of constants that is computed once.
 
 Between two evaluations of the network every solver here is linear in the image, the prediction, the
 clean images it implies now and implied one step before, and fresh noise. So a solver is a table of
@@ -23,7 +23,7 @@ class Steps(NamedTuple):
       x_{i+1} = on_x_i x_i + on_f_i f_i + on_clean_i m_i + on_before_i m_{i-1} + on_noise_i z_i
 
   Attributes:
-    timestep: What the network is told, int32, or float32 where it may be fractional.
+    timestep: The network's time input, int32, or float32 where it may be fractional.
     input_scale: float64, as all that follow.
     clean_x, clean_f: Weights of the clean image.
     on_x, on_f, on_clean, on_before, on_noise: Weights of the next image; on_before_0 is 0.
@@ -73,7 +73,7 @@ def step(
     x: x_i, of prediction's shape.
     before: m_{i-1}, of x's shape; of no effect at the first step.
     noise: z_i, standard normal, of x's shape; None where the solver is not stochastic.
-    clip: The solver's.
+    clip: Bound of the clipping of clean images, see `Solver`.
 
   Returns:
     x_{i+1} and m_i, of x's shape, float32 (or wider, if x is).

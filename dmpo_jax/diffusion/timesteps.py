@@ -1,8 +1,8 @@
 """Which noise levels a batch is trained on.
 
-`uniform`, `interval` and `choice` draw from one key per example, so a draw depends on the example
-alone and not on where in the batch, or on which host, it lies. `stratified` spreads a batch evenly
-over the levels and therefore depends on the position in the global batch.
+`uniform`, `interval` and `choice` sample from one key per example: a timestep depends on the
+example alone, not on its position in the batch or its host. `stratified` spreads a batch evenly
+over the levels, so a timestep depends on the position in the global batch.
 """
 
 import numbers
@@ -20,7 +20,7 @@ Sampler = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def uniform(keys: jax.Array, num_timesteps: int) -> jax.Array:
-  """Draws t uniformly from [0, T), the levels a model is pretrained on.
+  """Samples t uniformly from [0, T), the levels a model is pretrained on.
 
   Args:
     keys: One typed PRNG key per example, `[B]`.
@@ -33,7 +33,7 @@ def uniform(keys: jax.Array, num_timesteps: int) -> jax.Array:
 
 
 def interval(keys: jax.Array, low: int, high: int) -> jax.Array:
-  """Draws t uniformly from the integers low <= t < high.
+  """Samples t uniformly from the integers low <= t < high.
 
   Args:
     keys: One typed PRNG key per example, `[B]`.
@@ -52,7 +52,7 @@ def interval(keys: jax.Array, low: int, high: int) -> jax.Array:
 
 
 def choice(keys: jax.Array, values: Sequence[int]) -> jax.Array:
-  """Draws t uniformly from a list of timesteps (one that stands twice is drawn twice as often).
+  """Samples t uniformly from a list of timesteps (one listed twice is sampled twice as often).
 
   Args:
     keys: One typed PRNG key per example, `[B]`.
@@ -70,7 +70,7 @@ def choice(keys: jax.Array, values: Sequence[int]) -> jax.Array:
 
 
 def stratified(key: jax.Array, batch: int, num_timesteps: int) -> jax.Array:
-  """Draws one t in each of B equal strata of [0, T), in random order.
+  """Samples one t in each of B equal strata of [0, T), in random order.
 
       t_i = floor((pi(i) + u_i) T / B),    pi a random permutation of 0..B-1, u_i ~ U[0, 1)
 
@@ -88,14 +88,14 @@ def stratified(key: jax.Array, batch: int, num_timesteps: int) -> jax.Array:
     InputError: B or T is not positive.
 
   Source: low-discrepancy sampling of the diffusion time, arXiv 2107.00630, appendix I.1, with the
-    uniform offsets drawn separately in each stratum.
+    uniform offsets sampled separately in each stratum.
   """
   if batch < 1 or num_timesteps < 1:
     raise InputError(f"batch {batch} and num_timesteps {num_timesteps}: expected both >= 1")
   order, offset = jax.random.split(key)
   stratum = jax.random.permutation(order, batch) * num_timesteps
   u = jax.random.uniform(offset, (batch,)) * num_timesteps
-  # The integer part of pi T / B is kept apart: in float32 the sum would lose the fraction.
+  # The integer part of pi T / B is computed separately: in float32 the sum would lose the fraction.
   within = jnp.floor(((stratum % batch) + u) / batch).astype(jnp.int32)
   return jnp.minimum(stratum // batch + within, num_timesteps - 1)
 
@@ -110,7 +110,7 @@ def make(config: Mapping[str, Any], num_timesteps: int) -> Sampler:
 
   Args:
     config: The name and its fields.
-    num_timesteps: T, the schedule's number of timesteps.
+    num_timesteps: T, the process's number of timesteps.
 
   Returns:
     f(step_key, example_keys) -> t: from one typed key for the step and typed keys `[B]` for the

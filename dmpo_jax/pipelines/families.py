@@ -1,4 +1,4 @@
-"""The families that are there, and the functions that pick one by the class a pipeline names."""
+"""All families, and functions that choose one by the class that a pipeline names."""
 
 import os
 import pathlib

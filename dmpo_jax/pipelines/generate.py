@@ -114,7 +114,7 @@ def make_sampler(
     size: Height and width in pixels; by default the pipeline's.
     guidance: Scale of classifier-free guidance; 1: none.
     guidance_rescale: Strength of `diffusion.rescale`; 0: none.
-    negative: Whether a negative prompt was given. Without one, pipelines with `zero_null_text`
+    negative: Whether there is a negative prompt. Without one, pipelines with `zero_null_text`
       condition on zeros in place of the encoded empty prompt.
 
   Returns:
@@ -173,8 +173,8 @@ def sample_batches(
 
   Args:
     sampler: From `make_sampler`.
-    params: Parameters by component. Arrays that lie on these very devices keep their sharding, all
-      others are copied to each device.
+    params: Parameters by component. Arrays on these very devices keep their sharding, others
+      are copied to each device.
     inputs: N of them.
     batch_size: Images at a time; rounded up.
     devices: By default all of this process's backend.

@@ -1,4 +1,4 @@
-"""A folder of drawn images: what lies there already, pictures, the grid, the manifest."""
+"""A folder of sampled images: resuming it, its image files, grid and manifest."""
 
 import json
 import pathlib
@@ -19,19 +19,19 @@ GRID_PIXELS = 2**26
 def open_folder(
   folder: pathlib.Path, settings: Mapping[str, Any], names: Sequence[str]
 ) -> list[bool]:
-  """Makes a folder ready for images, or takes up one in which the same images were begun.
+  """Creates a sample folder, or resumes one with the same settings.
 
   Args:
-    folder: Is made where it is not there; files of other names in it are left alone.
-    settings: All that the images depend on; JSON.
+    folder: Created if missing; files of other names are left alone.
+    settings: Everything that the images depend on, in JSON.
     names: The images' file names.
 
   Returns:
-    For each image whether it is there already.
+    For each image whether its file exists.
 
   Raises:
-    InputError: The folder holds images of other settings, or files of these names that were not
-      drawn by this command, or is a file.
+    InputError: The folder holds images of other settings, or files of these names without a
+      manifest, or is a file.
   """
   if folder.exists() and not folder.is_dir():
     raise InputError(f"{folder} is a file; expected a folder for the images")
@@ -42,7 +42,7 @@ def open_folder(
   for name in (*names, GRID):
     if (folder / name).exists():
       raise InputError(
-        f"{folder} has a file {name} and no manifest, so it was not drawn by this command; give "
+        f"{folder} has a file {name} and no manifest, so this command did not sample it; give "
         "another folder for the images"
       )
   folder.mkdir(parents=True, exist_ok=True)
@@ -58,15 +58,15 @@ def write_picture(path: pathlib.Path, picture: np.ndarray) -> None:
 
 
 def write_grid(folder: pathlib.Path, names: Sequence[str], columns: int) -> int:
-  """Puts images of one size into one picture, row by row.
+  """Writes a grid of images of one size.
 
   Args:
-    folder: Where they lie, and where the grid is written.
+    folder: Folder of the images and of the grid.
     names: File names, a multiple of `columns`.
     columns: Images in a row.
 
   Returns:
-    How many rows it shows: the first ones, up to 67 million pixels.
+    The number of rows in it: the first ones, up to 67 million pixels.
   """
   with Image.open(folder / names[0]) as first:
     width, height = first.size
@@ -81,18 +81,18 @@ def write_grid(folder: pathlib.Path, names: Sequence[str], columns: int) -> int:
 
 
 def close_folder(
-  folder: pathlib.Path, settings: Mapping[str, Any], facts: Mapping[str, Any]
+  folder: pathlib.Path, settings: Mapping[str, Any], details: Mapping[str, Any]
 ) -> None:
-  """Writes the manifest: settings, and facts on which the images do not depend."""
-  text = json.dumps({**settings, **facts}, indent=2) + "\n"
+  """Writes the manifest: the settings, and `details` that the images do not depend on."""
+  text = json.dumps({**settings, **details}, indent=2) + "\n"
   write_atomically(folder / MANIFEST, text)
   (folder / UNFINISHED).unlink(missing_ok=True)
 
 
 def _check_same(path: pathlib.Path, settings: Mapping[str, Any]) -> None:
   try:
-    found = json.loads(path.read_text(encoding="utf-8"))
-    different = differences({key: found[key] for key in settings if key in found}, settings)
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    different = differences({key: manifest[key] for key in settings if key in manifest}, settings)
   except (ValueError, TypeError) as error:
     raise InputError(
       f"{path} cannot be read ({error}); give another folder for the images"

@@ -24,8 +24,7 @@ def to_floats(images: jax.Array) -> jax.Array:
 
       x = value / 127.5 - 1
 
-  Bytes become floats on the device: a quarter as much goes there, and hosts have better things to
-  do.
+  Called on the device, so that a quarter of the bytes are transferred.
 
   Args:
     images: uint8, or float32 in [-1, 1] already.

@@ -28,7 +28,12 @@ def seed_keys(seeds: jax.Array | np.ndarray | Sequence[int]) -> jax.Array:
 def checked_seeds(seeds: jax.Array | np.ndarray | Sequence[int]) -> jax.Array | np.ndarray:
   """The seeds as uint32 `[B]`.
 
-  Args, Raises: as `seed_keys`.
+  Args:
+    seeds: Integers in [0, 2^32), `[B]`.
+
+  Raises:
+    InputError: The seeds are not integers, not in a row, or (where their values are known) out of
+      range.
   """
   if not isinstance(seeds, jax.Array):
     seeds = np.asarray(seeds)
@@ -51,7 +56,7 @@ def initial_noise(seeds: jax.Array | np.ndarray | Sequence[int], shape: Sequence
     float32 `[B, H, W, C]`.
 
   Raises:
-    InputError: As `seed_keys`.
+    InputError: The seeds are not integers in a row, or out of range.
   """
   return step_noise(seed_keys(seeds), 0, shape)  # [B, H, W, C]
 
@@ -68,7 +73,7 @@ def step_noise(keys: jax.Array, index: jax.Array | int, shape: Sequence[int]) ->
     float32 `[B, H, W, C]`.
   """
 
-  def draw(key: jax.Array) -> jax.Array:
+  def sample(key: jax.Array) -> jax.Array:
     return jax.random.normal(jax.random.fold_in(key, index), tuple(shape), jnp.float32)
 
-  return jax.vmap(draw)(keys)  # [B, H, W, C]
+  return jax.vmap(sample)(keys)  # [B, H, W, C]

@@ -27,7 +27,7 @@ def solve(
   Args:
     predict: (x `[B, H, W, C]`, t float32 `[B]`) -> prediction `[B, H, W, C]`, of the
       type that the solver was made for; see `guided`.
-    solver: As `diffusion.make_solver` returns it.
+    solver: From `diffusion.make_solver`.
     noise: Standard normal, `[B, H, W, C]`; see `initial_noise`.
     keys: One typed PRNG key per image, `[B]`, for solvers that add noise; see `seed_keys`, which
       also serves where `initial_noise` took the same seeds.
@@ -41,9 +41,9 @@ def solve(
   """
   batch, *shape = noise.shape
   if solver.stochastic and (keys is None or keys.shape != (batch,)):
-    given = "none are given" if keys is None else f"their shape is {keys.shape}"
+    problem = "there are none" if keys is None else f"their shape is {keys.shape}"
     raise InputError(
-      f"the solver adds noise, which needs a key for each of the {batch} images; {given}"
+      f"the solver adds noise, which needs a key for each of the {batch} images; {problem}"
     )
 
   def advance(state, inputs):
@@ -73,13 +73,13 @@ def guided(
 
       predict(x, t) = guide(network(x, t, null_conditioning), network(x, t, conditioning), scale)
 
-  Both predictions come from one forward on a batch of 2 B in which each image lies beside its
-  double (unconditional first), so that a batch sharded over devices is doubled where it lies. At
+  Both predictions come from one forward on a batch of 2 B in which each image is followed by its
+  double (unconditional first), so that a sharded batch is doubled on its own devices. At
   scale 1, where the unconditional prediction has no weight, the batch is not doubled.
 
   Args:
     network: (x, t, conditioning) -> prediction.
-    conditioning: What the network is told of the captions, a tree of arrays `[B, ...]`.
+    conditioning: The network's conditioning on the captions, a tree of arrays `[B, ...]`.
     null_conditioning: The same of the empty or negative captions, or one for all, `[...]`.
     scale: The guidance scale of `diffusion.guide`.
     rescale: The strength of `diffusion.rescale`; 0 is none.
@@ -105,8 +105,8 @@ def guided(
 
   def predict(x: jax.Array, t: jax.Array) -> jax.Array:
     null, full = separate(network(interleave(x, x), interleave(t, t), both))  # [B, H, W, C]
-    found = diffusion.guide(null, full, scale)
-    return diffusion.rescale(found, full, rescale) if rescale else found
+    prediction = diffusion.guide(null, full, scale)
+    return diffusion.rescale(prediction, full, rescale) if rescale else prediction
 
   return predict
 

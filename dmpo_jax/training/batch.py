@@ -12,7 +12,7 @@ from dmpo_jax.pipelines import Text
 class Batch(NamedTuple):
   """Examples of one step; the first axis of every array is sharded over all devices.
 
-  Exactly one of `pixels` and `latents` is there. Two images are (preferred, rejected), one is an
+  Exactly one of `pixels` and `latents` is not None. Two images are (preferred, rejected), one is an
   image without preference.
 
   Attributes:

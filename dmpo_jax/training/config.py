@@ -16,7 +16,7 @@ RENAMED = {
   "health": "held_out",
   "label_noise": "label_flip_rate",
 }
-# Sections whose keys depend on their `name`: whoever consumes them checks them.
+# Sections whose keys are not fixed here: the code that uses a section checks them.
 OPEN_SECTIONS = (
   "data",
   "held_out.data",
@@ -151,7 +151,7 @@ def default() -> ConfigDict:
 
 
 def check(config: ConfigDict) -> ConfigDict:
-  """The config, once its keys exist and its numbers make sense.
+  """A locked copy of a config whose keys and values are valid.
 
   Args:
     config: As a config file's `get_config()` returns it.
@@ -256,12 +256,12 @@ def _get(config: ConfigDict, key: str) -> Any:
   return functools.reduce(lambda section, part: section[part], key.split("."), config)
 
 
-def _check_keys(known: ConfigDict, given: ConfigDict, prefix: str) -> None:
-  for key in given:
-    if key not in known:
-      raise unknown_key(prefix + key, [prefix + k for k in known])
-  for key, value in known.items():
-    if key not in given:
+def _check_keys(schema: ConfigDict, config: ConfigDict, prefix: str) -> None:
+  for key in config:
+    if key not in schema:
+      raise unknown_key(prefix + key, [prefix + k for k in schema])
+  for key, value in schema.items():
+    if key not in config:
       raise InputError(f"config.{prefix}{key} is missing; start from dmpo_jax's default config")
     if isinstance(value, ConfigDict) and prefix + key not in OPEN_SECTIONS:
-      _check_keys(value, given[key], f"{prefix}{key}.")
+      _check_keys(value, config[key], f"{prefix}{key}.")

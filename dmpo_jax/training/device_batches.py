@@ -1,4 +1,4 @@
-"""The batches of a run on its devices: each process reads the rows that its own devices hold."""
+"""The batches of a run on its devices: each process reads the rows of its own devices."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +16,7 @@ Loader = data.Loader | data.FolderLoader
 
 
 def check_devices(mesh: Mesh) -> None:
-  """Refuses a mesh that has no device of this process, which could not take part then."""
+  """Raises InputError if the mesh has no device of this process."""
   if not any(device.process_index == jax.process_index() for device in mesh.devices.flat):
     raise InputError(
       f"process {jax.process_index()} has none of the {mesh.size} devices that are used; set "
@@ -27,13 +27,14 @@ def check_devices(mesh: Mesh) -> None:
 class DeviceBatches:
   """Batches by step, on the devices of all processes.
 
-  Row r of the batch of a step is the same example whatever the layout; only which process reads it
+  Row r of a step's batch is the same example in every layout; only the process that reads it
   differs.
 
   Args:
-    make_loader: `(process_index=, process_count=)` -> the loader of one of so many equal parts.
+    make_loader: `(process_index=, process_count=)` -> the loader of one of `process_count` equal
+      parts of each batch.
     batch_size: Examples in a batch over all processes.
-    sharding: Of a batch: its first axis over all devices.
+    sharding: Sharding of a batch: its first axis over all devices.
 
   Attributes:
     truncated: Captions of the data set that are cut.
@@ -43,8 +44,8 @@ class DeviceBatches:
     self._batch_size, self._sharding = batch_size, sharding
     indices = sharding.addressable_devices_indices_map((batch_size,))
     rows = sorted({_bounds(index, batch_size) for index in indices.values()})
-    # A process's devices need not stand together in the mesh: what it reads is the fewest parts of
-    # equal length that make up its rows.
+    # A process's devices need not be neighbours in the mesh: it reads the fewest parts of equal
+    # length that make up its rows.
     runs = [rows[0]]
     for start, stop in rows[1:]:
       if start == runs[-1][1]:
@@ -56,9 +57,9 @@ class DeviceBatches:
     self._loaders = [
       make_loader(process_index=part, process_count=batch_size // each) for part in parts
     ]
-    # Where in the rows that are read each global row stands.
-    held = np.concatenate([np.arange(each) + part * each for part in parts])
-    self._place = {int(row): place for place, row in enumerate(held)}
+    # Global row -> its position among the rows that this process reads.
+    global_rows = np.concatenate([np.arange(each) + part * each for part in parts])
+    self._position = {int(row): i for i, row in enumerate(global_rows)}
     self.truncated = self._loaders[0].truncated
 
   def __getitem__(self, step: int) -> Batch:
@@ -75,7 +76,7 @@ class DeviceBatches:
         reader.close()
 
   def _on_devices(self, parts: list[dict[str, Any]]) -> Batch:
-    columns = jax.tree.map(lambda *pieces: _joined(pieces), *parts)
+    columns = jax.tree.map(lambda *arrays: _joined(arrays), *parts)
     return Batch(**jax.tree.map(self._array, columns))
 
   def _array(self, column: np.ndarray) -> jax.Array:
@@ -83,8 +84,8 @@ class DeviceBatches:
 
     def rows(index: tuple[slice, ...]) -> np.ndarray:
       start, stop = _bounds(index, self._batch_size)
-      place = self._place[start]
-      return column[place : place + stop - start]
+      position = self._position[start]
+      return column[position : position + stop - start]
 
     return jax.make_array_from_callback(shape, self._sharding, rows)
 

@@ -27,7 +27,7 @@ class StepResult(NamedTuple):
 
 
 class Hooks:
-  """What happens beside the steps; subclass to change it. The default does nothing."""
+  """Callbacks of the loop; subclass and override. By default they do nothing."""
 
   def should_stop(self, step: int) -> bool:
     """Whether to stop after `step` steps; called once before each further step."""

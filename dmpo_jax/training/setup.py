@@ -1,4 +1,4 @@
-"""What a run starts from, as its config says: examples, pipeline, objective, parameters."""
+"""The parts of a run that its config describes: examples, pipeline, objective, parameters."""
 
 import dataclasses
 import functools
@@ -104,7 +104,7 @@ def make_loss(section: Mapping) -> Loss:
       the same kind: {"name": "sdpo", "mu": 0.9, "base": {"name": "dpo", "beta": 2000.0}}.
 
   Returns:
-    (errors) or (errors, residuals) -> (loss, diagnostics), as `losses.requirements` of it says.
+    (errors) or (errors, residuals) -> (loss, diagnostics), see `losses.requirements`.
 
   Raises:
     InputError: A name or a key is not known, or a needed key is missing.

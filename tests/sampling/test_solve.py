@@ -345,7 +345,7 @@ def test_a_null_context_of_another_length_is_refused():
 
 
 def test_eta_above_zero_needs_keys():
-  with pytest.raises(InputError, match="needs a key for each of the 2 images; none are given"):
+  with pytest.raises(InputError, match="needs a key for each of the 2 images; there are none"):
     solve(gaussian(schedule_of()), schedule_of(), noise_of(2), num_steps=2, eta=0.5)
 
 

@@ -1,5 +1,7 @@
 """Configs: what is refused, and with which words."""
 
+import functools
+
 import pytest
 
 from dmpo_jax import data, losses
@@ -137,3 +139,25 @@ def test_a_key_that_the_objective_does_not_take_is_refused():
 def test_a_key_that_the_objective_needs_is_asked_for():
   with pytest.raises(ValueError, match="'dmpo' needs the key 'alpha'"):
     select("objective", {"name": "dmpo", "beta": 1.0}, losses.LOSSES)
+
+
+@pytest.mark.parametrize(
+  ("argument", "value"),
+  [
+    ("--config.data.split_seed=3", 3),
+    ("--config.lora.targets.unet=('*.to_q',)", ("*.to_q",)),
+    ("--config.model.scheduler.beta_end=0.01", 0.01),
+    ("--config.model.scheduler.prediction_type=v_prediction", "v_prediction"),
+    ("--config.timesteps.low=200", 200),
+  ],
+)
+def test_a_key_that_the_file_leaves_out_of_an_open_section_can_be_added(argument, value):
+  config = load_config(DMPO, [argument])
+  path = argument.removeprefix("--config.").split("=")[0].split(".")
+  assert functools.reduce(lambda section, key: section[key], path, config) == value
+  check(config)
+
+
+def test_a_key_below_a_value_is_refused():
+  with pytest.raises(InputError, match=r"unknown config key 'loss\.beta\.high'"):
+    load_config(DMPO, ["--config.loss.beta.high=1"])
