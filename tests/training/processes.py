@@ -1,4 +1,4 @@
-"""Runs of `dmpo-jax train` in processes of their own, one or several, on the loopback address."""
+"""Runs of `dmpo-jax train` in one or several processes on this machine."""
 
 import os
 import pathlib
@@ -14,27 +14,27 @@ CONFIG = pathlib.Path(__file__).parent / "processes_config.py"
 
 
 def environment(devices: int) -> dict[str, str]:
-  """The tests' own environment, with another number of simulated devices."""
+  """Environment of the tests with another number of simulated devices."""
   count = re.sub(r"(device_count)=\d+", rf"\1={devices}", os.environ["XLA_FLAGS"])
   return {**os.environ, "XLA_FLAGS": count, "PYTHONPATH": str(ROOT)}
 
 
 def free_port() -> int:
-  with socket.socket() as found:
-    found.bind(("127.0.0.1", 0))
-    return found.getsockname()[1]
+  with socket.socket() as listener:
+    listener.bind(("127.0.0.1", 0))
+    return listener.getsockname()[1]
 
 
 class Processes:
-  """The processes of one start of a run; killed where the test leaves them behind.
+  """The processes of one start of a run, killed on exit.
 
   Args:
-    workdir: Of the run.
-    count: How many processes.
-    devices: Of each.
-    log: Where their output goes, a file for each.
-    arguments: For dmpo-jax train; a list for each process, or one for all.
-    kind: Which config.
+    workdir: Work directory.
+    count: Number of processes.
+    devices: Devices of each process.
+    log: Folder of their output, one file each.
+    arguments: Arguments of dmpo-jax train: one list for all processes, or a list of lists.
+    kind: Argument of the config, see `processes_config`.
   """
 
   def __init__(
@@ -74,20 +74,20 @@ class Processes:
       process.wait()
 
   def statuses(self, timeout: float = 900) -> list[int]:
-    """The exit statuses, once all have ended."""
+    """Waits for all processes and returns their exit statuses."""
     return [process.wait(timeout) for process in self.all]
 
   def ended(self) -> bool:
-    """Whether one of them has ended."""
+    """Returns True once any process has ended."""
     return any(process.poll() is not None for process in self.all)
 
   def worker(self, index: int) -> int:
-    """The number of the process that computes, of which the one that was started is the parent."""
+    """Process id of the training process, a child of the one that was started."""
     parent = self.all[index].pid
     return int(pathlib.Path(f"/proc/{parent}/task/{parent}/children").read_text())
 
-  def wait_until_together(self) -> None:
-    """Returns once they have found each other: the first then writes a word into the lock."""
+  def wait_until_connected(self) -> None:
+    """Waits until the processes are connected, when the first writes a token into the lock."""
     while not self.ended() and self._token() == self.token:
       time.sleep(0.01)
 
@@ -100,12 +100,12 @@ class Processes:
 
 
 class Local:
-  """A start of launch/local.sh with two processes of two devices each, which are not restarted.
+  """A start of launch/local.sh with two processes of two devices each, without restarts.
 
   Args:
-    workdir: Of the run.
-    log: File for the output.
-    arguments: For dmpo-jax train.
+    workdir: Work directory.
+    log: File of the output.
+    arguments: Arguments of dmpo-jax train.
   """
 
   def __init__(self, workdir: pathlib.Path, *, log: pathlib.Path, arguments: list[str]):
@@ -121,12 +121,12 @@ class Local:
       )
 
   def worker(self, index: int) -> int:
-    """The number that the system has given a process of the run."""
+    """Process id of a training process."""
     for process in pathlib.Path("/proc").iterdir():
       try:
         command = (process / "cmdline").read_text().split("\0")
         parent = int((process / "stat").read_text().rsplit(")", 1)[1].split()[1])
-      except (OSError, ValueError, IndexError):  # no process, or one that has just ended
+      except (OSError, ValueError, IndexError):  # no process, or one that has ended
         continue
       if parent == self.script.pid and command[-3:-1] == ["--process-id", str(index)]:
         return int(process.name)

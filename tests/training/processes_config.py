@@ -1,12 +1,12 @@
-"""The config of runs in several processes: the smallest network, its arrays split all the same.
+"""The config of runs in several processes: a tiny network whose arrays are sharded nevertheless.
 
-The argument after the colon chooses: "steps" learns as a run does. In "gradient" the first step
-ends with parameters of -1e17 times the gradient, to 1e-7 of them: an AdamW whose eps is far above
-the gradient is steepest descent, and in so long a step the parameters before are lost. The second
-step's loss is not finite. That run is watched, and its checkpoints take seconds to be written.
+Its argument is "steps", for an ordinary run, or "gradient". In "gradient" the parameters after the
+first step are -1e17 times the gradient, to a relative 1e-7: AdamW with an eps far above the
+gradient is steepest descent, and the initial parameters vanish in rounding. The loss of the second
+step is not finite. That run is evaluated and sampled, and its checkpoints take seconds to write.
 
-Where there are several processes, their devices stand in turns in the mesh, as those of a TPU slice
-do: no process holds rows of a batch that follow each other.
+With several processes their devices alternate in the mesh, as on a TPU slice: no process has
+consecutive rows of a batch.
 """
 
 import functools
@@ -18,14 +18,14 @@ import orbax.checkpoint as ocp
 from dmpo_jax.parallel import sharding
 from tests.training.tiny import smallest_config
 
-if jax.process_count() > 1:  # else whoever reads this file decides for itself
-  sharding.SMALLEST = 64  # or arrays of this size would not be split
-  in_turns = sorted(jax.devices(), key=lambda device: device.id % 2)
-  sharding.make_mesh = functools.partial(sharding.make_mesh, devices=in_turns)
+if jax.process_count() > 1:  # with one process the test sets it
+  sharding.SMALLEST = 64  # shards arrays of a tiny network
+  alternating = sorted(jax.devices(), key=lambda device: device.id % 2)
+  sharding.make_mesh = functools.partial(sharding.make_mesh, devices=alternating)
 
 
-def slowly(method):
-  """The method after five seconds; once, however often this file is read."""
+def delayed(method):
+  """Delays a method by five seconds; a method that is delayed already stays as it is."""
 
   @functools.wraps(method)
   def called(*args):
@@ -44,7 +44,7 @@ def get_config(kind="steps"):
   if kind == "gradient":
     if jax.process_count() > 1:
       handler = ocp.StandardCheckpointHandler
-      handler.finalize = slowly(handler.finalize)
+      handler.finalize = delayed(handler.finalize)
     config.num_steps, config.checkpoint.every, config.ema_decay = 1, 1, 0.0
     config.held_out.update({"every": 3, "split": "test", "pairs": 16, "bins": 2})
     config.samples.update({"every": 3, "prompts": ("the digit one",), "seeds": 3, "steps": 1})

@@ -1,8 +1,7 @@
-"""Workers killed at random moments, many times over: nothing is lost and nothing repeated. A disk
-that is full under one of them.
+"""Processes killed at random moments, and full disks: no step is lost or repeated.
 
-DMPO_JAX_KILLS says how many times (here once; docs/fault_tolerance.md has the count of a long run),
-and DMPO_JAX_KILLS_SEED when and which.
+DMPO_JAX_KILLS is the number of kills (by default 1; docs/fault_tolerance.md has that of a long
+run), DMPO_JAX_KILLS_SEED the seed of their times and victims.
 """
 
 import os
@@ -30,8 +29,8 @@ def weights(workdir):
 
 
 @pytest.mark.slow
-def test_killed_again_and_again_two_workers_end_as_if_they_had_not_been(tmp_path):
-  chance, log = random.Random(SEED), tmp_path / "log"
+def test_two_processes_killed_repeatedly_end_with_the_results_of_an_uninterrupted_run(tmp_path):
+  rng, log = random.Random(SEED), tmp_path / "log"
   start = {"count": 2, "devices": 1, "log": log}
   whole, killed = tmp_path / "whole", tmp_path / "killed"
   start["arguments"] = [f"--config.num_steps={8 * (KILLS + 1)}"]
@@ -42,27 +41,27 @@ def test_killed_again_and_again_two_workers_end_as_if_they_had_not_been(tmp_path
   while kills < KILLS:
     rows = len(read(killed))
     with Processes(killed, **start) as run:
-      # Some die before their first step (they read, compare, compile), most of them later: while
+      # Some die before their first step, while they read and compile, most of them later, while
       # they compute, record or save.
-      if chance.random() < 0.2:
-        run.wait_until_together()
-        time.sleep(chance.random() * 5)
+      if rng.random() < 0.2:
+        run.wait_until_connected()
+        time.sleep(rng.random() * 5)
       else:
-        until = rows + chance.randrange(1, 7)
+        until = rows + rng.randrange(1, 7)
         while len(read(killed)) < until and not run.ended():
           time.sleep(0.005)
-        time.sleep(chance.random() * 0.05)
-      victim = chance.randrange(2)
+        time.sleep(rng.random() * 0.05)
+      victim = rng.randrange(2)
       if run.ended():
         break  # all steps are done
       run.all[victim].kill()
-      died, statuses = time.monotonic(), run.statuses()
+      killed_at, statuses = time.monotonic(), run.statuses()
       assert statuses[victim] == -9
       assert statuses[1 - victim] == 76, run.output()
       kills += 1
       print(
         f"kill {kills}: process {victim} at row {len(read(killed))}, the other ended after "
-        f"{time.monotonic() - died:.1f} s"
+        f"{time.monotonic() - killed_at:.1f} s"
       )
   with Processes(killed, **start) as run:
     assert run.statuses() == [0, 0], run.output()
@@ -74,34 +73,34 @@ def test_killed_again_and_again_two_workers_end_as_if_they_had_not_been(tmp_path
 
 
 def saved(workdir):
-  """Steps of the whole checkpoints; 0 stands for the start."""
+  """Steps of the complete checkpoints, and 0."""
   return {0} | {int(path.name) for path in (workdir / "checkpoints").glob("*") if path.suffix == ""}
 
 
 @pytest.mark.slow
-def test_a_disk_that_is_full_under_one_worker_ends_both_with_the_reason(tmp_path):
+def test_a_full_disk_under_one_process_ends_both_with_the_reason(tmp_path):
   workdir, log, last = tmp_path / "run", tmp_path / "log", 0
   endless = ["--config.num_steps=100000", "--config.checkpoint.keep=1"]
   for victim in (0, 1):
     with Processes(workdir, count=2, devices=1, log=log, arguments=endless) as run:
       while max(saved(workdir)) <= last and not run.ended():
         time.sleep(0.01)
-      # No file of that process may grow beyond this: room for its log, not for a checkpoint.
+      # A limit on the size of its files: enough for the log, not for a checkpoint.
       resource.prlimit(run.worker(victim), resource.RLIMIT_FSIZE, (20_000, 20_000))
       assert run.statuses() == [1, 1], run.output()
-    found = re.search(r"cannot save step (\d+) in .*File too large", run.output())
-    assert found, run.output()
+    match = re.search(r"cannot save step (\d+) in .*File too large", run.output())
+    assert match, run.output()
     last = max(saved(workdir))
-    assert last == int(found.group(1)) - 4
+    assert last == int(match.group(1)) - 4
 
-  # With room the run goes on from the checkpoint before.
+  # Without the limit the run resumes from the last checkpoint.
   more = [f"--config.num_steps={last + 2}"]
   with Processes(workdir, count=2, devices=1, log=log, arguments=more) as run:
     assert run.statuses() == [0, 0], run.output()
   assert [row["step"] for row in read(workdir)] == list(range(1, last + 3))
 
 
-def test_a_disk_that_is_full_ends_a_run_with_the_reason_alone(tmp_path):
+def test_a_full_disk_ends_a_run_with_the_reason_and_no_traceback(tmp_path):
   command = [sys.executable, "-m", "dmpo_jax.commands.main", "train", "--no-progress"]
   command += ["--config", f"{CONFIG}:steps", "--workdir", str(tmp_path / "run")]
   command += ["--config.num_steps=100000", "--config.checkpoint.keep=1"]
