@@ -220,11 +220,11 @@ def layout(text: str) -> dict[str, int]:
 
 def flops_of(size: Any) -> float:
   """Model FLOPs of a pair at a size."""
-  from dmpo_jax.models import flops
+  from dmpo_jax.pipelines import stable_diffusion_flops
 
   unet, text = size.model["unet"], size.model["text_encoder"]
   return sum(
-    flops.per_example(
+    stable_diffusion_flops.per_example(
       {"unet": unet, "text_encoder": {**text, "vocab_size": 1}},
       height=unet["sample_size"],
       width=unet["sample_size"],

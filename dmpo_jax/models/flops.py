@@ -9,13 +9,8 @@ layers is `layer_flops`'. Of a train step:
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from dmpo_jax.errors import InputError
-from dmpo_jax.models.clip import flops as clip_flops
-from dmpo_jax.models.unet import flops as unet_flops
-from dmpo_jax.models.vae import config as vae_config
-from dmpo_jax.models.vae import flops as vae_flops
 
 # Peak dense bfloat16 FLOP/s by jax's device kind. For GPUs the longest prefix of the device kind
 # counts. TPUs: "Peak compute per chip (bf16)" on cloud.google.com/tpu/docs, pages v4, v5e, v5p,
@@ -96,53 +91,3 @@ def train_step(
     return 2 + reference if name == denoiser else 1
 
   return {name: passes(name) * count for name, count in forwards.items() if name not in cached}
-
-
-def per_example(
-  configs: Mapping[str, Mapping[str, Any]],
-  *,
-  height: int,
-  width: int,
-  tokens: int,
-  images: int = 2,
-  trained: Iterable[str] = ("unet",),
-  reference: bool = True,
-  lora: bool = False,
-  cached: Iterable[str] = (),
-) -> dict[str, int]:
-  """Model FLOPs of one example of a Stable Diffusion pipeline in a train step, by component.
-
-  The UNet and the autoencoder run once per image, a text encoder once per caption. With `unet`
-  trained, a pair of `dpo` costs 3·2 + 2 = 8 forward passes of the UNet, one of `mapo` (no
-  reference) 6, and an image of `sft` 3; as LoRA a pair of `dpo` costs 6.
-
-  Args:
-    configs: The pipeline's configs by component: unet, text_encoder, text_encoder_2, vae.
-    height: Height of the images in pixels.
-    width: Width of the images in pixels.
-    tokens: Length of the captions, padding included.
-    images: Images per example: 2 of a pair.
-    trained: Components that are trained.
-    reference: Whether the frozen reference is evaluated too.
-    lora: Whether LoRAs of the trained components are trained instead of all their parameters.
-    cached: Components whose results are stored with the data, so that the step does not run them.
-
-  Returns:
-    Component -> FLOPs; their sum is the cost of an example.
-
-  Raises:
-    InputError: A network is not supported, or a trained component is missing or cached.
-  """
-  forwards = {}
-  latents = (height, width)
-  if "vae" in configs:
-    forwards["vae"] = images * vae_flops.encode(configs["vae"], height, width)
-    scale = vae_config.read(configs["vae"]).downscale
-    latents = (height // scale, width // scale)
-  for name in ("text_encoder", "text_encoder_2"):
-    if name in configs:
-      forwards[name] = clip_flops.forward(configs[name], tokens)
-  forwards["unet"] = images * unet_flops.forward(configs["unet"], *latents, tokens)
-  return train_step(
-    forwards, "unet", trained=trained, reference=reference, lora=lora, cached=cached
-  )

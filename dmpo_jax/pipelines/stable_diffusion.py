@@ -13,11 +13,12 @@ import numpy as np
 
 from dmpo_jax import diffusion, interop, models
 from dmpo_jax.errors import InputError, unknown
-from dmpo_jax.models import flops, trees
+from dmpo_jax.models import trees
 from dmpo_jax.models.clip import config as clip_config
 from dmpo_jax.models.unet import config as unet_config
 from dmpo_jax.models.vae import config as vae_config
 from dmpo_jax.parallel.to_host import on_host
+from dmpo_jax.pipelines import stable_diffusion_flops
 from dmpo_jax.pipelines.interface import Conditioning, Family, Params, Text, TextToImage
 
 DENOISER, AUTOENCODER = "unet", "vae"
@@ -130,7 +131,7 @@ def build(
     sample_shape=functools.partial(_sample_shape, configs, autoencoder),
     make_solver=functools.partial(_make_solver, scheduler),
     solver_settings=functools.partial(_solver_settings, scheduler),
-    flops=functools.partial(_flops, configs, encoders, autoencoder),
+    flops=functools.partial(stable_diffusion_flops.of_batch, configs),
   )
 
 
@@ -385,38 +386,3 @@ def _solver_settings(
   if karras is None and name in ("euler", "dpm_solver_pp_2m"):
     karras = bool(scheduler.get("use_karras_sigmas"))
   return {"scheduler": dict(scheduler), "solver": name, "karras": bool(karras)}
-
-
-def _flops(
-  configs: Mapping[str, Any],
-  encoders: Sequence[str],
-  autoencoder: _Autoencoder | None,
-  batch: Any,
-  *,
-  trained: Sequence[str],
-  reference: bool,
-  lora: bool,
-) -> dict[str, int]:
-  cached = []
-  if batch.latents is None:
-    images, (height, width) = batch.pixels.shape[1], batch.pixels.shape[2:4]
-  else:
-    cached.append(AUTOENCODER)
-    images = batch.latents.shape[1]
-    height, width = (side * autoencoder.downscale for side in batch.latents.shape[3:5])
-  if "encoder_hidden_states" in batch.text:
-    cached += encoders
-    tokens = batch.text["encoder_hidden_states"].shape[1]
-  else:
-    tokens = batch.text[_ids(encoders[0])].shape[1]
-  return flops.per_example(
-    {name: configs[name] for name in COMPONENTS if name in configs},
-    height=height,
-    width=width,
-    tokens=tokens,
-    images=images,
-    trained=trained,
-    reference=reference,
-    lora=lora,
-    cached=cached,
-  )

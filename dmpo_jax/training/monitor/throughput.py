@@ -27,7 +27,7 @@ class StepTimer:
   Args:
     start_time: `time.perf_counter()` at the start of the run.
     batch_size: Examples in a step, over all devices.
-    flops: Model FLOPs of one example, see `flops.per_example`.
+    flops: Model FLOPs of one example, see `models.flops.train_step`.
     devices: Number of devices.
     peak: Peak FLOP/s of one device, or None if unknown.
   """
