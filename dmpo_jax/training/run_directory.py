@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
+from dmpo_jax import data
 from dmpo_jax.common.atomic_files import write_atomically
 from dmpo_jax.common.differences import describe, differences
 from dmpo_jax.errors import InputError
@@ -109,11 +110,11 @@ def read_run(workdir: pathlib.Path) -> dict[str, Any]:
       f"{path} is not a valid {RUN_FILE} ({error!r}); use another work directory"
     ) from error
   if version is None:
-    keys = [f"  config.{old} -> config.{new}" for old, new in _renamed_keys(config)]
+    renames = _renames(config)
     raise InputError(
       f"{path} was written by a version of dmpo_jax in which config keys and metrics had other "
       "names. Use another work directory; to export its checkpoints, use the version that wrote "
-      "them" + ("\nRenamed keys in it:\n" + "\n".join(keys) if keys else "")
+      "them" + ("\nRenamed in it:\n" + "\n".join(renames) if renames else "")
     )
   if version != FORMAT:
     raise InputError(
@@ -123,18 +124,20 @@ def read_run(workdir: pathlib.Path) -> dict[str, Any]:
   return content
 
 
-def _renamed_keys(config: dict[str, Any]) -> list[tuple[str, str]]:
-  """Entries of `RENAMED` whose former key a config has."""
-
-  def has(key: str) -> bool:
-    section: Any = config
-    for part in key.split("."):
-      if not isinstance(section, dict) or part not in section:
-        return False
-      section = section[part]
-    return True
-
-  return [(old, new) for old, new in RENAMED.items() if has(old)]
+def _renames(config: dict[str, Any]) -> list[str]:
+  """Lines "former -> new" for the renamed keys and data sets in a config."""
+  lines = [f"  config.{old} -> config.{new}" for old, new in RENAMED.items() if old in config]
+  for prefix, section in (
+    ("config.data", config.get("data", {})),
+    ("config.health.data", config.get("health", {}).get("data", {})),
+  ):
+    if section.get("name") in data.RENAMED:
+      name = section["name"]
+      lines.append(f"  {prefix}.name {name!r} -> {data.RENAMED[name]!r}")
+    lines += [
+      f"  {prefix}.{old} -> {prefix}.{new}" for old, new in data.RENAMED.items() if old in section
+    ]
+  return lines
 
 
 def check_fingerprint(workdir: pathlib.Path, fingerprint: dict[str, Any]) -> None:

@@ -30,7 +30,8 @@ def test_the_base_pipeline_may_move(tmp_path):
 @pytest.fixture
 def old_run(tmp_path):
   """A work directory of the version before run.json had a format."""
-  content = {"config": {"pipeline": "a", "health": {"every": 10}}, "data": "a", "start": "0"}
+  config = {"pipeline": "a", "health": {"every": 10}, "data": {"name": "encoded", "time_ids": True}}
+  content = {"config": config, "data": "a", "start": "0"}
   (tmp_path / "run.json").write_text(json.dumps(content))
   return tmp_path
 
@@ -39,7 +40,10 @@ MESSAGE = r"(?s)run\.json was written by .* other names.*another work directory.
 
 
 def test_a_run_of_an_earlier_version_is_refused_with_the_renamed_keys_in_it(old_run):
-  match = MESSAGE + r".*config\.health -> config\.held_out$"
+  match = MESSAGE + (
+    r".*config\.health -> config\.held_out\n  config\.data\.name 'encoded' -> 'cached_latents'"
+    r"\n  config\.data\.time_ids -> config\.data\.micro_conditioning$"
+  )
   with pytest.raises(InputError, match=match):
     write_fingerprint(old_run, FINGERPRINT)
 
