@@ -142,4 +142,4 @@ def test_inspect_shows_the_factors_of_a_run_beside_its_frozen_networks(base, run
   lora = interop.load_lora(_file(run), interop.load_pipeline(base).params)
   factors = trees.flatten(lora.params["unet"])
   assert components["unet LoRA"]["parameters"] == sum(leaf.size for leaf in factors.values())
-  assert components["unet"]["notes"] == ["frozen: as in the starting pipeline"]
+  assert components["unet"]["notes"] == ["frozen: equal to the base pipeline"]
