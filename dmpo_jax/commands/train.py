@@ -88,10 +88,6 @@ def _train(options: argparse.Namespace, processes) -> None:
   )
   show_progress = not options.no_progress and processes.is_first
   result = train(config, options.workdir, show_progress=show_progress, processes=processes)
-  if processes.is_first and result.captions_truncated:
-    LOGGER.warning(
-      "%d captions were longer than the context and were cut", result.captions_truncated
-    )
   if processes.is_first:
     print(f"{result.steps} steps done; pipeline in {result.pipeline}")
 

@@ -1,4 +1,4 @@
-"""Does an exported pipeline do in torch diffusers what it does here?"""
+"""Parity check of an exported pipeline with torch diffusers."""
 
 import importlib.util
 import pathlib
@@ -18,19 +18,19 @@ def compare_with_diffusers(
   num_steps: int,
   guidance: float,
 ) -> dict | None:
-  """Samples a pixel-space pipeline with torch diffusers and compares image by image.
+  """Largest difference between our samples and those of torch diffusers, for a pixel pipeline.
 
   Args:
     folder: A pipeline folder without a VAE.
-    prompts: One per image, `[N]`.
-    noise: The initial noise of each, `[N, H, W, C]`.
-    images: What was sampled here from the same noise, `[N, H, W, C]`.
+    prompts: One per image, N.
+    noise: Initial noise of each image, `[N, H, W, C]`.
+    images: Our samples from the same noise, `[N, H, W, C]`.
     num_steps: Steps of the solver.
     guidance: Scale of classifier-free guidance.
 
   Returns:
-    {"images", "max_abs_difference", "diffusers_version", "torch_version"}, or None where torch is
-    not installed.
+    {"images", "max_abs_difference", "diffusers_version", "torch_version"}, or None if torch is not
+    installed.
 
   Raises:
     InputError: diffusers' images have another shape.
@@ -47,19 +47,19 @@ def compare_with_diffusers(
   pipeline.set_progress_bar_config(disable=True)
   latents = torch.tensor(np.moveaxis(noise, -1, 1))
   with torch.inference_mode():
-    found = pipeline(
+    theirs = pipeline(
       list(prompts),
       latents=latents,
       num_inference_steps=num_steps,
       guidance_scale=guidance,
       output_type="latent",
     ).images
-  found = np.moveaxis(np.asarray(found), 1, -1)  # [N, H, W, C]
-  if found.shape != images.shape:
-    raise InputError(f"diffusers drew images of shape {found.shape}, expected {images.shape}")
+  theirs = np.moveaxis(np.asarray(theirs), 1, -1)  # [N, H, W, C]
+  if theirs.shape != images.shape:
+    raise InputError(f"diffusers sampled images of shape {theirs.shape}, expected {images.shape}")
   return {
     "images": len(images),
-    "max_abs_difference": float(np.abs(found - images).max()),
+    "max_abs_difference": float(np.abs(theirs - images).max()),
     "diffusers_version": diffusers.__version__,
     "torch_version": torch.__version__,
   }

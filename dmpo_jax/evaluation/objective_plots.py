@@ -1,4 +1,4 @@
-"""What objectives do to a pair: value and pull against the logit, as numbers and as a picture."""
+"""Value and slope of losses against the logit of a pair, as numbers and as a plot."""
 
 import io
 import math
@@ -16,20 +16,20 @@ from dmpo_jax.common.optional import import_optional
 from dmpo_jax.errors import InputError
 from dmpo_jax.evaluation.plots import LIGHT, Theme
 
-# Names of hyperparameters as titles write them; the others by their own names.
+# Symbols of hyperparameters in titles; the others have their own names.
 SYMBOLS = {"beta": "β", "alpha": "α", "mu": "µ"}
 
 
 class Response(NamedTuple):
-  """An objective along the logits z = -beta/2 Δ of one pair.
+  """A loss along the logits z = -beta/2 Δ of one pair.
 
   Attributes:
     logit: float64 `[N]`.
     value: float64 `[N]`, the loss.
-    winner: float64 `[N]`, d loss/dz by the winner's error alone, -2/beta ∂loss/∂e_w. Where it is
-      negative, descent lowers e_w.
-    loser: float64 `[N]`, d loss/dz by the loser's error alone, 2/beta ∂loss/∂e_l. Where it is
-      negative, descent raises e_l.
+    winner: float64 `[N]`, d loss/dz through e_w alone, -2/beta ∂loss/∂e_w. Where it is negative,
+      descent lowers e_w.
+    loser: float64 `[N]`, d loss/dz through e_l alone, 2/beta ∂loss/∂e_l. Where it is negative,
+      descent raises e_l.
   """
 
   logit: np.ndarray
@@ -39,17 +39,17 @@ class Response(NamedTuple):
 
 
 def response(loss: Callable, *, beta: float, level: float, logits: np.ndarray) -> Response:
-  """Value and gradient of an objective where winner and loser move by the same amount.
+  """Value and gradient of a loss where e_w and e_l move by the same amount.
 
       e_w = level - z/beta,   e_l = level + z/beta,   r_w = r_l = level
 
-  Each pair is a batch of its own, so that the mean of `kto` is 0. Objectives that want residuals
-  get parallel ones of one element, √e.
+  Each pair is a batch of its own, so that the mean of `kto` is 0. Losses of residuals get parallel
+  residuals of one element, √e.
 
   Args:
-    loss: An objective of `losses`, its hyperparameters bound.
-    beta: What turns errors into the logits of the axis, whatever the objective's own beta is.
-    level: The reference's error, > max |logits|/beta.
+    loss: A function of `losses` with its hyperparameters bound.
+    beta: Factor between errors and the logits of the axis, independent of the loss's own beta.
+    level: Error of the reference, > max |logits|/beta.
     logits: `[N]`.
 
   Returns:
@@ -62,7 +62,7 @@ def response(loss: Callable, *, beta: float, level: float, logits: np.ndarray) -
   if not level > np.abs(logits).max() / beta:
     raise InputError(
       f"level must be above max |logit|/beta = {np.abs(logits).max() / beta:g}, got {level:g}: "
-      "errors are never negative"
+      "errors are not negative"
     )
   needs_residuals = losses.requirements(loss).residuals
 
@@ -88,28 +88,28 @@ def picture(
   theme: Theme = LIGHT,
   path: str | os.PathLike | None = None,
 ) -> bytes:
-  """Value and slope of objectives against the logit, two small axes for each of them.
+  """PNG of value and slope of losses against the logit, with two axes per loss.
 
-  Slopes are divided by the size of the winner's slope at policy = reference, so are values once
-  their value there is taken off: what is left is the shape, for a constant factor is no more than a
-  learning rate. The factor stands in the title. Curves end where the axes end.
+  Slopes are divided by the absolute slope in e_w at policy = reference, and values too, after their
+  value there is subtracted: a constant factor of a loss only changes the learning rate. The factor
+  is written in the plot.
 
   Args:
-    objectives: Objectives with their hyperparameters bound, by the names to write above them.
-    beta: Of the axis, as in `response`.
-    level: The reference's error, as in `response`.
-    reach: The logits go from -reach to reach.
+    objectives: Losses with their hyperparameters bound, by title.
+    beta: See `response`.
+    level: See `response`.
+    reach: The logits range from -reach to reach.
     theme: `LIGHT` or `DARK`.
-    path: Where to write the picture as well; None writes nothing.
+    path: File to write the PNG to; None writes nothing.
 
   Returns:
-    The picture as PNG.
+    The PNG.
 
   Raises:
-    InputError: There is no objective, matplotlib is not installed, or `level` is too low.
+    InputError: There is no loss, matplotlib is not installed, or `level` is too low.
   """
   if not objectives:
-    raise InputError("no objective to draw; give at least one")
+    raise InputError("no loss to plot; give at least one")
   columns = min(4, len(objectives))
   rows = math.ceil(len(objectives) / columns)
   lines = 3 if columns == 1 else 1  # of the legend
@@ -126,13 +126,13 @@ def picture(
     row, column = divmod(number, columns)
     cell = grid[row, column].subgridspec(2, 1, hspace=0.08)
     upper, lower = (figure.add_subplot(cell[part]) for part in range(2))
-    found = response(loss, beta=beta, level=level, logits=logits)
-    _draw(upper, lower, found, theme)
-    small = _settings(loss)
-    over = 1.06 + 0.13 * len(small)
-    look = {"transform": upper.transAxes, "va": "bottom"}
-    upper.text(0, over, name, fontsize=9.5, fontweight="bold", color=theme.text, **look)
-    upper.text(0, 1.05, "\n".join(small), fontsize=7, color=theme.faint, **look)
+    curve = response(loss, beta=beta, level=level, logits=logits)
+    _plot(upper, lower, curve, theme)
+    settings = _settings(loss)
+    title_height = 1.06 + 0.13 * len(settings)
+    style = {"transform": upper.transAxes, "va": "bottom"}
+    upper.text(0, title_height, name, fontsize=9.5, fontweight="bold", color=theme.text, **style)
+    upper.text(0, 1.05, "\n".join(settings), fontsize=7, color=theme.faint, **style)
     if column == 0:
       upper.set_ylabel("value", fontsize=8, color=theme.faint)
       lower.set_ylabel("slope", fontsize=8, color=theme.faint)
@@ -155,18 +155,18 @@ def picture(
   return buffer.getvalue()
 
 
-def _draw(upper, lower, found: Response, theme: Theme) -> None:
-  unit = abs(float(np.interp(0.0, found.logit, found.winner)))
-  start = float(np.interp(0.0, found.logit, found.value))
-  upper.plot(found.logit, (found.value - start) / unit, color=theme.text, linewidth=1.6)
-  dpo = -(1 - np.tanh(found.logit / 2))  # -(1 - σ(z)) over its size at z = 0
-  lower.plot(found.logit, dpo, color=theme.faint, linewidth=1, linestyle=":", label="slope of DPO")
+def _plot(upper, lower, curve: Response, theme: Theme) -> None:
+  unit = abs(float(np.interp(0.0, curve.logit, curve.winner)))
+  start = float(np.interp(0.0, curve.logit, curve.value))
+  upper.plot(curve.logit, (curve.value - start) / unit, color=theme.text, linewidth=1.6)
+  dpo = -(1 - np.tanh(curve.logit / 2))  # -(1 - σ(z)) over its size at z = 0
+  lower.plot(curve.logit, dpo, color=theme.faint, linewidth=1, linestyle=":", label="slope of DPO")
   lower.plot(
-    found.logit, found.loser / unit, color=theme.rejected, linewidth=2.4, label="by the loser"
+    curve.logit, curve.loser / unit, color=theme.rejected, linewidth=2.4, label="by the loser"
   )
   lower.plot(
-    found.logit,
-    found.winner / unit,
+    curve.logit,
+    curve.winner / unit,
     "--",
     color=theme.preferred,
     linewidth=1.6,
@@ -184,8 +184,8 @@ def _draw(upper, lower, found: Response, theme: Theme) -> None:
     color=theme.faint,
   )
   for axis in (upper, lower):
-    axis.set_xlim(found.logit[0], found.logit[-1])
-    axis.set_xticks(np.linspace(found.logit[0], found.logit[-1], 5))
+    axis.set_xlim(curve.logit[0], curve.logit[-1])
+    axis.set_xticks(np.linspace(curve.logit[0], curve.logit[-1], 5))
     axis.axvline(0, color=theme.line, linewidth=1, zorder=0)
     axis.axhline(0, color=theme.line, linewidth=1, zorder=0)
     axis.tick_params(colors=theme.faint, labelsize=7.5, length=2.5)
@@ -196,12 +196,12 @@ def _draw(upper, lower, found: Response, theme: Theme) -> None:
 
 
 def _settings(loss: Callable) -> list[str]:
-  """The hyperparameters that are bound, in short lines."""
-  words = []
+  """Bound hyperparameters, in short lines."""
+  settings = []
   for key, value in getattr(loss, "keywords", {}).items():
     if callable(value):
-      words.append(f"{key}={getattr(value, 'func', value).__name__}")
+      settings.append(f"{key}={getattr(value, 'func', value).__name__}")
     elif value is not None:
       number = f"{value:.4g}" if isinstance(value, float) else str(value)
-      words.append(f"{SYMBOLS.get(key, key)}={number}")
-  return textwrap.wrap(", ".join(words), 44)
+      settings.append(f"{SYMBOLS.get(key, key)}={number}")
+  return textwrap.wrap(", ".join(settings), 44)

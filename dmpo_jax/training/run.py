@@ -178,7 +178,7 @@ def train(
         )
         if processes.is_first:
           write_fingerprint(workdir, fingerprint)
-        if show_progress and batches.truncated:
+        if processes.is_first and batches.truncated:
           LOGGER.warning("%d captions are longer than the context and are cut", batches.truncated)
         with contextlib.ExitStack() as stack:
           bar = tqdm(

@@ -23,7 +23,7 @@ def colour(text):
 
 
 def tiles(picture, size, shape):
-  """The tiles of a grid, found as the equally spaced squares of its right lower corner."""
+  """Tiles of a grid, counted from its lower right corner."""
   rows, columns, scale = *shape, size // 2
   step, margin = size + scale, 4 * scale
   height, width, _ = picture.shape

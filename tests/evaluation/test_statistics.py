@@ -45,25 +45,25 @@ def test_the_bootstrap_agrees_with_scipys():
 
 def test_the_bootstrap_of_wins_has_the_binomials_quantiles():
   x = np.r_[np.ones(150), np.zeros(50)]
-  found = statistics.bootstrap(x, resamples=20_000)
+  interval = statistics.bootstrap(x, resamples=20_000)
   expected = stats.binom(200, 0.75).ppf([0.025, 0.975]) / 200
-  np.testing.assert_allclose(found, [0.75, *expected], atol=0.005)
+  np.testing.assert_allclose(interval, [0.75, *expected], atol=0.005)
 
 
 def test_the_interval_covers_the_true_mean_as_often_as_it_says():
   rng = np.random.default_rng(0)
   hits = 0
   for trial in range(300):
-    found = statistics.bootstrap(rng.normal(size=80), level=0.9, resamples=2000, seed=trial)
-    hits += found.low <= 0 <= found.high
+    interval = statistics.bootstrap(rng.normal(size=80), level=0.9, resamples=2000, seed=trial)
+    hits += interval.low <= 0 <= interval.high
   assert 0.84 < hits / 300 < 0.95
 
 
-def test_another_statistic_can_be_resampled():
+def test_another_statistic_can_be_bootstrapped():
   x = np.random.default_rng(3).exponential(size=101)
-  found = statistics.bootstrap(x, statistic=np.median, resamples=4000)
-  assert found.value == np.median(x)
-  assert found.low < found.value < found.high
+  interval = statistics.bootstrap(x, statistic=np.median, resamples=4000)
+  assert interval.value == np.median(x)
+  assert interval.low < interval.value < interval.high
 
 
 def test_a_wider_level_gives_a_wider_interval():
@@ -95,7 +95,7 @@ def test_the_interval_does_not_depend_on_how_the_work_is_chunked(monkeypatch):
     ([1.0], {"resamples": 100}, "resamples must be at least 2000"),
   ],
 )
-def test_what_cannot_be_resampled_is_refused(values, settings, message):
+def test_values_that_cannot_be_resampled_are_refused(values, settings, message):
   with pytest.raises(InputError, match=message):
     statistics.bootstrap(np.array(values), **settings)
 
@@ -117,23 +117,23 @@ def test_the_win_rates_of_two_models_against_each_other_sum_to_one():
   np.testing.assert_allclose([there.low, there.high], [1 - back.high, 1 - back.low], atol=1e-12)
 
 
-def test_a_paired_difference_drops_what_the_two_share():
+def test_a_paired_difference_cancels_the_common_part():
   shared = 10 * noise(100)
   gain = 0.1 + 0.01 * noise(100, seed=1)
-  found = statistics.paired_difference(shared + gain, shared)
-  np.testing.assert_allclose(found.value, gain.mean())
-  assert found.high - found.low < 0.01
+  interval = statistics.paired_difference(shared + gain, shared)
+  np.testing.assert_allclose(interval.value, gain.mean())
+  assert interval.high - interval.low < 0.01
 
 
-def test_scores_of_unequal_number_cannot_be_paired():
+def test_scores_of_different_lengths_are_refused():
   with pytest.raises(InputError, match="3 candidate scores and 2 baseline scores"):
     statistics.win_rate(np.zeros(3), np.zeros(2))
 
 
 def test_the_pairwise_distance_is_the_mean_over_pairs_then_groups():
   images, groups = noise(9, 4, 4, 1), [0, 1, 0, 1, 1, 0, 1, 1, 1]
-  found = statistics.pairwise_distance(images, np.array(groups), resamples=2000)
-  np.testing.assert_allclose(found.value, pair_means(images, groups), rtol=1e-12)
+  interval = statistics.pairwise_distance(images, np.array(groups), resamples=2000)
+  np.testing.assert_allclose(interval.value, pair_means(images, groups), rtol=1e-12)
 
 
 def test_copies_of_one_image_have_no_distance():
@@ -155,14 +155,16 @@ def test_the_distances_interval_covers_the_populations_mean():
   hits = 0
   for trial in range(200):
     sample = population[rng.choice(400, 20, replace=False)]
-    found = statistics.pairwise_distance(sample, np.zeros(20), resamples=2000, seed=trial)
-    hits += found.low <= truth <= found.high
+    interval = statistics.pairwise_distance(sample, np.zeros(20), resamples=2000, seed=trial)
+    hits += interval.low <= truth <= interval.high
   assert 0.88 < hits / 200 < 1
 
 
 def test_the_distances_interval_is_centred_on_its_value():
-  found = statistics.pairwise_distance(noise(60, 4, 4, 1), np.arange(60) % 3)
-  assert abs((found.low + found.high) / 2 - found.value) < 0.15 * (found.high - found.low)
+  interval = statistics.pairwise_distance(noise(60, 4, 4, 1), np.arange(60) % 3)
+  assert abs((interval.low + interval.high) / 2 - interval.value) < 0.15 * (
+    interval.high - interval.low
+  )
 
 
 def test_vendi_counts_images_that_share_no_pixel():
@@ -205,6 +207,6 @@ def test_vendi_averages_over_the_groups():
     (np.full((2, 2, 2, 1), np.inf), [0, 0], "8 of 8 pixels are NaN or infinite"),
   ],
 )
-def test_images_without_a_diversity_are_refused(score, images, groups, message):
+def test_images_of_which_no_diversity_exists_are_refused(score, images, groups, message):
   with pytest.raises(InputError, match=message):
     score(images, np.array(groups))

@@ -1,4 +1,4 @@
-"""Captioned emoji: the drawings of a colour font and the names that Unicode gives them.
+"""Captioned emoji: the drawings of a colour font with their Unicode names.
 
 Debian has both: Noto Color Emoji in `fonts-noto-color-emoji`, Unicode's list of emoji in
 `unicode-data`. What `build` writes is a folder of captioned images, see `image_captions.load`.
@@ -25,12 +25,12 @@ from dmpo_jax.errors import InputError, unknown
 FONT = pathlib.Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 NAMES = pathlib.Path("/usr/share/unicode/emoji/emoji-test.txt")
 PACKAGES = {FONT: "fonts-noto-color-emoji", NAMES: "unicode-data"}
-EM = 109  # pixels; the only size that the font has bitmaps of, each 136x128
+EM = 109  # pixels; the only size of the font's bitmaps, each 136x128
 MAX_SIZE = 1024
 SKIN_TONES = ("keep", "drop")
 SPLITS = {"train": 0.9, "test": 0.1}
 
-NO_CHARACTER = "\U0010ffff"  # no font has a glyph for it: what is drawn is the missing glyph
+NO_CHARACTER = "\U0010ffff"  # no font has a glyph for it, so this draws the glyph for missing ones
 LINE = re.compile(
   r"(?P<codepoints>[0-9A-F]+(?: [0-9A-F]+)*)\s*;\s*(?P<status>[a-z-]+)\s*#"
   r"\s*\S+\s+E\d+\.\d+\s+(?P<name>\S.*)"
@@ -39,13 +39,13 @@ TONE = re.compile(r"(?:medium-light|medium-dark|light|medium|dark) skin tone")
 
 
 class Emoji(NamedTuple):
-  """An emoji as Unicode lists it.
+  """An emoji of Unicode's list.
 
   Attributes:
-    codepoints: Hexadecimal, one space between them.
-    caption: Its name ("red apple").
-    group: Its group as a slug ("food-drink").
-    subgroup: Its subgroup ("food-fruit").
+    codepoints: Hexadecimal code points, separated by spaces.
+    caption: Name ("red apple").
+    group: Group as a slug ("food-drink").
+    subgroup: Subgroup ("food-fruit").
   """
 
   codepoints: str
@@ -55,34 +55,33 @@ class Emoji(NamedTuple):
 
   @property
   def text(self) -> str:
-    """The characters."""
+    """Characters of the emoji."""
     return "".join(chr(int(code, 16)) for code in self.codepoints.split())
 
   @property
   def plain_caption(self) -> str:
-    """The name without skin tones ("waving hand" of "waving hand: light skin tone")."""
-    kept = [part for part in re.split("[:,] ", self.caption) if not TONE.fullmatch(part)]
-    return ", ".join(kept)
+    """Name without skin tones ("waving hand" of "waving hand: light skin tone")."""
+    words = re.split("[:,] ", self.caption)
+    return ", ".join(word for word in words if not TONE.fullmatch(word))
 
 
 def parse(text: str) -> tuple[list[Emoji], Counter]:
-  """The fully-qualified emoji in the text of Unicode's emoji-test.txt.
+  """Fully-qualified emoji in the text of Unicode's emoji-test.txt.
 
-  The other lines hold the same emoji with fewer code points, and components (a skin tone by
-  itself).
+  The other lines have the same emoji with fewer code points, and components (a single skin tone).
 
   Args:
-    text: Of the file.
+    text: Content of the file.
 
   Returns:
     The emoji in the file's order, and the number of lines of each status.
 
   Raises:
-    InputError: A line is not of the file's form, or no emoji is there.
+    InputError: A line has another form, or there is no emoji.
 
-  Source: UTS #51; the form is told in the head of the file.
+  Source: UTS #51; the head of the file describes its form.
   """
-  found, statuses = [], Counter()
+  emojis, statuses = [], Counter()
   group = subgroup = ""
   for number, line in enumerate(text.splitlines(), 1):
     if line.startswith("# group: "):
@@ -97,46 +96,47 @@ def parse(text: str) -> tuple[list[Emoji], Counter]:
         )
       statuses[match["status"]] += 1
       if match["status"] == "fully-qualified":
-        found.append(Emoji(match["codepoints"], match["name"].strip(), group, subgroup))
-  if not found:
-    raise InputError("no line has the status fully-qualified: this is not emoji-test.txt")
-  return found, statuses
+        emojis.append(Emoji(match["codepoints"], match["name"].strip(), group, subgroup))
+  if not emojis:
+    raise InputError("no line has the status fully-qualified; expected Unicode's emoji-test.txt")
+  return emojis, statuses
 
 
 class Font:
-  """A font that draws emoji in colour.
+  """A font with emoji in colour.
 
   Args:
-    path: A TrueType or OpenType file; outlines work too, drawn in black.
+    path: A TrueType or OpenType file. Outlines without colour are drawn in black.
 
   Raises:
-    InputError: The file is no font, has no bitmaps of `EM`, or Pillow cannot join sequences.
+    InputError: The file is not a font, has no bitmaps of `EM` pixels, or Pillow cannot join
+      sequences.
   """
 
   def __init__(self, path: pathlib.Path):
     if not features.check("raqm"):
       raise InputError(
-        "this Pillow was built without libraqm, which joins the characters of an emoji; the wheels "
-        "of pip install pillow have it"
+        "this Pillow was built without libraqm, which joins the characters of an emoji; install it "
+        "with pip install pillow, whose wheels have libraqm"
       )
     try:
       self.font = ImageFont.truetype(str(path), EM, layout_engine=ImageFont.Layout.RAQM)
     except OSError as error:
-      raise InputError(f"{path} is no font with glyphs of {EM} pixels: {error}") from error
+      raise InputError(f"{path} is not a font with glyphs of {EM} pixels: {error}") from error
     self.missing = self._layer(NO_CHARACTER)
 
   def draw(self, text: str, size: int) -> Image.Image | str:
-    """A drawing in the middle of a white square, scaled to `size` with Pillow's LANCZOS filter.
+    """Drawing in the middle of a white square, scaled to `size` with Pillow's LANCZOS filter.
 
     Args:
       text: One emoji.
       size: Side of the result in pixels.
 
     Returns:
-      An RGB image; or, where the font has no drawing of it, why: "not in the font", or "not joined"
-      where it would draw the parts side by side.
+      An RGB image; or, if the font has no drawing, the reason: "not in the font", or "not joined"
+      if the font has only the single characters of a sequence.
     """
-    if self.font.getlength(text) > 1.01 * max(self.font.getlength(part) for part in text):
+    if self.font.getlength(text) > 1.01 * max(self.font.getlength(character) for character in text):
       return "not joined"
     layer = self._layer(text)
     if layer.tobytes() == self.missing.tobytes() or layer.getbbox() is None:
@@ -147,7 +147,7 @@ class Font:
     return sheet.convert("RGB").resize((size, size), Image.Resampling.LANCZOS)
 
   def _layer(self, text: str) -> Image.Image:
-    """The drawing on nothing, RGBA."""
+    """Drawing on a transparent background, RGBA."""
     left, top, right, bottom = (round(edge) for edge in self.font.getbbox(text))
     layer = Image.new("RGBA", (max(1, right - left), max(1, bottom - top)))
     ImageDraw.Draw(layer).text(
@@ -167,24 +167,24 @@ def build(
   names: pathlib.Path = NAMES,
   progress: Callable[[Iterable], Iterable] = iter,
 ) -> dict:
-  """Draws the emoji of a font into a folder of captioned images, which appears when it is whole.
+  """Draws the emoji of a font into a folder of captioned images, written whole or not at all.
 
   Args:
     out: The folder; must not exist.
     size: Side of the images in pixels.
-    groups: Slugs of Unicode's groups ("food-drink"); none: all.
-    skin_tones: "drop" leaves out emoji whose name tells a skin tone.
-    splits: Share of the captions by split. An emoji goes with the other skin tones of it.
-    font: The font's file.
+    groups: Slugs of Unicode's groups ("food-drink"); empty: all.
+    skin_tones: "keep", or "drop" to leave out emoji with a skin tone in their name.
+    splits: Fraction of the captions by split. All skin tones of an emoji share its split.
+    font: File of the font.
     names: Unicode's emoji-test.txt.
-    progress: Wraps the emoji to be drawn, for a progress bar.
+    progress: Wraps the iterable of emoji, for a progress bar.
 
   Returns:
-    What report.json says: what was read, what was left out and why, what was written.
+    Content of report.json: counts of emoji read, left out by reason, and written.
 
   Raises:
-    InputError: A file is not there (with the package that has it) or is another one, an option does
-      not exist, or no emoji is left.
+    InputError: A file is missing (the message names its package) or malformed, an option is
+      unknown, or no emoji is left.
     OSError: A file cannot be written.
   """
   out, font, names = pathlib.Path(out), pathlib.Path(font), pathlib.Path(names)
@@ -194,20 +194,20 @@ def build(
     raise unknown("choice for skin tones", skin_tones, SKIN_TONES)
   splits = check_splits(splits)
   if out.exists():
-    raise InputError(f"{out} exists; give another folder, or delete it first")
+    raise InputError(f"{out} exists; give another folder or delete it")
   _check_there(font, names)
   try:
     everything, statuses = parse(names.read_text(encoding="utf-8"))
   except ValueError as error:  # InputError too
     raise InputError(f"{names}: {error}") from error
   for group in groups:
-    if group not in (known := {emoji.group for emoji in everything}):
-      raise unknown("group of emoji", group, known)
+    if group not in (groups_of_file := {emoji.group for emoji in everything}):
+      raise unknown("group of emoji", group, groups_of_file)
 
-  drawer, left_out, digests = Font(font), Counter(), Counter()
-  part = out.with_name(f"{out.name}.unfinished")
-  shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
-  (part / image_captions.IMAGES).mkdir(parents=True)
+  drawing_font, left_out, digests = Font(font), Counter(), Counter()
+  unfinished = out.with_name(f"{out.name}.unfinished")
+  shutil.rmtree(unfinished, ignore_errors=True)  # left by a killed process
+  (unfinished / image_captions.IMAGES).mkdir(parents=True)
   try:
     rows = []
     for emoji in progress(everything):
@@ -215,20 +215,20 @@ def build(
         left_out["other groups"] += 1
       elif skin_tones == "drop" and TONE.search(emoji.caption):
         left_out["skin tones"] += 1
-      elif isinstance(image := drawer.draw(emoji.text, size), str):
+      elif isinstance(image := drawing_font.draw(emoji.text, size), str):
         left_out[image] += 1
       else:
         stream = io.BytesIO()
         image.save(stream, "PNG")
         digests[hashlib.sha256(image.tobytes()).digest()] += 1
         file = f"{image_captions.IMAGES}/{emoji.codepoints.replace(' ', '-')}.png"
-        (part / file).write_bytes(stream.getvalue())
+        (unfinished / file).write_bytes(stream.getvalue())
         split = split_of(prompt_key(emoji.plain_caption), splits)
         rows.append({"file": file, "split": split, **emoji._asdict()})
     if not rows:
       raise InputError(f"no emoji is left of {len(everything)} ({dict(left_out)})")
     report = {
-      "font": {"path": str(font), "name": " ".join(drawer.font.getname()), **_digest(font)},
+      "font": {"path": str(font), "name": " ".join(drawing_font.font.getname()), **_digest(font)},
       "names": {"path": str(names), **_digest(names)},
       "options": {"size": size, "groups": list(groups), "skin_tones": skin_tones, "splits": splits},
       "lines": dict(statuses),
@@ -238,18 +238,18 @@ def build(
       "by_group": dict(Counter(row["group"] for row in rows)),
       "by_split": {name: sum(row["split"] == name for row in rows) for name in splits},
     }
-    _write_table(part, rows, splits)
+    _write_table(unfinished, rows, splits)
     text = json.dumps(report, indent=1) + "\n"
-    (part / "report.json").write_text(text, encoding="utf-8")
-    part.rename(out)
+    (unfinished / "report.json").write_text(text, encoding="utf-8")
+    unfinished.rename(out)
   except BaseException:
-    shutil.rmtree(part, ignore_errors=True)
+    shutil.rmtree(unfinished, ignore_errors=True)
     raise
   return report
 
 
 def _write_table(folder: pathlib.Path, rows: list[dict], splits: Iterable[str]) -> None:
-  """The table that training reads, and the captions of each split as prompts."""
+  """Writes the table that training reads, and the captions of each split as prompts."""
   with (folder / image_captions.TABLE).open("w", encoding="utf-8", newline="") as stream:
     writer = csv.DictWriter(stream, ["file", "caption", "split", "group", "subgroup", "codepoints"])
     writer.writeheader()
@@ -261,7 +261,7 @@ def _write_table(folder: pathlib.Path, rows: list[dict], splits: Iterable[str]) 
 
 
 def _check_there(*paths: pathlib.Path) -> None:
-  """Raises InputError where a file is absent, with the packages that bring what is absent."""
+  """Raises InputError if a file is missing, with the packages that have the missing files."""
   absent = [path for path in paths if not path.is_file()]
   packages = [PACKAGES[path] for path in absent if path in PACKAGES]
   if packages:

@@ -1,4 +1,4 @@
-"""Captioned emoji: names as Unicode lists them, drawings as a font has them."""
+"""Captioned emoji: Unicode's names, a font's drawings."""
 
 import csv
 import json
@@ -14,13 +14,13 @@ from tests.demos.emoji import font as emoji_font
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-  """The paths of the tests' font and names."""
+  """Paths of the tests' font and names."""
   return emoji_font.write(tmp_path_factory.mktemp("font"))
 
 
 @pytest.fixture(scope="module")
 def built(made, tmp_path_factory):
-  """A folder of all that the tests' font can draw, and its report."""
+  """A folder of all emoji of the tests' font, and its report."""
   font, names = made
   out = tmp_path_factory.mktemp("built") / "emoji"
   splits = {"train": 0.5, "test": 0.5}
@@ -33,9 +33,9 @@ def rows_of(folder):
 
 
 def test_names_and_groups_are_read_and_other_lines_are_counted():
-  found, statuses = emoji.parse(emoji_font.NAMES)
-  assert found[0] == emoji.Emoji("1F34E", "red apple", "food-drink", "food-fruit")
-  assert found[4].text == "\U0001f44b\U0001f3fb"
+  emojis, statuses = emoji.parse(emoji_font.NAMES)
+  assert emojis[0] == emoji.Emoji("1F34E", "red apple", "food-drink", "food-fruit")
+  assert emojis[4].text == "\U0001f44b\U0001f3fb"
   assert statuses == {"fully-qualified": 6, "component": 1}
 
 
@@ -64,11 +64,11 @@ def test_a_code_beyond_unicode_is_refused():
 
 
 def test_a_text_without_emoji_is_refused():
-  with pytest.raises(InputError, match=r"not emoji-test\.txt"):
+  with pytest.raises(InputError, match=r"expected Unicode.s emoji-test\.txt"):
     emoji.parse("# a list of something else\n")
 
 
-def test_a_drawing_stands_on_white_in_the_middle(built):
+def test_a_drawing_is_centred_on_white(built):
   folder, _ = built
   picture = np.asarray(Image.open(folder / "images" / "1F34E.png"))
   assert picture.shape == (20, 20, 3)
@@ -78,7 +78,7 @@ def test_a_drawing_stands_on_white_in_the_middle(built):
   assert level[:, 9:11].max() < 120  # the bar's middle
 
 
-def test_a_joined_sequence_is_one_drawing_of_its_own(built):
+def test_a_joined_sequence_has_its_own_drawing(built):
   hand, joined = (
     np.asarray(Image.open(built[0] / "images" / f"{name}.png")).astype(int)
     for name in ("1F44B", "1F44B-1F3FB")
@@ -87,7 +87,7 @@ def test_a_joined_sequence_is_one_drawing_of_its_own(built):
   assert [row["codepoints"] for row in rows_of(built[0])].count("1F44B 1F3FB") == 1
 
 
-def test_what_the_font_cannot_draw_is_counted_by_reason(built):
+def test_emoji_that_the_font_lacks_are_counted_by_reason(built):
   folder, report = built
   assert report["left_out"] == {"not in the font": 1, "not joined": 1}
   captions = {row["caption"] for row in rows_of(folder)}
@@ -107,7 +107,7 @@ def test_prompts_are_the_captions_of_each_split(built):
     assert prompts == [row["caption"] for row in rows_of(built[0]) if row["split"] == name]
 
 
-def test_equal_choices_give_equal_files(made, built, tmp_path):
+def test_equal_options_give_equal_files(made, built, tmp_path):
   font, names = made
   splits = {"train": 0.5, "test": 0.5}
   emoji.build(tmp_path / "again", size=20, splits=splits, font=font, names=names)
@@ -115,7 +115,7 @@ def test_equal_choices_give_equal_files(made, built, tmp_path):
     assert (tmp_path / "again" / path.relative_to(built[0])).read_bytes() == path.read_bytes()
 
 
-def test_groups_and_skin_tones_are_left_out_when_asked(made, tmp_path):
+def test_groups_and_skin_tones_can_be_left_out(made, tmp_path):
   font, names = made
   report = emoji.build(
     tmp_path / "out", groups=("people-body",), skin_tones="drop", font=font, names=names
@@ -133,20 +133,20 @@ def test_groups_and_skin_tones_are_left_out_when_asked(made, tmp_path):
     ({"splits": {"train": 0.5}}, "sum to 0.5"),
   ],
 )
-def test_an_option_that_does_not_exist_is_refused(made, tmp_path, options, message):
+def test_an_unknown_option_is_refused(made, tmp_path, options, message):
   font, names = made
   with pytest.raises(InputError, match=message):
     emoji.build(tmp_path / "out", font=font, names=names, **options)
   assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_is_there_is_left_alone(made, tmp_path):
+def test_an_existing_folder_is_not_changed(made, tmp_path):
   font, names = made
   with pytest.raises(InputError, match="exists; give another folder"):
     emoji.build(tmp_path, font=font, names=names)
 
 
-def test_absent_files_of_debian_are_told_with_their_packages(monkeypatch, tmp_path):
+def test_missing_files_of_debian_are_reported_with_their_packages(monkeypatch, tmp_path):
   font, names = tmp_path / "NotoColorEmoji.ttf", tmp_path / "emoji-test.txt"
   monkeypatch.setattr(emoji, "PACKAGES", {font: "fonts-noto-color-emoji", names: "unicode-data"})
   with pytest.raises(InputError, match="apt-get install fonts-noto-color-emoji unicode-data"):
@@ -156,18 +156,18 @@ def test_absent_files_of_debian_are_told_with_their_packages(monkeypatch, tmp_pa
     emoji.build(tmp_path / "out", font=font, names=names)
 
 
-def test_a_font_of_ones_own_that_is_absent_asks_for_no_package(made, tmp_path):
+def test_a_missing_custom_font_names_no_package(made, tmp_path):
   with pytest.raises(InputError, match=r"there is no file .*other.ttf$"):
     emoji.build(tmp_path / "out", font=tmp_path / "other.ttf", names=made[1])
 
 
-def test_a_file_that_is_no_font_is_refused(made, tmp_path):
-  with pytest.raises(InputError, match=r"emoji-test.txt is no font"):
+def test_a_file_that_is_not_a_font_is_refused(made, tmp_path):
+  with pytest.raises(InputError, match=r"emoji-test.txt is not a font"):
     emoji.build(tmp_path / "out", font=made[1], names=made[1])
   assert not list(tmp_path.iterdir())
 
 
-def test_names_that_are_no_text_are_refused(made, tmp_path):
+def test_names_that_are_not_text_are_refused(made, tmp_path):
   with pytest.raises(InputError, match=r"three\.ttf: "):
     emoji.build(tmp_path / "out", font=made[0], names=made[0])
 
@@ -182,7 +182,7 @@ def test_a_pillow_that_cannot_join_is_refused(made, monkeypatch):
   not (emoji.FONT.is_file() and emoji.NAMES.is_file()),
   reason="Debian's fonts-noto-color-emoji and unicode-data are not installed",
 )
-def test_debians_font_draws_every_food_in_colour(tmp_path):
+def test_debians_font_has_every_food_in_colour(tmp_path):
   report = emoji.build(tmp_path / "out", size=16, groups=("food-drink",))
   assert report["left_out"].keys() == {"other groups"}
   assert report["written"] > 100

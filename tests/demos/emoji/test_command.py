@@ -1,4 +1,4 @@
-"""From a font to an aligned model: the commands of docs/emoji.md, with a tiny font and network."""
+"""From a font to an aligned model: the commands of docs/emoji.md, with tiny font and network."""
 
 import json
 import pathlib
@@ -33,7 +33,7 @@ SHORT = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1}
 
 
 def shrunk(name, **data):
-  """The config of that name for two steps of two examples on one device."""
+  """Config for two steps of two examples on one device."""
   config = load_config(str(ROOT / f"configs/emoji_{name}.py"))
   config.data.update({"size": 8, **data})
   config.batch_size = config.num_steps = config.checkpoint.every = 2
@@ -43,7 +43,7 @@ def shrunk(name, **data):
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-  """The folder of a whole way: emoji, reference, samples, pairs."""
+  """Folder with the results of the commands: emoji, reference, samples, pairs."""
   root = tmp_path_factory.mktemp("way")
   font, names = emoji_font.write(root / "font")
   paths = ["--font", str(font), "--names", str(names)]
@@ -70,7 +70,7 @@ def test_the_reference_learns_the_drawings_of_the_font(root):
   assert {"waving</w>", "apple</w>"} <= set(words)
 
 
-def test_its_samples_become_pairs_that_dmpo_aligns_it_on(root):
+def test_dmpo_aligns_the_reference_on_pairs_of_its_samples(root):
   config = shrunk("dmpo", folder=str(root / "pairs"))
   config.pipeline = str(root / "reference" / "pipeline")
   train(config, root / "dmpo", show_progress=False)
@@ -80,19 +80,19 @@ def test_its_samples_become_pairs_that_dmpo_aligns_it_on(root):
   assert rows[1]["loss"] > 0
 
 
-def test_the_benchmark_measures_both_parts_and_draws_the_picture(root, tmp_path, capsys):
+def test_the_benchmark_measures_both_splits_and_writes_the_picture(root, tmp_path, capsys):
   pipeline, picture = str(root / "reference" / "pipeline"), tmp_path / "pictures" / "emoji.png"
   few = ["--seeds", "2", "--steps", "1", "--picture", str(picture)]
   benchmark.main(["--folder", str(root / "emoji"), "--reference", pipeline, f"x={pipeline}", *few])
-  shown = capsys.readouterr().out
-  assert shown.count("0.000 [0.000, 0.000] | 50.0% [50.0, 50.0] |") == 2  # a model against itself
-  assert "1 held-out captions x 2 samples" in shown
-  rows = [line for line in shown.splitlines() if line.startswith("|")]
+  output = capsys.readouterr().out
+  assert output.count("0.000 [0.000, 0.000] | 50.0% [50.0, 50.0] |") == 2  # a model against itself
+  assert "1 held-out captions x 2 samples" in output
+  rows = [line for line in output.splitlines() if line.startswith("|")]
   assert {row.count("|") for row in rows} == {7}
   assert Image.open(picture).width > 300
 
 
-def test_dpo_differs_from_dmpo_in_the_objective_alone():
+def test_dpo_differs_from_dmpo_in_the_loss_alone():
   dmpo, dpo = (
     load_config(str(ROOT / f"configs/emoji_{name}.py")).to_dict() for name in ("dmpo", "dpo")
   )
@@ -100,15 +100,15 @@ def test_dpo_differs_from_dmpo_in_the_objective_alone():
   assert dmpo == dpo
 
 
-def test_help_names_the_files_and_the_groups_that_are_there(capsys):
+def test_help_names_the_default_files(capsys):
   with pytest.raises(SystemExit):
     main(["data", "emoji", "--help"])
-  shown = capsys.readouterr().out.replace("\n", "").replace(" ", "")
-  assert str(emoji.FONT) in shown
-  assert str(emoji.NAMES) in shown
+  output = capsys.readouterr().out.replace("\n", "").replace(" ", "")
+  assert str(emoji.FONT) in output
+  assert str(emoji.NAMES) in output
 
 
-def test_absent_packages_end_with_status_two_and_the_command_that_installs_them(
+def test_missing_packages_give_status_two_and_the_command_that_installs_them(
   monkeypatch, tmp_path, capsys
 ):
   font = tmp_path / "NotoColorEmoji.ttf"

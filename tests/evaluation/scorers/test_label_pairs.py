@@ -40,8 +40,8 @@ def solid(*colours):
 
 
 def test_colourfulness_of_one_colour_is_three_tenths_of_its_distance_from_grey():
-  found = pixels.colourfulness(solid((0.5, 0.5, 0.5), (1, 0, 0), (0, 0, 1)))
-  np.testing.assert_allclose(found, [0, 0.3 * np.hypot(1, 0.5), 0.3], atol=1e-12)
+  scores = pixels.colourfulness(solid((0.5, 0.5, 0.5), (1, 0, 0), (0, 0, 1)))
+  np.testing.assert_allclose(scores, [0, 0.3 * np.hypot(1, 0.5), 0.3], atol=1e-12)
 
 
 def test_colourfulness_of_two_colours_is_that_of_the_formula_by_hand():
@@ -102,10 +102,10 @@ def test_the_table_converts_to_the_canonical_record(samples, tmp_path):
   with (samples / "pairs.csv").open(newline="") as stream:
     assert tuple(next(csv.reader(stream))) == COLUMNS
   convert.convert(source_reader.find("custom", samples / "pairs.csv"), tmp_path / "out", Options())
-  found = PairSource(tmp_path / "out", "train")
-  assert [found[i].p0 for i in range(6)] == [row["label_0"] for row in rows]
-  assert found[0].prompt_id == prompt_key("square 0")
-  assert found[0].model_1 == "runs/x/pipeline"
+  records = PairSource(tmp_path / "out", "train")
+  assert [records[i].p0 for i in range(6)] == [row["label_0"] for row in rows]
+  assert records[0].prompt_id == prompt_key("square 0")
+  assert records[0].model_1 == "runs/x/pipeline"
 
 
 def test_a_scorer_receives_the_prompt_of_its_image(samples):
