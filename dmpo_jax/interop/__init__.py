@@ -1,4 +1,4 @@
-"""Diffusers folders and torch state dicts, to and from parameter trees."""
+"""Pipelines, networks, LoRAs and tokenizers in the formats of diffusers, transformers and kohya."""
 
 from dmpo_jax.interop.load import load_network, load_pipeline, read_model_index
 from dmpo_jax.interop.lora import Lora, load_lora, save_kohya_lora, save_lora

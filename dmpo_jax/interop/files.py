@@ -1,4 +1,4 @@
-"""JSON files, and messages that say where something is wrong."""
+"""JSON files, and the place of an error in its message."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ def located(where: object) -> Iterator[None]:
 
 
 def read_json(file: pathlib.Path) -> dict[str, Any]:
-  """The object in a JSON file; an InputError where there is none."""
+  """The object in a JSON file; raises InputError if there is none."""
   if not file.is_file():
     raise InputError(f"{file} is missing; complete the folder or export the pipeline again")
   try:
@@ -27,7 +27,7 @@ def read_json(file: pathlib.Path) -> dict[str, Any]:
   except ValueError as error:
     raise InputError(f"{file} is no valid JSON: {error}") from error
   if not isinstance(content, dict):
-    raise InputError(f"{file} holds a {type(content).__name__}, expected a JSON object")
+    raise InputError(f"{file} is a {type(content).__name__}, expected a JSON object")
   return content
 
 
@@ -41,7 +41,7 @@ def write_json(file: pathlib.Path, content: Mapping[str, Any]) -> None:
 
 
 def class_name(config: Mapping[str, Any], where: object) -> str:
-  """The class a config names: diffusers' `_class_name`, transformers' first of `architectures`."""
+  """The class of a config: `_class_name` (diffusers) or the first of `architectures`."""
   name = config.get("_class_name") or next(iter(config.get("architectures") or []), None)
   if not isinstance(name, str):
     raise InputError(f"{where}: the config names no class (_class_name or architectures)")

@@ -1,4 +1,4 @@
-"""Where a pipeline or a network lies: a folder, or the hub's cache after a download."""
+"""Folders of pipelines and networks: local ones, or the hub's cache after a download."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ Choose = Callable[[pathlib.Path, Collection[str]], list[str]]
 def locate(
   source: str | os.PathLike, anchor: str, choose: Choose, *, revision: str | None
 ) -> pathlib.Path:
-  """The folder that a source stands for; what it needs from the hub is downloaded.
+  """The folder of a source; needed files are downloaded from the hub.
 
   Args:
     source: A folder, or a string "owner/name": a repository of the hub, unless such a folder
       exists.
-    anchor: The file by which the rest is chosen.
+    anchor: File by which the others are selected.
     choose: `choose(folder, names)`, with a folder that holds the anchor and the names of the
       repository's files, returns those to download.
     revision: Branch, tag or commit of the repository; None: its main branch.
@@ -57,7 +57,7 @@ def _download(repository: str, anchor: str, choose: Choose, revision: str | None
   with _in_plain_words(repository, anchor, revision):
     file = pathlib.Path(hf_hub_download(repository, anchor, revision=revision))
     folder = file.parents[anchor.count("/")]
-    commit = folder.name  # the same for all that follows, even if the branch moves meanwhile
+    commit = folder.name  # pinned for the next requests, even if the branch moves meanwhile
     try:
       listing = HfApi().model_info(repository, revision=commit).siblings
     except (errors.HTTPError, OSError):
@@ -75,7 +75,7 @@ def _download(repository: str, anchor: str, choose: Choose, revision: str | None
 
 @contextlib.contextmanager
 def _in_plain_words(repository: str, anchor: str, revision: str | None) -> Iterator[None]:
-  """Turns the hub's errors into ours; the more special ones come first."""
+  """Converts the hub's errors into InputErrors; subclasses come first."""
   from huggingface_hub import constants, errors
 
   login = "log in with `hf auth login` or set HF_TOKEN"
@@ -104,8 +104,8 @@ def _in_plain_words(repository: str, anchor: str, revision: str | None) -> Itera
     ) from error
   except errors.EntryNotFoundError as error:
     raise InputError(
-      f"{repository} has no {anchor}; a pipeline has a model_index.json, and a network that lies "
-      "by itself a config.json"
+      f"{repository} has no {anchor}; a pipeline has a model_index.json, and a single network "
+      "a config.json"
     ) from error
   except (errors.HTTPError, errors.HFValidationError, OSError) as error:
     raise InputError(f"{repository} cannot be downloaded: {error}") from error

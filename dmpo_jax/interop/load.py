@@ -248,11 +248,11 @@ def _beside_weights(names: Collection[str], prefix: str) -> list[str]:
 def _weights(
   names: Collection[str], prefix: str, config: Mapping[str, Any], variant: str | None
 ) -> list[str]:
-  there = _below(names, prefix)
-  found = weight_names.find(there, weight_names.stem(config), variant)
-  if not found:
-    raise weight_names.explain_absence(there, config, variant, None)
-  return [prefix + name for name in found]
+  below = _below(names, prefix)
+  weights = weight_names.find(below, weight_names.stem(config), variant)
+  if not weights:
+    raise weight_names.explain_absence(below, config, variant, None)
+  return [prefix + name for name in weights]
 
 
 def _passthrough_weights(names: Collection[str], prefix: str, variant: str | None) -> list[str]:

@@ -1,4 +1,4 @@
-"""LoRA files: written for diffusers and for kohya's readers, and read back, strictly."""
+"""LoRA files of diffusers and of kohya's trainer, written and read."""
 
 import json
 import os
@@ -17,11 +17,11 @@ from dmpo_jax.interop import lora_names, state_dict
 from dmpo_jax.models import lora as loras
 from dmpo_jax.models import trees
 
-# Where diffusers keeps the fields of peft's LoraConfig, in the header of the file.
+# Header entry in which diffusers stores the fields of peft's LoraConfig.
 METADATA = "lora_adapter_metadata"
 
-# What the two factors are called, without `.weight`: by peft, by diffusers' scripts in the UNet and
-# in text encoders, by kohya.
+# Names of the two factors, without `.weight`: peft's, those of diffusers' scripts in the UNet and
+# in text encoders, kohya's.
 DOWN = ("lora_A", "lora.down", "lora_linear_layer.down", "lora_down")
 UP = ("lora_B", "lora.up", "lora_linear_layer.up", "lora_up")
 ENTRY = re.compile(
@@ -29,7 +29,7 @@ ENTRY = re.compile(
   rf"|(?P<up>{'|'.join(map(re.escape, UP))})\.weight|(?P<alpha>alpha))"
 )
 
-# With one of these the update is not (alpha / r) up down.
+# Other methods, whose update is not (alpha / r) up down.
 OTHER_METHODS = ("use_dora", "use_rslora", "lora_bias")
 
 
@@ -38,7 +38,7 @@ class Lora(NamedTuple):
 
   Attributes:
     params: Component ("unet", "text_encoder", "text_encoder_2") -> LoRA tree.
-    alphas: Component -> alpha, as `models.lora.merge` takes it: a number, or one for each layer.
+    alphas: Component -> alpha for `models.lora.merge`: a number, or one for each layer.
   """
 
   params: Mapping[str, trees.Tree]
@@ -48,17 +48,17 @@ class Lora(NamedTuple):
 def save_lora(file: str | os.PathLike, lora: Lora, base: Mapping[str, trees.Tree]) -> None:
   """Writes a LoRA that diffusers' `load_lora_weights` reads; it appears whole or not at all.
 
-  Entries are called as peft does, `unet.{layer}.lora_A.weight` [r, I] and `lora_B.weight` [O, r]
-  (convolutions [r, I, k, k] and [O, r, 1, 1]). Ranks and alphas lie in the header; a diffusers that
-  is too old to look there takes alpha = rank.
+  Entries have peft's names, `unet.{layer}.lora_A.weight` [r, I] and `lora_B.weight` [O, r]
+  (convolutions [r, I, k, k] and [O, r, 1, 1]). Ranks and alphas are in the header; old versions of
+  diffusers ignore it and use alpha = rank.
 
   Args:
-    file: The target, called *.safetensors; diffusers looks for pytorch_lora_weights.safetensors.
-    lora: What to write; leaves are written in their own dtype (float32, float16 or bfloat16).
-    base: Component -> tree of the network it was made for (`Pipeline.params`, or abstract).
+    file: The target, *.safetensors; diffusers' default is pytorch_lora_weights.safetensors.
+    lora: The LoRA; leaves are written in their own dtype (float32, float16 or bfloat16).
+    base: Component -> tree of the network that it adapts (`Pipeline.params`, or abstract).
 
   Raises:
-    InputError: The LoRA does not fit the base (all that differs is listed), a dtype is not one of
+    InputError: The LoRA does not fit the base (all differences are listed), a dtype is not one of
       the three, or the file cannot be written.
   """
   state, fields = {}, {}
@@ -75,20 +75,22 @@ def save_lora(file: str | os.PathLike, lora: Lora, base: Mapping[str, trees.Tree
 
 
 def save_kohya_lora(file: str | os.PathLike, lora: Lora, base: Mapping[str, trees.Tree]) -> None:
-  """Writes a LoRA as kohya's trainer does, for ComfyUI, AUTOMATIC1111 and others that read these.
+  """Writes a LoRA in the format of kohya's trainer, for ComfyUI, AUTOMATIC1111 and others.
 
-  Entries are called `lora_unet_{layer}.lora_down.weight`, `.lora_up.weight` and `.alpha`, with
-  underscores for dots; text encoders are lora_te, or lora_te1 and lora_te2 beside SDXL, whose UNet
-  has the block names it was published with. diffusers reads these files too, but where alphas
-  differ it applies one of them to all attention layers (0.42).
+  Entries are `lora_unet_{layer}.lora_down.weight`, `.lora_up.weight` and `.alpha`, with underscores
+  for dots. Text encoders are lora_te, or lora_te1 and lora_te2 for SDXL, whose UNet has its
+  original block names. diffusers (0.42) reads these files too, but where alphas differ it applies
+  one of them to all attention layers.
 
   Args:
-    file: The target, called *.safetensors.
-    lora: As for `save_lora`.
-    base: As for `save_lora`; the UNet must be among them if the LoRA has one.
+    file: The target, *.safetensors.
+    lora: The LoRA; leaves are written in their own dtype (float32, float16 or bfloat16).
+    base: Component -> tree of the network that it adapts; with the UNet if the LoRA has one.
 
   Raises:
-    InputError: As for `save_lora`.
+    InputError: The LoRA does not fit the base (all differences are listed), has a component that
+      kohya's files have no place for, a dtype is not one of the three, or the file cannot be
+      written.
   """
   names = lora_names.kohya_names(base)
   state = {}
@@ -108,8 +110,8 @@ def save_kohya_lora(file: str | os.PathLike, lora: Lora, base: Mapping[str, tree
 def load_lora(file: str | os.PathLike, base: Mapping[str, trees.Tree]) -> Lora:
   """Reads a LoRA that `save_lora`, `save_kohya_lora`, diffusers, peft or kohya wrote.
 
-  Alpha is, for each layer, that of the header (lora_alpha and alpha_pattern), else that of an entry
-  `{layer}.alpha`, else the layer's rank, as diffusers has it.
+  A layer's alpha is that of the header (lora_alpha and alpha_pattern), else that of an entry
+  `{layer}.alpha`, else the layer's rank, as in diffusers.
 
   Args:
     file: A safetensors file.
@@ -125,7 +127,7 @@ def load_lora(file: str | os.PathLike, base: Mapping[str, trees.Tree]) -> Lora:
   path = pathlib.Path(file)
   state, metadata = _read(path)
   names = lora_names.readable_names(base)
-  found: dict[tuple[str, str], dict[str, Any]] = {}
+  factors: dict[tuple[str, str], dict[str, Any]] = {}
   problems = []
   for entry, array in state.items():
     match = ENTRY.fullmatch(entry)
@@ -134,26 +136,26 @@ def load_lora(file: str | os.PathLike, base: Mapping[str, trees.Tree]) -> Lora:
     elif match["layer"] not in names:
       problems.append(f"{entry}: the base has no such linear layer or convolution")
     else:
-      place = found.setdefault(names[match["layer"]], {})
+      layer = factors.setdefault(names[match["layer"]], {})
       role = match.lastgroup
-      if role in place:
+      if role in layer:
         problems.append(f"{entry}: the file has this factor twice")
-      place[role] = array
+      layer[role] = array
   params: dict[str, dict[str, Any]] = {}
   alphas: dict[str, dict[str, float]] = {}
   layers: dict[str, dict[str, Any]] = {}
-  for (component, layer), parts in found.items():
+  for (component, layer), arrays in factors.items():
     try:
-      down, up = _ours(parts)
-      alpha = _alpha(metadata, component, layer, up.shape[0], parts.get("alpha"))
+      down, up = _from_torch(arrays)
+      alpha = _alpha(metadata, component, layer, up.shape[0], arrays.get("alpha"))
     except InputError as error:
       problems.append(f"{component}.{layer}: {error}")
       continue
     layers.setdefault(component, {})[layer] = down, up
     params.setdefault(component, {}).update({f"{layer}.down": down, f"{layer}.up": up})
     alphas.setdefault(component, {})[layer] = alpha
-  for component, factors in layers.items():
-    misfits = loras.mismatches(factors, base[component])
+  for component, pairs in layers.items():
+    misfits = loras.mismatches(pairs, base[component])
     problems += [f"{component}.{misfit}" for misfit in misfits]
   if problems or not params:
     lines = "".join(f"\n  {problem}" for problem in problems or ["it has no entries"])
@@ -164,7 +166,7 @@ def load_lora(file: str | os.PathLike, base: Mapping[str, trees.Tree]) -> Lora:
 def _checked(
   lora: Lora, base: Mapping[str, trees.Tree]
 ) -> dict[str, tuple[dict[str, tuple[Any, Any]], dict[str, float]]]:
-  """Component -> (layers, alphas by layer), once they fit the base."""
+  """Component -> (layers, alphas by layer), after a check that they fit the base."""
   if not lora.params:
     raise InputError("the LoRA names no component; params is empty")
   checked = {}
@@ -206,9 +208,9 @@ def _torch_up(up: Any, ndim: int) -> np.ndarray:
   return np.ascontiguousarray(transposed.reshape(*transposed.shape, *[1] * (ndim - 2)))
 
 
-def _ours(parts: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-  """Torch's two factors in our layout: [r, I(, k, k)] and [O, r(, 1, 1)]."""
-  down, up = parts.get("down"), parts.get("up")
+def _from_torch(arrays: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+  """Torch's two factors, [r, I(, k, k)] and [O, r(, 1, 1)], in our layout."""
+  down, up = arrays.get("down"), arrays.get("up")
   if down is None or up is None:
     raise InputError("needs both factors, down (lora_A) and up (lora_B)")
   fits = down.ndim in (2, 4) and up.ndim == down.ndim and up.shape[1] == down.shape[0]
@@ -235,7 +237,7 @@ def _alpha(
   if "lora_alpha" not in config:
     return float(rank) if entry is None else float(entry.reshape(-1)[0])
   if entry is not None:
-    raise InputError("alpha is given twice, in the header and as an entry")
+    raise InputError("alpha is stated twice, in the header and as an entry")
   listed = {}
   for kind, default in (("rank", config.get("r", rank)), ("alpha", config["lora_alpha"])):
     patterns = config.get(f"{kind}_pattern") or {}
@@ -247,7 +249,7 @@ def _alpha(
 
 
 def _read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-  """The entries of a file, and what its header says of peft's config."""
+  """The entries of a file, and the fields of peft's LoraConfig in its header."""
   if not path.is_file():
     raise InputError(f"{path} is no file; expected a LoRA in a .safetensors file")
   if path.suffix in (".bin", ".ckpt", ".pt", ".pth"):
@@ -272,7 +274,7 @@ def _read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 def _write(file: pathlib.Path, state: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
   if file.suffix != ".safetensors":
-    raise InputError(f"{file} must be called *.safetensors; readers go by that")
+    raise InputError(f"{file} must be named *.safetensors; readers go by the suffix")
   try:
     file.parent.mkdir(parents=True, exist_ok=True)
     # Not save_file, which makes files that their owner alone can read.

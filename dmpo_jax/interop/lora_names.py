@@ -1,4 +1,7 @@
-"""How files spell the layers that a LoRA adapts: peft's dotted names and kohya's underscores."""
+"""Names of a LoRA's layers in files: peft's with dots, kohya's with underscores.
+
+kohya's names exist for the components of Stable Diffusion; peft's are those of any component.
+"""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -6,13 +9,13 @@ from typing import Any
 
 from dmpo_jax.models import trees
 
-# Older files and peft's own state dicts of transformers 5 leave it out.
+# Older files and peft's own state dicts of transformers 5 lack it.
 TEXT_PREFIX = "text_model."
 
 KOHYA = {"unet": "lora_unet", "text_encoder": "lora_te", "text_encoder_2": "lora_te2"}
 KOHYA_XL = {**KOHYA, "text_encoder": "lora_te1"}
 
-# Layers outside the blocks, and in a residual block, of the network that SDXL was published with.
+# Original names of layers outside the blocks, and of those in a residual block, of SDXL's UNet.
 SGM_OUTER = {
   "conv_in": "input_blocks.0.0",
   "conv_out": "out.2",
@@ -35,21 +38,22 @@ def layers(params: trees.Tree) -> list[str]:
 
 
 def is_xl(base: Mapping[str, trees.Tree]) -> bool:
-  """Whether the networks of a pipeline are SDXL's: it has a second text encoder or its sizes."""
+  """True for SDXL's networks: a second text encoder, or a UNet with micro-conditioning."""
   return "text_encoder_2" in base or "add_embedding" in base.get("unet", {})
 
 
 def kohya_names(base: Mapping[str, trees.Tree]) -> dict[tuple[str, str], str]:
-  """What kohya's trainer calls the layers of a pipeline.
+  """Names of a pipeline's layers in the files of kohya's trainer.
 
-  It trains SD1.5 and SD2.1 on diffusers' network and SDXL on the published one, whose blocks are
-  numbered through: input_blocks, middle_block, output_blocks. ComfyUI and diffusers read either.
+  It trains SD1.5 and SD2.1 on diffusers' UNet and SDXL on the original one, whose blocks are
+  numbered consecutively: input_blocks, middle_block, output_blocks. ComfyUI and diffusers read
+  both.
 
   Args:
-    base: Component -> its tree; arrays or `jax.ShapeDtypeStruct`s.
+    base: Component -> its tree, of arrays or `jax.ShapeDtypeStruct`s.
 
   Returns:
-    (component, layer) -> name, for every layer of the components that kohya's files can hold.
+    (component, layer) -> name, for every layer of the components in `KOHYA`.
   """
   xl = is_xl(base)
   names = {}
@@ -61,15 +65,15 @@ def kohya_names(base: Mapping[str, trees.Tree]) -> dict[tuple[str, str], str]:
 
 
 def sgm_name(layer: str, unet: trees.Tree) -> str:
-  """A UNet layer's name in the network that SDXL was published with.
+  """A UNet layer's name in the original implementation of SDXL.
 
   Args:
     layer: Dotted name, as in diffusers.
     unet: The network's tree.
 
   Returns:
-    The dotted name there; input_blocks count every residual block and down-sampler from 1, and
-    output_blocks every residual block from 0, with an up-sampler as a further part of the last.
+    The dotted name. input_blocks count every residual block and down-sampler from 1, output_blocks
+    every residual block from 0; an up-sampler belongs to the last block before it.
   """
   if layer in SGM_OUTER:
     return SGM_OUTER[layer]
@@ -100,7 +104,7 @@ def _inner(kind: str, rest: str) -> str:
 
 
 def readable_names(base: Mapping[str, trees.Tree]) -> dict[str, tuple[str, str]]:
-  """Every spelling of a pipeline's layers that is understood.
+  """Every spelling of a pipeline's layers that `load_lora` reads.
 
   Args:
     base: Component -> its tree.
@@ -130,14 +134,14 @@ def peft_pattern(patterns: Iterable[str], layer: str) -> str | None:
 
 
 def peft_config(ranks: Mapping[str, int], alphas: Mapping[str, float]) -> dict[str, Any]:
-  """The fields of peft's LoraConfig for a LoRA: the commonest rank and alpha, and who differs.
+  """The fields of peft's LoraConfig for a LoRA: the commonest rank and alpha, and exceptions.
 
   Args:
     ranks: Layer -> rank.
     alphas: Layer -> alpha.
 
   Returns:
-    A JSON object. Names lack text_model., so that they fit torch's modules with and without it.
+    A JSON object. Names lack text_model., so that they match torch's modules with and without it.
   """
   rank, alpha = (_commonest(values.values()) for values in (ranks, alphas))
   short = {layer: layer.removeprefix(TEXT_PREFIX) for layer in ranks}

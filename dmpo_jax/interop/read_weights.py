@@ -15,11 +15,11 @@ from dmpo_jax.errors import InputError
 from dmpo_jax.interop import files, state_dict, weight_names
 from dmpo_jax.models import trees
 
-# Published text encoders carry this in front of their names, files by transformers 5 do not, and it
+# Prefix of the names in published text encoders. Files by transformers 5 lack it, and transformers
 # reads both. Our trees have it.
 TEXT_PREFIX = "text_model."
 
-# What attention layers of autoencoders were called before diffusers 0.18; SD1.5's file has them.
+# Former names of attention layers in autoencoders (diffusers before 0.18); SD1.5's file has them.
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 THREADS = 8
@@ -35,21 +35,21 @@ def read_network(
   dtype: str | None,
   shardings: Callable[[trees.Tree], trees.Tree] | None,
 ) -> dict[str, Any]:
-  """The parameters of the network in a folder; there is never a second copy of more than a leaf.
+  """The parameters of a network in a folder, with a second copy of at most one leaf per thread.
 
   Args:
-    folder: Holds the weights.
-    config: Says which they are.
-    variant: Which files to read.
-    dtype: One of `state_dict.FLOATS`, or None for each leaf's own.
-    shardings: From the abstract tree to a tree of shardings: each leaf is then a jax.Array, of
-      which this process reads what its devices hold. None: numpy arrays.
+    folder: Folder of the weights.
+    config: The network's config.
+    variant: Variant of the weights, or None.
+    dtype: Dtype of the parameters, one of `state_dict.FLOATS`, or None for the stored one.
+    shardings: `shardings(abstract tree)` returns a tree of shardings: each leaf is then a
+      jax.Array, and this process reads the shards of its devices. None: numpy arrays.
 
   Returns:
     A parameter tree.
 
   Raises:
-    InputError: No weights, damaged ones, or such that do not fit the config.
+    InputError: The weights are missing, damaged, or do not fit the config.
   """
   with files.located(folder):
     abstract = models.abstract(config)
@@ -65,15 +65,15 @@ def read_network(
       path = names[name]
       if shardings is None:
         return _read(entries[name], path, None, dtype)
-      return _place(entries[name], path, targets[path], dtype)
+      return _read_sharded(entries[name], path, targets[path], dtype)
 
-    # Copying leaves Python's lock free; more threads would hold more leaves twice.
+    # Copying releases Python's lock; more threads would have more leaves in memory twice.
     with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
       return trees.unflatten(dict(zip(names.values(), pool.map(leaf, names), strict=True)))
 
 
 class _Entry(NamedTuple):
-  """A tensor in an open safetensors file; nothing is read before `read`."""
+  """A tensor in an open safetensors file; its values are read by `read` alone."""
 
   file: safetensors.safe_open
   name: str
@@ -88,7 +88,7 @@ class _Entry(NamedTuple):
     return STORED.get(stored, stored)
 
   def read(self, index: tuple[slice, ...] | None) -> np.ndarray:
-    """The part at `index`, in torch's layout; None for all of it."""
+    """The slice at `index`, in torch's layout; None for the whole tensor."""
     if index is None:
       return self.file.get_tensor(self.name)
     return self.file.get_slice(self.name)[index]
@@ -97,7 +97,7 @@ class _Entry(NamedTuple):
 def _read(
   entry: _Entry, path: str, index: tuple[slice, ...] | None, dtype: str | None
 ) -> np.ndarray:
-  """The part of a leaf at `index` (of our layout), as a C-contiguous array."""
+  """The slice of a leaf at `index` (in our layout), as a C-contiguous array."""
   axes = state_dict.torch_axes(path, len(entry.shape))
   if index is not None:
     index = tuple(index[axis] for axis in axes)
@@ -105,40 +105,40 @@ def _read(
   return state_dict.cast(array, dtype, path)
 
 
-def _place(
+def _read_sharded(
   entry: _Entry, path: str, sharding: jax.sharding.Sharding, dtype: str | None
 ) -> jax.Array:
-  """A leaf on the devices of a sharding."""
+  """A leaf as a jax.Array with a sharding."""
   axes = state_dict.torch_axes(path, len(entry.shape))
   shape = tuple(entry.shape[axis] for axis in np.argsort(axes))
 
-  @functools.cache  # devices that hold the same part
-  def part(*bounds: tuple[int, int]) -> np.ndarray:
+  @functools.cache  # several devices may have the same shard
+  def shard(*bounds: tuple[int, int]) -> np.ndarray:
     whole = all(bound == (0, size) for bound, size in zip(bounds, shape, strict=True))
     index = None if whole else tuple(slice(*bound) for bound in bounds)
     return _read(entry, path, index, dtype)
 
   def callback(index: tuple[slice, ...]) -> np.ndarray:
-    return part(*(s.indices(size)[:2] for s, size in zip(index, shape, strict=True)))
+    return shard(*(s.indices(size)[:2] for s, size in zip(index, shape, strict=True)))
 
   return jax.make_array_from_callback(shape, sharding, callback)
 
 
 def _aligned(entries: Mapping[str, _Entry], expected: Mapping[str, str]) -> dict[str, _Entry]:
-  """The entries under the names of our trees."""
+  """The entries by the names of our trees."""
   aligned: dict[str, _Entry] = {}
   for name, entry in entries.items():
-    new = _present_name(name, expected)
+    new = _current_name(name, expected)
     if new in aligned:
       raise InputError(
-        f"{new} is there twice, also as {name if aligned[new].name == new else aligned[new].name}; "
+        f"{new} occurs twice, also as {name if aligned[new].name == new else aligned[new].name}; "
         "the file mixes two ways of naming"
       )
     aligned[new] = entry
   return aligned
 
 
-def _present_name(name: str, expected: Mapping[str, str]) -> str:
+def _current_name(name: str, expected: Mapping[str, str]) -> str:
   if name in expected:
     return name
   if f"{TEXT_PREFIX}{name}" in expected:
@@ -154,31 +154,31 @@ def open_folder(
 ) -> dict[str, _Entry]:
   """The tensors of a folder's weights file, or of the shards that its index names."""
   names = [file.name for file in folder.iterdir()]
-  found = weight_names.find(names, weight_names.stem(config), variant)
-  if not found:
+  weights = weight_names.find(names, weight_names.stem(config), variant)
+  if not weights:
     raise weight_names.explain_absence(names, config, variant, str(folder))
-  if found[0].endswith(weight_names.SUFFIX):
-    return open_file(folder / found[0])
-  index = folder / found[0]
+  if weights[0].endswith(weight_names.SUFFIX):
+    return open_file(folder / weights[0])
+  index = folder / weights[0]
   weight_map = files.read_json(index).get("weight_map")
   if not isinstance(weight_map, dict) or not weight_map:
     raise InputError(f"{index.name} names no shards: it has no weight_map; download it again")
   shards = sorted(set(weight_map.values()))
   absent = [name for name in shards if not (folder / name).is_file()]
   if absent:
-    raise InputError(f"{index.name} names shards that are not there: {', '.join(absent)}")
-  held = {
+    raise InputError(f"{index.name} names shards that are missing: {', '.join(absent)}")
+  tensors = {
     (name, file): entry for file in shards for name, entry in open_file(folder / file).items()
   }
   listed = set(weight_map.items())
-  problems = [f"{file} holds {name}, which is not listed" for name, file in held.keys() - listed]
-  problems += [f"{name} is not in {file}" for name, file in listed - held.keys()]
+  problems = [f"{file} has {name}, which is not listed" for name, file in tensors.keys() - listed]
+  problems += [f"{name} is not in {file}" for name, file in listed - tensors.keys()]
   if problems:
     raise InputError(
       f"{index.name} and its shards do not belong together; download them again:"
       + "".join(f"\n  {problem}" for problem in sorted(problems))
     )
-  return {name: entry for (name, _), entry in held.items()}
+  return {name: entry for (name, _), entry in tensors.items()}
 
 
 def open_file(file: pathlib.Path) -> dict[str, _Entry]:

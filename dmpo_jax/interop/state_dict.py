@@ -1,4 +1,4 @@
-"""The map between our parameter trees and torch state dicts: four leaf names and two layouts."""
+"""Conversion between our parameter trees and torch state dicts: four leaf names, two layouts."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,30 +11,30 @@ from dmpo_jax.models import trees
 
 LEAF_NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 
-# Buffers that published checkpoints carry beside their parameters; torch rebuilds them itself.
+# Buffers in published checkpoints, which torch rebuilds itself.
 BUFFERS = frozenset({"position_ids"})
 
-# Edge of the squares in which kernels are transposed.
+# Edge of the square blocks in which kernels are transposed.
 BLOCK = 128
 
 FLOATS = ("float32", "float16", "bfloat16")
 
 
 def to_torch_state(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-  """Names and lays out a parameter tree as torch does.
+  """A torch state dict with the values of a parameter tree.
 
-  kernel, scale and embedding become `weight`. A kernel moves its output axis to the front and its
+  kernel, scale and embedding become `weight`. The output axis of a kernel moves to the front, its
   input axis next: Linear [I, O] -> [O, I], convolution [H, W, I, O] -> [O, I, H, W].
 
   Args:
-    params: Nested dict with string keys; leaves are arrays called kernel, scale, embedding or bias.
+    params: Nested dict with string keys; leaves are arrays named kernel, scale, embedding or bias.
 
   Returns:
-    Dotted torch names to C-contiguous arrays of the leaves' own dtypes; safetensors writes others
-    wrong without a word.
+    Dotted torch name -> C-contiguous array in the leaf's dtype: safetensors writes other arrays
+    wrongly without an error.
 
   Raises:
-    InputError: Leaves of another name, or two leaves that get one torch name.
+    InputError: A leaf has another name, or two leaves have one torch name.
   """
   leaves = trees.flatten(params)
   return {name: to_torch(leaves[path], path) for name, path in torch_names(params).items()}
@@ -43,12 +43,12 @@ def to_torch_state(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
 def from_torch_state(
   state: Mapping[str, Any], abstract_params: Mapping[str, Any]
 ) -> dict[str, Any]:
-  """Builds a parameter tree from a torch state dict, strictly; the inverse of `to_torch_state`.
+  """A parameter tree from a torch state dict; the inverse of `to_torch_state`.
 
   Args:
-    state: Torch names to float32, float16 or bfloat16 arrays, or to anything with a shape and a
-      dtype that becomes an array when it is needed. Buffers called position_ids are ignored.
-    abstract_params: The tree to fill; its leaves need a `shape` and a `dtype` only.
+    state: Torch name -> float32, float16 or bfloat16 array, or an object with a shape and a dtype
+      that converts to an array. Buffers named position_ids are ignored.
+    abstract_params: Tree of the result; its leaves need a `shape` and a `dtype` only.
 
   Returns:
     A tree of C-contiguous numpy arrays with the structure, shapes and dtypes of `abstract_params`.
@@ -67,11 +67,11 @@ def from_torch_state(
 
 
 def check_state(state: Mapping[str, Any], abstract_params: Mapping[str, Any]) -> None:
-  """Compares a torch state dict with the tree it belongs to, by name, shape and dtype.
+  """Raises unless a torch state dict fits a parameter tree by name, shape and dtype.
 
   Args:
-    state: As in `from_torch_state`; values are not read.
-    abstract_params: The tree that the state must fill.
+    state: Torch name -> object with a shape and a dtype; values are not read.
+    abstract_params: The parameter tree; its leaves need a `shape` and a `dtype` only.
 
   Raises:
     InputError: Lists every entry that is missing, surplus, misshapen or no float.
@@ -97,7 +97,7 @@ def check_state(state: Mapping[str, Any], abstract_params: Mapping[str, Any]) ->
 
 
 def torch_names(params: Mapping[str, Any]) -> dict[str, str]:
-  """The torch name of every leaf, in the order of the tree.
+  """The torch name of every leaf, in tree order.
 
   Args:
     params: A parameter tree, abstract or not.
@@ -106,14 +106,14 @@ def torch_names(params: Mapping[str, Any]) -> dict[str, str]:
     Torch name -> path of the leaf, dotted.
 
   Raises:
-    InputError: A leaf of unknown name, or two leaves that get one torch name.
+    InputError: A leaf has an unknown name, or two leaves have one torch name.
   """
   names: dict[str, str] = {}
   for path in trees.flatten(params):
     module, _, leaf = path.rpartition(".")
     if leaf not in LEAF_NAMES:
       raise InputError(
-        f"parameter {path!r} has no torch name: a leaf is called {', '.join(LEAF_NAMES)}"
+        f"parameter {path!r} has no torch name: a leaf is named {', '.join(LEAF_NAMES)}"
       )
     name = f"{module}.{LEAF_NAMES[leaf]}" if module else LEAF_NAMES[leaf]
     if name in names:
@@ -130,21 +130,21 @@ def torch_axes(path: str, ndim: int) -> tuple[int, ...]:
 
 
 def torch_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-  """The shape that a leaf of our shape has in torch."""
+  """The shape in torch's layout of a leaf with our shape."""
   return tuple(shape[axis] for axis in torch_axes(path, len(shape)))
 
 
 def to_torch(leaf: Any, path: str, dtype: str | None = None) -> np.ndarray:
-  """A leaf in torch's layout, C-contiguous, in another dtype if one is given."""
+  """A leaf in torch's layout, C-contiguous, in a dtype (None: its own)."""
   array = np.asarray(leaf)
   return cast(array.transpose(torch_axes(path, array.ndim)), dtype, path)
 
 
 def cast(array: np.ndarray, dtype: str | None, path: str) -> np.ndarray:
-  """The array as a C-contiguous one of that dtype (None: its own); it is copied only if it must be.
+  """The array, C-contiguous and in a dtype (None: its own); copied only where necessary.
 
   Raises:
-    InputError: A number becomes infinite: it is too large for the dtype.
+    InputError: A number overflows the dtype.
   """
   target = array.dtype if dtype is None else jnp.dtype(dtype)
   if array.flags.c_contiguous and array.dtype == target:
@@ -157,7 +157,7 @@ def cast(array: np.ndarray, dtype: str | None, path: str) -> np.ndarray:
     if lost.any():
       largest = np.abs(array[lost]).astype(np.float32).max()
       raise InputError(
-        f"{path} holds {largest:g}, which is infinite in {dtype}, whose largest number is "
+        f"{path} has the value {largest:g}, which is infinite in {dtype}, whose largest number is "
         f"{float(jnp.finfo(new.dtype).max):g}; choose bfloat16 or float32"
       )
   return new
@@ -177,10 +177,10 @@ def _copy_blocks(target: np.ndarray, source: np.ndarray) -> None:
 
 
 def float_name(dtype: Any) -> str | None:
-  """The name of a dtype for parameters; None stays None (as stored).
+  """The name of a dtype for parameters; None stays None (the stored dtype).
 
   Raises:
-    InputError: There is no such dtype, or it is not one for parameters.
+    InputError: The dtype does not exist or is not one of `FLOATS`.
   """
   try:
     name = None if dtype is None else jnp.dtype(dtype).name

@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"
+FILES = ("tokenizer.json", "vocab.json")
 
-# transformers gives a tokenizer whose files state no length an astronomically large one.
+# transformers sets an astronomically large length where a tokenizer's files state none.
 LONGEST_CONTEXT = 1 << 20
 
 
 class Tokens(NamedTuple):
-  """Token ids of captions, and how many captions did not fit.
+  """Token ids of captions, and the number of truncated captions.
 
   Attributes:
     ids: int32 `[N, L]`, L the tokenizer's context length; begin, words, end, padding.
@@ -40,11 +41,11 @@ class Tokens(NamedTuple):
 
 
 def build_tokenizer(words: Iterable[str], max_length: int) -> CLIPTokenizer:
-  """Builds a CLIP tokenizer that spends one token on each of the given words.
+  """A CLIP tokenizer with one token for each of the words.
 
   The vocabulary has the layout of the published one, only shorter: 256 bytes, the same bytes at a
   word's end, merges, begin, end (also the padding and the highest id). So no text is unknown: a
-  word that is not among `words` falls into shorter known pieces, in the end into its bytes. Case is
+  word that is not in `words` is split into shorter known pieces, in the end into its bytes. Case is
   folded. The result depends on the set of words, not on their order.
 
   Args:
@@ -84,7 +85,7 @@ def build_tokenizer(words: Iterable[str], max_length: int) -> CLIPTokenizer:
 
 
 def tokenize(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> Tokens:
-  """Turns captions into padded token ids; captions longer than the context are cut and counted.
+  """Padded token ids of captions; captions longer than the context are truncated and counted.
 
   Args:
     tokenizer: transformers' CLIPTokenizer with a `model_max_length`.
@@ -120,21 +121,21 @@ def read_tokenizer(folder: pathlib.Path) -> CLIPTokenizer:
   """Reads the tokenizer in a folder: tokenizer.json, or vocab.json and merges.txt.
 
   Raises:
-    InputError: The folder holds none, or a damaged one.
+    InputError: The folder has none, or a damaged one.
   """
   from transformers import CLIPTokenizer
 
-  there = [folder / name for name in ("tokenizer.json", "vocab.json") if (folder / name).is_file()]
-  if not there:
-    raise InputError(f"{folder} holds no tokenizer: neither tokenizer.json nor vocab.json is there")
-  for file in there:
+  existing = [file for name in FILES if (file := folder / name).is_file()]
+  if not existing:
+    raise InputError(f"{folder} holds no tokenizer: expected {' or '.join(FILES)}")
+  for file in existing:
     files.read_json(file)
   return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 def write_tokenizer(folder: pathlib.Path, tokenizer: CLIPTokenizer) -> None:
-  """Writes a tokenizer in the present form and in the one that transformers before 5 reads."""
-  # A call leaves its padding and truncation behind in the tokenizer, and they would be saved.
+  """Writes a tokenizer in the current form and in that of transformers before 5."""
+  # A call sets padding and truncation of the tokenizer, which would be saved.
   tokenizer = copy.deepcopy(tokenizer)
   tokenizer.backend_tokenizer.no_padding()
   tokenizer.backend_tokenizer.no_truncation()
@@ -153,11 +154,11 @@ def _numbered(tokens: Iterable[str]) -> dict[str, int]:
 
 
 def _merges(pieces: Sequence[str]) -> list[tuple[str, str]]:
-  """Merges, in order of precedence, after which byte-pair encoding leaves each piece whole.
+  """Merges, in order of precedence, by which byte-pair encoding joins each piece to one token.
 
   A merge added for one word also acts inside the next ("on" of "one" in "none"), so each word is
-  encoded with the merges so far and only what is left of it is joined. Later merges come last in
-  precedence and find the earlier words already whole.
+  encoded with the merges so far and only the remaining signs are joined. Later merges have lower
+  precedence, so earlier words stay one token.
   """
   ranks: dict[tuple[str, str], int] = {}
   for piece in pieces:
@@ -168,10 +169,10 @@ def _merges(pieces: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _encode(signs: list[str], ranks: dict[tuple[str, str], int]) -> list[str]:
-  """Byte-pair encoding: the leftmost pair of the lowest rank is joined until none is known."""
+  """Byte-pair encoding: the leftmost pair of the lowest rank is joined until no pair has a rank."""
   while True:
-    known = [(ranks[pair], i) for i, pair in enumerate(itertools.pairwise(signs)) if pair in ranks]
-    if not known:
+    pairs = [(ranks[pair], i) for i, pair in enumerate(itertools.pairwise(signs)) if pair in ranks]
+    if not pairs:
       return signs
-    _, i = min(known)
+    _, i = min(pairs)
     signs = [*signs[:i], signs[i] + signs[i + 1], *signs[i + 2 :]]

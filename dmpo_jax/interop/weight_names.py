@@ -1,4 +1,4 @@
-"""The names of the files in which diffusers and transformers keep a network's weights."""
+"""File names of a network's weights in diffusers and transformers."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -13,40 +13,40 @@ PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 
 
 def stem(config: Mapping[str, Any]) -> str:
-  """How the weights files of a config's library begin: diffusers' configs have a `_class_name`."""
+  """Start of the weights' file names; diffusers' configs have a `_class_name`."""
   return STEMS[0] if config.get("_class_name") else STEMS[1]
 
 
 def single(stem: str, variant: str | None) -> str:
-  """The file of weights that are in one: `model.safetensors`, `model.fp16.safetensors`."""
+  """File name of unsharded weights: `model.safetensors`, `model.fp16.safetensors`."""
   return f"{_with(stem, variant)}{SUFFIX}"
 
 
 def shard(stem: str, variant: str | None, number: int, count: int) -> str:
-  """A file of several, from 1: `model-00001-of-00002.safetensors`, with `model.fp16` in front."""
+  """File name of a shard, from 1: `model-00001-of-00002.safetensors`, or with `model.fp16`."""
   return f"{_with(stem, variant)}-{number:05d}-of-{count:05d}{SUFFIX}"
 
 
 def index(stem: str, variant: str | None) -> str:
-  """The file that says which shard holds what: `model.safetensors.index.fp16.json`."""
+  """File name of the index of shards: `model.safetensors.index.fp16.json`."""
   return _with(f"{stem}{SUFFIX}.index", variant) + ".json"
 
 
 def find(names: Collection[str], stem: str, variant: str | None) -> list[str]:
-  """The files among `names` that hold the weights: the single one, or an index and its shards.
+  """The files of the weights among `names`: the single one, or an index and its shards.
 
   Args:
-    names: The names of a folder's files.
-    stem: How they begin, as `stem` says.
-    variant: As in `model.fp16.safetensors`; None for the files without one.
+    names: File names of a folder.
+    stem: Start of the weights' names, from `stem`.
+    variant: Variant, as in `model.fp16.safetensors`; None for files without one.
 
   Returns:
-    One name, or first the index (by its present name, or by the one that diffusers gave it before
-    version 0.31) and then every shard; empty where there is neither.
+    One name, or the index (by its current name or that of diffusers before 0.31) and then every
+    shard; empty where both are missing.
   """
   if (file := single(stem, variant)) in names:
     return [file]
-  # Where the variant came last: model.safetensors.fp16.index.json.
+  # The older form has the variant elsewhere: model.safetensors.fp16.index.json.
   old_index = f"{_with(f'{stem}{SUFFIX}', variant)}.index.json"
   numbers = r"-\d{5}-of-\d{5}"
   patterns = {
@@ -62,26 +62,26 @@ def find(names: Collection[str], stem: str, variant: str | None) -> list[str]:
 def explain_absence(
   names: Collection[str], config: Mapping[str, Any], variant: str | None, where: str | None
 ) -> InputError:
-  """The error for a folder in which `find` finds nothing.
+  """The error for a folder without the weights that are read.
 
   Args:
-    names: The names of the folder's files.
+    names: File names of the folder.
     config: The network's config.
-    variant: The variant that was asked for.
-    where: The folder, for the command that converts pickles; None where it is not at hand.
+    variant: The variant that is read.
+    where: The folder, for the command that converts pickles; None where it is not on this disk.
   """
   begin = stem(config)
-  there = variants(names, begin)
-  if there:
-    listed = ", ".join("those without a variant" if v is None else repr(v) for v in there)
+  existing = variants(names, begin)
+  if existing:
+    listed = ", ".join("those without a variant" if v is None else repr(v) for v in existing)
     return InputError(
       f"no weights {'without a variant' if variant is None else f'of the variant {variant!r}'}; "
       f"the folder has {listed}; choose one with variant="
     )
   pickled = sorted(name for name in names if name.endswith(PICKLES))
   if not pickled:
-    held = ", ".join(sorted(names)) or "nothing"
-    return InputError(f"no {single(begin, variant)}; the folder holds {held}")
+    listed = ", ".join(sorted(names)) or "nothing"
+    return InputError(f"no {single(begin, variant)}; the folder has {listed}")
   reason = (
     f"the weights are pickled ({', '.join(pickled)}), and unpickling can run any code, so only "
     "safetensors are read. "
@@ -101,14 +101,14 @@ def explain_absence(
 
 
 def variants(names: Collection[str], stem: str) -> list[str | None]:
-  """The variants of which there are weights among `names`; None stands for those without one."""
+  """Variants of the weights among `names`; None stands for weights without one."""
   pattern = re.escape(stem) + r"(?:\.([^.]+?))?(?:-\d{5}-of-\d{5})?(?:\.([^.]+))?"
-  found = set()
+  result = set()
   for name in names:
     match = re.fullmatch(pattern + re.escape(SUFFIX), name)
     if match and find(names, stem, variant := match[1] or match[2]):
-      found.add(variant)
-  return sorted(found, key=lambda variant: variant or "")
+      result.add(variant)
+  return sorted(result, key=lambda variant: variant or "")
 
 
 def _with(name: str, variant: str | None) -> str:

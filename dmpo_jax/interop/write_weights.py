@@ -30,12 +30,12 @@ def write_network(
   """Writes the weights of a network, in one file or in shards with an index.
 
   Args:
-    folder: Exists.
+    folder: An existing folder.
     config: The network's config, which the parameters must fit.
     params: The parameters.
-    variant: What to put into the files' names, or None.
-    dtype: One of `state_dict.FLOATS`, or None for each leaf's own.
-    max_shard_size: In bytes; a larger tensor has a file of its own.
+    variant: Variant in the files' names, or None.
+    dtype: Dtype in the files, one of `state_dict.FLOATS`, or None for each leaf's own.
+    max_shard_size: Bytes of a file; a larger tensor has a file of its own.
 
   Raises:
     InputError: The parameters do not fit, or a value is too large for the dtype.
@@ -52,7 +52,7 @@ def write_network(
   for path, leaf in leaves.items():
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
       raise InputError(
-        f"{path} lies in part on devices of other processes; gather it before it is saved"
+        f"{path} is sharded over devices of other processes; gather it before it is saved"
       )
   tensors = {
     name: jax.ShapeDtypeStruct(spec.shape, dtype or spec.dtype) for name, spec in tensors.items()
@@ -79,7 +79,7 @@ def write_network(
 
 
 def parse_size(size: int | str) -> int:
-  """A number of bytes, given as such or as "5GB" (a GB has 10^9 bytes).
+  """A number of bytes from an int or a string such as "5GB" (a GB has 10^9 bytes).
 
   Raises:
     InputError: It is neither, or not positive.
@@ -98,7 +98,7 @@ def parse_size(size: int | str) -> int:
 
 
 def _split(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
-  """Names in their order, in groups of at most `limit` bytes."""
+  """Names in order, in groups of at most `limit` bytes."""
   groups: list[list[str]] = []
   used = limit
   for name, size in sizes.items():
@@ -115,13 +115,13 @@ def _bytes(spec: jax.ShapeDtypeStruct) -> int:
 
 
 def _write(file: pathlib.Path, tensors: Mapping[str, jax.ShapeDtypeStruct], read: Any) -> None:
-  """A safetensors file, to the byte as the library writes it, which wants all tensors at once.
+  """Writes a safetensors file byte for byte as the library does, which needs all tensors at once.
 
   The layout: the header's length (8 bytes), the header (JSON, padded to 8 bytes), the tensors from
   the widest dtype to the narrowest and then by name.
   """
   order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
-  # transformers before version 5 refuses a file that does not say for whom it is laid out.
+  # transformers before version 5 refuses a file without a format.
   header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
   end = 0
   for name in order:

@@ -89,7 +89,7 @@ def test_the_examples_pass_their_own_tests(copy):
 
 
 def test_the_general_tests_cover_the_objective_and_the_source(copy):
-  tests = ["tests/losses/test_every_objective.py", "tests/data/convert/test_sources.py"]
+  tests = ["tests/losses/test_every_loss.py", "tests/data/convert/test_sources.py"]
   chosen = "offset_dpo or case or contract"
   run(copy, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", chosen, *tests)
 

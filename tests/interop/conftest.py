@@ -1,4 +1,4 @@
-"""Pipelines that torch wrote, once a session; tests read them and change copies alone."""
+"""Pipelines written by torch once a session; tests change copies only."""
 
 import shutil
 

@@ -1,4 +1,4 @@
-"""What several tests of pipelines compare and change."""
+"""Comparisons and edits shared by the tests of pipelines."""
 
 import json
 
@@ -27,17 +27,17 @@ def draw(*shape):
   return np.random.default_rng(shape).standard_normal(shape).astype(np.float32)
 
 
-def assert_same_trees(found, wanted):
-  jax.tree.map(lambda f, w: np.testing.assert_array_equal(f, w, strict=True), found, wanted)
+def assert_same_trees(actual, wanted):
+  jax.tree.map(lambda f, w: np.testing.assert_array_equal(f, w, strict=True), actual, wanted)
 
 
-def assert_same_state(found, wanted):
+def assert_same_state(actual, wanted):
   """Torch modules of the same entries, to the bit."""
-  found, wanted = found.state_dict(), wanted.state_dict()
-  assert found.keys() == wanted.keys()
+  actual, wanted = actual.state_dict(), wanted.state_dict()
+  assert actual.keys() == wanted.keys()
   for name, tensor in wanted.items():
-    assert found[name].dtype == tensor.dtype, name
-    assert torch.equal(found[name], tensor), name
+    assert actual[name].dtype == tensor.dtype, name
+    assert torch.equal(actual[name], tensor), name
 
 
 def read_state(folder):

@@ -1,4 +1,4 @@
-"""A server that speaks as much of the hub's protocol as downloading takes."""
+"""A server for the part of the hub's protocol that downloads use."""
 
 import hashlib
 import http.server
@@ -43,9 +43,9 @@ class Hub:
     self._server.server_close()
 
   def answer(self, request):
-    parts = urllib.parse.unquote(urllib.parse.urlparse(request.path).path).strip("/").split("/")
-    listing = parts[:2] == ["api", "models"]
-    owner, name, what, revision, *path = parts[2:] if listing else parts
+    segments = urllib.parse.unquote(urllib.parse.urlparse(request.path).path).strip("/").split("/")
+    listing = segments[:2] == ["api", "models"]
+    owner, name, what, revision, *path = segments[2:] if listing else segments
     folder = self.repositories.get(f"{owner}/{name}")
     if f"{owner}/{name}" in self.gated:
       self._refuse(request, 403, "GatedRepo")

@@ -84,25 +84,25 @@ class Case:
   def inputs(self):
     generator = np.random.default_rng(5)
     width = self.config["cross_attention_dim"]
-    given = {
+    arrays = {
       "sample": generator.normal(size=(2, 8, 8, 4)).astype(np.float32),
       "timesteps": np.int32([3, 700]),
       "encoder_hidden_states": generator.normal(size=(2, 5, width)).astype(np.float32),
     }
     if self.xl:
-      given["text_embeds"] = generator.normal(size=(2, 10)).astype(np.float32)
-      given["time_ids"] = np.float32([[64, 64, 0, 0, 64, 64], [32, 48, 0, 4, 64, 48]])
-    return given
+      arrays["text_embeds"] = generator.normal(size=(2, 10)).astype(np.float32)
+      arrays["time_ids"] = np.float32([[64, 64, 0, 0, 64, 64], [32, 48, 0, 4, 64, 48]])
+    return arrays
 
   def output(self, unet):
-    """What a torch UNet makes of the inputs, in our layout."""
-    given = {name: torch.from_numpy(x) for name, x in self.inputs().items()}
-    extra = {k: given[k] for k in ("text_embeds", "time_ids") if k in given}
+    """Output of a torch UNet, in our layout."""
+    arrays = {name: torch.from_numpy(x) for name, x in self.inputs().items()}
+    extra = {k: arrays[k] for k in ("text_embeds", "time_ids") if k in arrays}
     with torch.no_grad():
       out = unet(
-        given["sample"].permute(0, 3, 1, 2),
-        given["timesteps"],
-        given["encoder_hidden_states"],
+        arrays["sample"].permute(0, 3, 1, 2),
+        arrays["timesteps"],
+        arrays["encoder_hidden_states"],
         added_cond_kwargs=extra or None,
       ).sample
     return out.permute(0, 2, 3, 1).numpy()

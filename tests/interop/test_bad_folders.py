@@ -1,4 +1,4 @@
-"""Folders and weights that cannot be read, and what their reader is told."""
+"""Folders and weights that cannot be read, and their error messages."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from dmpo_jax.errors import InputError
 from tests.interop import helpers, tiny
 from tests.interop.helpers import TEXT_FILE, UNET_FILE, edit_json
 
-# What is no pipeline
+# Folders that are no pipeline
 
 
 def test_a_folder_that_is_no_pipeline_is_refused(tmp_path):
@@ -23,7 +23,7 @@ def test_a_folder_that_is_no_pipeline_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("component", ["unet", "text_encoder", "vae", "scheduler", "tokenizer"])
-def test_a_component_that_is_not_there_is_named(sd_folder, tmp_path, component):
+def test_a_missing_component_is_named(sd_folder, tmp_path, component):
   folder = shutil.copytree(sd_folder, tmp_path / "broken")
   shutil.rmtree(folder / component)
   with pytest.raises(InputError, match=f"has no {component}/"):
@@ -88,7 +88,7 @@ def test_a_config_of_an_unknown_class_is_named(broken):
     interop.load_pipeline(broken)
 
 
-def test_a_network_of_an_unknown_class_is_carried_if_it_is_not_asked_for(sd_folder, tmp_path):
+def test_a_network_of_an_unknown_class_passes_through_if_it_is_not_loaded(sd_folder, tmp_path):
   folder = shutil.copytree(sd_folder, tmp_path / "other")
   edit_json(folder / "vae/config.json", _class_name="AutoencoderTiny")
   loaded = interop.load_pipeline(folder, components=["unet", "text_encoder"])
@@ -122,11 +122,11 @@ def test_all_missing_surplus_and_misshapen_weights_are_listed(broken):
   ]
 
 
-def test_text_weights_that_are_there_under_both_names_are_refused(broken):
+def test_text_weights_under_both_names_are_refused(broken):
   state = load_file(broken / TEXT_FILE)
   state["text_model.final_layer_norm.bias"] = state["final_layer_norm.bias"]
   save_file(state, broken / TEXT_FILE)
-  with pytest.raises(InputError, match=r"text_model\.final_layer_norm\.bias is there twice, also"):
+  with pytest.raises(InputError, match=r"text_model\.final_layer_norm\.bias occurs twice, also"):
     interop.load_pipeline(broken)
 
 
@@ -150,10 +150,10 @@ def shards(broken):
   return broken / "unet"
 
 
-def test_a_shard_that_is_not_there_is_named(shards):
+def test_a_missing_shard_is_named(shards):
   lost = sorted(shards.glob("*.safetensors"))[-1]
   lost.unlink()
-  with pytest.raises(InputError, match=f"shards that are not there: {re.escape(lost.name)}"):
+  with pytest.raises(InputError, match=f"shards that are missing: {re.escape(lost.name)}"):
     interop.load_network(shards)
 
 
@@ -180,17 +180,17 @@ def change_index(shards, change):
 
 def test_a_tensor_that_the_index_does_not_list_is_named(shards):
   change_index(shards, lambda weight_map: weight_map.pop("conv_out.bias"))
-  with pytest.raises(InputError, match=r"holds conv_out\.bias, which is not listed"):
+  with pytest.raises(InputError, match=r"has conv_out\.bias, which is not listed"):
     interop.load_network(shards)
 
 
-def test_a_tensor_that_is_not_where_the_index_says_is_named(shards):
+def test_a_tensor_in_another_shard_than_listed_is_named(shards):
   change_index(shards, lambda weight_map: weight_map.update(new=next(iter(weight_map.values()))))
   with pytest.raises(InputError, match=r"\n  new is not in diffusion_pytorch_model-0"):
     interop.load_network(shards)
 
 
-def test_a_variant_that_is_not_there_is_answered_with_those_that_are(broken):
+def test_the_error_of_a_missing_variant_lists_the_existing_ones(broken):
   unet = broken / "unet"
   shutil.copy(broken / UNET_FILE, unet / "diffusion_pytorch_model.fp16.safetensors")
   shutil.copy(broken / UNET_FILE, unet / "diffusion_pytorch_model.non_ema.safetensors")
@@ -201,20 +201,20 @@ def test_a_variant_that_is_not_there_is_answered_with_those_that_are(broken):
     interop.load_pipeline(broken, variant="bf16", components=["unet"])
 
 
-def test_weights_in_variants_alone_are_pointed_to(broken):
+def test_the_error_of_missing_weights_lists_the_variants(broken):
   (broken / UNET_FILE).rename(broken / "unet/diffusion_pytorch_model.fp16.safetensors")
   with pytest.raises(InputError, match="no weights without a variant; the folder has 'fp16'"):
     interop.load_pipeline(broken)
 
 
-def test_a_component_without_weights_says_what_it_holds(broken):
+def test_the_error_of_a_component_without_weights_lists_its_files(broken):
   (broken / UNET_FILE).rename(broken / "unet/weights.safetensors")
-  with pytest.raises(InputError, match=r"holds config\.json, weights\.safetensors"):
+  with pytest.raises(InputError, match=r"has config\.json, weights\.safetensors"):
     interop.load_pipeline(broken)
 
 
 @pytest.mark.parametrize("component", ["unet", "text_encoder"])
-def test_the_conversion_that_a_pickled_checkpoint_is_told_works(broken, pipeline, component):
+def test_the_conversion_command_for_a_pickled_checkpoint_works(broken, pipeline, component):
   folder = broken / component
   (weights,) = folder.glob("*.safetensors")
   state = {name: torch.from_numpy(array) for name, array in load_file(weights).items()}

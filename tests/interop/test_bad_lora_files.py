@@ -141,7 +141,7 @@ def test_a_lora_that_does_not_fit_is_not_written(sd, tmp_path, write, change, pr
   assert not list(tmp_path.iterdir())
 
 
-def test_a_name_that_readers_do_not_know_is_refused(sd, tmp_path):
+def test_another_suffix_is_refused(sd, tmp_path):
   with pytest.raises(InputError, match=r"\*.safetensors"):
     interop.save_lora(tmp_path / "lora.bin", sd.lora, sd.base)
 

@@ -116,26 +116,24 @@ def test_the_cache_that_the_environment_names_is_read(tmp_path, sdxl_folder):
   )
   environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
   environment.pop("HF_HUB_CACHE", None)
-  found = subprocess.run(
+  actual = subprocess.run(
     [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
   )
-  assert found.stdout == "['vae']\n"
+  assert actual.stdout == "['vae']\n"
 
 
-def test_saving_what_came_from_the_cache_leaves_no_links_into_it(
-  cache, offline, repository, tmp_path
-):
+def test_a_saved_pipeline_has_no_links_into_the_cache(cache, offline, repository, tmp_path):
   fill_cache(cache, repository)
   interop.save_pipeline(tmp_path / "saved", interop.load_pipeline("someone/tiny"))
   assert not any(file.is_symlink() for file in (tmp_path / "saved").rglob("*"))
 
 
-def test_no_network_and_an_empty_cache_are_told(cache, offline):
+def test_no_network_and_an_empty_cache_are_an_error(cache, offline):
   with pytest.raises(InputError, match=r"'someone/tiny' is no folder here, the hub .* reached"):
     interop.load_pipeline("someone/tiny")
 
 
-def test_a_cache_that_lacks_weights_is_told_from_a_repository_that_does(
+def test_missing_weights_in_a_cache_and_in_a_repository_are_different_errors(
   cache, offline, sdxl_folder
 ):
   (fill_cache(cache, sdxl_folder) / VAE).unlink()
@@ -150,11 +148,11 @@ def test_a_pipeline_is_downloaded(hub, sdxl):
   helpers.assert_same_trees(interop.load_pipeline("someone/tiny").params, sdxl.params)
 
 
-def test_of_a_repository_only_what_is_needed_is_downloaded(hub, cache):
+def test_only_needed_files_of_a_repository_are_downloaded(hub, cache):
   interop.load_pipeline("someone/tiny", variant="fp16")
   snapshot = cache / "models--someone--tiny/snapshots" / COMMIT
-  found = [file.relative_to(snapshot).as_posix() for file in snapshot.rglob("*") if file.is_file()]
-  assert sorted(found) == [
+  actual = [file.relative_to(snapshot).as_posix() for file in snapshot.rglob("*") if file.is_file()]
+  assert sorted(actual) == [
     "LICENSE.md",
     "feature_extractor/preprocessor_config.json",
     "image_encoder/config.json",
@@ -181,19 +179,19 @@ def test_only_the_weights_of_named_networks_are_downloaded(hub):
   assert [name for name in hub.downloads if name.endswith(".safetensors")] == [VAE]
 
 
-def test_what_was_downloaded_in_part_is_not_saved(hub, tmp_path):
+def test_a_partly_downloaded_pipeline_is_not_saved(hub, tmp_path):
   part = interop.load_pipeline("someone/tiny", components=["vae"])
   with pytest.raises(InputError, match=r"was never downloaded; load the whole pipeline"):
     interop.save_pipeline(tmp_path / "saved", part)
 
 
-def test_what_was_downloaded_is_there_without_a_network(hub, monkeypatch, sdxl):
+def test_a_downloaded_pipeline_is_read_without_a_network(hub, monkeypatch, sdxl):
   interop.load_pipeline("someone/tiny")
   monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
   helpers.assert_same_trees(interop.load_pipeline("someone/tiny").params, sdxl.params)
 
 
-def test_what_was_downloaded_is_there_when_the_server_is_gone(hub, sdxl):
+def test_a_downloaded_pipeline_is_read_when_the_server_is_gone(hub, sdxl):
   interop.load_pipeline("someone/tiny", components=["vae"])
   hub.close()
   loaded = interop.load_pipeline("someone/tiny", components=["vae"])
@@ -209,27 +207,27 @@ def test_a_network_in_shards_is_downloaded(hub, tmp_path):
   assert all((state[name] == tensor.numpy()).all() for name, tensor in unet.state_dict().items())
 
 
-def test_a_network_below_is_downloaded_alone(hub, sdxl):
+def test_a_network_in_a_subfolder_is_downloaded_alone(hub, sdxl):
   _, params = interop.load_network("someone/tiny", subfolder="vae")
   helpers.assert_same_trees(params, sdxl.params["vae"])
   assert sorted(set(hub.downloads)) == ["vae/config.json", VAE]
 
 
-def test_a_folder_goes_before_a_repository(hub, sdxl_folder, tmp_path, monkeypatch):
+def test_a_folder_takes_precedence_over_a_repository(hub, sdxl_folder, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   shutil.copytree(sdxl_folder, tmp_path / "someone/tiny")
   interop.load_pipeline("someone/tiny", components=[])
   assert hub.downloads == []
 
 
-def test_a_variant_that_the_repository_lacks_is_answered_with_those_it_has(hub):
+def test_the_error_of_a_variant_missing_in_the_repository_lists_its_variants(hub):
   with pytest.raises(
     InputError, match=r"encoder: no weights of the variant 'bf16'.* those without a variant, 'fp16'"
   ):
     interop.load_pipeline("someone/tiny", variant="bf16")
 
 
-def test_a_repository_that_does_not_exist_is_told(hub):
+def test_a_repository_that_does_not_exist_is_an_error(hub):
   with pytest.raises(InputError, match=r"'someone/tinny' is neither a folder here nor a repos"):
     interop.load_pipeline("someone/tinny")
 
@@ -245,7 +243,7 @@ def test_an_unknown_revision_is_named(hub):
     interop.load_pipeline("someone/tiny", revision="v9")
 
 
-def test_a_repository_without_a_pipeline_is_told(hub, sdxl_folder):
+def test_a_repository_without_a_pipeline_is_an_error(hub, sdxl_folder):
   hub.repositories["someone/vae"] = sdxl_folder / "vae"
   with pytest.raises(InputError, match=r"someone/vae has no model_index\.json"):
     interop.load_pipeline("someone/vae")
@@ -260,9 +258,7 @@ def test_pickled_weights_in_a_repository_are_not_downloaded(hub, sdxl_folder, tm
   assert set(hub.downloads) == {"config.json"}
 
 
-def test_pickled_components_that_would_be_carried_are_told_before_they_are_missed(
-  hub, repository, tmp_path
-):
+def test_pickled_passthrough_components_are_an_error_at_once(hub, repository, tmp_path):
   folder = shutil.copytree(repository, tmp_path / "repository")
   (folder / "image_encoder/model.safetensors").unlink()
   hub.repositories["someone/tiny"] = folder
@@ -274,7 +270,7 @@ def test_pickled_components_that_would_be_carried_are_told_before_they_are_misse
 
 
 @pytest.mark.parametrize("source", ["runs/a/b", "./x", "/nowhere/at/all", "name", "a/b/", ""])
-def test_what_is_neither_a_folder_nor_a_repository_is_refused(source):
+def test_a_source_that_is_neither_a_folder_nor_a_repository_is_refused(source):
   with pytest.raises(
     InputError, match=r"neither a folder nor the name of a repository|no pipeline"
   ):

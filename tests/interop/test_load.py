@@ -1,4 +1,4 @@
-"""Reading pipelines: which parameters, in which dtype, and where they lie."""
+"""Reading pipelines: parameters, dtypes and shardings."""
 
 import re
 import shutil
@@ -33,7 +33,7 @@ def shard_over_four(tree):
   return jax.tree.map(one, tree)
 
 
-# What is read
+# Components and names
 
 
 def test_every_network_of_a_pipeline_is_read(sdxl):
@@ -84,7 +84,7 @@ def test_only_the_named_networks_are_read(sdxl_folder, sdxl):
   helpers.assert_same_trees(loaded.params, expected)
 
 
-def test_configs_are_read_of_networks_that_are_not(sdxl_folder, sdxl):
+def test_configs_are_read_of_networks_that_are_not_loaded(sdxl_folder, sdxl):
   assert interop.load_pipeline(sdxl_folder, components=[]).configs == sdxl.configs
 
 
@@ -125,7 +125,7 @@ def test_parameters_are_cast_when_they_are_read(pixels_folder, pipeline, dtype):
   )
 
 
-def test_parameters_keep_the_dtype_they_are_stored_in_if_asked(broken):
+def test_parameters_keep_their_stored_dtype_for_dtype_none(broken):
   state = load_file(broken / UNET_FILE)
   state["conv_in.bias"] = state["conv_in.bias"].astype(np.float16)
   save_file(state, broken / UNET_FILE)
@@ -134,7 +134,7 @@ def test_parameters_keep_the_dtype_they_are_stored_in_if_asked(broken):
 
 
 @pytest.mark.parametrize("dtype", ["float33", "float64", "int32", object()])
-def test_a_dtype_that_is_none_for_parameters_is_refused(pixels_folder, dtype):
+def test_a_dtype_that_is_not_for_parameters_is_refused(pixels_folder, dtype):
   with pytest.raises(InputError, match="expected float32, float16, bfloat16, or None"):
     interop.load_pipeline(pixels_folder, dtype=dtype)
 
@@ -143,7 +143,9 @@ def test_a_number_too_large_for_the_dtype_is_refused(broken):
   state = load_file(broken / UNET_FILE)
   state["conv_in.bias"][3] = -7e4
   save_file(state, broken / UNET_FILE)
-  with pytest.raises(InputError, match=r"unet: conv_in\.bias holds 70000, which is infinite"):
+  with pytest.raises(
+    InputError, match=r"unet: conv_in\.bias has the value 70000, which is infinite"
+  ):
     interop.load_pipeline(broken, dtype="float16")
 
 
@@ -152,7 +154,7 @@ def test_sharded_parameters_are_the_same(sdxl_folder, sdxl):
   helpers.assert_same_trees(jax.tree.map(np.asarray, loaded.params), sdxl.params)
 
 
-def test_sharded_parameters_lie_where_they_were_asked_to(sdxl_folder, sdxl):
+def test_sharded_parameters_have_the_requested_shardings(sdxl_folder, sdxl):
   asked = {name: shard_over_four(tree) for name, tree in sdxl.params.items()}
   loaded = interop.load_pipeline(sdxl_folder, shardings=lambda name, tree: asked[name])
   assert jax.tree.map(lambda leaf: leaf.sharding, loaded.params) == asked
@@ -165,7 +167,7 @@ def test_sharded_parameters_are_cast(pixels_folder):
   assert {leaf.dtype.name for leaf in jax.tree.leaves(loaded.params)} == {"bfloat16"}
 
 
-def test_of_a_sharded_kernel_only_the_parts_are_read(pixels_folder, monkeypatch):
+def test_only_the_shards_of_a_kernel_are_read(pixels_folder, monkeypatch):
   sizes = {}
   read = read_weights._Entry.read
 

@@ -40,7 +40,7 @@ def fused(network):
 
 
 def same_weights(state, params):
-  """Whether torch's weights are those of our tree, up to rounding."""
+  """Asserts that torch's weights are those of our tree, up to rounding."""
   for key, array in interop.to_torch_state(params).items():
     np.testing.assert_allclose(state[key], array, rtol=1e-5, atol=1e-6, err_msg=key)
 
@@ -57,7 +57,7 @@ def case(request):
 
 @pytest.fixture(scope="module")
 def wanted(case):
-  """What our UNet computes with the LoRA, merged while it is compiled."""
+  """Output of our UNet with the LoRA, merged inside the jit."""
   apply = models.build(case.config).apply
 
   @jax.jit
@@ -88,8 +88,8 @@ def loaded(case, request, tmp_path_factory):
 
 
 def test_the_unet_in_diffusers_computes_what_ours_does(case, loaded, wanted):
-  found = case.output(loaded.unet)
-  assert np.abs(found - wanted).max() < 1e-4 * np.abs(wanted).max()
+  actual = case.output(loaded.unet)
+  assert np.abs(actual - wanted).max() < 1e-4 * np.abs(wanted).max()
 
 
 def test_the_lora_matters_to_the_output(case, wanted):
@@ -109,9 +109,9 @@ def test_a_file_read_back_has_the_same_bits(case, write, tmp_path):
   again = interop.load_lora(tmp_path / "a.safetensors", case.base)
   assert again.params.keys() == case.lora.params.keys()
   for name, tree in case.lora.params.items():
-    found, given = trees.flatten(again.params[name]), trees.flatten(tree)
-    assert found.keys() == given.keys()
-    assert all(found[leaf].tobytes() == given[leaf].tobytes() for leaf in given)
+    actual, expected = trees.flatten(again.params[name]), trees.flatten(tree)
+    assert actual.keys() == expected.keys()
+    assert all(actual[leaf].tobytes() == expected[leaf].tobytes() for leaf in expected)
   write(tmp_path / "b.safetensors", again, case.base)
   assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
 
@@ -120,21 +120,23 @@ def test_a_file_read_back_has_the_same_bits(case, write, tmp_path):
 def test_factors_keep_their_dtype(sd, dtype, tmp_path):
   small = sd.lora._replace(params=jax.tree.map(lambda x: x.astype(dtype), sd.lora.params))
   interop.save_lora(tmp_path / "a.safetensors", small, sd.base)
-  found = interop.load_lora(tmp_path / "a.safetensors", sd.base)
-  for leaf, given in zip(jax.tree.leaves(found.params), jax.tree.leaves(small.params), strict=True):
+  actual = interop.load_lora(tmp_path / "a.safetensors", sd.base)
+  for leaf, expected in zip(
+    jax.tree.leaves(actual.params), jax.tree.leaves(small.params), strict=True
+  ):
     assert leaf.dtype == dtype
-    assert leaf.tobytes() == given.tobytes()
+    assert leaf.tobytes() == expected.tobytes()
 
 
-def test_layers_of_their_own_alpha_and_rank_reach_diffusers(sd, tmp_path):
+def test_alphas_and_ranks_of_single_layers_reach_diffusers(sd, tmp_path):
   """Written per layer into the header, in the form in which peft looks for exceptions."""
   few = lora.init(jax.random.key(1), sd.base["unet"], targets="*.to_q", rank=2)
   many = lora.init(jax.random.key(1), sd.base["unet"], targets="*.to_k", rank=4)
   flat = filled({**trees.flatten(few), **trees.flatten(many)}, 3)
   tree = trees.unflatten(flat)
   alphas = {layer: 1.0 + i for i, layer in enumerate(lora.layers_of(tree))}
-  given = interop.Lora({"unet": tree}, {"unet": alphas})
-  interop.save_lora(tmp_path / "pytorch_lora_weights.safetensors", given, sd.base)
+  adapter = interop.Lora({"unet": tree}, {"unet": alphas})
+  interop.save_lora(tmp_path / "pytorch_lora_weights.safetensors", adapter, sd.base)
   pipeline = sd.pipeline()
   pipeline.load_lora_weights(tmp_path)
   same_weights(fused(pipeline.unet), merge(sd.base["unet"], tree, alphas))
@@ -155,7 +157,7 @@ def trained_in_torch(case, **options):
   return unet
 
 
-def test_what_peft_saves_with_its_config_is_read_exactly(sd, tmp_path):
+def test_a_file_by_peft_with_its_config_is_read_exactly(sd, tmp_path):
   exceptions = {"conv1": 2, "down_blocks.0.*to_q": 12}
   unet = trained_in_torch(sd, lora_alpha=8, alpha_pattern=exceptions, rank_pattern={"conv_in": 2})
   unet.save_lora_adapter(tmp_path, weight_name="a.safetensors")
@@ -168,20 +170,20 @@ def test_what_peft_saves_with_its_config_is_read_exactly(sd, tmp_path):
     unet_lora_adapter_metadata=metadata,
     weight_name="b.safetensors",
   )
-  found = interop.load_lora(tmp_path / "b.safetensors", sd.base)
-  assert found.alphas["unet"]["down_blocks.0.resnets.0.conv1"] == 2
-  same_weights(fused(unet), merge(sd.base["unet"], found.params["unet"], found.alphas["unet"]))
+  actual = interop.load_lora(tmp_path / "b.safetensors", sd.base)
+  assert actual.alphas["unet"]["down_blocks.0.resnets.0.conv1"] == 2
+  same_weights(fused(unet), merge(sd.base["unet"], actual.params["unet"], actual.alphas["unet"]))
 
 
-def test_what_diffusers_training_scripts_save_is_read(case, tmp_path):
+def test_a_file_by_diffusers_training_scripts_is_read(case, tmp_path):
   """They rename the factors to lora.down and lora.up, keep no alpha, and train with alpha = r."""
   unet = trained_in_torch(case, lora_alpha=4)
   kind = StableDiffusionXLPipeline if case.xl else StableDiffusionPipeline
   layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet))
   kind.save_lora_weights(tmp_path, unet_lora_layers=layers, weight_name="a.safetensors")
   assert any(".lora.down." in name for name in load_file(tmp_path / "a.safetensors"))
-  found = interop.load_lora(tmp_path / "a.safetensors", case.base)
-  same_weights(fused(unet), merge(case.base["unet"], found.params["unet"], found.alphas["unet"]))
+  actual = interop.load_lora(tmp_path / "a.safetensors", case.base)
+  same_weights(fused(unet), merge(case.base["unet"], actual.params["unet"], actual.alphas["unet"]))
 
 
 def test_text_encoders_saved_by_diffusers_are_read(sd, tmp_path):
@@ -195,14 +197,14 @@ def test_text_encoders_saved_by_diffusers_are_read(sd, tmp_path):
     text_encoder_lora_layers=convert_state_dict_to_diffusers(state),
     weight_name="a.safetensors",
   )
-  found = interop.load_lora(tmp_path / "a.safetensors", sd.base)
-  layers = lora.layers_of(found.params["text_encoder"])
+  actual = interop.load_lora(tmp_path / "a.safetensors", sd.base)
+  layers = lora.layers_of(actual.params["text_encoder"])
   assert set(layers) == {
     f"text_model.encoder.layers.{i}.{n}" for i in (0, 1) for n in ("self_attn.q_proj", "mlp.fc1")
   }
 
 
-def test_every_layer_of_sdxl_has_the_name_that_diffusers_takes_for_kohyas():
+def test_every_layer_of_sdxl_has_the_kohya_name_that_diffusers_reads():
   config = {
     "_class_name": "UNet2DConditionModel",
     "use_linear_projection": True,
@@ -228,12 +230,12 @@ def test_every_layer_of_sdxl_has_the_name_that_diffusers_takes_for_kohyas():
     state, types.SimpleNamespace(layers_per_block=2)
   )
   state, _ = lora_conversion_utils._convert_non_diffusers_lora_to_diffusers(state)
-  found = {
+  actual = {
     int(number): name.removeprefix("unet.").split(".lora_A")[0]
     for name, number in convert_unet_state_dict_to_peft(state).items()
     if ".lora_A" in name
   }
-  assert found == {number: layer for number, (_, layer) in enumerate(names)}
+  assert actual == {number: layer for number, (_, layer) in enumerate(names)}
 
 
 def test_sd_keeps_diffusers_names_in_kohyas_files(sd):
@@ -244,7 +246,7 @@ def test_sd_keeps_diffusers_names_in_kohyas_files(sd):
 
 
 @pytest.mark.parametrize(("family", "prefix"), [("sd", "lora_te"), ("sdxl", "lora_te1")])
-def test_the_first_text_encoder_is_called_as_kohya_calls_it(request, family, prefix):
+def test_the_first_text_encoder_has_kohyas_name(request, family, prefix):
   names = lora_names.kohya_names(request.getfixturevalue(family).base)
   layer = "text_model.encoder.layers.0.self_attn.q_proj"
   wanted = f"{prefix}_text_model_encoder_layers_0_self_attn_q_proj"
@@ -256,13 +258,13 @@ def test_kohyas_file_with_diffusers_block_names_is_read_for_sdxl(sdxl, tmp_path)
   state = {}
   layers = lora.layers_of(case.lora.params["unet"])
   interop.save_lora(tmp_path / "a.safetensors", case.lora, case.base)
-  given = load_file(tmp_path / "a.safetensors")
+  expected = load_file(tmp_path / "a.safetensors")
   for layer in layers:
     name = f"lora_unet_{layer}".replace(".", "_")
-    state[f"{name}.lora_down.weight"] = given[f"unet.{layer}.lora_A.weight"]
-    state[f"{name}.lora_up.weight"] = given[f"unet.{layer}.lora_B.weight"]
+    state[f"{name}.lora_down.weight"] = expected[f"unet.{layer}.lora_A.weight"]
+    state[f"{name}.lora_up.weight"] = expected[f"unet.{layer}.lora_B.weight"]
     state[f"{name}.alpha"] = np.asarray(1.5, np.float16)
   save_file(state, tmp_path / "b.safetensors")
-  found = interop.load_lora(tmp_path / "b.safetensors", case.base)
-  assert found.alphas["unet"] == dict.fromkeys(layers, 1.5)
-  jax.tree.map(np.testing.assert_array_equal, found.params["unet"], case.lora.params["unet"])
+  actual = interop.load_lora(tmp_path / "b.safetensors", case.base)
+  assert actual.alphas["unet"] == dict.fromkeys(layers, 1.5)
+  jax.tree.map(np.testing.assert_array_equal, actual.params["unet"], case.lora.params["unet"])

@@ -1,4 +1,4 @@
-"""What the networks of a pipeline compute, here and in torch, in both directions."""
+"""Outputs of a pipeline's networks here and in torch, in both directions."""
 
 import jax
 import jax.numpy as jnp

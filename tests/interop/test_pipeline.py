@@ -1,4 +1,4 @@
-"""Pipelines put together here, of parts that must fit each other."""
+"""New pixel pipelines: components that must fit each other."""
 
 import pytest
 

@@ -55,12 +55,12 @@ def written(kind, layout, tmp_path_factory):
 def test_weights_come_back_to_the_bit_in_files_of_the_same_kind(written):
   theirs, ours = written
   for folder in sorted(file.parent for file in theirs.glob("*/config.json")):
-    found = helpers.read_state(ours / folder.name)
+    actual = helpers.read_state(ours / folder.name)
     wanted = helpers.read_state(folder)
-    prefix = "" if wanted.keys() == found.keys() else "text_model."
-    assert {f"{prefix}{name}" for name in wanted} == found.keys()
+    prefix = "" if wanted.keys() == actual.keys() else "text_model."
+    assert {f"{prefix}{name}" for name in wanted} == actual.keys()
     for name, array in wanted.items():
-      assert (found[f"{prefix}{name}"] == array).all()
+      assert (actual[f"{prefix}{name}"] == array).all()
     assert {_kind_of(file) for file in ours.joinpath(folder.name).iterdir()} == {
       _kind_of(file) for file in folder.iterdir()
     }
@@ -83,18 +83,18 @@ def test_configs_come_back_as_they_were(written):
 def test_diffusers_loads_the_whole_pipeline_as_it_was(written, kind, layout):
   theirs, ours = written
   options = {"variant": layout["variant"]} if "variant" in layout else {}
-  found = CLASSES[kind].from_pretrained(ours, **options).components
+  actual = CLASSES[kind].from_pretrained(ours, **options).components
   wanted = CLASSES[kind].from_pretrained(theirs, **options).components
-  assert found.keys() == wanted.keys()
+  assert actual.keys() == wanted.keys()
   for name, component in wanted.items():
     if isinstance(component, torch.nn.Module):
-      helpers.assert_same_state(found[name], component)
+      helpers.assert_same_state(actual[name], component)
     elif isinstance(component, CLIPTokenizer):
       captions = ["the digit seven", "a cat", ""]
       asked = {"padding": "max_length", "max_length": tiny.CONTEXT}
-      assert found[name](captions, **asked).input_ids == component(captions, **asked).input_ids
+      assert actual[name](captions, **asked).input_ids == component(captions, **asked).input_ids
     else:
-      assert getattr(found[name], "config", None) == getattr(component, "config", None)
+      assert getattr(actual[name], "config", None) == getattr(component, "config", None)
 
 
 def test_diffusers_loads_a_pipeline_that_edits_images(sd_folder, tmp_path):
@@ -110,7 +110,7 @@ def test_diffusers_loads_a_pipeline_that_edits_images(sd_folder, tmp_path):
   helpers.assert_same_state(loaded.unet, unet)
 
 
-def test_a_published_pipeline_survives_fields_that_we_do_not_use(sdxl, tmp_path):
+def test_unused_fields_of_a_published_pipeline_are_kept(sdxl, tmp_path):
   interop.save_pipeline(tmp_path / "ours", sdxl)
   index = json.loads((tmp_path / "ours/model_index.json").read_text())
   assert index["force_zeros_for_empty_prompt"] is True
@@ -151,12 +151,12 @@ def test_a_single_network_is_read_with_its_config(sdxl_folder, sdxl):
   helpers.assert_same_trees(params, sdxl.params["vae"])
 
 
-def test_a_single_network_is_read_from_below(sdxl_folder, sdxl):
+def test_a_single_network_is_read_from_a_subfolder(sdxl_folder, sdxl):
   _, params = interop.load_network(sdxl_folder, subfolder="text_encoder_2")
   helpers.assert_same_trees(params, sdxl.params["text_encoder_2"])
 
 
-def test_another_autoencoder_takes_the_place_of_the_first(sdxl, tmp_path):
+def test_another_autoencoder_replaces_the_first(sdxl, tmp_path):
   other = tiny.perturb(tiny.make_vae(scaling_factor=0.13025, force_upcast=False))
   other.save_pretrained(tmp_path / "other")
   config, params = interop.load_network(tmp_path / "other")

@@ -1,4 +1,4 @@
-"""Writing pipelines: layouts, what is carried along, and that they appear whole or not at all."""
+"""Writing pipelines: layouts, passthrough files, and that they appear whole or not at all."""
 
 import dataclasses
 import json
@@ -61,7 +61,7 @@ def test_parameters_are_cast_when_they_are_written(pipeline, tmp_path):
   )
 
 
-def test_parameters_that_are_sharded_over_devices_are_written_whole(pipeline, saved, tmp_path):
+def test_parameters_that_are_sharded_over_devices_are_written_in_full(pipeline, saved, tmp_path):
   mesh = jax.make_mesh((4,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
   split = jax.sharding.NamedSharding(mesh, jax.P("x"))
   sharded = with_unet_bias(
@@ -79,7 +79,7 @@ def with_one_large(pipeline, number):
 
 def test_numbers_that_float16_cannot_hold_are_not_written(pipeline, tmp_path):
   with pytest.raises(
-    InputError, match=r"unet parameters: conv_in\.bias holds 1e\+30, which is inf"
+    InputError, match=r"unet parameters: conv_in\.bias has the value 1e\+30, which is inf"
   ):
     interop.save_pipeline(tmp_path / "saved", with_one_large(pipeline, -1e30), dtype="float16")
   assert list(tmp_path.iterdir()) == []
@@ -151,7 +151,7 @@ def test_a_saved_tokenizer_does_not_pad_by_itself(pipeline, tmp_path):
   assert json.loads((tmp_path / "padded/tokenizer/tokenizer.json").read_text())["padding"] is None
 
 
-# What is carried along
+# Passthrough files
 
 
 @pytest.fixture
@@ -194,7 +194,7 @@ def test_a_network_without_weights_is_not_copied(sd_folder, tmp_path):
     interop.save_pipeline(tmp_path / "saved", part)
 
 
-def test_carried_components_that_are_gone_are_named(published, tmp_path):
+def test_missing_passthrough_components_are_named(published, tmp_path):
   loaded = interop.load_pipeline(published)
   shutil.rmtree(published / "feature_extractor")
   with pytest.raises(InputError, match=r"feature_extractor is to be copied from .* gone"):

@@ -1,4 +1,4 @@
-"""One setting of every objective, and pairs to try it on."""
+"""Hyperparameters for every loss, and random pairs."""
 
 import functools
 
@@ -28,7 +28,7 @@ NAMES = sorted(losses.LOSSES)
 
 
 def bind(name, **changes):
-  """The objective of that name with its hyperparameters."""
+  """The loss of a name with its hyperparameters bound."""
   return functools.partial(losses.LOSSES[name], **{**HYPERPARAMETERS[name], **changes})
 
 
@@ -42,33 +42,33 @@ def random_pairs(seed=0, pairs=PAIRS, near=0.3):
 
 
 def apply(loss, errors, residuals):
-  """The losses of pairs, whether or not the objective takes residuals."""
+  """The loss of each pair; residuals are passed where the loss needs them."""
   return loss(errors, residuals)[0] if losses.requirements(loss).residuals else loss(errors)[0]
 
 
 @functools.cache
 def compiled(name, **changes):
-  """(errors, residuals) -> (losses, gradient of their sum with respect to the errors), one jit."""
+  """(errors, residuals) -> (losses, gradient of their sum with respect to the errors), jitted."""
   loss = bind(name, **changes)
 
   def run(errors, residuals):
-    found, pull = jax.vjp(lambda e: apply(loss, e, residuals), errors)
-    return found, pull(jnp.ones_like(found))[0]
+    values, vjp = jax.vjp(lambda e: apply(loss, e, residuals), errors)
+    return values, vjp(jnp.ones_like(values))[0]
 
   return jax.jit(run)
 
 
 def at(loss, z, scale=1.0):
-  """The losses where the difference (e_w - r_w) - (e_l - r_l) is -z/scale, the winner's doing."""
+  """The losses where (e_w - r_w) - (e_l - r_l) is -z/scale, by the winner's error alone."""
   zero = jnp.zeros_like(z)
   return loss(PairErrors(-z / scale, zero, zero, zero))[0]
 
 
 def grad(function, argnums=0):
-  """jax.grad under one jit: op by op, every primitive would be compiled by itself."""
+  """jax.grad under jit: without it every primitive is compiled by itself."""
   return jax.jit(jax.grad(function, argnums))
 
 
 def value_and_grad(function, argnums=0):
-  """jax.value_and_grad under one jit."""
+  """jax.value_and_grad under jit."""
   return jax.jit(jax.value_and_grad(function, argnums))

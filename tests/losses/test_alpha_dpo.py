@@ -47,10 +47,10 @@ def exact(z, a):
 @every
 def test_value_and_slope_agree_with_the_exact_formula_for_logits_up_to_ten_thousand(a):
   value, slope = exact(LOGITS, a)
-  found = jax.jit(lambda z: in_logit(z, a))(LOGITS)
+  actual = jax.jit(lambda z: in_logit(z, a))(LOGITS)
   gradient = cases.grad(lambda z: in_logit(z, a).sum())(LOGITS)
   normal = value > 1e-36
-  np.testing.assert_allclose(found[normal], value[normal], rtol=2e-6)
+  np.testing.assert_allclose(actual[normal], value[normal], rtol=2e-6)
   np.testing.assert_allclose(gradient, slope, rtol=5e-6, atol=1e-36)
 
 
@@ -60,20 +60,20 @@ def test_value_and_slope_at_policy_equal_to_reference_are_the_closed_forms():
   np.testing.assert_allclose(slope, [0.5 - np.sqrt(0.5)], rtol=1e-6)
 
 
-def test_towards_alpha_zero_it_is_dpo_less_the_policys_doubt():
+def test_towards_alpha_zero_it_is_dpo_minus_one_minus_p():
   errors, _ = cases.random_pairs()
-  found, diagnostics = losses.alpha_dpo(errors, beta=30.0, divergence_alpha=0.0)
+  actual, diagnostics = losses.alpha_dpo(errors, beta=30.0, divergence_alpha=0.0)
   doubt = jax.nn.sigmoid(-diagnostics.logit)
-  np.testing.assert_allclose(found, losses.dpo(errors, beta=30.0)[0] - doubt, rtol=1e-4)
+  np.testing.assert_allclose(actual, losses.dpo(errors, beta=30.0)[0] - doubt, rtol=1e-4)
 
 
-def test_towards_alpha_zero_misranked_pairs_are_pushed_as_by_dpo():
+def test_towards_alpha_zero_misranked_pairs_have_the_gradient_of_dpo():
   slope = cases.grad(lambda z: in_logit(z, 0.0)[0])(jnp.full(1, -12.0))
   np.testing.assert_allclose(slope, [-1.0], rtol=1e-4)
 
 
 @every
-def test_near_certainty_every_alpha_is_half_the_square_of_the_doubt(a):
+def test_near_certainty_every_alpha_gives_half_the_square_of_one_minus_p(a):
   z = jnp.array([9.0, 14.0])
   np.testing.assert_allclose(in_logit(z, a), 0.5 / (1 + np.exp([9.0, 14.0])) ** 2, rtol=2e-4)
 
@@ -94,8 +94,8 @@ def test_second_derivatives_agree_with_finite_differences():
   check_grads(jax.jit(lambda z: in_logit(z, 0.9999)), (z,), order=2, modes=["rev"], eps=1e-2)
 
 
-@pytest.mark.parametrize("objective", [losses.alpha_dpo, losses.dynamic_alpha_dpo])
+@pytest.mark.parametrize("loss", [losses.alpha_dpo, losses.dynamic_alpha_dpo])
 @pytest.mark.parametrize("a", [-0.1, 1.1, float("nan"), "0.5"])
-def test_an_alpha_outside_zero_to_one_is_refused_by_name(objective, a):
+def test_an_alpha_outside_zero_to_one_is_refused_by_name(loss, a):
   with pytest.raises(ValueError, match="divergence_alpha"):
-    objective(cases.random_pairs()[0], beta=1.0, divergence_alpha=a)
+    loss(cases.random_pairs()[0], beta=1.0, divergence_alpha=a)

@@ -1,4 +1,4 @@
-"""The errors of a pair, their logit, and the refusals at the border."""
+"""The errors of a pair, their logit, and errors for wrong inputs."""
 
 import jax
 import jax.numpy as jnp
@@ -32,43 +32,43 @@ def test_the_denoising_error_refuses_two_shapes():
 
 
 def test_the_logit_follows_the_sign_convention():
-  _, found = losses.dpo(ERRORS, beta=40.0)
+  _, diagnostics = losses.dpo(ERRORS, beta=40.0)
   w, l, rw, rl = (np.float64(x) for x in ERRORS)
-  np.testing.assert_allclose(found.logit, -20.0 * ((w - l) - (rw - rl)), rtol=1e-5, atol=1e-6)
-  np.testing.assert_allclose(found.reward_w, -20.0 * (w - rw), rtol=1e-5)
-  np.testing.assert_allclose(found.reward_l, -20.0 * (l - rl), rtol=1e-5)
-  np.testing.assert_array_equal(found.accuracy, (found.logit > 0).astype(np.float32))
+  np.testing.assert_allclose(diagnostics.logit, -20.0 * ((w - l) - (rw - rl)), rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(diagnostics.reward_w, -20.0 * (w - rw), rtol=1e-5)
+  np.testing.assert_allclose(diagnostics.reward_l, -20.0 * (l - rl), rtol=1e-5)
+  np.testing.assert_array_equal(diagnostics.accuracy, (diagnostics.logit > 0).astype(np.float32))
 
 
 def test_a_tie_counts_one_half():
   ones = jnp.ones(3)
-  _, found = losses.dpo(PairErrors(ones, ones, ones, ones), beta=5000.0)
-  np.testing.assert_array_equal(found.logit, np.zeros(3))
-  np.testing.assert_array_equal(found.accuracy, np.full(3, 0.5))
+  _, diagnostics = losses.dpo(PairErrors(ones, ones, ones, ones), beta=5000.0)
+  np.testing.assert_array_equal(diagnostics.logit, np.zeros(3))
+  np.testing.assert_array_equal(diagnostics.accuracy, np.full(3, 0.5))
 
 
-def test_a_logit_that_is_no_number_has_no_accuracy():
+def test_the_accuracy_of_a_nan_logit_is_nan():
   bad = jnp.array([jnp.nan])
-  _, found = losses.dpo(PairErrors(bad, bad, bad, bad), beta=1.0)
-  assert np.isnan(found.accuracy[0])
+  _, diagnostics = losses.dpo(PairErrors(bad, bad, bad, bad), beta=1.0)
+  assert np.isnan(diagnostics.accuracy[0])
 
 
 def test_the_logit_keeps_float32_accuracy_where_errors_are_large_and_their_change_is_small():
   w = np.array([0.9000001, 0.7], np.float32)
   l = np.array([0.3, 0.2000001], np.float32)
   rw, rl = np.array([0.9, 0.7], np.float32), np.array([0.3, 0.2], np.float32)
-  _, found = losses.dpo(PairErrors(w, l, rw, rl), beta=5000.0)
+  _, diagnostics = losses.dpo(PairErrors(w, l, rw, rl), beta=5000.0)
   exact = -2500.0 * ((np.float64(w) - rw) - (np.float64(l) - rl))
-  np.testing.assert_allclose(found.logit, exact, rtol=1e-6)
+  np.testing.assert_allclose(diagnostics.logit, exact, rtol=1e-6)
 
 
 def test_the_loss_of_a_batch_is_that_of_its_pairs_one_by_one():
-  for objective in (
+  for loss in (
     lambda e: losses.dpo(e, beta=30.0, label_smoothing=0.1),
     lambda e: losses.dmpo(e, beta=30.0, alpha=0.01),
   ):
-    whole = objective(ERRORS)[0]
-    single = [objective(jax.tree.map(lambda x, i=i: x[i : i + 1], ERRORS))[0][0] for i in range(7)]
+    whole = loss(ERRORS)[0]
+    single = [loss(jax.tree.map(lambda x, i=i: x[i : i + 1], ERRORS))[0][0] for i in range(7)]
     np.testing.assert_allclose(whole, single, rtol=1e-6)
 
 
@@ -105,5 +105,5 @@ def test_a_beta_that_is_not_positive_is_refused_by_name(name, beta):
     losses.LOSSES[name](ERRORS, beta=beta, **more)
 
 
-def test_every_objective_is_listed_under_its_own_name():
+def test_every_loss_is_listed_under_its_own_name():
   assert all(name == function.__name__ for name, function in losses.LOSSES.items())

@@ -48,22 +48,22 @@ def test_summed_errors_want_beta_divided_by_the_number_of_elements():
 
 
 def test_the_logit_of_kto_at_1000_is_that_of_dpo_at_2000():
-  found, wanted = losses.kto(errors, beta=1000.0)[1], losses.dpo(errors, beta=2000.0)[1]
-  np.testing.assert_allclose(found.logit, wanted.logit, rtol=1e-5)
+  diagnostics, wanted = losses.kto(errors, beta=1000.0)[1], losses.dpo(errors, beta=2000.0)[1]
+  np.testing.assert_allclose(diagnostics.logit, wanted.logit, rtol=1e-5)
 
 
 def test_f_dpo_with_the_reverse_kl_is_dpo_at_the_product():
-  found = losses.f_dpo(errors, divergence="reverse_kl", beta=5000 / 16384, inner_scale=16384.0)
-  np.testing.assert_allclose(found[0], losses.dpo(errors, beta=5000.0)[0], rtol=1e-6)
+  actual = losses.f_dpo(errors, divergence="reverse_kl", beta=5000 / 16384, inner_scale=16384.0)
+  np.testing.assert_allclose(actual[0], losses.dpo(errors, beta=5000.0)[0], rtol=1e-6)
 
 
-@pytest.mark.parametrize(("objective", "beta"), [(losses.hinge, 200.0), (losses.ipo, 100.0)])
-def test_hinge_at_200_and_ipo_at_100_are_content_with_a_margin_of_five_thousandths(objective, beta):
-  def loss(margin):
+@pytest.mark.parametrize(("loss", "beta"), [(losses.hinge, 200.0), (losses.ipo, 100.0)])
+def test_hinge_at_200_and_ipo_at_100_have_their_minimum_at_a_margin_of_five_thousandths(loss, beta):
+  def value(margin):
     zero = jnp.zeros_like(margin)
-    return objective(PairErrors(-margin, zero, zero, zero), beta=beta)[0]
+    return loss(PairErrors(-margin, zero, zero, zero), beta=beta)[0]
 
-  assert loss(jnp.array([0.005]))[0] < 1e-7 < loss(jnp.array([0.004]))[0]
+  assert value(jnp.array([0.005]))[0] < 1e-7 < value(jnp.array([0.004]))[0]
 
 
 def test_mapo_as_published_is_a_tenth_of_dpo_without_reference_at_500():
@@ -73,7 +73,7 @@ def test_mapo_as_published_is_a_tenth_of_dpo_without_reference_at_500():
   np.testing.assert_allclose(loss - errors.policy_w, wanted, rtol=0.02)
 
 
-def test_twice_the_beta_is_what_a_missing_half_means():
+def test_a_missing_half_means_twice_the_beta():
   margin = (errors.policy_w - errors.reference_w) - (errors.policy_l - errors.reference_l)
   without_half = -jax.nn.log_sigmoid(-2500.0 * margin)
   np.testing.assert_allclose(losses.dpo(errors, beta=5000.0)[0], without_half, rtol=1e-4)

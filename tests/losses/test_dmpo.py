@@ -44,7 +44,7 @@ def test_the_loss_agrees_with_the_float64_formula_for_logits_up_to_ten_thousand(
 
 
 @pytest.mark.parametrize("alpha", ALPHAS)
-def test_the_loss_keeps_its_precision_beside_its_zero(alpha):
+def test_the_loss_keeps_its_precision_near_its_zero(alpha):
   u = target(alpha)
   offsets = np.logspace(-3, 0.7, 60)
   z = np.concatenate([u - offsets, u + offsets]).astype(np.float32)
@@ -71,7 +71,7 @@ def test_the_loss_at_policy_equal_to_reference_has_the_closed_form():
   np.testing.assert_allclose(slope, [-1.148780], atol=1e-6)
 
 
-def test_the_slope_at_minus_five_nearly_ignores_the_pair():
+def test_the_slope_at_minus_five_is_nearly_zero():
   np.testing.assert_allclose(jax.grad(lambda z: at(z)[0])(jnp.full(1, -5.0)), [-0.0638], atol=1e-4)
 
 
@@ -79,19 +79,19 @@ def test_the_slope_at_minus_five_nearly_ignores_the_pair():
 def test_the_slope_is_p_times_one_minus_p_times_the_distance_to_the_target(alpha):
   z = np.linspace(-30, 30, 241).astype(np.float32)
   p, not_p = 1 / (1 + np.exp(-z.astype(np.float64))), 1 / (1 + np.exp(z.astype(np.float64)))
-  found = jax.grad(lambda z: at(z, alpha).sum())(jnp.asarray(z))
-  np.testing.assert_allclose(found, p * not_p * (z - target(alpha)), rtol=2e-6, atol=1e-9)
+  actual = jax.grad(lambda z: at(z, alpha).sum())(jnp.asarray(z))
+  np.testing.assert_allclose(actual, p * not_p * (z - target(alpha)), rtol=2e-6, atol=1e-9)
 
 
-def test_past_the_target_the_margin_is_pulled_back():
+def test_past_the_target_the_gradient_reduces_the_margin():
   slopes = jax.grad(lambda z: at(z).sum())(jnp.array([target(0.01) - 1, target(0.01) + 1]))
   assert slopes[0] < 0 < slopes[1]
 
 
 @pytest.mark.parametrize("alpha", ALPHAS)
 def test_the_limits_are_the_logarithms_of_the_target(alpha):
-  found = at(jnp.array([-1e4, 1e4]), alpha)
-  np.testing.assert_allclose(found, [-math.log(alpha), -math.log1p(-alpha)], rtol=1e-6)
+  actual = at(jnp.array([-1e4, 1e4]), alpha)
+  np.testing.assert_allclose(actual, [-math.log(alpha), -math.log1p(-alpha)], rtol=1e-6)
 
 
 def test_gradients_are_finite_for_extreme_logits():
@@ -117,11 +117,11 @@ def test_with_flipped_labels_the_optimum_shrinks_by_one_minus_twice_the_rate():
 def test_dmpo_and_conservative_dpo_share_their_minimiser():
   z = jnp.full(1, target(0.1))
   zero = jnp.zeros(1)
-  for objective in (
+  for loss in (
     lambda z: losses.dmpo(PairErrors(-z, zero, zero, zero), beta=2.0, alpha=0.1)[0][0],
     lambda z: losses.dpo(PairErrors(-z, zero, zero, zero), beta=2.0, label_smoothing=0.1)[0][0],
   ):
-    np.testing.assert_allclose(jax.grad(objective)(z), [0.0], atol=1e-7)
+    np.testing.assert_allclose(jax.grad(loss)(z), [0.0], atol=1e-7)
 
 
 def test_beta_only_scales_the_logit():

@@ -25,10 +25,10 @@ def exact(z, s):
 
 @pytest.mark.parametrize("s", [0.0, 0.01, 0.3])
 def test_the_loss_agrees_with_the_float64_formula_for_logits_up_to_ten_thousand(s):
-  found, wanted = np.asarray(at(LOGITS, label_smoothing=s)), exact(LOGITS, s)
+  actual, wanted = np.asarray(at(LOGITS, label_smoothing=s)), exact(LOGITS, s)
   normal = wanted > 1e-36  # below, float32 has no relative precision left
-  np.testing.assert_allclose(found[normal], wanted[normal], rtol=1e-6)
-  assert np.all(found[~normal] < 1e-36)
+  np.testing.assert_allclose(actual[normal], wanted[normal], rtol=1e-6)
+  assert np.all(actual[~normal] < 1e-36)
 
 
 def test_the_loss_at_policy_equal_to_reference_is_log_two_with_slope_minus_one_half():
@@ -37,7 +37,7 @@ def test_the_loss_at_policy_equal_to_reference_is_log_two_with_slope_minus_one_h
   np.testing.assert_allclose(slope, [-0.5], rtol=1e-6)
 
 
-def test_the_slope_at_minus_five_is_the_known_one():
+def test_the_slope_at_minus_five_is_the_sigmoid_of_five():
   np.testing.assert_allclose(jax.grad(lambda z: at(z)[0])(jnp.full(1, -5.0)), [-0.9933], atol=1e-4)
 
 

@@ -1,4 +1,4 @@
-"""DSPO against its formula, and what residuals it accepts."""
+"""DSPO against its formula, and errors for wrong residuals."""
 
 import jax
 import jax.numpy as jnp
@@ -40,17 +40,17 @@ def test_at_policy_equal_to_reference_it_is_the_winners_error():
   )
 
 
-def test_at_policy_equal_to_reference_the_winner_is_pulled_less_than_by_fine_tuning():
+def test_at_policy_equal_to_reference_the_gradient_is_smaller_than_that_of_fine_tuning():
   _, residuals = cases.random_pairs(near=0.0)
   slope = cases.grad(lambda w: of_tensors(w, *residuals[1:]).sum())(residuals.policy_w)
   # d/dR ‖R - beta/2 (R - Q)‖²/d at R = Q is 2 (1 - beta/2) R/d; here beta is 1/2 and d 6.
   np.testing.assert_allclose(slope, 2 * 0.75 / 6 * residuals.policy_w, rtol=1e-5)
 
 
-def test_at_the_published_beta_it_is_next_to_fine_tuning():
+def test_at_the_published_beta_it_is_close_to_fine_tuning():
   errors, residuals = cases.random_pairs()
-  found, _ = losses.dspo(errors, residuals, beta=0.001)
-  np.testing.assert_allclose(found, losses.sft(errors)[0], rtol=2e-3)
+  actual, _ = losses.dspo(errors, residuals, beta=0.001)
+  np.testing.assert_allclose(actual, losses.sft(errors)[0], rtol=2e-3)
 
 
 def test_the_gradient_passes_through_the_logit():
@@ -69,9 +69,9 @@ def test_gradients_agree_with_finite_differences():
 def test_residuals_in_bfloat16_are_reduced_in_float32():
   rng = np.random.default_rng(0)
   low = Residuals(*(jnp.asarray(rng.normal(size=(2, 64, 64)), jnp.bfloat16) for _ in range(4)))
-  found = of_tensors(*low)
-  assert found.dtype == jnp.float32
-  np.testing.assert_allclose(found, of_tensors(*(x.astype(jnp.float32) for x in low)), rtol=1e-6)
+  actual = of_tensors(*low)
+  assert actual.dtype == jnp.float32
+  np.testing.assert_allclose(actual, of_tensors(*(x.astype(jnp.float32) for x in low)), rtol=1e-6)
 
 
 def test_residuals_of_other_pairs_than_the_errors_are_refused_with_the_shapes():

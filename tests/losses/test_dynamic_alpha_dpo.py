@@ -1,4 +1,4 @@
-"""Dynamic alpha-DPO: where its exponent comes from."""
+"""Dynamic alpha-DPO: its exponent, a statistic over the batch."""
 
 import jax
 import jax.numpy as jnp
@@ -39,8 +39,8 @@ def test_no_gradient_passes_through_the_exponent():
   errors, _ = cases.random_pairs()
   fixed = {"beta": 30.0, "divergence_alpha": exponent(errors)}
   wanted = cases.grad(lambda e: losses.alpha_dpo(e, **fixed)[0].sum())(errors)
-  found = cases.grad(lambda e: dynamic(e).sum())(errors)
-  for a, b in zip(found, wanted, strict=True):
+  actual = cases.grad(lambda e: dynamic(e).sum())(errors)
+  for a, b in zip(actual, wanted, strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7)
 
 

@@ -1,4 +1,4 @@
-"""f-DPO against derivatives of the divergences' own f, and its ties to DPO."""
+"""f-DPO against derivatives of the divergences' own f, and its relation to DPO."""
 
 import functools
 
@@ -57,9 +57,9 @@ def test_value_and_slope_at_policy_equal_to_reference_are_the_closed_forms(diver
 def test_reverse_kl_is_dpo_to_the_last_bit_whatever_the_inner_scale(scale):
   errors, _ = random_pairs()
   beta = 5000.0 / scale
-  found = losses.f_dpo(errors, divergence="reverse_kl", beta=beta, inner_scale=scale)
+  actual = losses.f_dpo(errors, divergence="reverse_kl", beta=beta, inner_scale=scale)
   for a, b in zip(
-    jax.tree.leaves(found), jax.tree.leaves(losses.dpo(errors, beta=beta * scale)), strict=True
+    jax.tree.leaves(actual), jax.tree.leaves(losses.dpo(errors, beta=beta * scale)), strict=True
   ):
     np.testing.assert_array_equal(a, b)
 
@@ -67,21 +67,23 @@ def test_reverse_kl_is_dpo_to_the_last_bit_whatever_the_inner_scale(scale):
 @every
 def test_with_a_small_inner_scale_every_divergence_is_dpo_with_another_beta(divergence):
   errors, _ = random_pairs()
-  found, _ = losses.f_dpo(errors, divergence=divergence, beta=3e4, inner_scale=1e-3)
+  actual, _ = losses.f_dpo(errors, divergence=divergence, beta=3e4, inner_scale=1e-3)
   wanted, _ = losses.dpo(errors, beta=30.0 * SLOPES[divergence])
-  np.testing.assert_allclose(found, wanted, rtol=2e-3)
+  np.testing.assert_allclose(actual, wanted, rtol=2e-3)
 
 
 @pytest.mark.parametrize(("a", "limit"), [(1e-4, "reverse_kl"), (1 - 1e-4, "forward_kl")])
-def test_the_alpha_divergence_ends_in_both_kl_divergences(a, limit):
+def test_the_limits_of_the_alpha_divergence_are_both_kl_divergences(a, limit):
   errors, _ = random_pairs()
   options = {"beta": 2.0, "inner_scale": 10.0}
-  found, _ = losses.f_dpo(errors, divergence="alpha", divergence_alpha=a, **options)
-  np.testing.assert_allclose(found, losses.f_dpo(errors, divergence=limit, **options)[0], rtol=5e-3)
+  actual, _ = losses.f_dpo(errors, divergence="alpha", divergence_alpha=a, **options)
+  np.testing.assert_allclose(
+    actual, losses.f_dpo(errors, divergence=limit, **options)[0], rtol=5e-3
+  )
 
 
 @every
-def test_the_slope_is_as_precise_beside_the_reference_as_at_it(divergence):
+def test_the_slope_is_as_precise_near_the_reference_as_at_it(divergence):
   s = jnp.array([1e-6, -1e-6])
   slope = grad(lambda s: of(divergence, s, jnp.zeros(2)).sum())(s)
   np.testing.assert_allclose(slope, np.full(2, -SLOPES[divergence] / 2), rtol=1e-5)
@@ -90,8 +92,8 @@ def test_the_slope_is_as_precise_beside_the_reference_as_at_it(divergence):
 @every
 def test_value_and_gradient_are_finite_however_far_the_policy_is(divergence):
   far = jnp.array([-1e4, 1e4, -79.9, 0.0, 0.0, 0.0])
-  found = value_and_grad(lambda a, b: of(divergence, a, b, 1000.0).sum(), (0, 1))(far, -far)
-  assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(found))
+  actual = value_and_grad(lambda a, b: of(divergence, a, b, 1000.0).sum(), (0, 1))(far, -far)
+  assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(actual))
 
 
 def test_past_the_largest_exponent_an_image_has_no_gradient():

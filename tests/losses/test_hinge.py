@@ -27,7 +27,7 @@ def test_value_and_slope_at_policy_equal_to_reference_are_one_and_minus_two():
   assert (value, slope[0]) == (1.0, -2.0)
 
 
-def test_the_force_is_constant_before_the_margin_and_nothing_from_there_on():
+def test_the_gradient_is_constant_before_the_margin_and_zero_after_it():
   slopes = grad(lambda z: in_logit(z).sum())(jnp.array([-1e4, 0.49, 0.5, 1e4]))
   np.testing.assert_array_equal(slopes, [-2, -2, 0, 0])
 

@@ -1,4 +1,4 @@
-"""Diffusion-KTO against its formula, and the statistic it takes over the batch."""
+"""Diffusion-KTO against its formula, and its statistic over the batch."""
 
 import jax
 import jax.numpy as jnp
@@ -30,8 +30,8 @@ def test_the_loss_agrees_with_the_float64_formula(seed):
   errors, _ = cases.random_pairs(seed)
   if seed % 2:  # the policy better than the reference, so that the mean is above 0
     errors = errors._replace(policy_w=errors.policy_w / 16, policy_l=errors.policy_l / 4)
-  found = kto(errors, weight_w=1.5, weight_l=0.5)
-  np.testing.assert_allclose(found, exact(errors, 15.0, 1.5, 0.5), rtol=1e-5)
+  actual = kto(errors, weight_w=1.5, weight_l=0.5)
+  np.testing.assert_allclose(actual, exact(errors, 15.0, 1.5, 0.5), rtol=1e-5)
 
 
 def test_value_and_slopes_at_policy_equal_to_reference_are_half_and_half_of_dpos():
@@ -59,7 +59,7 @@ def test_a_mean_below_zero_counts_as_zero():
   np.testing.assert_allclose(kto(worse), alone, rtol=1e-6)
 
 
-def test_a_batch_in_two_parts_is_not_the_batch():
+def test_two_microbatches_differ_from_the_batch():
   errors, _ = cases.random_pairs()
   errors = errors._replace(policy_w=errors.policy_w / 16, policy_l=errors.policy_l / 4)
   parts = [kto(PairErrors(*(x[part] for x in errors))) for part in (slice(0, 2), slice(2, 4))]
@@ -76,8 +76,8 @@ def test_the_mean_is_that_of_the_global_batch_on_four_devices():
 
 def test_beta_has_no_factor_one_half():
   errors, _ = cases.random_pairs()
-  (_, found), (_, dpo) = losses.kto(errors, beta=15.0), losses.dpo(errors, beta=30.0)
-  np.testing.assert_allclose(found.logit, dpo.logit, rtol=1e-6)
+  (_, diagnostics), (_, dpo) = losses.kto(errors, beta=15.0), losses.dpo(errors, beta=30.0)
+  np.testing.assert_allclose(diagnostics.logit, dpo.logit, rtol=1e-6)
 
 
 def test_gradients_agree_with_finite_differences():

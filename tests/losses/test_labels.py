@@ -31,10 +31,10 @@ def compiled(name):
 
 
 @every
-def test_a_label_of_one_is_the_objective_itself(name):
+def test_a_label_of_one_is_the_loss_itself(name):
   errors, residuals = cases.random_pairs()
-  found = compiled(name)(errors, residuals, np.ones(cases.PAIRS, np.float32))
-  np.testing.assert_allclose(found, cases.compiled(name)(errors, residuals)[0], rtol=1e-5)
+  actual = compiled(name)(errors, residuals, np.ones(cases.PAIRS, np.float32))
+  np.testing.assert_allclose(actual, cases.compiled(name)(errors, residuals)[0], rtol=1e-5)
 
 
 @every
@@ -42,19 +42,21 @@ def test_a_label_of_one_is_the_objective_itself(name):
 @settings(max_examples=10, deadline=None, derandomize=True)
 def test_swapping_the_images_and_the_label_changes_nothing(name, label, seed):
   errors, residuals = cases.random_pairs(seed)
-  here, there = (np.full(cases.PAIRS, x, np.float32) for x in (label, 1 - np.float32(label)))
-  swapped = compiled(name)(losses.swap(errors), losses.swap(residuals), there)
-  np.testing.assert_allclose(compiled(name)(errors, residuals, here), swapped, rtol=1e-4, atol=1e-6)
+  label, other = (np.full(cases.PAIRS, x, np.float32) for x in (label, 1 - np.float32(label)))
+  swapped = compiled(name)(losses.swap(errors), losses.swap(residuals), other)
+  np.testing.assert_allclose(
+    compiled(name)(errors, residuals, label), swapped, rtol=1e-4, atol=1e-6
+  )
 
 
 def test_dpo_under_labels_is_the_cross_entropy_to_them():
   errors, _ = cases.random_pairs()
   label = np.array([0.0, 0.5, 0.3, 1.0], np.float32)
-  found, _ = losses.soft_label_loss(functools.partial(losses.dpo, beta=30.0), errors, label)
+  actual, _ = losses.soft_label_loss(functools.partial(losses.dpo, beta=30.0), errors, label)
   w, l, rw, rl = (np.float64(x) for x in errors)
   z = -15.0 * ((w - l) - (rw - rl))
   wanted = label * np.logaddexp(0, -z) + (1 - label) * np.logaddexp(0, z)
-  np.testing.assert_allclose(found, wanted, rtol=1e-5)
+  np.testing.assert_allclose(actual, wanted, rtol=1e-5)
 
 
 def _slope(loss, label, z):
@@ -68,7 +70,7 @@ def _slope(loss, label, z):
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.1, 0.3, 0.5])
-def test_flipped_labels_move_dmpos_optimum_to_a_part_of_its_target(eta):
+def test_flipped_labels_scale_dmpos_optimum_by_one_minus_twice_the_rate(eta):
   loss = functools.partial(losses.dmpo, beta=2.0, alpha=0.05)
   optimum = (1 - 2 * eta) * math.log(0.95 / 0.05)
   np.testing.assert_allclose(_slope(loss, 1 - eta, optimum), [0], atol=1e-6)
@@ -81,7 +83,7 @@ def test_flipped_labels_move_conservative_dpos_optimum_to_the_averaged_probabili
   np.testing.assert_allclose(_slope(loss, 1 - eta, math.log(p / (1 - p))), [0], atol=1e-6)
 
 
-def test_a_tie_draws_every_margin_to_zero():
+def test_the_optimum_of_a_tie_is_a_margin_of_zero():
   for name in ("dmpo", "alpha_dpo", "f_dpo"):
     loss = cases.bind(name)
     same = PairErrors(*(jnp.full(2, 0.2) for _ in range(4)))
@@ -102,18 +104,18 @@ def test_diagnostics_are_expectations_too():
   errors, _ = cases.random_pairs()
   loss = cases.bind("dpo")
   _, plain = loss(errors)
-  _, found = losses.soft_label_loss(loss, errors, jnp.full(cases.PAIRS, 0.75))
-  np.testing.assert_allclose(found.logit, plain.logit / 2, rtol=1e-5)
-  np.testing.assert_allclose(found.accuracy, 0.25 + 0.5 * plain.accuracy, rtol=1e-6)
+  _, diagnostics = losses.soft_label_loss(loss, errors, jnp.full(cases.PAIRS, 0.75))
+  np.testing.assert_allclose(diagnostics.logit, plain.logit / 2, rtol=1e-5)
+  np.testing.assert_allclose(diagnostics.accuracy, 0.25 + 0.5 * plain.accuracy, rtol=1e-6)
 
 
 def test_fine_tuning_under_labels_is_the_expected_error():
   errors, _ = cases.random_pairs()
-  found, _ = losses.soft_label_loss(losses.sft, errors, 0.25)
-  np.testing.assert_allclose(found, 0.25 * errors.policy_w + 0.75 * errors.policy_l, rtol=1e-6)
+  actual, _ = losses.soft_label_loss(losses.sft, errors, 0.25)
+  np.testing.assert_allclose(actual, 0.25 * errors.policy_w + 0.75 * errors.policy_l, rtol=1e-6)
 
 
-def test_an_objective_whose_statistic_depends_on_the_labels_refuses_them_with_the_reason():
+def test_a_loss_whose_statistic_depends_on_the_labels_refuses_them_with_the_reason():
   errors, residuals = cases.random_pairs()
   with pytest.raises(ValueError, match="exponent is the batch's mean preference"):
     losses.soft_label_loss(cases.bind("dynamic_alpha_dpo"), errors, 0.5)

@@ -22,7 +22,7 @@ def exact(w, l, form):
   def phi(x):
     return x / mpmath.expm1(x) if x else mpmath.mpf(1)
 
-  found, arguments = [], []
+  actual, arguments = [], []
   with mpmath.workdps(40):
     for a, b in zip(map(float, w), map(float, l), strict=True):
       if form == "code":
@@ -30,8 +30,8 @@ def exact(w, l, form):
       else:
         argument, weight = phi(a) ** 8 - phi(b) ** 8, mpmath.mpf(1) / 8
       arguments.append(float(argument))
-      found.append(float(a + weight * mpmath.log1p(mpmath.exp(-argument))))
-  return np.array(found), np.array(arguments)
+      actual.append(float(a + weight * mpmath.log1p(mpmath.exp(-argument))))
+  return np.array(actual), np.array(arguments)
 
 
 @pytest.mark.parametrize(("form", "options"), [("code", CODE), ("paper", PAPER)])
@@ -55,17 +55,19 @@ def test_equal_errors_give_the_error_and_a_constant(options):
 @pytest.mark.parametrize("options", [CODE, PAPER])
 def test_swapping_a_pair_changes_the_preference_term_by_its_argument(options):
   weight = 0.1 if options is CODE else 1 / 8
-  (here, found), (there, _) = (losses.mapo(PairErrors(*x), **options) for x in ((W, L), (L, W)))
-  wanted = -weight * np.float64(found.logit)
-  np.testing.assert_allclose((here - W) - (there - L), wanted, rtol=1e-4, atol=2e-3)
+  (loss, diagnostics), (swapped, _) = (
+    losses.mapo(PairErrors(*x), **options) for x in ((W, L), (L, W))
+  )
+  wanted = -weight * np.float64(diagnostics.logit)
+  np.testing.assert_allclose((loss - W) - (swapped - L), wanted, rtol=1e-4, atol=2e-3)
 
 
 def test_for_small_errors_the_preference_term_is_dpo_without_reference():
   w, l = jnp.array([1e-3, 2e-3, 5e-3]), jnp.array([3e-3, 2e-3, 1e-3])
   zero = jnp.zeros(3)
-  found, _ = losses.mapo(PairErrors(w, l), **CODE)
+  actual, _ = losses.mapo(PairErrors(w, l), **CODE)
   wanted, _ = losses.dpo(PairErrors(w, l, zero, zero), beta=500.0)
-  np.testing.assert_allclose((found - w) / 0.1, wanted, rtol=2e-3)
+  np.testing.assert_allclose((actual - w) / 0.1, wanted, rtol=2e-3)
 
 
 def test_the_slope_at_equal_errors_is_that_of_the_closed_form():
@@ -79,7 +81,7 @@ def test_the_slope_at_equal_errors_is_that_of_the_closed_form():
 
 
 @pytest.mark.parametrize("options", [CODE, PAPER])
-def test_no_error_from_zero_to_the_largest_gives_a_gradient_that_is_no_number(options):
+def test_gradients_are_finite_from_zero_to_the_largest_error(options):
   errors = PairErrors(jnp.asarray(W), jnp.asarray(L))
   gradient = cases.grad(lambda e: losses.mapo(e, **options)[0].sum())(errors)
   assert all(np.all(np.isfinite(x)) for x in gradient if x is not None)
@@ -95,19 +97,19 @@ def test_gradients_agree_with_finite_differences(options):
   check_grads(run, (pair.policy_w, pair.policy_l), order=1, modes=["rev"], eps=1e-3)
 
 
-def test_the_reference_is_not_looked_at():
+def test_the_reference_is_ignored():
   errors, _ = cases.random_pairs()
-  found, _ = losses.mapo(errors._replace(reference_w=None, reference_l=None), **CODE)
-  np.testing.assert_array_equal(losses.mapo(errors, **CODE)[0], found)
+  diagnostics, _ = losses.mapo(errors._replace(reference_w=None, reference_l=None), **CODE)
+  np.testing.assert_array_equal(losses.mapo(errors, **CODE)[0], diagnostics)
 
 
-def test_the_form_of_the_paper_refuses_what_does_not_occur_in_it():
+def test_the_form_of_the_paper_refuses_hyperparameters_of_the_other():
   with pytest.raises(ValueError, match="do not occur in mapo's form 'paper'"):
     losses.mapo(PairErrors(W, L), beta=8.0, snr=0.5, form="paper")
 
 
 @pytest.mark.parametrize("key", ["snr", "num_timesteps"])
-def test_the_form_of_the_code_needs_both_of_its_numbers(key):
+def test_the_form_of_the_code_needs_snr_and_num_timesteps(key):
   with pytest.raises(ValueError, match=key):
     losses.mapo(PairErrors(W, L), **{**CODE, key: None})
 

@@ -1,4 +1,4 @@
-"""The SDPO safeguard: the same value, another gradient, and what that gradient promises."""
+"""The SDPO safeguard: the value of the base, a scaled gradient, and its guarantee."""
 
 import functools
 
@@ -26,11 +26,11 @@ def scale(residuals, mu):
 
 
 @pytest.mark.parametrize("name", INSIDE)
-def test_the_value_is_that_of_the_objective_inside(name):
+def test_the_value_is_that_of_the_base(name):
   errors, residuals = cases.random_pairs()
   base = cases.bind(name)
-  found, _ = losses.sdpo(errors, residuals, base=base, mu=0.9)
-  np.testing.assert_array_equal(found, cases.apply(base, errors, residuals))
+  actual, _ = losses.sdpo(errors, residuals, base=base, mu=0.9)
+  np.testing.assert_array_equal(actual, cases.apply(base, errors, residuals))
 
 
 @pytest.mark.parametrize("mu", [0.0, 0.9, 1.0])
@@ -46,7 +46,7 @@ def test_the_losers_gradient_is_scaled_and_the_winners_is_not(mu):
   np.testing.assert_allclose(guarded.policy_l, wanted * plain.policy_l, rtol=1e-5)
 
 
-def test_a_loser_that_points_away_from_the_winner_is_left_alone():
+def test_the_gradient_of_an_opposed_loser_is_unchanged():
   errors, residuals = cases.random_pairs()
   away = residuals._replace(policy_l=-residuals.policy_w)
   guarded = cases.grad(lambda e: losses.sdpo(e, away, base=DPO, mu=1.0)[0].sum())(errors)
@@ -57,12 +57,12 @@ def test_a_loser_that_points_away_from_the_winner_is_left_alone():
 
 @given(seed=st.integers(0, 10**6), mu=st.floats(0, 1))
 @settings(max_examples=20, deadline=None, derandomize=True)
-def test_a_step_keeps_the_promised_share_of_the_winners_progress(seed, mu):
+def test_a_step_keeps_at_least_mu_of_the_winners_progress(seed, mu):
   _, residuals = cases.random_pairs(seed)
   w, l = (np.float64(x).reshape(cases.PAIRS, -1) for x in residuals[:2])
-  found = np.float64(safeguard(residuals, mu))
+  actual = np.float64(safeguard(residuals, mu))
   # One output stands for both images, and e_w - e_l falls along its gradient w - λ l.
-  progress = (w * (w - found[:, None] * l)).sum(1)
+  progress = (w * (w - actual[:, None] * l)).sum(1)
   assert np.all(progress >= mu * (w * w).sum(1) - 1e-5)
 
 
@@ -82,14 +82,14 @@ def test_no_gradient_passes_through_the_scale():
   assert all(np.all(x == 0) for x in jax.tree.leaves(gradient))
 
 
-def test_residuals_of_zero_leave_the_gradient_as_it_is():
+def test_residuals_of_zero_leave_the_gradient_unchanged():
   errors, residuals = cases.random_pairs()
   zero = jax.tree.map(jnp.zeros_like, residuals)
   gradient = cases.grad(lambda e: losses.sdpo(e, zero, base=DPO, mu=0.9)[0].sum())(errors)
   assert np.all(np.isfinite(gradient.policy_l))
 
 
-def test_a_base_that_does_not_say_what_it_needs_is_refused():
+def test_a_base_without_requirements_is_refused():
   errors, residuals = cases.random_pairs()
   with pytest.raises(ValueError, match="does not say what it needs"):
     losses.sdpo(errors, residuals, base=lambda e: DPO(e), mu=0.9)

@@ -11,17 +11,17 @@ W, L = jnp.array([0.1, 0.3]), jnp.array([0.2, 0.2])
 
 
 def test_the_loss_is_the_winners_error():
-  loss, found = losses.sft(PairErrors(W, L, None, None))
+  loss, diagnostics = losses.sft(PairErrors(W, L, None, None))
   np.testing.assert_array_equal(loss, W)
-  np.testing.assert_allclose(found.logit, [0.05, -0.05], rtol=1e-6)
-  np.testing.assert_array_equal(found.accuracy, [1.0, 0.0])
+  np.testing.assert_allclose(diagnostics.logit, [0.05, -0.05], rtol=1e-6)
+  np.testing.assert_array_equal(diagnostics.accuracy, [1.0, 0.0])
 
 
 def test_single_images_without_losers_have_no_logit():
-  loss, found = losses.sft(PairErrors(W))
+  loss, diagnostics = losses.sft(PairErrors(W))
   np.testing.assert_array_equal(loss, W)
-  assert found.logit is None
-  assert found.accuracy is None
+  assert diagnostics.logit is None
+  assert diagnostics.accuracy is None
 
 
 def test_no_gradient_reaches_the_loser():

@@ -23,7 +23,7 @@ every = pytest.mark.parametrize("name", cases.NAMES)
 _, RESIDUALS = cases.random_pairs()
 
 
-def test_every_objective_has_a_case_here():
+def test_every_loss_has_a_case_here():
   assert set(cases.HYPERPARAMETERS) == set(losses.LOSSES)
 
 
@@ -38,7 +38,7 @@ def test_the_docstring_gives_arguments_results_errors_and_source(name):
 
 
 @every
-def test_what_the_facts_ask_for_is_asked_for_by_name(name):
+def test_a_missing_requirement_is_named(name):
   loss, (errors, residuals) = cases.bind(name), cases.random_pairs()
   needs = losses.requirements(loss)
   needed = ["policy_w"] + ["policy_l"] * needs.losers + ["reference_w"] * needs.reference
@@ -51,7 +51,7 @@ def test_what_the_facts_ask_for_is_asked_for_by_name(name):
 
 
 @every
-def test_what_the_facts_do_not_ask_for_may_be_missing(name):
+def test_inputs_that_are_not_required_may_be_missing(name):
   loss, (errors, residuals) = cases.bind(name), cases.random_pairs()
   needs = losses.requirements(loss)
   less = errors._replace(
@@ -64,7 +64,7 @@ def test_what_the_facts_do_not_ask_for_may_be_missing(name):
 
 
 @every
-def test_a_pair_depends_on_the_others_of_its_batch_where_the_facts_say_so_and_nowhere_else(name):
+def test_a_pair_depends_on_its_batch_exactly_where_the_loss_needs_the_global_batch(name):
   errors, residuals = cases.random_pairs()
   # A policy that is better than its reference, for kto counts a mean below 0 as 0.
   errors = errors._replace(policy_w=errors.policy_w / 16, policy_l=errors.policy_l / 16)
@@ -92,7 +92,7 @@ def test_pairs_may_come_in_any_order(name, seed):
 )
 @given(errors=ERRORS, shift=st.integers(0, 4096))
 @quick
-def test_what_policy_and_reference_find_equally_hard_does_not_count(name, errors, shift):
+def test_an_error_added_to_policy_and_reference_changes_nothing(name, errors, shift):
   more = np.float32(shift / 1024)
   shifted = errors._replace(policy_w=errors.policy_w + more, reference_w=errors.reference_w + more)
   run = cases.compiled(name)
@@ -115,9 +115,9 @@ def test_a_worse_winner_costs_more_and_a_worse_loser_less(name, errors, worse):
 @every
 @given(errors=ERRORS)
 @quick
-def test_no_error_gives_a_value_or_gradient_that_is_no_number(name, errors):
-  found = cases.compiled(name)(errors, RESIDUALS)
-  assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(found))
+def test_values_and_gradients_are_finite(name, errors):
+  actual = cases.compiled(name)(errors, RESIDUALS)
+  assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(actual))
 
 
 @pytest.mark.parametrize("name", [n for n in cases.NAMES if "beta" in cases.HYPERPARAMETERS[n]])
@@ -127,8 +127,8 @@ def test_values_and_gradients_are_finite_for_logits_of_ten_thousand(name):
   changes = {"f_dpo": {"beta": 2e4 / 15}, "mapo": {"num_timesteps": 20_000}}
   run = cases.compiled(name, **changes.get(name, {"beta": 2e4}))
   for errors in (PairErrors(one, zero, zero, zero), PairErrors(zero, one, zero, zero)):
-    found = run(errors, RESIDUALS)
-    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(found))
+    actual = run(errors, RESIDUALS)
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(actual))
 
 
 @pytest.mark.parametrize("name", [n for n in cases.NAMES if "beta" in cases.HYPERPARAMETERS[n]])
@@ -142,20 +142,22 @@ def test_a_beta_that_is_not_positive_is_refused(name, beta):
 def test_the_diagnostics_rank_a_pair_as_its_errors_do(name):
   errors, residuals = cases.random_pairs()
   loss = cases.bind(name)
-  _, found = loss(errors, residuals) if losses.requirements(loss).residuals else loss(errors)
+  _, diagnostics = loss(errors, residuals) if losses.requirements(loss).residuals else loss(errors)
   w, l, rw, rl = (np.float64(x) for x in errors)
   better = (l - w) if name in ("mapo",) else (l - rl) - (w - rw)
-  np.testing.assert_array_equal(np.sign(found.logit), np.sign(better))
-  np.testing.assert_allclose(found.reward_w - found.reward_l, found.logit, rtol=1e-5)
-  np.testing.assert_array_equal(found.accuracy, better > 0)
+  np.testing.assert_array_equal(np.sign(diagnostics.logit), np.sign(better))
+  np.testing.assert_allclose(
+    diagnostics.reward_w - diagnostics.reward_l, diagnostics.logit, rtol=1e-5
+  )
+  np.testing.assert_array_equal(diagnostics.accuracy, better > 0)
 
 
-def test_a_function_that_does_not_say_what_it_needs_is_refused():
+def test_a_function_without_requirements_is_refused():
   with pytest.raises(ValueError, match="does not say what it needs"):
     losses.requirements(lambda errors: errors.policy_w)
 
 
-def test_a_wrapper_needs_what_is_inside_it():
+def test_a_wrapper_has_the_requirements_of_its_base():
   inside = losses.requirements(cases.bind("sdpo", base=cases.bind("kto")))
   assert inside[:4] == (True, True, True, True)
   assert not losses.requirements(cases.bind("sdpo", base=cases.bind("mapo"))).reference
