@@ -19,9 +19,9 @@ UNET = "unet/diffusion_pytorch_model"
 @pytest.mark.parametrize("weights", ["ema", "last"])
 def test_the_chosen_weights_are_written(run, exported, weights):
   wanted = interop.to_torch_state(getattr(run, weights)["unet"])
-  found = load_file(exported("--weights", weights) / f"{UNET}.safetensors")
-  assert found.keys() == wanted.keys()
-  assert all(np.array_equal(found[name], wanted[name]) for name in wanted)
+  written = load_file(exported("--weights", weights) / f"{UNET}.safetensors")
+  assert written.keys() == wanted.keys()
+  assert all(np.array_equal(written[name], wanted[name]) for name in wanted)
 
 
 def test_every_network_is_rounded_to_the_dtype(run, exported):
@@ -30,10 +30,10 @@ def test_every_network_is_rounded_to_the_dtype(run, exported):
   start = interop.load_pipeline(run.start)
   for name, params in {**start.params, "unet": run.ema["unet"]}.items():
     wanted = trees.flatten(params)
-    found = trees.flatten(pipeline.params[name])
-    assert found.keys() == wanted.keys()
+    written = trees.flatten(pipeline.params[name])
+    assert written.keys() == wanted.keys()
     for leaf in wanted:
-      np.testing.assert_array_equal(found[leaf], wanted[leaf].astype(ml_dtypes.bfloat16))
+      np.testing.assert_array_equal(written[leaf], wanted[leaf].astype(ml_dtypes.bfloat16))
 
 
 def test_torch_loads_shards_of_a_variant(run, exported):

@@ -36,7 +36,7 @@ def inspect(capsys):
 
 
 @pytest.fixture
-def shown(capsys):
+def tables(capsys):
   """Runs the command; returns its tables."""
 
   def call(*arguments):
@@ -70,27 +70,27 @@ def change(file, edit):
 
 
 def test_parameters_and_bytes_are_those_of_the_networks(inspect, start):
-  found = inspect(start)["components"]
+  components = inspect(start)["components"]
   for name, kind in {"unet": UNet2DConditionModel, "vae": AutoencoderKL}.items():
     network = kind.from_pretrained(start / name)
-    assert found[name]["parameters"] == sum(p.numel() for p in network.parameters())
-    assert found[name]["tensors"] == len(network.state_dict())
+    assert components[name]["parameters"] == sum(p.numel() for p in network.parameters())
+    assert components[name]["tensors"] == len(network.state_dict())
     file = start / name / "diffusion_pytorch_model.safetensors"
-    assert found[name]["bytes"] == file.stat().st_size
+    assert components[name]["bytes"] == file.stat().st_size
 
 
 def test_a_pipeline_names_its_classes_and_its_schedule(inspect, start):
-  found = inspect(start)
-  assert found["kind"] == "pipeline"
-  assert found["facts"]["class"] == "StableDiffusionPipeline"
-  scheduler = found["components"]["scheduler"]
+  description = inspect(start)
+  assert description["kind"] == "pipeline"
+  assert description["facts"]["class"] == "StableDiffusionPipeline"
+  scheduler = description["components"]["scheduler"]
   assert scheduler["class"] == "DDIMScheduler"
   assert scheduler["config"]["prediction_type"] == "epsilon"
   assert scheduler["config"]["beta_schedule"] == "scaled_linear"
 
 
-def test_the_table_shows_parameters_and_config_fields(shown, start):
-  text = shown(start)
+def test_the_table_shows_parameters_and_config_fields(tables, start):
+  text = tables(start)
   assert "UNet2DConditionModel      51,684      208  float32" in text
   assert "prediction_type epsilon" in text
 
@@ -105,17 +105,17 @@ def test_shards_are_added_up(inspect, tmp_path):
 
 
 def test_a_half_precision_variant_differs_from_its_original_by_rounding(
-  inspect, shown, start, tmp_path
+  inspect, tables, start, tmp_path
 ):
   pipeline = interop.load_pipeline(start)
   interop.save_pipeline(tmp_path / "half", pipeline, dtype="float16", variant="fp16")
-  found = inspect(tmp_path / "half", "--against", start)
-  assert found["components"]["unet"]["dtypes"] == {"float16": 51684}
-  assert found["components"]["unet"]["variants"] == ["fp16"]
-  unet = found["differences"]["components"]["unet"]
+  difference = inspect(tmp_path / "half", "--against", start)
+  assert difference["components"]["unet"]["dtypes"] == {"float16": 51684}
+  assert difference["components"]["unet"]["variants"] == ["fp16"]
+  unet = difference["differences"]["components"]["unet"]
   assert (unet["identical"], unet["rounded"], unet["different"]) == (0, 208, 0)
   assert 0 < unet["relative"] < 2**-11
-  assert "the same, rounded" in shown(tmp_path / "half", "--against", start)
+  assert "the same, rounded" in tables(tmp_path / "half", "--against", start)
 
 
 def test_a_variant_beside_the_plain_weights_is_chosen_by_name(inspect, start, tmp_path):
@@ -130,14 +130,14 @@ def test_a_variant_beside_the_plain_weights_is_chosen_by_name(inspect, start, tm
   assert (plain["dtypes"], half["dtypes"]) == ({"float32": 51684}, {"float16": 51684})
 
 
-def test_equal_pipelines_are_the_same(inspect, shown, start, copy):
-  found = inspect(start, "--against", copy)["differences"]
-  assert found["only_here"] == found["only_there"] == []
-  for component in found["components"].values():
+def test_equal_pipelines_are_the_same(inspect, tables, start, copy):
+  comparison = inspect(start, "--against", copy)["differences"]
+  assert comparison["only_here"] == comparison["only_there"] == []
+  for component in comparison["components"].values():
     assert not component["config"]
     assert not component["files"]
     assert not component.get("different")
-  assert "differ " not in shown(start, "--against", copy)
+  assert "differ " not in tables(start, "--against", copy)
 
 
 def test_measures_of_a_difference_agree_with_numpy(inspect, start, copy):
@@ -183,9 +183,9 @@ def test_large_tensors_are_measured_in_chunks(inspect, start, copy, monkeypatch)
   assert (chunks["identical"], chunks["different"]) == (207, 1)
 
 
-def test_the_table_lists_the_most_changed_modules(shown, start, copy):
+def test_the_table_lists_the_most_changed_modules(tables, start, copy):
   change(copy / WEIGHTS, lambda state: state["conv_out.bias"].__iadd__(3))
-  text = shown(copy, "--against", start)
+  text = tables(copy, "--against", start)
   assert "unet: largest |a-b| in conv_out.bias" in text
   assert text.index("most changed modules") < text.index("  conv_out ")
 
@@ -206,7 +206,7 @@ def test_other_files_are_compared_by_their_bytes(inspect, start, copy):
   assert tokenizer["files"] == {"more.txt": "only here", "tokenizer.json": "differs"}
 
 
-def test_entries_of_one_side_and_other_shapes_are_listed(inspect, shown, start, copy):
+def test_entries_of_one_side_and_other_shapes_are_listed(inspect, tables, start, copy):
   def edit(state):
     state["extra.weight"] = state.pop("conv_in.weight")
     state["conv_out.bias"] = np.zeros(9, np.float32)
@@ -215,15 +215,15 @@ def test_entries_of_one_side_and_other_shapes_are_listed(inspect, shown, start, 
   unet = inspect(copy, "--against", start)["differences"]["components"]["unet"]
   assert (unet["only_here"], unet["only_there"]) == (["extra.weight"], ["conv_in.weight"])
   assert unet["shape_differs"] == ["conv_out.bias: [9] here, [4] there"]
-  assert "names or shapes differ" in shown(copy, "--against", start)
+  assert "names or shapes differ" in tables(copy, "--against", start)
 
 
 def test_components_of_one_side_are_listed(inspect, start, copy):
   index = json.loads((copy / "model_index.json").read_text())
   index["vae"] = [None, None]
   (copy / "model_index.json").write_text(json.dumps(index))
-  found = inspect(copy, "--against", start)["differences"]
-  assert (found["only_here"], found["only_there"]) == ([], ["vae"])
+  comparison = inspect(copy, "--against", start)["differences"]
+  assert (comparison["only_here"], comparison["only_there"]) == ([], ["vae"])
 
 
 def test_values_that_are_not_finite_are_listed_and_left_out_of_the_measures(inspect, start, copy):
@@ -260,38 +260,40 @@ def test_a_repository_of_the_hub_is_downloaded_and_described(inspect, start, tmp
   template = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
   monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
   try:
-    found = inspect("someone/tiny", "--against", start)
+    difference = inspect("someone/tiny", "--against", start)
   finally:
     hub.close()
-  unet = found["differences"]["components"]["unet"]
+  unet = difference["differences"]["components"]["unet"]
   assert (unet["identical"], unet["different"]) == (208, 0)
 
 
 def test_a_run_is_its_last_checkpoint_with_the_frozen_components_of_its_base(inspect, run):
-  found = inspect(run.workdir)
-  assert found["kind"] == "checkpoint of a run"
-  facts = found["facts"]
+  description = inspect(run.workdir)
+  assert description["kind"] == "checkpoint of a run"
+  facts = description["facts"]
   assert facts["step"] == "4 (checkpoints: 2, 4)"
   assert facts["weights"] == "EMA weights"
   assert facts["loss"] == "dmpo (alpha 0.01, beta 100.0)"
   assert facts["base pipeline"] == str(run.start)
-  unet = found["components"]["unet"]
+  unet = description["components"]["unet"]
   assert unet["class"] == "UNet2DConditionModel"
   assert unet["parameters"] == trees.count(run.last)
-  assert found["components"]["vae"]["notes"] == ["frozen: equal to the base pipeline"]
+  assert description["components"]["vae"]["notes"] == ["frozen: equal to the base pipeline"]
 
 
 @pytest.mark.parametrize("weights", ["ema", "last"])
 def test_a_checkpoint_equals_its_export(inspect, run, exported, weights):
   out = exported("--weights", weights)
-  found = inspect(run.workdir, "--weights", weights, "--against", out)["differences"]["components"]
-  assert all(not component.get("different") for component in found.values())
-  assert found["unet"]["identical"] == len(interop.to_torch_state(run.last["unet"]))
+  differences = inspect(run.workdir, "--weights", weights, "--against", out)["differences"][
+    "components"
+  ]
+  assert all(not component.get("different") for component in differences.values())
+  assert differences["unet"]["identical"] == len(interop.to_torch_state(run.last["unet"]))
 
 
 def test_ema_weights_are_compared_with_the_last_weights(inspect, run):
-  found = inspect(run.workdir, "--against", run.workdir, "--against-weights", "last")
-  unet = found["differences"]["components"]["unet"]
+  difference = inspect(run.workdir, "--against", run.workdir, "--against-weights", "last")
+  unet = difference["differences"]["components"]["unet"]
   a, b = (interop.to_torch_state(x["unet"]) for x in (run.ema, run.last))
   assert unet["different"] == sum(not np.array_equal(a[name], b[name]) for name in a)
   largest = max(np.abs(np.float64(a[name]) - b[name]).max() for name in a)
@@ -299,19 +301,19 @@ def test_ema_weights_are_compared_with_the_last_weights(inspect, run):
 
 
 def test_training_changed_the_trained_network_alone(inspect, run):
-  found = inspect(run.workdir, "--against", run.start)["differences"]["components"]
-  assert {name for name, x in found.items() if x.get("different")} == {"unet"}
-  assert all(module.startswith("down_blocks") for module, *_ in found["unet"]["modules"])
+  differences = inspect(run.workdir, "--against", run.start)["differences"]["components"]
+  assert {name for name, x in differences.items() if x.get("different")} == {"unet"}
+  assert all(module.startswith("down_blocks") for module, *_ in differences["unet"]["modules"])
 
 
 def test_an_earlier_checkpoint_is_named_by_its_folder(inspect, run):
-  found = inspect(run.workdir / "checkpoints" / "2")
-  assert found["facts"]["step"] == "2 (checkpoints: 2, 4)"
+  description = inspect(run.workdir / "checkpoints" / "2")
+  assert description["facts"]["step"] == "2 (checkpoints: 2, 4)"
 
 
 def test_a_run_without_ema_shows_its_last_weights(inspect, run_without_ema):
-  found = inspect(run_without_ema.workdir)
-  assert found["facts"]["weights"] == "last weights (the run has no EMA)"
+  description = inspect(run_without_ema.workdir)
+  assert description["facts"]["weights"] == "last weights (the run has no EMA)"
 
 
 def test_a_run_without_its_base_pipeline_shows_the_trained_components(inspect, run, tmp_path):
@@ -319,16 +321,16 @@ def test_a_run_without_its_base_pipeline_shows_the_trained_components(inspect, r
   config = json.loads((workdir / "run.json").read_text())
   config["config"]["pipeline"] = str(tmp_path / "gone")
   (workdir / "run.json").write_text(json.dumps(config))
-  found = inspect(workdir)
-  assert list(found["components"]) == ["unet"]
-  assert found["facts"]["base pipeline"].startswith(f"{tmp_path}/gone (no such folder")
+  description = inspect(workdir)
+  assert list(description["components"]) == ["unet"]
+  assert description["facts"]["base pipeline"].startswith(f"{tmp_path}/gone (no such folder")
 
 
 def test_a_checkpoint_read_in_small_groups_gives_the_same_weights(inspect, run, monkeypatch):
   monkeypatch.setattr(inspect_checkpoint, "CHUNK_BYTES", trees.count(run.ema) * 4 // 3)
-  found = inspect(run.workdir, "--against", run.start)["differences"]["components"]["unet"]
+  difference = inspect(run.workdir, "--against", run.start)["differences"]["components"]["unet"]
   changed = [name for name in interop.to_torch_state(run.ema["unet"]) if "down_blocks" in name]
-  assert found["different"] == len(changed)
+  assert difference["different"] == len(changed)
 
 
 def make_lora(start, rank=2, *, fill=True):
@@ -347,10 +349,10 @@ def make_lora(start, rank=2, *, fill=True):
 )
 def test_a_lora_has_its_components_ranks_and_alphas(inspect, start, tmp_path, write, form):
   write(tmp_path / "a.safetensors", *make_lora(start))
-  found = inspect(tmp_path / "a.safetensors")
-  assert found["kind"] == "LoRA"
-  assert found["lora"]["form"] == form
-  unet, text = (found["lora"]["components"][name] for name in ("unet", "text_encoder"))
+  description = inspect(tmp_path / "a.safetensors")
+  assert description["kind"] == "LoRA"
+  assert description["lora"]["form"] == form
+  unet, text = (description["lora"]["components"][name] for name in ("unet", "text_encoder"))
   assert (unet["layers"], unet["ranks"], unet["alphas"]) == (32, [2], [4])
   assert (text["layers"], text["ranks"], text["alphas"]) == (8, [3], [1.5])
   assert (unet["layers_without_effect"], text["layers_without_effect"]) == (0, 8)
@@ -364,9 +366,9 @@ def test_a_lora_without_alpha_has_the_rank_as_alpha(inspect, start, tmp_path):
   assert (unet["alphas"], unet["alpha_source"]) == ([2], "rank")
 
 
-def test_a_lora_without_effect_is_noted(shown, start, tmp_path):
+def test_a_lora_without_effect_is_noted(tables, start, tmp_path):
   interop.save_lora(tmp_path / "a.safetensors", *make_lora(start, fill=False))
-  assert "unet: every up factor is zero: the LoRA has no effect" in shown(tmp_path)
+  assert "unet: every up factor is zero: the LoRA has no effect" in tables(tmp_path)
 
 
 def test_a_dtype_that_numpy_lacks_is_shown(inspect, tmp_path):

@@ -1,4 +1,4 @@
-"""Log messages: where they go, which are shown, and what a full disk does to them."""
+"""Log messages: destination, levels, process index, and a full disk."""
 
 import errno
 import io
@@ -57,10 +57,10 @@ def test_the_other_processes_show_warnings_and_errors_only(capsys):
   with log_to_stderr():
     set_process(1, 2)
     log_each_level()
-  shown = capsys.readouterr().err
-  assert "this is info" not in shown
-  assert "this is warning" in shown
-  assert "this is error" in shown
+  output = capsys.readouterr().err
+  assert "this is info" not in output
+  assert "this is warning" in output
+  assert "this is error" in output
 
 
 def test_a_level_that_is_asked_for_holds_on_all_processes(capsys):
@@ -102,9 +102,9 @@ def test_a_traceback_is_part_of_the_message(capsys):
       raise RuntimeError("defect")
     except RuntimeError:
       LOGGER.exception("the run failed")
-  shown = capsys.readouterr().err
-  assert shown.startswith("dmpo-jax: the run failed\nTraceback")
-  assert shown.endswith("RuntimeError: defect\n")
+  output = capsys.readouterr().err
+  assert output.startswith("dmpo-jax: the run failed\nTraceback")
+  assert output.endswith("RuntimeError: defect\n")
 
 
 def test_a_program_that_uses_the_library_configures_logging_itself(caplog):

@@ -1,4 +1,4 @@
-"""The whole quickstart at its smallest, interrupted, and what its folders are good for."""
+"""The quickstart with few steps, resumed, and its pipelines in other commands."""
 
 import json
 import re
@@ -22,14 +22,14 @@ def workdir(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_it_ends_with_a_report_that_needs_no_other_file(workdir):
+def test_the_report_needs_no_other_file(workdir):
   page = (workdir / "report.html").read_text()
   assert page.count("data:image/png;base64,") >= 5
   assert not re.search(r'(src|href)="(?!data:|#)', page)
 
 
 @pytest.mark.slow
-def test_every_model_has_its_scores_with_intervals_around_them(workdir):
+def test_every_model_has_scores_with_intervals(workdir):
   models = json.loads((workdir / "results.json").read_text())["models"]
   assert [model["name"] for model in models] == ["reference", "dmpo", "dpo", "cdpo"]
   for model in models:
@@ -55,14 +55,14 @@ def test_the_scores_are_those_of_the_samples_on_disk(workdir):
 
 
 @pytest.mark.slow
-def test_torch_diffusers_draws_the_same_images_from_the_export(workdir):
+def test_torch_diffusers_samples_the_same_images_from_the_export(workdir):
   check = json.loads((workdir / "results.json").read_text())["export"]["torch_check"]
   assert check["images"] == 20
   assert check["max_abs_difference"] < 1e-3
 
 
 @pytest.mark.slow
-def test_the_aligned_models_started_from_the_reference_and_left_its_text_encoder_alone(workdir):
+def test_alignment_changes_the_references_unet_and_not_its_text_encoder(workdir):
   def weights(name, part, file):
     return load_file(workdir / name / "pipeline" / part / file)
 
@@ -76,16 +76,16 @@ def test_the_aligned_models_started_from_the_reference_and_left_its_text_encoder
 
 
 @pytest.mark.slow
-def test_started_again_it_trains_and_draws_nothing_anew(workdir):
-  kept = [*workdir.glob("*/metrics.jsonl"), *workdir.glob("*/samples_8.npz")]
-  before = {path: path.stat().st_mtime_ns for path in kept}
+def test_a_second_start_trains_and_samples_nothing(workdir):
+  files = [*workdir.glob("*/metrics.jsonl"), *workdir.glob("*/samples_8.npz")]
+  before = {path: path.stat().st_mtime_ns for path in files}
   assert len(before) == 8
   assert main(["quickstart", "--workdir", str(workdir), *ARGUMENTS]) == 0
-  assert {path: path.stat().st_mtime_ns for path in kept} == before
+  assert {path: path.stat().st_mtime_ns for path in files} == before
 
 
 @pytest.mark.slow
-def test_sample_draws_the_quickstarts_images_from_its_pipeline(workdir, tmp_path):
+def test_sample_gives_the_quickstarts_images_from_its_pipeline(workdir, tmp_path):
   arguments = ["--pipeline", str(workdir / "dmpo" / "pipeline"), "--out", str(tmp_path)]
   # The quickstart's image 3 of the digit four has the seed 4 * 8 + 3.
   settings = ["--steps", "20", "--guidance", "2", "--seeds", "2", "--first-seed", "35"]
@@ -95,10 +95,10 @@ def test_sample_draws_the_quickstarts_images_from_its_pipeline(workdir, tmp_path
   wanted = np.load(workdir / "dmpo" / "samples_8.npz")["images"].reshape(10, 8, 8, 8)
   wanted = np.clip(np.round(127.5 * (wanted + 1)), 0, 255)
   manifest = json.loads((tmp_path / "manifest.json").read_text())
-  found = {(row["prompt"], row["seed"]): row["file"] for row in manifest["images"]}
-  assert len(found) == 4
+  names = {(row["prompt"], row["seed"]): row["file"] for row in manifest["images"]}
+  assert len(names) == 4
   for seed in (35, 36):
-    picture = np.asarray(Image.open(tmp_path / found["the digit four", seed]), np.float32)
+    picture = np.asarray(Image.open(tmp_path / names["the digit four", seed]), np.float32)
     assert np.abs(picture - wanted[4, seed - 32]).max() <= 1
   assert Image.open(tmp_path / "grid.png").size == (16, 16)
 

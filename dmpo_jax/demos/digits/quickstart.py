@@ -298,10 +298,10 @@ def _write_grids(workdir: pathlib.Path, results: dict, images: Mapping[str, np.n
   panels = []
   for model in results["models"]:
     samples = images[model["name"]]
-    shown = samples.reshape(10, -1, *samples.shape[1:])[:, :SHOWN_PER_CAPTION]  # [10, S, H, W, C]
+    grid = samples.reshape(10, -1, *samples.shape[1:])[:, :SHOWN_PER_CAPTION]  # [10, S, H, W, C]
     path = workdir / f"{model['name']}.png"
-    model["grid_png"] = image_grids.grid(shown, digits.WORDS, colours=COLOURS, path=path)
-    panels.append(image_grids.Panel(model["label"], _note(model), shown[:, :5]))
+    model["grid_png"] = image_grids.grid(grid, digits.WORDS, colours=COLOURS, path=path)
+    panels.append(image_grids.Panel(model["label"], _note(model), grid[:, :5]))
   path = workdir / "comparison.png"
   image_grids.comparison(panels, digits.WORDS, colours=COLOURS, path=path)
 

@@ -7,6 +7,7 @@ from dmpo_jax.evaluation import plots
 
 
 def preferences(data: Mapping) -> str:
+  """The labelling rule and examples of its pairs."""
   text = (
     f"<p>{data['pairs']:,} pairs of real digits; both images of a pair show the same digit. A "
     "rule, not a person, prefers the heavier stroke, with noise: "
@@ -27,6 +28,7 @@ def preferences(data: Mapping) -> str:
 
 
 def meaning(results: Mapping, aligned: Sequence[Mapping]) -> str:
+  """Explanations of the scores."""
   data, count = results["data"], len(results["models"][0]["ink_values"])
   accuracy = data["classifier_accuracy"]
   accuracy = accuracy[0] if isinstance(accuracy, Sequence) else accuracy
@@ -89,6 +91,7 @@ def meaning(results: Mapping, aligned: Sequence[Mapping]) -> str:
 
 
 def settings(results: Mapping) -> str:
+  """Hyperparameters, times, versions and exported files."""
   models, export = results["models"], results["export"]
   keys = list(dict.fromkeys(key for model in models for key in model["hyperparameters"]))
   head = "".join(f"<th>{html.escaped(model['label'])}</th>" for model in models)
@@ -140,6 +143,7 @@ def settings(results: Mapping) -> str:
 
 
 def again(results: Mapping) -> str:
+  """Command that makes the report again."""
   command = results.get("command", "dmpo-jax quickstart")
   return (
     f"<pre>{html.escaped(command)}</pre>\n<p>Interrupted, the same command resumes. With "

@@ -11,18 +11,19 @@ from dmpo_jax.evaluation.statistics import Interval
 
 
 def header(results: Mapping, reference: Mapping, aligned: Sequence[Mapping]) -> str:
-  parts = [
+  """Title, headline and one card per aligned model."""
+  pieces = [
     f'<p class="eyebrow">{html.escaped(results["title"])}</p>\n'
     f"<h1>{html.escaped(report_text.headline(aligned, reference))}</h1>\n"
   ]
   if aligned:
-    parts.append(f'<p class="lead">{html.escaped(_in_numbers(aligned[0], reference))}</p>\n')
-  parts.append(
+    pieces.append(f'<p class="lead">{html.escaped(_in_numbers(aligned[0], reference))}</p>\n')
+  pieces.append(
     f'<p class="faint">{html.escaped(results["created"])} · {html.escaped(results["machine"])} · '
     f"every number on this page was computed in this run "
     f"({html.duration(sum(results['seconds'].values()))})</p>\n"
   )
-  parts.append('<div class="cards">\n')
+  pieces.append('<div class="cards">\n')
   for number, model in enumerate(aligned, start=1):
     kind, summary, notes = report_text.assessment(model, reference)
     mark = {"good": "✓", "warn": "!", "bad": "✗"}[kind]
@@ -36,16 +37,17 @@ def header(results: Mapping, reference: Mapping, aligned: Sequence[Mapping]) -> 
       f"<dt>{name}</dt><dd><b>{form(x.value)}</b><small>{html.ends(x, form)}</small></dd>"
       for name, x, form in rows
     )
-    parts.append(
+    pieces.append(
       f'<div class="card m{number}"><h3>{html.escaped(model["label"])}</h3>'
       f'<span class="badge {kind}">{mark} {summary}</span><dl class="figures">{figures}</dl>'
       + "".join(f'<p class="remark">{html.escaped(note)}</p>' for note in notes)
       + "</div>\n"
     )
-  return "".join(parts) + "</div>\n"
+  return "".join(pieces) + "</div>\n"
 
 
 def _in_numbers(model: Mapping, reference: Mapping) -> str:
+  """Sentences with the main numbers of a model."""
   gain, rate, change = (Interval(*model[key]) for key in report_text.COMPARED)
   count = len(model["ink_values"])
   often = (
@@ -64,6 +66,7 @@ def _in_numbers(model: Mapping, reference: Mapping) -> str:
 
 
 def sheets(reference: Mapping, aligned: Sequence[Mapping]) -> str:
+  """Sample grids of the reference and the aligned models."""
   # A wide page shows the reference once; a narrow one, where two sheets fit side by side, repeats
   # it beside each model.
   sheets = [_sheet(reference)]
@@ -77,6 +80,7 @@ def sheets(reference: Mapping, aligned: Sequence[Mapping]) -> str:
 
 
 def _sheet(model: Mapping, kind: str = "") -> str:
+  """Sample grid of one model."""
   caption = f"mean ink {model['ink'][0]:.3f}"
   if model["win_rate"] is not None:
     caption += f", win rate {html.percent(model['win_rate'][0])}"
@@ -88,6 +92,8 @@ def _sheet(model: Mapping, kind: str = "") -> str:
 
 
 def table(results: Mapping, colours: Mapping) -> str:
+  """Table of all scores with intervals."""
+
   def cell(interval: Sequence[float] | None, form: Callable[[float], str]) -> str:
     if interval is None:
       return "<td>·</td>"
@@ -124,17 +130,18 @@ def table(results: Mapping, colours: Mapping) -> str:
 
 
 def comparisons(models: Sequence[Mapping]) -> str:
+  """Plots of the scores with intervals."""
   reference, *aligned = models
   if not aligned:
     return ""
 
-  def draw(shown, pick, **settings):
+  def plot(rows, pick, **settings):
     def of(theme: plots.Theme) -> bytes:
-      places = [models.index(model) for model in shown]
+      colours = [models.index(model) % 6 for model in rows]
       return plots.intervals(
-        [model["label"] for model in shown],
-        [Interval(*pick(model)) for model in shown],
-        [theme.models[place % 6] for place in places],
+        [model["label"] for model in rows],
+        [Interval(*pick(model)) for model in rows],
+        [theme.models[colour] for colour in colours],
         theme=theme,
         **settings,
       )
@@ -143,10 +150,10 @@ def comparisons(models: Sequence[Mapping]) -> str:
 
   shares = {"form": html.percent, "fractions": True}
   right, apart = reference["digit_accuracy"][0], reference["diversity"]["pairwise"][0]
-  gained = draw(aligned, lambda m: m["ink_gain"], baseline=0.0, form=html.signed)
-  won = draw(aligned, lambda m: m["win_rate"], baseline=0.5, **shares)
-  named = draw(models, lambda m: m["digit_accuracy"], baseline=right, **shares)
-  spread = draw(models, lambda m: m["diversity"]["pairwise"], baseline=apart)
+  gained = plot(aligned, lambda m: m["ink_gain"], baseline=0.0, form=html.signed)
+  won = plot(aligned, lambda m: m["win_rate"], baseline=0.5, **shares)
+  named = plot(models, lambda m: m["digit_accuracy"], baseline=right, **shares)
+  spread = plot(models, lambda m: m["diversity"]["pairwise"], baseline=apart)
   panels = [
     ("Ink gained", gained, "Paired by caption and seed; 0 is no change."),
     ("Win rate", won, "How often it is heavier than the reference; 50% is no change."),
@@ -162,6 +169,7 @@ def comparisons(models: Sequence[Mapping]) -> str:
 
 
 def ink(results: Mapping) -> str:
+  """Histograms and quantiles of ink."""
   data, models = results["data"], results["models"]
   real = {"real digits": data["real_ink_values"]} if data.get("real_ink_values") else {}
   levels = real | {model["label"]: model["ink_values"] for model in models}
@@ -192,6 +200,7 @@ def ink(results: Mapping) -> str:
 
 
 def training(aligned: Sequence[Mapping]) -> str:
+  """Curves of errors, accuracy and logit over training."""
   trained = [(i, model) for i, model in enumerate(aligned, start=1) if model["curves"]]
   if not trained:
     return ""
@@ -236,7 +245,7 @@ def training(aligned: Sequence[Mapping]) -> str:
     html.figure(
       "Logit",
       html.plot(across("logit", baseline=0.0), "logit over training"),
-      "How strongly it prefers the preferred image, on average; 0 is the reference.",
+      "Mean preference for the preferred image; 0 is the reference.",
     ),
   ]
   return (
@@ -252,6 +261,7 @@ def training(aligned: Sequence[Mapping]) -> str:
 
 
 def _errors_in_words(model: Mapping) -> str:
+  """Sentence on the errors at the end of training."""
   ends = [
     float(plots.smoothed(model["curves"][key])[-1]) for key in ("winner_error", "loser_error")
   ]
