@@ -1,4 +1,4 @@
-"""Scikit-learn's handwritten digits, and preferences between them under a declared rule."""
+"""Scikit-learn's handwritten digits, and synthetic preferences between them."""
 
 import math
 from collections.abc import Sequence
@@ -13,10 +13,10 @@ WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 
 
 class Digits(NamedTuple):
-  """Images of digits and what they show.
+  """Images of digits and their labels.
 
   Attributes:
-    images: float32 `[N, 8, 8, 1]` in [-1, 1]; -1 is blank paper, 1 is full ink.
+    images: float32 `[N, 8, 8, 1]` in [-1, 1]; -1 is blank paper, 1 is ink.
     labels: int32 `[N]`, 0 to 9.
   """
 
@@ -25,15 +25,15 @@ class Digits(NamedTuple):
 
 
 class Pairs(NamedTuple):
-  """Preference pairs of digits; the two of a pair show the same digit and are different images.
+  """Preference pairs of digits. A pair holds two different images of one digit.
 
   Attributes:
     images: float32 `[P, 2, 8, 8, 1]` in [-1, 1]; axis 1 is (preferred, rejected).
-    labels: int32 `[P]`, the digit that both show.
-    indices: int32 `[P, 2]`, where the two lie among the digits they were drawn from.
+    labels: int32 `[P]`, the digit of both images.
+    indices: int32 `[P, 2]`, indices of the two images in the digits they were sampled from.
     ink: float32 `[P, 2]` in [0, 1], mean grey level of (preferred, rejected).
-    p_preferred: float32 `[P]`, probability that the rule prefers the one it did prefer.
-    flipped: bool `[P]`, whether the lighter of the two was preferred; its mean is the label noise.
+    p_preferred: float32 `[P]`, probability of the sampled label.
+    flipped: bool `[P]`, whether the image with less ink is preferred; its mean is the flip rate.
   """
 
   images: np.ndarray
@@ -45,7 +45,7 @@ class Pairs(NamedTuple):
 
 
 def load() -> Digits:
-  """The 1,797 handwritten digits that scikit-learn carries, 8x8 pixels of 17 grey levels.
+  """The 1,797 handwritten digits of scikit-learn, 8x8 pixels of 17 grey levels.
 
   Returns:
     `Digits` in scikit-learn's order.
@@ -56,13 +56,13 @@ def load() -> Digits:
   Source: sklearn.datasets.load_digits, the test part of the UCI set "Optical Recognition of
     Handwritten Digits" (E. Alpaydin, C. Kaynak, 1998).
   """
-  found = import_optional("sklearn.datasets").load_digits()
-  images = (found.images / 8 - 1).astype(np.float32)[..., None]  # [N, H, W, C]
-  return Digits(images=images, labels=found.target.astype(np.int32))
+  dataset = import_optional("sklearn.datasets").load_digits()
+  images = (dataset.images / 8 - 1).astype(np.float32)[..., None]  # [N, H, W, C]
+  return Digits(images=images, labels=dataset.target.astype(np.int32))
 
 
 def captions(labels: Sequence[int] | np.ndarray) -> list[str]:
-  """A caption for each label: 7 becomes "the digit seven".
+  """The caption of each label: "the digit seven" for 7.
 
   Args:
     labels: Integers 0 to 9, `[N]`.
@@ -81,19 +81,18 @@ def captions(labels: Sequence[int] | np.ndarray) -> list[str]:
 
 
 def split(digits: Digits, *, test_fraction: float, seed: int) -> tuple[Digits, Digits]:
-  """Divides digits at random into a train and a test part, each digit in the same proportion.
+  """Splits digits at random into train and test, stratified by digit.
 
   Args:
-    digits: What to divide.
-    test_fraction: Share of each digit's images that goes to the test part, in (0, 1).
-    seed: Decides which ones.
+    digits: The digits.
+    test_fraction: Fraction of each digit's images in the test split, in (0, 1).
+    seed: Seed of the split.
 
   Returns:
     (train, test), each in the order of `digits`.
 
   Raises:
-    InputError: The fraction is out of range, or so small or large for some digit that a part would
-      hold none of it.
+    InputError: The fraction is out of range, or a split would hold no image of some digit.
   """
   if not 0 < test_fraction < 1:
     raise InputError(f"test_fraction must lie between 0 and 1, got {test_fraction!r}")
@@ -113,12 +112,12 @@ def split(digits: Digits, *, test_fraction: float, seed: int) -> tuple[Digits, D
 
 
 def ink(images: np.ndarray) -> np.ndarray:
-  """Mean grey level of each image as it is shown: 0 is blank paper, 1 is ink all over.
+  """Mean grey level of each image: 0 is blank paper, 1 is ink everywhere.
 
       ink = mean over H, W, C of clip((x + 1)/2, 0, 1)
 
   Args:
-    images: `[..., H, W, C]` in [-1, 1]; values outside are clipped, as a picture file clips them.
+    images: `[..., H, W, C]` in [-1, 1]; values outside are clipped, as in an image file.
 
   Returns:
     float64 `[...]` in [0, 1].
@@ -135,19 +134,19 @@ def ink(images: np.ndarray) -> np.ndarray:
 
 
 def preference_pairs(digits: Digits, *, num_pairs: int, temperature: float, seed: int) -> Pairs:
-  """Pairs of different images of one digit, labelled by a rule that likes heavy strokes.
+  """Pairs of different images of one digit, with heavy strokes preferred more often.
 
       P(a preferred over b) = σ((ink(a) - ink(b)) / temperature)
 
-  The first of a pair is drawn uniformly from all images, the second from the others of its digit;
-  a label is one draw from the probability above (Bradley-Terry with ink as the score), so that
-  pairs of nearly equal ink are labelled nearly at random. A pair can occur more than once.
+  The first image of a pair is sampled uniformly from all images, the second one from the others of
+  its digit. A label is sampled with the probability above (Bradley-Terry with ink as the score). A
+  pair can occur more than once.
 
   Args:
-    digits: Where the images come from.
-    num_pairs: P, how many pairs to draw.
+    digits: The digits.
+    num_pairs: P, number of pairs to sample.
     temperature: Difference of ink, in grey levels of [0, 1], at which the odds are e : 1; > 0.
-    seed: Decides the pairs and the labels.
+    seed: Seed of the pairs and the labels.
 
   Returns:
     `Pairs`.
@@ -164,7 +163,7 @@ def preference_pairs(digits: Digits, *, num_pairs: int, temperature: float, seed
     raise InputError(f"each digit needs two images to make a pair; images per digit: {count}")
   rng = np.random.default_rng(seed)
 
-  # Sorted by digit, the others of an image's digit are the next count - 1, round the circle.
+  # Sorted by digit, the others of an image's digit are the next count - 1, cyclically.
   order = np.argsort(digits.labels, kind="stable")
   start = np.cumsum(count) - count
   first = rng.integers(len(order), size=num_pairs)

@@ -8,50 +8,13 @@ import numpy as np
 import pytest
 
 from dmpo_jax.common import atomic_files
-from dmpo_jax.data import images, pairs, tfds_folder
+from dmpo_jax.data import pairs, tfds_folder
 from dmpo_jax.data.convert import chunk_index, convert, finalize, paths, source_reader
 from dmpo_jax.data.convert.options import Options
 from dmpo_jax.data.convert.tables import parquet
 from dmpo_jax.errors import InputError
 from tests.data import sets
-
-
-def files(folder: pathlib.Path) -> dict[str, bytes]:
-  """Everything in a folder."""
-  every = sorted(p for p in folder.rglob("*") if p.is_file())
-  return {str(p.relative_to(folder)): p.read_bytes() for p in every}
-
-
-def pickapic(root: pathlib.Path, rows: list[dict]) -> source_reader.Source:
-  sets.pickapic(root / "source/train-0.parquet", rows)
-  return source_reader.find("pickapic", root / "source")
-
-
-def all_pairs(folder: pathlib.Path, split: str = "train") -> list[pairs.Pair]:
-  source = tfds_folder.PairSource(folder, split)
-  return [source[i] for i in range(len(source))]
-
-
-def run(root: pathlib.Path, rows: list[dict], name: str = "out", **choices) -> dict:
-  options = Options(rows_per_shard=4, **choices)
-  return convert.convert(pickapic(root, rows), root / name, options)
-
-
-def bad_rows(folder: pathlib.Path) -> list[dict]:
-  return [json.loads(line) for line in (folder / "bad_rows.jsonl").read_text().splitlines()]
-
-
-SPLITS = {"train": 0.6, "test": 0.4}
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-  """A source of 16 rows and its uninterrupted conversion in four chunks."""
-  root = tmp_path_factory.mktemp("whole")
-  source = pickapic(root, [sets.pickapic_row(i) for i in range(16)])
-  options = Options(rows_per_shard=4, splits=SPLITS)
-  report = convert.convert(source, root / "out", options)
-  return source, options, root / "out", report
+from tests.data.convert.conversions import TIE, all_pairs, bad_rows, files, pickapic, run
 
 
 def test_records_are_the_rows(tmp_path):
@@ -153,9 +116,6 @@ def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path):
   with pytest.raises(InputError, match="holds no conversion"):
     run(tmp_path, [sets.pickapic_row(0)])
   assert files(tmp_path / "out") == {"thesis.tex": b"x"}
-
-
-TIE = {"label_0": 0.5, "label_1": 0.5}
 
 
 def test_ties_are_kept_as_one_half_or_dropped(tmp_path):
@@ -287,47 +247,6 @@ def test_what_was_written_before_a_bad_row_stays_and_is_valid(tmp_path):
   assert run(tmp_path, rows, on_bad_row="skip")["kept"] == 7
 
 
-def test_every_pair_that_was_read_is_kept_or_dropped_for_a_reason(tmp_path):
-  rows = [sets.pickapic_row(i) for i in range(12)]
-  rows[1] |= TIE
-  rows[2]["has_label"] = False
-  rows[3]["caption"] = "word " * 90
-  rows[4]["jpg_0"] = b"broken"
-  rows[5]["jpg_0"] = sets.encoded(size=(9, 9))
-  rows[11] = rows[0] | {"ranking_id": 77}
-  rows[10] |= {"ranking_id": 6, "image_0_uid": "6a", "image_1_uid": "6b"}
-  choices = dict.fromkeys(
-    ("ties", "unlabelled", "long_captions", "size_mismatch", "duplicates"), "drop"
-  )
-  report = run(tmp_path, rows, on_bad_row="skip", **choices)
-  assert list(report["dropped"].values()) == [1] * 6
-  assert report["read"] == {"rows": 12, "pairs": 11}
-  assert report["kept"] == report["read"]["pairs"] - sum(report["dropped"].values())
-  assert report["kept"] == len(all_pairs(tmp_path / "out")) == 5
-
-
-def test_histograms_are_of_the_pairs_that_stay(whole):
-  _, _, out, report = whole
-  kept = [p for s in report["splits"] for p in all_pairs(out, s)]
-  assert report["labels"]["1.0"] == sum(p.p0 == 1 for p in kept)
-  assert sum(report["labels"].values()) == sum(report["caption_tokens"].values()) == len(kept)
-  assert report["sizes"] == {"12x16": 2 * len(kept)}
-
-
-def test_the_page_shows_examples_and_needs_nothing_else(whole):
-  page = (whole[2] / "report.html").read_text()
-  assert page.count("<figure>") == 12
-  assert page.count("data:image/png;base64,") == 24
-  assert "http" not in page
-
-
-def test_captions_are_text_on_the_page_and_not_html(tmp_path):
-  run(tmp_path, [sets.pickapic_row(0, caption="<script>alert(1)</script>")])
-  page = (tmp_path / "out/report.html").read_text()
-  assert "<script" not in page
-  assert "&lt;script&gt;" in page
-
-
 def test_nothing_left_is_an_error(tmp_path):
   with pytest.raises(InputError, match="no pair is left of 1 rows"):
     run(tmp_path, [sets.pickapic_row(0, **TIE)], ties="drop")
@@ -361,21 +280,6 @@ def test_a_condition_image_is_kept(tmp_path):
   source = source_reader.find("custom", sets.custom(tmp_path / "source", lines))
   convert.convert(source, tmp_path / "out", Options())
   assert all_pairs(tmp_path / "out")[0].condition == sets.encoded(2)
-
-
-def test_reencoded_images_are_counted_by_reason(tmp_path):
-  kinds = [sets.encoded(mode="P"), sets.encoded(mode="L"), sets.encoded(mode="LA")]
-  kinds += [sets.encoded(mode="CMYK", kind="JPEG"), sets.encoded(mode="RGBA")]
-  kinds.append(sets.png(12, 16, depth=16, rows=(b"\0" + bytes(72)) * 16))
-  rows = [
-    sets.pickapic_row(i, jpg_0=a, jpg_1=b)
-    for i, (a, b) in enumerate(zip(kinds[::2], kinds[1::2], strict=True))
-  ]
-  assert run(tmp_path, rows)["reencoded_images"] == {
-    **{"16-bit": 1, "CMYK": 1, "alpha": 2, "grey": 1, "palette": 1}
-  }
-  for pair in all_pairs(tmp_path / "out"):
-    assert {images.decode(x).mode for x in (pair.image_0, pair.image_1)} == {"RGB"}
 
 
 def test_an_empty_shard_is_not_written(tmp_path):

@@ -1,10 +1,6 @@
-"""Cached latents: the stored numbers, the order of the examples, and invalid input.
-
-The networks are three lines of numpy, so that every stored number is known.
-"""
+"""Caching latents: the stored bytes, interruptions, and invalid input."""
 
 import hashlib
-import json
 import pathlib
 import shutil
 import signal
@@ -16,140 +12,12 @@ import numpy as np
 import pytest
 
 from dmpo_jax.common import atomic_files
-from dmpo_jax.data import CachedLatents, FolderPairs, LatentEncoders, crops
+from dmpo_jax.data import crops
 from dmpo_jax.data.latents import cache, records
-from dmpo_jax.data.latents.options import Options
 from dmpo_jax.data.resumable import ResumableFolder
 from dmpo_jax.errors import InputError
 from tests.data import test_folder_pairs as folder_pairs
-
-SIZE = 16
-VIEWS = Options(
-  size=SIZE, crop="random", flip=True, augmentations=3, dtype="float32", pairs_per_shard=4
-)
-
-
-def latents(images):
-  """[n, H, W, 3] bytes -> the pixels as means, and log variances of -16."""
-  mean = images.astype(np.float32)
-  return np.stack([mean, np.full_like(mean, -16)], axis=1)
-
-
-def text(ids):
-  """[n, L] -> embeddings that hold the token ids, [n, L, 2] and [n, 3]."""
-  hidden = np.stack([ids["input_ids"], 1 + ids["input_ids"]], axis=-1).astype(np.float32)
-  return {"hidden": hidden, "pooled": hidden[:, :3, 0] / 3}
-
-
-def encoders(**changes) -> LatentEncoders:
-  networks = LatentEncoders(
-    fingerprint={"encoders": {"vae": {"weights": "a"}}, "tokenizers": {"tokenizer": "t"}},
-    tokenize=folder_pairs.tokenize,
-    latents=latents,
-    text=text,
-    pairs=3,
-    captions=4,
-    channels=3,
-  )
-  return networks._replace(**changes)
-
-
-@pytest.fixture(scope="module")
-def pairs(tmp_path_factory):
-  """Ten pairs; pair 9 has the caption of pair 1."""
-  rows = [folder_pairs.row(i) for i in range(9)] + [folder_pairs.row(9, caption="caption 1")]
-  return folder_pairs.write(tmp_path_factory.mktemp("pairs"), rows)
-
-
-@pytest.fixture(scope="module")
-def folder(pairs, tmp_path_factory):
-  """Three views of each pair, as float32."""
-  out = tmp_path_factory.mktemp("cached") / "out"
-  cache.cache_latents(pairs, out, encoders(), VIEWS)
-  return out
-
-
-def load(folder, *, batch_size=4, seed=0, processes=(0, 1), **options):
-  examples = CachedLatents(folder=str(folder), **options)
-  index, count = processes
-  return examples.loader(batch_size=batch_size, seed=seed, process_index=index, process_count=count)
-
-
-def from_images(pairs, *, seed=0, batch_size=4, **options):
-  examples = FolderPairs(folder=pairs, size=SIZE, crop="random", flip=True, **options)
-  return examples.loader(folder_pairs.tokenize, channels=3, batch_size=batch_size, seed=seed)
-
-
-def contents(folder: pathlib.Path) -> dict[str, bytes]:
-  return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
-@pytest.mark.parametrize("ties", ["soft", "drop"])
-def test_the_first_epochs_are_those_of_training_on_images(pairs, folder, ties):
-  options = {"micro_conditioning": True}
-  ours, theirs = load(folder, embeddings=False, **options), from_images(pairs, **options)
-  if ties == "drop":  # ids, on which crops depend, are then counted among fewer pairs
-    ours = load(folder, embeddings=False, ties=ties)
-    theirs = from_images(pairs, ties=ties)
-  for step in range(6 if ties == "drop" else 7):  # 28 of 30 views
-    batch, expected = ours[step], theirs[step]
-    if ties == "soft":
-      np.testing.assert_array_equal(batch["latents"][:, :, records.MEAN], expected["pixels"])
-      np.testing.assert_array_equal(batch["geometry"], expected["geometry"])
-    for name in {"example_id", "label", "weight"} & set(expected):
-      np.testing.assert_array_equal(batch[name], expected[name])
-    folder_pairs.assert_same(batch["text"], expected["text"])
-    assert ("label" in batch) == ("label" in expected)
-
-
-def test_after_as_many_epochs_as_views_the_first_view_repeats(folder):
-  def epoch(number):
-    batches = [load(folder, batch_size=5)[2 * number + i] for i in range(2)]
-    order = np.argsort(np.concatenate([b["example_id"] for b in batches]))
-    return np.concatenate([b["latents"] for b in batches])[order]
-
-  first, second, fourth = epoch(0), epoch(1), epoch(3)
-  np.testing.assert_array_equal(first, fourth)
-  assert not np.array_equal(first, second)
-
-
-def test_both_images_of_a_pair_have_the_same_crop(folder):
-  mean = np.concatenate([load(folder)[i]["latents"][:, :, records.MEAN] for i in range(7)])
-  np.testing.assert_array_equal(mean[:, 0, ..., :2], mean[:, 1, ..., :2])
-
-
-def test_embeddings_are_those_of_the_captions_stored_once_per_shard(folder):
-  for step in range(3):
-    tokens = load(folder, embeddings=False)[step]["text"]
-    folder_pairs.assert_same(load(folder)[step]["text"], text(tokens))
-  manifest = records.read_manifest(folder)
-  assert manifest["captions"] == 10  # caption 1 in the first shard and in the last
-  counts = [file["records"] for file in manifest["files"].values()]
-  assert sorted(counts) == [3, 5, 5, 6, 12, 12]  # with the empty caption of each
-  null = CachedLatents(folder=str(folder)).null()
-  np.testing.assert_array_equal(null["hidden"], text(folder_pairs.tokenize([""])[0])["hidden"][0])
-
-
-def test_without_embeddings_batches_hold_token_ids(pairs, folder, tmp_path):
-  cache.cache_latents(pairs, tmp_path / "out", encoders(), VIEWS._replace(embeddings=False))
-  for loader in (load(folder, embeddings=False), load(tmp_path / "out", embeddings=False)):
-    assert set(loader[0]) == {"latents", "text", "example_id", "label", "weight", "geometry"}
-    assert set(loader[0]["text"]) == {"input_ids"}
-  assert not list((tmp_path / "out").glob("captions*"))
-  with pytest.raises(InputError, match=r"holds no text embeddings.*embeddings=False"):
-    load(tmp_path / "out")
-
-
-def test_the_parts_of_processes_and_batches_read_ahead_are_those_of_the_steps(folder):
-  whole = load(folder)
-  parts = [load(folder, processes=(i, 2)) for i in range(2)]
-  ahead = whole.iterate(5)
-  for step in (5, 6):
-    pieces = [part[step] for part in parts]
-    following = next(ahead)
-    folder_pairs.assert_same(folder_pairs.join(pieces), whole[step])
-    folder_pairs.assert_same(following, whole[step])
-  ahead.close()
+from tests.data.latents.caches import SIZE, VIEWS, contents, encoders, latents, load
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -202,7 +70,8 @@ def test_an_interrupted_command_resumes_and_writes_the_same_bytes(pairs, folder,
 def test_a_killed_command_resumes_and_writes_the_same_bytes(pairs, folder, tmp_path):
   program = (
     "import sys, time; sys.path.insert(0, sys.argv[3])\n"
-    "from tests.data.latents.test_cache import *\n"
+    "from dmpo_jax.data.latents import cache\n"
+    "from tests.data.latents.caches import *\n"
     "slow = lambda images: (time.sleep(0.05), latents(images))[1]\n"
     "cache.cache_latents(sys.argv[1], sys.argv[2], encoders(latents=slow), VIEWS)"
   )
@@ -320,91 +189,6 @@ def test_a_full_disk_is_an_error_and_the_command_resumes(pairs, folder, tmp_path
   assert cache.missing(out) == 2
   cache.cache_latents(pairs, out, encoders(), VIEWS)
   assert contents(out) == contents(folder)
-
-
-@pytest.fixture
-def copy(folder, tmp_path):
-  return shutil.copytree(folder, tmp_path / "copy")
-
-
-@pytest.mark.parametrize("kind", records.KINDS)
-def test_a_truncated_file_is_named_before_training(copy, kind):
-  path = copy / records.file_name(kind, "train", 1, 3)
-  path.write_bytes(path.read_bytes()[:-100])
-  with pytest.raises(
-    InputError, match=rf"{path} has \d+ bytes, \d+ were written.*cache the latents again"
-  ):
-    load(copy)
-
-
-def test_a_damaged_record_is_named(copy):
-  path = copy / records.file_name("pairs", "train", 0, 3)
-  content = bytearray(path.read_bytes())
-  content[200:260] = bytes(60)
-  path.write_bytes(content)
-  with pytest.raises(InputError, match=rf"record 0 of split 'train' in {copy} is damaged"):
-    [load(copy)[i] for i in range(8)]
-
-
-@pytest.mark.parametrize("damage", [None, 3, 200])
-def test_a_missing_or_damaged_index_is_named(copy, damage):
-  path = copy / "index-train.npy"
-  content = bytearray(path.read_bytes())
-  path.unlink()
-  if damage:
-    content[damage] ^= 1
-    path.write_bytes(content)
-  with pytest.raises(
-    InputError, match=r"index-train\.npy is missing or damaged.*cache the latents again"
-  ):
-    load(copy)
-
-
-@pytest.mark.parametrize(
-  ("change", "message"),
-  [
-    (lambda m: "{", "manifest.json is damaged"),
-    (lambda m: "[]", "manifest.json is damaged"),
-    (lambda m: json.dumps({**m, "layout": {}}), "manifest.json is damaged"),
-    (
-      lambda m: json.dumps({**m, "version": "0.9"}),
-      "version '0.9', this version of dmpo-jax reads 2.*cache the latents again",
-    ),
-  ],
-)
-def test_an_unusable_manifest_is_named(copy, change, message):
-  path = copy / records.MANIFEST
-  path.write_text(change(json.loads(path.read_text())))
-  with pytest.raises(InputError, match=message):
-    load(copy)
-
-
-def test_cached_latents_have_no_captions_for_a_new_pipeline(folder):
-  with pytest.raises(InputError, match=r"set config\.pipeline"):
-    CachedLatents(folder=str(folder)).captions  # noqa: B018
-
-
-def test_folders_are_mixed_by_their_weights(folder):
-  examples = CachedLatents(folders=(str(folder),) * 2, weights=(3, 1))
-  loader = examples.loader(batch_size=4, seed=0)
-  ids = np.concatenate([loader[i]["example_id"] for i in range(20)])
-  assert abs(np.cumsum(ids < 10) - 0.75 * np.arange(1, 81)).max() <= 1
-
-
-def test_folders_of_different_options_are_not_mixed(pairs, folder, tmp_path):
-  cache.cache_latents(pairs, tmp_path / "out", encoders(), VIEWS._replace(dtype="float16"))
-  with pytest.raises(InputError, match=r"(?s)were cached differently.*layout"):
-    CachedLatents(folders=(str(folder), str(tmp_path / "out")), weights=(1, 1))
-
-
-def test_the_fingerprint_depends_on_the_stored_bytes(pairs, folder, copy, tmp_path):
-  cache.cache_latents(pairs, tmp_path / "out", encoders(), VIEWS._replace(seed=1))
-  prints = [
-    CachedLatents(folder=str(path)).fingerprint() for path in (folder, copy, tmp_path / "out")
-  ]
-  prints.append(CachedLatents(folder=str(folder), ties="drop").fingerprint())
-  assert prints[0] == prints[1]
-  assert len(set(prints)) == 3
 
 
 def test_the_manifest_has_the_checksum_of_every_file(folder):

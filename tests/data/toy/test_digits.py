@@ -1,4 +1,4 @@
-"""The digits, their captions, their division, and the preferences drawn between them."""
+"""The digits, their captions, splits and preference pairs."""
 
 import sys
 
@@ -21,7 +21,7 @@ def pairs(real):
   return digits.preference_pairs(real, num_pairs=4000, temperature=0.03, seed=5)
 
 
-def test_pixels_are_scikit_learns_sixteenths_from_minus_one_to_one(real):
+def test_pixels_are_those_of_scikit_learn_in_minus_one_to_one(real):
   raw = load_digits().images
   assert real.images.dtype == np.float32
   assert real.images.shape == (1797, 8, 8, 1)
@@ -51,7 +51,7 @@ def test_without_scikit_learn_the_message_says_what_to_install(monkeypatch):
     digits.load()
 
 
-def test_the_split_parts_every_digit_in_the_same_proportion(real):
+def test_the_split_is_stratified_by_digit(real):
   train, test = digits.split(real, test_fraction=0.2, seed=0)
   np.testing.assert_array_equal(
     np.bincount(test.labels), np.round(0.2 * np.bincount(real.labels)).astype(int)
@@ -59,7 +59,7 @@ def test_the_split_parts_every_digit_in_the_same_proportion(real):
   assert len(train.labels) + len(test.labels) == len(real.labels)
 
 
-def test_the_split_puts_every_image_in_one_part_alone(real):
+def test_every_image_is_in_one_split_only(real):
   numbered = digits.Digits(np.arange(1797, dtype=np.float32), real.labels)
   train, test = digits.split(numbered, test_fraction=0.3, seed=1)
   np.testing.assert_array_equal(np.sort(np.r_[train.images, test.images]), numbered.images)
@@ -77,12 +77,12 @@ def test_a_fraction_outside_zero_to_one_is_refused(real, fraction):
     digits.split(real, test_fraction=fraction, seed=0)
 
 
-def test_a_fraction_that_leaves_a_part_without_a_digit_is_refused(real):
+def test_a_split_without_some_digit_is_refused(real):
   with pytest.raises(InputError, match="both need at least one"):
     digits.split(real, test_fraction=0.001, seed=0)
 
 
-def test_ink_is_the_mean_grey_level_as_shown():
+def test_ink_is_the_mean_grey_level_of_the_clipped_image():
   images = np.stack([np.full((2, 2, 1), v) for v in (-1.0, 0.0, 1.0, 3.0)])
   np.testing.assert_array_equal(digits.ink(images), [0, 0.5, 1, 1])
 
@@ -92,7 +92,7 @@ def test_ink_of_a_pixel_that_is_not_a_number_is_refused():
     digits.ink(np.array([0, 0, np.nan, 0]).reshape(1, 2, 2, 1))
 
 
-def test_the_two_of_a_pair_are_different_images_of_its_digit(real, pairs):
+def test_a_pair_holds_two_different_images_of_its_digit(real, pairs):
   assert (pairs.indices[:, 0] != pairs.indices[:, 1]).all()
   np.testing.assert_array_equal(
     real.labels[pairs.indices], np.stack([pairs.labels, pairs.labels], axis=1)
@@ -106,7 +106,7 @@ def test_the_images_and_ink_of_a_pair_are_those_of_its_indices(real, pairs):
   )
 
 
-def test_flipped_says_that_the_lighter_one_was_preferred(pairs):
+def test_flipped_pairs_prefer_the_image_with_less_ink(pairs):
   np.testing.assert_array_equal(pairs.flipped, pairs.ink[:, 0] < pairs.ink[:, 1])
 
 
@@ -115,7 +115,7 @@ def test_p_preferred_is_the_sigmoid_of_the_inks_difference(pairs):
   np.testing.assert_allclose(pairs.p_preferred, 1 / (1 + np.exp(-difference / 0.03)), rtol=1e-4)
 
 
-def test_labels_are_flipped_as_often_as_bradley_terry_says(pairs):
+def test_the_flip_rate_is_that_of_the_bradley_terry_model(pairs):
   p_flip = np.minimum(pairs.p_preferred, 1 - pairs.p_preferred).astype(np.float64)
   spread = np.sqrt((p_flip * (1 - p_flip)).sum())
   assert abs(pairs.flipped.sum() - p_flip.sum()) < 4 * spread
@@ -127,12 +127,12 @@ def test_near_ties_are_labelled_at_random_and_clear_cases_are_not(pairs):
   assert pairs.flipped[gap > 0.12].mean() < 0.03
 
 
-def test_a_cold_rule_never_prefers_the_lighter_one(real):
+def test_at_a_low_temperature_no_label_is_flipped(real):
   cold = digits.preference_pairs(real, num_pairs=500, temperature=1e-6, seed=0)
   assert not cold.flipped.any()
 
 
-def test_every_image_and_every_partner_is_drawn_alike():
+def test_every_image_and_every_partner_is_sampled_equally_often():
   three = digits.Digits(np.zeros((3, 8, 8, 1), np.float32), np.full(3, 4, np.int32))
   drawn = digits.preference_pairs(three, num_pairs=6000, temperature=1.0, seed=0).indices
   ordered = np.bincount(drawn[:, 0] * 3 + drawn[:, 1], minlength=9)
@@ -166,7 +166,7 @@ def test_a_digit_with_a_single_image_cannot_be_paired():
     digits.preference_pairs(lone, num_pairs=4, temperature=0.1, seed=0)
 
 
-def test_the_digits_that_are_kept_out_of_training_can_be_paired_too():
+def test_the_test_split_can_be_paired():
   train, test = (
     digit_pairs(num_pairs=400, temperature=0.03, seed=1, split=split) for split in ("train", "test")
   )

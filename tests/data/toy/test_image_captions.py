@@ -1,4 +1,4 @@
-"""Captioned images in a folder, read into memory."""
+"""Images of a folder with captions, read into memory."""
 
 import numpy as np
 import pytest
@@ -29,29 +29,29 @@ def write(folder, lines):
 
 
 def test_a_split_is_read_with_its_captions_and_rows_as_ids(folder):
-  found = image_captions.load(folder, size=8, split="train")
-  assert found.captions == ["night, at sea", "a poppy"]
-  np.testing.assert_array_equal(found.ids, [0, 1])
-  assert found.images.shape == (2, 1, 8, 8, 3)
-  np.testing.assert_array_equal(found.images[0], -1)
+  examples = image_captions.load(folder, size=8, split="train")
+  assert examples.captions == ["night, at sea", "a poppy"]
+  np.testing.assert_array_equal(examples.ids, [0, 1])
+  assert examples.images.shape == (2, 1, 8, 8, 3)
+  np.testing.assert_array_equal(examples.images[0], -1)
   np.testing.assert_array_equal(image_captions.load(folder, size=8, split="test").ids, [2])
 
 
-def test_the_middle_of_an_image_that_is_not_square_is_kept(folder):
-  found = image_captions.load(folder, size=8, split="train")
-  np.testing.assert_array_equal(found.images[1], np.broadcast_to([1.0, -1, -1], (1, 8, 8, 3)))
+def test_an_image_that_is_not_square_is_cropped_at_the_center(folder):
+  examples = image_captions.load(folder, size=8, split="train")
+  np.testing.assert_array_equal(examples.images[1], np.broadcast_to([1.0, -1, -1], (1, 8, 8, 3)))
 
 
-def test_without_a_column_split_all_are_training_images(folder):
+def test_without_a_column_split_all_images_are_of_the_training_split(folder):
   write(folder, ["caption,file", "a lawn,images/c.png"])
-  found = image_captions.load(folder, size=4, split="train")
-  np.testing.assert_array_equal(found.images[0, 0, 0, 0], [-1, 1, -1])
+  examples = image_captions.load(folder, size=4, split="train")
+  np.testing.assert_array_equal(examples.images[0, 0, 0, 0], [-1, 1, -1])
 
 
-def test_a_config_names_it(folder):
-  found = data.DATASETS["image_captions"](folder=str(folder), size=8)
-  assert len(found) == 2
-  assert found.fingerprint() == image_captions.load(folder, size=8, split="train").fingerprint()
+def test_a_config_can_name_the_data_set(folder):
+  examples = data.DATASETS["image_captions"](folder=str(folder), size=8)
+  assert len(examples) == 2
+  assert examples.fingerprint() == image_captions.load(folder, size=8, split="train").fingerprint()
 
 
 @pytest.mark.parametrize(
@@ -66,13 +66,13 @@ def test_a_config_names_it(folder):
     (["file,caption"], "unknown split"),
   ],
 )
-def test_a_table_that_cannot_be_used_is_refused(folder, lines, message):
+def test_an_invalid_table_is_refused(folder, lines, message):
   write(folder, lines)
   with pytest.raises(InputError, match=message):
     image_captions.load(folder, size=8, split="train")
 
 
-def test_a_split_that_is_not_there_is_refused_with_those_that_are(folder):
+def test_the_error_of_an_unknown_split_names_the_known_ones(folder):
   with pytest.raises(InputError, match=r"unknown split .* 'tests'; did you mean 'test'"):
     image_captions.load(folder, size=8, split="tests")
 

@@ -21,7 +21,7 @@ from dmpo_jax.data.convert.sources.raw_pair import RawPair
 
 
 class SourceModule(Protocol):
-  """What a module of this folder provides. Its docstring describes the data set.
+  """Contract of the modules of this folder. A module's docstring describes the data set.
 
   Attributes:
     EXAMPLE: Arguments of `dmpo-jax data convert NAME` for its help: a path and options.
