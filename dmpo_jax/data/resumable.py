@@ -57,9 +57,9 @@ class ResumableFolder(NamedTuple):
     stored = read_plan(out)
     if stored.get("version") != plan["version"]:
       raise InputError(
-        f"{out} holds a {self.noun} by another version of dmpo-jax, which cannot be resumed (format "
-        f"{stored.get('version', 'unknown')}, now {plan['version']}); choose another folder, or "
-        "delete this one"
+        f"{out} holds a {self.noun} by another version of dmpo-jax, which cannot be resumed "
+        f"(format {stored.get('version', 'unknown')}, now {plan['version']}); choose another "
+        "folder, or delete this one"
       )
     if different := differences(stored, plan):
       raise InputError(

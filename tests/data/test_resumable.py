@@ -64,7 +64,9 @@ def test_another_plan_is_refused_with_its_difference(folder):
 def test_a_folder_of_an_earlier_format_is_refused_with_both_versions(folder, former):
   folder.start(PLAN)
   (folder.out / resumable.PLAN).write_text(json.dumps(former))
-  with pytest.raises(InputError, match=r"by another version .*now 2\.0\.0\); choose another folder"):
+  with pytest.raises(
+    InputError, match=r"by another version .*now 2\.0\.0\); choose another folder"
+  ):
     folder.start(PLAN)
 
 
