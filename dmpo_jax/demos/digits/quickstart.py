@@ -160,8 +160,8 @@ def _sample_all(
   images, sampler = {}, None
   for name, result in runs.items():
     path = workdir / name / f"samples_{len(prompts) // 10}.npz"
-    weights = result.pipeline / "unet" / "diffusion_pytorch_model.safetensors"
-    if path.exists() and path.stat().st_mtime > weights.stat().st_mtime:
+    written = (result.pipeline / "model_index.json").stat().st_mtime
+    if path.exists() and path.stat().st_mtime > written:
       images[name] = np.load(path)["images"]
       continue
     pipeline = pipelines.load(result.pipeline)
