@@ -20,8 +20,6 @@ from dmpo_jax.interop.pipeline import (
 )
 from dmpo_jax.models import trees
 
-TOKENIZER_CLASSES = ("CLIPTokenizer", "CLIPTokenizerFast")
-
 # Files that a license requires in every copy. A README is left out: it describes another model.
 LICENSES = ("license", "licence", "notice", "copying", "use_policy")
 
@@ -106,7 +104,7 @@ def load_pipeline(
     model_index,
     configs,
     params,
-    {name: _read_tokenizer(folder / name, classes[name][1]) for name in tokenizers},
+    {name: tokenizer.read_tokenizer(folder / name, classes[name][1]) for name in tokenizers},
     {name: (folder / name).absolute() for name in (*others, *licenses)},
   )
 
@@ -189,15 +187,6 @@ def _selected(networks: Collection[str], components: Collection[str] | None) -> 
     if name not in networks:
       raise unknown("network in components", name, networks)
   return [name for name in networks if name in components]
-
-
-def _read_tokenizer(folder: pathlib.Path, class_name: str) -> Any:
-  if class_name not in TOKENIZER_CLASSES:
-    raise InputError(
-      f"{folder.name} is a {class_name}; expected {' or '.join(TOKENIZER_CLASSES)}: pipelines with "
-      "other text encoders than CLIP's are not supported"
-    )
-  return tokenizer.read_tokenizer(folder)
 
 
 def _is_license(name: str) -> bool:

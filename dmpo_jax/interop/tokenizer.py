@@ -1,4 +1,4 @@
-"""Captions to token ids with transformers' CLIPTokenizer, published or built from a list of words.
+"""Captions to token ids with transformers' tokenizers, read from a folder or built from words.
 
 Importing the tokenizer class takes about a second and does not import torch, even where torch is
 installed.
@@ -10,7 +10,7 @@ import copy
 import itertools
 import pathlib
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -22,7 +22,13 @@ if TYPE_CHECKING:
 
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"
-FILES = ("tokenizer.json", "vocab.json")
+# Class -> files of which one must exist.
+CLASSES = {
+  "CLIPTokenizer": ("tokenizer.json", "vocab.json"),
+  "CLIPTokenizerFast": ("tokenizer.json", "vocab.json"),
+  "T5Tokenizer": ("tokenizer.json",),
+  "T5TokenizerFast": ("tokenizer.json",),
+}
 
 # transformers sets an astronomically large length where a tokenizer's files state none.
 LONGEST_CONTEXT = 1 << 20
@@ -84,12 +90,13 @@ def build_tokenizer(words: Iterable[str], max_length: int) -> CLIPTokenizer:
   )
 
 
-def tokenize(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> Tokens:
+def tokenize(tokenizer: Any, captions: Sequence[str], *, length: int | None = None) -> Tokens:
   """Padded token ids of captions; captions longer than the context are truncated and counted.
 
   Args:
-    tokenizer: transformers' CLIPTokenizer with a `model_max_length`.
+    tokenizer: A tokenizer of transformers.
     captions: N strings; the empty string is the null caption.
+    length: Context length L; None: the tokenizer's `model_max_length`.
 
   Returns:
     `Tokens` with ids `[N, L]`.
@@ -98,7 +105,7 @@ def tokenize(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> Tokens:
     InputError: `captions` is a single string or contains something else than strings, or the
       tokenizer states no context length.
   """
-  length = tokenizer.model_max_length
+  length = length or tokenizer.model_max_length
   if length > LONGEST_CONTEXT:
     raise InputError(
       "the tokenizer states no context length; set model_max_length in its tokenizer_config.json "
@@ -117,30 +124,41 @@ def tokenize(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> Tokens:
   return Tokens(np.asarray(batch["input_ids"], np.int32), truncated)
 
 
-def read_tokenizer(folder: pathlib.Path) -> CLIPTokenizer:
-  """Reads the tokenizer in a folder: tokenizer.json, or vocab.json and merges.txt.
+def read_tokenizer(folder: pathlib.Path, class_name: str = "CLIPTokenizer") -> Any:
+  """Reads the tokenizer in a folder: tokenizer.json or, of CLIP, vocab.json and merges.txt.
+
+  Args:
+    folder: The folder.
+    class_name: Class of the tokenizer in transformers, one of `CLASSES`.
+
+  Returns:
+    The tokenizer.
 
   Raises:
-    InputError: The folder has none, or a damaged one.
+    InputError: The class is not supported, or the folder has no tokenizer or a damaged one.
   """
-  from transformers import CLIPTokenizer
+  import transformers
 
-  existing = [file for name in FILES if (file := folder / name).is_file()]
+  if class_name not in CLASSES:
+    raise InputError(f"{folder.name} is a {class_name}; expected one of {', '.join(CLASSES)}")
+  names = CLASSES[class_name]
+  existing = [file for name in names if (file := folder / name).is_file()]
   if not existing:
-    raise InputError(f"{folder} holds no tokenizer: expected {' or '.join(FILES)}")
+    raise InputError(f"{folder} holds no tokenizer: expected {' or '.join(names)}")
   for file in existing:
     files.read_json(file)
-  return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+  return getattr(transformers, class_name).from_pretrained(folder, local_files_only=True)
 
 
-def write_tokenizer(folder: pathlib.Path, tokenizer: CLIPTokenizer) -> None:
-  """Writes a tokenizer in the current form and in that of transformers before 5."""
+def write_tokenizer(folder: pathlib.Path, tokenizer: Any) -> None:
+  """Writes a tokenizer in the current form and, of CLIP, in that of transformers before 5."""
   # A call sets padding and truncation of the tokenizer, which would be saved.
   tokenizer = copy.deepcopy(tokenizer)
   tokenizer.backend_tokenizer.no_padding()
   tokenizer.backend_tokenizer.no_truncation()
   tokenizer.save_pretrained(folder)
-  tokenizer.backend_tokenizer.model.save(str(folder))
+  if type(tokenizer).__name__.startswith("CLIP"):
+    tokenizer.backend_tokenizer.model.save(str(folder))
 
 
 def _byte_alphabet() -> list[str]:

@@ -52,8 +52,10 @@ def test_a_pipeline_without_a_tokenizer_has_none(broken):
 
 
 def test_a_tokenizer_of_another_kind_is_refused(broken):
-  edit_json(broken / "model_index.json", tokenizer=["transformers", "T5Tokenizer"])
-  with pytest.raises(InputError, match="tokenizer is a T5Tokenizer"):
+  edit_json(broken / "model_index.json", tokenizer=["transformers", "LlamaTokenizer"])
+  with pytest.raises(
+    InputError, match="tokenizer is a LlamaTokenizer; expected one of CLIPTokenizer"
+  ):
     interop.load_pipeline(broken)
 
 

@@ -1,4 +1,4 @@
-"""Captions to ids with a CLIP tokenizer built from words."""
+"""Captions to ids: a CLIP tokenizer built from words, and tokenizers of T5."""
 
 import itertools
 import os
@@ -7,10 +7,11 @@ import sys
 
 import numpy as np
 import pytest
-from transformers import CLIPTokenizer
+from transformers import CLIPTokenizer, T5Tokenizer
 
 from dmpo_jax import interop
 from dmpo_jax.errors import InputError
+from dmpo_jax.interop.tokenizer import read_tokenizer, write_tokenizer
 
 DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
@@ -156,3 +157,24 @@ def test_a_tokenizer_that_states_no_length_is_refused(tokenizer):
   endless = CLIPTokenizer(vocab=tokenizer.get_vocab(), merges=[])
   with pytest.raises(InputError, match="model_max_length"):
     interop.tokenize(endless, ["one"])
+
+
+@pytest.fixture(scope="module")
+def t5_tokenizer():
+  pieces = ["<pad>", "</s>", "<unk>", "▁a", "▁b", "a", "b", "▁"]
+  return T5Tokenizer(vocab=[(piece, -float(i)) for i, piece in enumerate(pieces)])
+
+
+def test_a_tokenizer_of_t5_is_written_and_read(t5_tokenizer, tmp_path):
+  folder = tmp_path / "tokenizer_3"
+  write_tokenizer(folder, t5_tokenizer)
+  captions = ["a b", "", "b b b"]
+  actual = interop.tokenize(read_tokenizer(folder, "T5TokenizerFast"), captions, length=4)
+  np.testing.assert_array_equal(actual.ids, interop.tokenize(t5_tokenizer, captions, length=4).ids)
+  assert actual.ids.tolist()[:2] == [[3, 4, 1, 0], [1, 0, 0, 0]]
+
+
+def test_captions_are_truncated_to_the_length(t5_tokenizer):
+  tokens = interop.tokenize(t5_tokenizer, ["a a a a a", "a"], length=3)
+  assert tokens.ids.tolist() == [[3, 3, 1], [3, 1, 0]]
+  assert tokens.truncated == 1
