@@ -341,3 +341,19 @@ def test_timesteps_that_are_not_integers_are_refused():
   x0, noise, t = batch(schedule)
   with pytest.raises(InputError, match="dtype float32"):
     schedule.add_noise(x0, noise, t.astype(jnp.float32))
+
+
+def test_bins_cover_all_timesteps_with_lengths_equal_to_within_one():
+  edges = diffusion.from_config({"num_train_timesteps": 1000}).bins(3)
+  assert edges.tolist() == [0, 333, 666, 1000]
+  assert edges.dtype == np.int32
+
+
+def test_a_timestep_between_two_edges_is_uniform_among_those_from_the_first_to_before_the_second():
+  schedule = diffusion.from_config({})
+  keys = jax.random.split(jax.random.key(0), 4000)
+  t = jax.jit(jax.vmap(lambda key: schedule.sample_between(key, 250, 254)))(keys)
+  assert t.dtype == jnp.int32
+  values, counts = np.unique(t, return_counts=True)
+  assert values.tolist() == [250, 251, 252, 253]
+  np.testing.assert_allclose(counts, 1000, atol=120)

@@ -8,7 +8,7 @@ from dmpo_jax import data, losses
 from dmpo_jax.common.choose import select
 from dmpo_jax.configs import digits_dmpo, digits_reference, sd15_dmpo, sdxl_dmpo, sdxl_dmpo_lora
 from dmpo_jax.errors import InputError
-from dmpo_jax.training.config import check
+from dmpo_jax.training.config import RENAMED, check
 from dmpo_jax.training.config_file import load_config
 
 DMPO = digits_dmpo.__file__
@@ -68,6 +68,17 @@ def test_a_renamed_key_is_refused_with_its_new_name(tmp_path):
   )
   with pytest.raises(InputError, match=message):
     load_config(str(file))
+
+
+@pytest.mark.parametrize(("former", "current"), RENAMED.items())
+def test_each_renamed_key_is_refused_with_its_new_name(former, current):
+  message = rf"config\.{former} is called config\.{current} now; rename it"
+  config = digits_dmpo.get_config().unlock()
+  config[former] = 1
+  with pytest.raises(InputError, match=message):
+    check(config)
+  with pytest.raises(InputError, match=message):
+    load_config(DMPO, [f"--config.{former}=1"])
 
 
 def test_a_value_of_the_wrong_type_is_refused():

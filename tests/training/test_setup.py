@@ -1,0 +1,69 @@
+"""Components that a run trains, and layers that its LoRAs adapt."""
+
+import pytest
+
+from dmpo_jax import models
+from dmpo_jax.errors import InputError
+from dmpo_jax.models import trees
+from dmpo_jax.training import setup
+from tests.training.tiny import smallest_config
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+  return setup.load_pipeline(smallest_config(), ["the digit seven"])
+
+
+@pytest.fixture
+def config():
+  result = smallest_config()
+  result.trained = ()
+  return result
+
+
+@pytest.fixture
+def lora_config(config):
+  config.trained = ("unet", "text_encoder")
+  config.lora.rank, config.lora.alpha = 2, 2.0
+  return config
+
+
+def _layers(lora):
+  return {name.rpartition(".")[0] for name in trees.flatten(lora)}
+
+
+def test_an_empty_config_trained_is_the_denoiser(config, pipeline):
+  assert setup.trained_components(config, pipeline) == ("unet",)
+  trained, frozen, _ = setup.split_params(config, pipeline)
+  assert (set(trained), set(frozen)) == ({"unet"}, {"text_encoder"})
+
+
+def test_an_unknown_component_in_config_trained_is_refused_with_a_suggestion(config, pipeline):
+  config.trained = ("unett",)
+  with pytest.raises(InputError, match=r"config\.trained.*'unett'; did you mean 'unet'"):
+    setup.trained_components(config, pipeline)
+
+
+def test_loras_adapt_attention_by_default(lora_config, pipeline):
+  trained, _, _ = setup.split_params(lora_config, pipeline)
+  assert {name.rpartition(".")[2] for name in _layers(trained["unet"])} <= {
+    *("to_q", "to_k", "to_v"),
+    "0",  # to_out.0
+  }
+  assert all("self_attn" in name for name in _layers(trained["text_encoder"]))
+
+
+def test_targets_of_one_component_leave_the_defaults_of_the_others(lora_config, pipeline):
+  default, _, _ = setup.split_params(lora_config, pipeline)
+  lora_config.lora.targets.unet = ("*.to_q",)
+  trained, _, _ = setup.split_params(lora_config, pipeline)
+  assert {name.rpartition(".")[2] for name in _layers(trained["unet"])} == {"to_q"}
+  assert _layers(trained["text_encoder"]) == _layers(default["text_encoder"])
+
+
+def test_an_unknown_component_in_lora_targets_is_refused_with_a_suggestion(lora_config, pipeline):
+  lora_config.lora.targets.text_encodr = models.lora.TEXT_ATTENTION
+  with pytest.raises(
+    InputError, match=r"config\.lora\.targets.*'text_encodr'; did you mean 'text_encoder'"
+  ):
+    setup.split_params(lora_config, pipeline)
