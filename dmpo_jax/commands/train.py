@@ -78,14 +78,8 @@ def _train(options: argparse.Namespace, processes) -> None:
   logging_setup.set_process(processes.index, processes.count)
   config = load_config(options.config, options.rest)
   devices = jax.devices()
-  LOGGER.info(
-    "process %d of %d, %d of %d devices (%s)",
-    processes.index,
-    processes.count,
-    jax.local_device_count(),
-    len(devices),
-    devices[0].device_kind,
-  )
+  kind = devices[0].device_kind
+  LOGGER.info("%d of %d devices (%s)", jax.local_device_count(), len(devices), kind)
   show_progress = not options.no_progress and processes.is_first
   result = train(config, options.workdir, show_progress=show_progress, processes=processes)
   if processes.is_first:

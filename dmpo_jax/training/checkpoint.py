@@ -1,6 +1,7 @@
 """Checkpoints of a run: complete, checksummed, and independent of the device layout."""
 
 import contextlib
+import logging
 import pathlib
 import sys
 import time
@@ -14,6 +15,7 @@ from dmpo_jax.common.differences import describe, differences
 from dmpo_jax.errors import InputError
 from dmpo_jax.parallel.array_checksums import checksums
 
+LOGGER = logging.getLogger(__name__)
 POLL = 0.01  # seconds between checks of a save in progress
 
 
@@ -75,6 +77,7 @@ class Checkpoints:
     )
     self.wait()
     self._saving = step
+    LOGGER.debug("saving step %d in %s", step, self.directory)
     with self._as_oserror():
       self._manager.save(step, args=items)
 

@@ -162,6 +162,7 @@ def train(
         return result
       ema = config.ema_decay > 0
       if first:
+        LOGGER.info("resuming from step %d of %d", first, total)
         like = abstract_state(trained, optimizer, mesh, ema=ema)
         state = restore(checkpoints, first, like, _position(config, fingerprint, first))
       else:
@@ -192,7 +193,9 @@ def train(
           iterator = stack.enter_context(contextlib.closing(batches.iterate(first)))
           stack.enter_context(contextlib.closing(bar))
           stack.enter_context(contextlib.closing(monitor))
+          compile_start = time.perf_counter()
           compiled = lowered.compile()
+          LOGGER.debug("compiled in %.1f s", time.perf_counter() - compile_start)
           bar.unpause()
           monitor.start(first, state, frozen, trained, batch)
           del trained, batch  # or the initial parameters would stay in memory
