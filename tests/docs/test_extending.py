@@ -75,7 +75,8 @@ def _add_captions(match):
 
 
 def run(copy, *arguments):
-  environment = {**os.environ, "PYTHONPATH": str(copy)}
+  own = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
+  environment = {**own, "PYTHONPATH": str(copy)}
   command = [sys.executable, *arguments]
   result = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
   assert result.returncode == 0, result.stdout + result.stderr
