@@ -4,7 +4,6 @@ Fields are as published, without paths and library versions that do not describe
 are no weights and no vocabularies.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 from dmpo_jax.errors import unknown
@@ -195,20 +194,24 @@ SD_SCHEDULER = {
   "trained_betas": None,
 }
 
-PIPELINES: dict[str, dict[str, Mapping[str, Any]]] = {
+# Name -> component -> config, and the class of the pipeline as "_class_name".
+PIPELINES: dict[str, dict[str, Any]] = {
   "sd15": {
+    "_class_name": "StableDiffusionPipeline",
     "unet": SD15_UNET,
     "vae": SD_VAE,
     "text_encoder": SD15_TEXT,
     "scheduler": SD_SCHEDULER,
   },
   "sd21": {
+    "_class_name": "StableDiffusionPipeline",
     "unet": SD21_UNET,
     "vae": {**SD_VAE, "sample_size": 768},
     "text_encoder": SD21_TEXT,
     "scheduler": {**SD_SCHEDULER, "prediction_type": "v_prediction"},
   },
   "sdxl": {
+    "_class_name": "StableDiffusionXLPipeline",
     "unet": SDXL_UNET,
     "vae": SDXL_VAE,
     "text_encoder": SDXL_TEXT,
@@ -232,10 +235,11 @@ def pipeline(name: str) -> Pipeline:
   """
   if name not in PIPELINES:
     raise unknown("published pipeline", name, PIPELINES)
-  configs = PIPELINES[name]
+  configs = dict(PIPELINES[name])
+  model_index = {"_class_name": configs.pop("_class_name")}
   tokenizers = {
     encoder.replace("text_encoder", "tokenizer"): build_tokenizer([], config[CONTEXT])
     for encoder, config in configs.items()
     if encoder.startswith("text_encoder")
   }
-  return Pipeline({}, configs, {}, tokenizers)
+  return Pipeline(model_index, configs, {}, tokenizers)
