@@ -1,10 +1,10 @@
-"""Draw captioned emoji from a font: images to train a small text-to-image model on.
+"""Render emoji with captions from a font, to train a small text-to-image model on.
 
   sudo apt-get install fonts-noto-color-emoji unicode-data
   dmpo-jax data emoji --out data/emoji
 
-Every fully-qualified emoji in Unicode's emoji-test.txt is drawn on white, flags, keycaps, skin
-tones and joined sequences (families, professions) among them, and captioned with its name. The
+Every fully-qualified emoji in Unicode's emoji-test.txt is rendered on white, including flags,
+keycaps, skin tones and joined sequences (families, professions), with its name as the caption. The
 folder has captions.csv (file, caption, split, group, subgroup, codepoints), images/, the captions
 of each split as prompts-SPLIT.txt, and report.json, which counts what was left out and why.
 Splits are by caption without skin tone. Training reads it with
@@ -15,7 +15,7 @@ Splits are by caption without skin tone. Training reads it with
 import argparse
 import pathlib
 
-# Written here too, as help that imports the data's packages would take seconds.
+# The defaults are repeated here, because to import them takes as long as to import numpy.
 FONT = "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"
 NAMES = "/usr/share/unicode/emoji/emoji-test.txt"
 
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     nargs="+",
     default=(),
     metavar="GROUP",
-    help="of Unicode's list: smileys-emotion, people-body, animals-nature, food-drink, "
+    help="groups of Unicode's list: smileys-emotion, people-body, animals-nature, food-drink, "
     "travel-places, activities, objects, symbols, flags (default: all)",
   )
   parser.add_argument(
@@ -41,14 +41,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--splits",
     default="train=0.9,test=0.1",
-    help="share of the captions by split (default: train=0.9,test=0.1)",
+    help="fraction of the captions by split (default: train=0.9,test=0.1)",
   )
   parser.add_argument("--font", type=pathlib.Path, default=FONT, help=f"(default: {FONT})")
   parser.add_argument("--names", type=pathlib.Path, default=NAMES, help=f"(default: {NAMES})")
 
 
 def run(options: argparse.Namespace) -> None:
-  """Draws and prints what was drawn and what was left out."""
+  """Renders emoji and prints how many were rendered and left out."""
   from tqdm import tqdm
 
   from dmpo_jax.commands.data.convert import read_splits
@@ -73,4 +73,4 @@ def run(options: argparse.Namespace) -> None:
   same = report["same_drawing_as_an_earlier_one"]
   print(f"{report['written']} drawn" + (f", {same} of them like an earlier one" if same else ""))
   print("splits: " + ", ".join(f"{name} {n}" for name, n in report["by_split"].items()))
-  print(f"captioned images in {options.out}")
+  print(f"images with captions in {options.out}")

@@ -65,10 +65,10 @@ def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path):
 
 def test_lines_that_are_no_json_are_named_and_the_others_read(tmp_path):
   (tmp_path / "a.jsonl").write_bytes(b'{"a": 1}\n{"a"\n[1]\n{"a": 2}\n')
-  found = everything(tmp_path, "a.jsonl", 10)
-  assert [found[0][1], found[3][1]] == [{"a": 1}, {"a": 2}]
-  assert "the line is not JSON" in str(found[1][1])
-  assert "must hold an object" in str(found[2][1])
+  rows = everything(tmp_path, "a.jsonl", 10)
+  assert [rows[0][1], rows[3][1]] == [{"a": 1}, {"a": 2}]
+  assert "the line is not JSON" in str(rows[1][1])
+  assert "must hold an object" in str(rows[2][1])
 
 
 def test_a_row_of_another_length_than_the_header_is_named(tmp_path):
@@ -81,9 +81,9 @@ def test_a_row_of_another_length_than_the_header_is_named(tmp_path):
 def test_text_that_is_not_utf8_spoils_its_own_row_alone(tmp_path):
   column = pa.array([b"good", b"\xff\xfe"], pa.binary()).view(pa.string())
   pq.write_table(pa.table({"a": column}), tmp_path / "a.parquet")
-  found = everything(tmp_path, "a.parquet", 10, ["a"])
-  assert found[0] == (0, {"a": "good"})
-  assert "a is not valid UTF-8" in str(found[1][1])
+  rows = everything(tmp_path, "a.parquet", 10, ["a"])
+  assert rows[0] == (0, {"a": "good"})
+  assert "a is not valid UTF-8" in str(rows[1][1])
 
 
 @pytest.mark.parametrize(
