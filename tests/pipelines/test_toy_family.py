@@ -307,8 +307,8 @@ def test_it_samples_the_same_images_by_the_command_and_by_the_functions(folder, 
   command = ["sample", "--pipeline", str(folder), "--prompt", "caption 1", "--seeds", "2"]
   assert main([*command, "--steps", "3", "--out", str(tmp_path / "out")]) == 0
   for i, image in enumerate(images):
-    drawn = np.asarray(Image.open(tmp_path / f"out/00000_{i:010d}.png")).astype(int)
-    assert np.abs(drawn - np.clip(np.round((image + 1) * 127.5), 0, 255)).max() <= 1
+    pixels = np.asarray(Image.open(tmp_path / f"out/00000_{i:010d}.png")).astype(int)
+    assert np.abs(pixels - np.clip(np.round((image + 1) * 127.5), 0, 255)).max() <= 1
 
 
 def test_one_euler_step_from_noise_is_noise_less_the_guided_velocity(folder):

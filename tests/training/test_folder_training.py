@@ -28,18 +28,18 @@ def folder(tmp_path_factory):
 
 
 def config(folder: pathlib.Path, steps: int):
-  found = smallest_config()
-  with found.unlocked():
-    found.data = {
+  result = smallest_config()
+  with result.unlocked():
+    result.data = {
       "name": "pairs",
       "folder": str(folder),
       "size": 8,
       "crop": "random",
       "flip": True,
     }
-  found.trained, found.ema_decay = ("unet",), 0.0
-  found.num_steps, found.checkpoint.every = steps, 1
-  return found
+  result.trained, result.ema_decay = ("unet",), 0.0
+  result.num_steps, result.checkpoint.every = steps, 1
+  return result
 
 
 @pytest.fixture(scope="module")

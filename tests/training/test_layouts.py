@@ -30,9 +30,9 @@ def small_arrays_are_split():
 
 
 def config(kind, **changes):
-  found = processes_config.get_config(kind)
-  found.update(changes)
-  return found
+  result = processes_config.get_config(kind)
+  result.update(changes)
+  return result
 
 
 def weights(pipeline):
@@ -71,7 +71,7 @@ def test_loss_and_gradients_of_one_device_are_those_of_four(root, one):
 
 
 def watched(workdir):
-  """What the panel and the sample grid showed before the first step."""
+  """Record of the held-out evaluation and sample grid before the first step."""
   picture = Image.open(workdir / "samples" / "step_000000.png")
   return read(workdir, "held_out")[0], np.asarray(picture).astype(int)
 

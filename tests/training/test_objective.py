@@ -113,16 +113,16 @@ def evaluate(minimise, params, batch):
       loss, logged = objective(trained, frozen, reference, batch, np.int32(0))
       return loss.mean(), (loss, logged)
 
-    gradient, found = jax.grad(total, has_aux=True)(trained)
-    return *found, gradient["unet"]
+    gradient, outputs = jax.grad(total, has_aux=True)(trained)
+    return *outputs, gradient["unet"]
 
   run = jax.jit(run, compiler_options=QUICK)
 
-  def found(index, devices):
+  def evaluate_on(index, devices):
     frozen = {**params[1], "index": np.int32(index)}
     return run(trained, frozen, jax.device_put(batch, split_over(make_mesh(devices))))
 
-  return found
+  return evaluate_on
 
 
 @pytest.fixture(scope="module")
@@ -134,12 +134,12 @@ def take_two_steps(minimise, params, batch):
   step = jax.jit(step, donate_argnums=0, compiler_options=QUICK)
 
   def run(index):
-    state, found = initial_state(trained, optimizer, ema=False), []
+    state, example_losses = initial_state(trained, optimizer, ema=False), []
     more = {**frozen, "index": np.int32(index)}
     for _ in range(2):
       state, _, loss = step(state, more, reference, batch)
-      found.append(np.asarray(loss))
-    return jax.device_get(state), found
+      example_losses.append(np.asarray(loss))
+    return jax.device_get(state), example_losses
 
   return run
 
@@ -157,15 +157,15 @@ def test_every_objective_has_a_config():
 @every
 def test_the_loss_is_that_of_the_logged_errors_times_the_weights(name, evaluate):
   index = PAIRED.index(name)
-  found, logged, _ = evaluate(index, 1)
+  example_losses, logged, _ = evaluate(index, 1)
   errors = losses.PairErrors(*(logged[field] for field in losses.PairErrors._fields))
   loss = LOSSES[index]
   if loss.func is losses.sdpo:  # the safeguard changes the gradient, not the value
     loss = loss.keywords["base"]
   if loss.func is losses.dspo:  # whose residuals are not logged; at this beta it is fine-tuning
-    np.testing.assert_allclose(found, WEIGHTS * errors.policy_w, rtol=5e-3)
+    np.testing.assert_allclose(example_losses, WEIGHTS * errors.policy_w, rtol=5e-3)
   else:
-    np.testing.assert_allclose(found, WEIGHTS * loss(errors)[0], rtol=1e-5, atol=1e-9)
+    np.testing.assert_allclose(example_losses, WEIGHTS * loss(errors)[0], rtol=1e-5, atol=1e-9)
   np.testing.assert_array_equal(logged["weight"], WEIGHTS)
 
 
@@ -173,8 +173,8 @@ def test_the_loss_is_that_of_the_logged_errors_times_the_weights(name, evaluate)
 def test_two_steps_from_the_config_move_the_parameters_and_stay_finite(
   name, params, take_two_steps
 ):
-  state, found = take_two_steps(PAIRED.index(name))
-  assert np.all(np.isfinite(found))
+  state, example_losses = take_two_steps(PAIRED.index(name))
+  assert np.all(np.isfinite(example_losses))
   moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), state.params, params[0])
   assert 0 < max(jax.tree.leaves(moved)) < 1e-2
   assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(state.params))
@@ -196,11 +196,11 @@ def test_a_loss_with_labels_is_the_expectation_over_the_two_orders(pipeline, par
   trained, reference = LINEAR
   labelled = batch._replace(label=LABELS)
   run = jax.jit(lambda t: objective(t, params[1], reference, labelled, 0), compiler_options=QUICK)
-  found, logged = run(trained)
+  example_losses, logged = run(trained)
   errors = losses.PairErrors(*(logged[field] for field in losses.PairErrors._fields))
-  here, there = (objective.loss(x)[0] for x in (errors, losses.swap(errors)))
-  wanted = WEIGHTS * (LABELS * here + (1 - LABELS) * there)
-  np.testing.assert_allclose(found, wanted, rtol=1e-5)
+  first, second = (objective.loss(x)[0] for x in (errors, losses.swap(errors)))
+  expected = WEIGHTS * (LABELS * first + (1 - LABELS) * second)
+  np.testing.assert_allclose(example_losses, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

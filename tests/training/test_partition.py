@@ -1,4 +1,4 @@
-"""What the partitioner says of a whole step over a mesh: that it copies nothing out of need."""
+"""The partitioner rematerialises no array of a sharded gradient involuntarily."""
 
 import os
 import subprocess
@@ -40,8 +40,8 @@ ENVIRONMENT = {
 }
 
 
-def said(kind: str) -> str:
-  """What compiling the gradient of a UNet prints."""
+def compiler_output(kind: str) -> str:
+  """Standard error of compiling the gradient of a UNet."""
   command = [sys.executable, "-c", SCRIPT, kind]
   done = subprocess.run(command, env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr[-2000:]
@@ -49,8 +49,8 @@ def said(kind: str) -> str:
 
 
 def test_nothing_is_rematerialised_involuntarily_where_networks_are_placed():
-  assert "Involuntary full rematerialization" not in said("placed")
+  assert "Involuntary full rematerialization" not in compiler_output("placed")
 
 
 def test_left_to_the_compiler_the_same_network_is_not():
-  assert "Involuntary full rematerialization" in said("left")
+  assert "Involuntary full rematerialization" in compiler_output("left")

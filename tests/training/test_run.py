@@ -42,8 +42,8 @@ def test_a_run_leaves_metrics_events_checkpoints_and_a_pipeline(finished):
   assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
   assert all(np.isfinite(value) for row in rows for value in row.values())
   events = EventAccumulator(str(finished / "tensorboard")).Reload()
-  found = [(event.step, event.value) for event in events.Scalars("loss")]
-  np.testing.assert_allclose(found, [(row["step"], row["loss"]) for row in rows], rtol=1e-6)
+  losses = [(event.step, event.value) for event in events.Scalars("loss")]
+  np.testing.assert_allclose(losses, [(row["step"], row["loss"]) for row in rows], rtol=1e-6)
   assert sorted(p.name for p in (finished / "checkpoints").iterdir() if p.name.isdigit()) == [
     "4",
     "6",
@@ -74,12 +74,12 @@ def test_the_frozen_text_encoder_is_exported_as_it_was(finished, pipeline):
   assert all(np.array_equal(before[name], after[name]) for name in before)
 
 
-def test_the_last_parameters_can_be_exported_beside_the_average(finished, tmp_path):
-  assert export(finished, tmp_path / "average") == 6
+def test_the_last_parameters_can_be_exported_beside_the_ema(finished, tmp_path):
+  assert export(finished, tmp_path / "ema") == 6
   assert export(finished, tmp_path / "last", ema=False) == 6
-  average, last = _weights(tmp_path / "average"), _weights(tmp_path / "last")
+  ema, last = _weights(tmp_path / "ema"), _weights(tmp_path / "last")
   wanted = _weights(finished / "pipeline")
-  assert all(np.array_equal(wanted[name], average[name]) for name in wanted)
+  assert all(np.array_equal(wanted[name], ema[name]) for name in wanted)
   assert any(not np.array_equal(wanted[name], last[name]) for name in wanted)
 
 
