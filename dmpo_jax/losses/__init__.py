@@ -35,12 +35,12 @@ LOSSES = {
 __all__ = [
   "LOSSES",
   "Diagnostics",
-  "Requirements",
   "PairErrors",
+  "Requirements",
   "Residuals",
   "denoising_error",
-  "soft_label_loss",
   "requirements",
+  "soft_label_loss",
   "swap",
   *LOSSES,
 ]

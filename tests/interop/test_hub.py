@@ -19,7 +19,7 @@ VAE = "vae/diffusion_pytorch_model.safetensors"
 
 @pytest.fixture(scope="module")
 def repository(sdxl_folder, tmp_path_factory):
-  """SDXL as it is published: two variants, other formats, and what else lies there."""
+  """A repository like SDXL's: two variants, other formats and other files."""
   folder = shutil.copytree(sdxl_folder, tmp_path_factory.mktemp("hub") / "repository")
   tiny.write_tiny_sdxl(folder, variant="fp16")
   for name in (

@@ -17,7 +17,7 @@ CAPTIONS = ["the digit seven", "", "one " * 9]
 
 @pytest.fixture(scope="module")
 def fresh(pipeline, tokenizer):
-  """A pipeline that torch has never seen: our own initial parameters, put together by us."""
+  """A pixel pipeline with our own initial parameters."""
   keys = jax.random.split(jax.random.key(0))
   params = {
     name: models.build(pipeline.configs[name]).init(key)

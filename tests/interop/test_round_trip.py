@@ -67,7 +67,7 @@ def test_weights_come_back_to_the_bit_in_files_of_the_same_kind(written):
 
 
 def _kind_of(file):
-  """The name without the numbers of a shard, of which there may be others."""
+  """File name without the numbers of a shard."""
   begin, dash, _ = file.name.partition("-0")
   return begin + dash
 
