@@ -26,16 +26,16 @@ class Response(NamedTuple):
   Attributes:
     logit: float64 `[N]`.
     value: float64 `[N]`, the loss.
-    winner: float64 `[N]`, d loss/dz through e_w alone, -2/beta ∂loss/∂e_w. Where it is negative,
+    preferred: float64 `[N]`, d loss/dz through e_w alone, -2/beta ∂loss/∂e_w. Where it is negative,
       descent lowers e_w.
-    loser: float64 `[N]`, d loss/dz through e_l alone, 2/beta ∂loss/∂e_l. Where it is negative,
+    rejected: float64 `[N]`, d loss/dz through e_l alone, 2/beta ∂loss/∂e_l. Where it is negative,
       descent raises e_l.
   """
 
   logit: np.ndarray
   value: np.ndarray
-  winner: np.ndarray
-  loser: np.ndarray
+  preferred: np.ndarray
+  rejected: np.ndarray
 
 
 def response(loss: Callable, *, beta: float, level: float, logits: np.ndarray) -> Response:
@@ -156,21 +156,25 @@ def picture(
 
 
 def _plot(upper, lower, curve: Response, theme: Theme) -> None:
-  unit = abs(float(np.interp(0.0, curve.logit, curve.winner)))
+  unit = abs(float(np.interp(0.0, curve.logit, curve.preferred)))
   start = float(np.interp(0.0, curve.logit, curve.value))
   upper.plot(curve.logit, (curve.value - start) / unit, color=theme.text, linewidth=1.6)
   dpo = -(1 - np.tanh(curve.logit / 2))  # -(1 - σ(z)) over its size at z = 0
   lower.plot(curve.logit, dpo, color=theme.faint, linewidth=1, linestyle=":", label="slope of DPO")
   lower.plot(
-    curve.logit, curve.loser / unit, color=theme.rejected, linewidth=2.4, label="by the loser"
+    curve.logit,
+    curve.rejected / unit,
+    color=theme.rejected,
+    linewidth=2.4,
+    label="by the rejected image",
   )
   lower.plot(
     curve.logit,
-    curve.winner / unit,
+    curve.preferred / unit,
     "--",
     color=theme.preferred,
     linewidth=1.6,
-    label="by the winner",
+    label="by the preferred image",
   )
   upper.set_ylim(-4, 16)
   lower.set_ylim(-2.6, 1.1)

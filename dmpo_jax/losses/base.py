@@ -16,14 +16,14 @@ from dmpo_jax.losses.requirements import Requirements
 class PairErrors(NamedTuple):
   """Squared errors of the policy and the frozen reference on a batch of preference pairs.
 
-  Each field is float32 `[pairs]`, as `denoising_error` gives them. The winner (w, preferred) and
-  the loser (l, rejected) of a pair share timestep, noise and caption.
+  Each field is float32 `[pairs]`, as `denoising_error` gives them. The preferred image (w) and the
+  rejected one (l) of a pair share timestep, noise and caption.
 
   Attributes:
-    policy_w: e_w, the policy's error on the winners.
-    policy_l: e_l, the policy's error on the losers; None where a batch holds no losers (`sft`).
-    reference_w: r_w, the reference's error on the winners; None for reference-free losses.
-    reference_l: r_l, the reference's error on the losers; None for reference-free losses.
+    policy_w: e_w, the policy's error on the preferred images.
+    policy_l: e_l, the policy's error on the rejected images; None for single images (`sft`).
+    reference_w: r_w, the reference's error on the preferred images; None for reference-free losses.
+    reference_l: r_l, the reference's error on the rejected images; None for reference-free losses.
   """
 
   policy_w: jax.Array
@@ -36,12 +36,13 @@ class Diagnostics(NamedTuple):
   """Logit, implicit rewards and accuracy of each pair, float32 `[pairs]`; for reporting only.
 
   Attributes:
-    logit: z = -beta/2 ((e_w - r_w) - (e_l - r_l)); z > 0: the policy prefers the winner more than
-      the reference does. None where the batch holds no losers. The logits of `kto` and `mapo` are
-      defined in their docstrings.
-    reward_w: Implicit reward of the winner, -beta/2 (e_w - r_w).
-    reward_l: Implicit reward of the loser, -beta/2 (e_l - r_l). None where there are no losers.
-    accuracy: 1 where z > 0, 0 where z < 0, 1/2 on a tie. None where there are no losers.
+    logit: z = -beta/2 ((e_w - r_w) - (e_l - r_l)); z > 0: the policy prefers the preferred image
+      more than the reference does. None where the batch holds no rejected images. The logits of
+      `kto` and `mapo` are defined in their docstrings.
+    reward_w: Implicit reward of the preferred image, -beta/2 (e_w - r_w).
+    reward_l: Implicit reward of the rejected image, -beta/2 (e_l - r_l). None where there are no
+      rejected images.
+    accuracy: 1 where z > 0, 0 where z < 0, 1/2 on a tie. None where there are no rejected images.
   """
 
   logit: jax.Array | None
@@ -138,8 +139,8 @@ def check_errors(errors: PairErrors, loss: str, needs: Requirements) -> PairErro
     InputError: A needed field is None, half of the reference is missing, a field is not a vector in
       float32 or wider, or lengths differ.
   """
-  fields = ["policy_w"] + ["policy_l"] * needs.losers + ["reference_w"] * needs.reference
-  fields += ["reference_l"] * (needs.losers and needs.reference)
+  fields = ["policy_w"] + ["policy_l"] * needs.rejected + ["reference_w"] * needs.reference
+  fields += ["reference_l"] * (needs.rejected and needs.reference)
   for name in fields:
     if getattr(errors, name) is None:
       raise InputError(f"{loss} needs {name}, which is None; give the float32 errors [pairs]")

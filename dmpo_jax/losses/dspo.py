@@ -16,8 +16,8 @@ def dspo(errors: PairErrors, residuals: Residuals, *, beta: float) -> tuple[jax.
       R = f_policy - target,   Q = f_reference - target
 
   Both betas are the same one, as in the source. At the published 0.001 z is nearly 0, so 1 - σ(z)
-  is 1/2, the loser hardly enters, and the loss is close to `sft`. The gradient passes through
-  σ(z), as in the source.
+  is 1/2, the rejected image hardly enters, and the loss is close to `sft`. The gradient passes
+  through σ(z), as in the source.
 
   Args:
     errors: float32 `[pairs]`, all four fields.

@@ -12,7 +12,7 @@ from dmpo_jax.losses.residuals import Residuals
 
 
 def swap(pairs: PairErrors | Residuals) -> PairErrors | Residuals:
-  """The same pairs with winner and loser exchanged."""
+  """The same pairs with preferred and rejected image exchanged."""
   return type(pairs)(
     policy_w=pairs.policy_l,
     policy_l=pairs.policy_w,
@@ -39,7 +39,8 @@ def soft_label_loss(
 
   Args:
     loss: A loss of this package, its hyperparameters bound by functools.partial.
-    errors: float32 `[pairs]`; the losers' fields are needed for every loss, also for `sft`.
+    errors: float32 `[pairs]`; the rejected images' fields are needed for every loss, also for
+      `sft`.
     label: `[pairs]` or a scalar, p0 in [0, 1]: probability that the first image (`policy_w`) is the
       preferred one. The range is not checked, for it may be traced.
     residuals: `Residuals`, where the loss needs them.
@@ -50,8 +51,8 @@ def soft_label_loss(
       image, the logit times 2 p0 - 1, the probability of ranking the pair right.
 
   Raises:
-    InputError: The loss takes no soft labels (the message says why), the losers are missing, or
-      `label` does not fit the errors.
+    InputError: The loss takes no soft labels (the message says why), the rejected images are
+      missing, or `label` does not fit the errors.
 
   Source: the definition of the expected loss under label noise, as in cDPO (a follow-up to arXiv
     2305.18290).
@@ -60,7 +61,9 @@ def soft_label_loss(
   if needs.why_no_soft_labels:
     raise InputError(f"this loss takes no soft labels: {needs.why_no_soft_labels}")
   if errors.policy_l is None:
-    raise InputError("soft labels are for pairs; these errors have no losers (policy_l is None)")
+    raise InputError(
+      "soft labels are for pairs; these errors have no rejected images (policy_l is None)"
+    )
   label = jnp.asarray(label, jnp.float32)
   if label.ndim and label.shape != errors.policy_w.shape:
     raise InputError(f"labels {label.shape} must have the errors' shape {errors.policy_w.shape}")

@@ -50,8 +50,8 @@ def mapo(
   Returns:
     loss: float32 `[pairs]`.
     diagnostics: `Diagnostics`, float32 `[pairs]`: the logit is the argument of σ (positive where
-      the policy's error on the winner is the smaller one), the rewards are its two terms less their
-      value at error 0.
+      the policy's error on the preferred image is the smaller one), the rewards are its two terms
+      less their value at error 0.
 
   Raises:
     InputError: The form is unknown, snr or num_timesteps are missing or given to the form that has

@@ -11,7 +11,7 @@ class Requirements(NamedTuple):
   """Inputs that a loss needs from its caller; every loss carries its own as `.requirements`.
 
   Attributes:
-    losers: True where the loss needs the errors of the rejected images.
+    rejected: True where the loss needs the errors of the rejected images.
     reference: True where it needs the errors of the frozen reference.
     residuals: True where it takes `Residuals` as its second argument.
     needs_global_batch: True where the loss of a pair depends on a mean over the batch. The loss
@@ -20,7 +20,7 @@ class Requirements(NamedTuple):
     why_no_soft_labels: Reason why soft labels are not defined for it; empty where they are.
   """
 
-  losers: bool = True
+  rejected: bool = True
   reference: bool = True
   residuals: bool = False
   needs_global_batch: bool = False

@@ -15,10 +15,10 @@ class Residuals(NamedTuple):
   first is the field of the same name in `PairErrors`.
 
   Attributes:
-    policy_w: The policy's residual on the winners.
-    policy_l: The policy's residual on the losers.
-    reference_w: The reference's residual on the winners; None for reference-free losses.
-    reference_l: The reference's residual on the losers; None for reference-free losses.
+    policy_w: The policy's residual on the preferred images.
+    policy_l: The policy's residual on the rejected images.
+    reference_w: The reference's residual on the preferred images; None for reference-free losses.
+    reference_l: The reference's residual on the rejected images; None for reference-free losses.
   """
 
   policy_w: jax.Array

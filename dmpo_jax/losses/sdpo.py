@@ -17,21 +17,21 @@ from dmpo_jax.losses.residuals import Residuals, check_residuals, inner
 def sdpo(
   errors: PairErrors, residuals: Residuals, *, base: Callable, mu: float
 ) -> tuple[jax.Array, Diagnostics]:
-  """SDPO: another loss, with the loser's gradient scaled down where it would harm the winner.
+  """SDPO: another loss, its gradient through the rejected image scaled down where it does harm.
 
       loss = base with e_l replaced by sg(e_l) + λ (e_l - sg(e_l))
       λ = clip((1 - mu) ‖R_w‖²/<R_w, R_l>, 0, 1) where <R_w, R_l> > 0, and 1 elsewhere
 
   sg stops the gradient and R = f_policy - target. The value is that of the base loss; only the
   gradient changes. To first order, and with the outputs as the parameters, a step that lowers
-  e_w - e_l then lowers e_w by at least mu times the decrease without the loser.
+  e_w - e_l then lowers e_w by at least mu times the decrease without the rejected image.
 
   Args:
     errors: float32 `[pairs]`: the fields that the base loss needs, and `policy_l`.
     residuals: `[pairs, ...]`, any floating dtype; `policy_w` and `policy_l` enter here.
     base: The base loss, its hyperparameters bound: functools.partial(losses.dpo, beta=2000).
-    mu: Fraction of the winner's progress that is kept, in [0, 1]; published: 0.9 for SD1.5 (0.2
-      around `dspo`), 0.6 for SDXL.
+    mu: Fraction of the preferred image's progress that is kept, in [0, 1]; published: 0.9 for SD1.5
+      (0.2 around `dspo`), 0.6 for SDXL.
 
   Returns:
     loss: float32 `[pairs]`.

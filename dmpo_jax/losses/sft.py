@@ -6,7 +6,7 @@ from dmpo_jax.losses.base import Diagnostics, PairErrors, checked, diagnose
 from dmpo_jax.losses.requirements import Requirements
 
 
-@checked(Requirements(losers=False, reference=False))
+@checked(Requirements(rejected=False, reference=False))
 def sft(errors: PairErrors) -> tuple[jax.Array, Diagnostics]:
   """The denoising error of the preferred images.
 

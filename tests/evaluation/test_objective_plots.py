@@ -35,14 +35,14 @@ def test_the_slopes_of_dmpo_agree_with_the_closed_form():
   p = 1 / (1 + np.exp(-LOGITS))
   wanted = p * (1 - p) * (LOGITS - np.log(0.95 / 0.05))
   curve = response(DMPO)
-  np.testing.assert_allclose(curve.winner, wanted, atol=2e-4)
-  np.testing.assert_allclose(curve.loser, wanted, atol=2e-4)
+  np.testing.assert_allclose(curve.preferred, wanted, atol=2e-4)
+  np.testing.assert_allclose(curve.rejected, wanted, atol=2e-4)
 
 
 def test_fine_tuning_depends_on_the_preferred_error_alone():
   curve = response(losses.sft)
-  np.testing.assert_allclose(curve.winner, np.full(25, -2 / 1000), rtol=1e-6)
-  np.testing.assert_array_equal(curve.loser, np.zeros(25))
+  np.testing.assert_allclose(curve.preferred, np.full(25, -2 / 1000), rtol=1e-6)
+  np.testing.assert_array_equal(curve.rejected, np.zeros(25))
 
 
 def test_the_axis_has_its_own_beta():
@@ -52,9 +52,11 @@ def test_the_axis_has_its_own_beta():
 
 def test_with_parallel_residuals_the_safeguard_scales_the_slope_of_the_rejected_image():
   curve = response(functools.partial(losses.sdpo, base=DPO, mu=0.75), logits=[-1.0, 0.0, 1.0])
-  np.testing.assert_allclose(curve.winner, response(DPO, logits=[-1.0, 0.0, 1.0]).winner, rtol=1e-5)
+  np.testing.assert_allclose(
+    curve.preferred, response(DPO, logits=[-1.0, 0.0, 1.0]).preferred, rtol=1e-5
+  )
   # λ = (1 - µ) ‖R_w‖/‖R_l‖ for parallel residuals: at z = 0 a quarter
-  np.testing.assert_allclose(curve.loser[1] / curve.winner[1], 0.25, rtol=1e-5)
+  np.testing.assert_allclose(curve.rejected[1] / curve.preferred[1], 0.25, rtol=1e-5)
 
 
 def test_errors_that_would_be_negative_are_refused():

@@ -59,7 +59,8 @@ def compiled(name, **changes):
 
 
 def at(loss, z, scale=1.0):
-  """The losses where (e_w - r_w) - (e_l - r_l) is -z/scale, by the winner's error alone."""
+  """The losses where (e_w - r_w) - (e_l - r_l) is -z/scale, by the preferred image's error
+  alone."""
   zero = jnp.zeros_like(z)
   return loss(PairErrors(-z / scale, zero, zero, zero))[0]
 

@@ -18,7 +18,7 @@ LOGITS = np.concatenate([-np.logspace(-3, 4, 200), [0.0], np.logspace(-3, 4, 200
 
 
 def at(z, alpha=0.01, beta=2.0):
-  """The loss where the logit is z: all errors but the winner's are zero."""
+  """The loss where the logit is z: all errors but the preferred image's are zero."""
   zero = jnp.zeros_like(z)
   return losses.dmpo(PairErrors(-2.0 / beta * z, zero, zero, zero), beta=beta, alpha=alpha)[0]
 

@@ -13,7 +13,7 @@ LOGITS = np.concatenate([-np.logspace(-3, 4, 80), [0.0], np.logspace(-3, 4, 80)]
 
 
 def at(z, **hyperparameters):
-  """The loss where the logit is z: beta 2 and all errors but the winner's at zero."""
+  """The loss where the logit is z: beta 2 and all errors but the preferred image's at zero."""
   zero = jnp.zeros_like(z)
   return losses.dpo(PairErrors(-z, zero, zero, zero), beta=2.0, **hyperparameters)[0]
 

@@ -41,7 +41,7 @@ def test_the_docstring_gives_arguments_results_errors_and_source(name):
 def test_a_missing_requirement_is_named(name):
   loss, (errors, residuals) = cases.bind(name), cases.random_pairs()
   needs = losses.requirements(loss)
-  needed = ["policy_w"] + ["policy_l"] * needs.losers + ["reference_w"] * needs.reference
+  needed = ["policy_w"] + ["policy_l"] * needs.rejected + ["reference_w"] * needs.reference
   for field in needed:
     with pytest.raises(ValueError, match=field):
       cases.apply(loss, errors._replace(**{field: None}), residuals)
@@ -55,7 +55,7 @@ def test_inputs_that_are_not_required_may_be_missing(name):
   loss, (errors, residuals) = cases.bind(name), cases.random_pairs()
   needs = losses.requirements(loss)
   less = errors._replace(
-    policy_l=errors.policy_l if needs.losers else None,
+    policy_l=errors.policy_l if needs.rejected else None,
     reference_w=errors.reference_w if needs.reference else None,
     reference_l=errors.reference_l if needs.reference else None,
   )

@@ -126,7 +126,7 @@ def test_a_loss_whose_statistic_depends_on_the_labels_refuses_them_with_the_reas
 
 
 def test_single_images_have_no_labels():
-  with pytest.raises(ValueError, match="no losers"):
+  with pytest.raises(ValueError, match="no rejected images"):
     losses.soft_label_loss(losses.sft, PairErrors(jnp.ones(2)), 0.5)
 
 

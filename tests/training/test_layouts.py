@@ -78,9 +78,9 @@ def watched(workdir):
 
 def compare_watched(root, layout):
   (row, picture), (other_row, other_picture) = watched(root / "one"), watched(root / layout)
-  assert row["winner_change"] == other_row["winner_change"] == 0
+  assert row["preferred_change"] == other_row["preferred_change"] == 0
   for part, other in zip([row, *row["bins"]], [other_row, *other_row["bins"]], strict=True):
-    assert other["winner"] == pytest.approx(part["winner"], rel=1e-5)
+    assert other["preferred"] == pytest.approx(part["preferred"], rel=1e-5)
   assert np.abs(picture - other_picture).max() <= 1
 
 

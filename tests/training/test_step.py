@@ -136,8 +136,9 @@ def test_a_dropped_caption_is_the_empty_one(setting):
 
 def test_one_step_is_adamw_on_the_mean_loss_with_clipping(setting):
   objective, trained, frozen, batch = setting
-  # The winner's error alone, for in the difference of two most digits of a gradient cancel; and an
-  # eps of the gradients' own size, or rounding decides the sign of those next to nothing.
+  # The preferred image's error alone, for in the difference of two most digits of a gradient
+  # cancel; and an eps of the gradients' own size, or rounding decides the sign of those next to
+  # nothing.
   objective = objective._replace(loss=losses.sft)
   options = {
     "name": "adamw",

@@ -270,8 +270,8 @@ def _curves(rows: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
   """Training curves of a run; the errors are the policy's minus the reference's."""
   return {
     "step": [row["step"] for row in rows],
-    "winner_error": [row["policy_w"] - row["reference_w"] for row in rows],
-    "loser_error": [row["policy_l"] - row["reference_l"] for row in rows],
+    "preferred_error": [row["policy_w"] - row["reference_w"] for row in rows],
+    "rejected_error": [row["policy_l"] - row["reference_l"] for row in rows],
     **{name: [row[name] for row in rows] for name in ("loss", "accuracy", "logit")},
   }
 

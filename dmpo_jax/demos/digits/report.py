@@ -50,7 +50,7 @@ REQUIRED = {
     "pairs_per_second",
   ),
   "diversity": ("pairwise", "vendi"),
-  "curves": ("step", "winner_error", "loser_error", "loss", "accuracy", "logit"),
+  "curves": ("step", "preferred_error", "rejected_error", "loss", "accuracy", "logit"),
   "export": ("path", "files", "torch_check"),
 }
 
@@ -78,8 +78,8 @@ def render(results: Mapping) -> str:
         ink_gain, win_rate, accuracy_change: Interval against the reference, paired by caption and
           seed; None for the reference.
         diversity: {"pairwise": Interval, "vendi": float}. grid_png: bytes (`image_grids.grid`).
-        curves: None or {"step", "winner_error", "loser_error", "loss", "accuracy", "logit"}, lists
-          of one length; the errors are policy minus reference, e_w - r_w and e_l - r_l.
+        curves: None or {"step", "preferred_error", "rejected_error", "loss", "accuracy", "logit"},
+          lists of one length; the errors are policy minus reference, e_w - r_w and e_l - r_l.
         train_seconds: float. pairs_per_second: float or None.
       export: path: str. files: [str]. torch_check: None or {name: value}, with
         "max_abs_difference" and "diffusers_version".

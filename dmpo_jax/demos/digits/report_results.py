@@ -204,14 +204,14 @@ def training(aligned: Sequence[Mapping]) -> str:
   trained = [(i, model) for i, model in enumerate(aligned, start=1) if model["curves"]]
   if not trained:
     return ""
-  errors = [m["curves"][key] for _, m in trained for key in ("winner_error", "loser_error")]
+  errors = [m["curves"][key] for _, m in trained for key in ("preferred_error", "rejected_error")]
   limits = plots.curve_limits(errors, 0.0)
 
   def of_errors(curves: Mapping) -> Callable[[plots.Theme], bytes]:
     def of(theme: plots.Theme) -> bytes:
       lines = {
-        "preferred": (curves["step"], curves["winner_error"], theme.preferred),
-        "rejected": (curves["step"], curves["loser_error"], theme.rejected),
+        "preferred": (curves["step"], curves["preferred_error"], theme.preferred),
+        "rejected": (curves["step"], curves["rejected_error"], theme.rejected),
       }
       return plots.curves(lines, theme=theme, width=3.6, limits=limits, baseline=0.0)
 
@@ -263,7 +263,7 @@ def training(aligned: Sequence[Mapping]) -> str:
 def _errors_in_words(model: Mapping) -> str:
   """Sentence on the errors at the end of training."""
   ends = [
-    float(plots.smoothed(model["curves"][key])[-1]) for key in ("winner_error", "loser_error")
+    float(plots.smoothed(model["curves"][key])[-1]) for key in ("preferred_error", "rejected_error")
   ]
   text = f"At the end: preferred {ends[0]:+.2g}, rejected {ends[1]:+.2g}"
   if ends[0] > 0 and ends[1] > 0:

@@ -132,7 +132,7 @@ class HeldOutEvaluation:
       self._errors, initial, frozen, self._batches()
     )
     records = [record for record in read(self._workdir, "held_out") if record["step"] <= step]
-    self._warned = any(record["winner_rises"] for record in records)
+    self._warned = any(record["preferred_rises"] for record in records)
 
   def evaluate(
     self, step: int, trained: Params, frozen: Params, writer: MetricsWriter | None
@@ -155,7 +155,7 @@ class HeldOutEvaluation:
     edges = self._objective.pipeline.process.bins(self._settings["bins"])
     record = held_out_errors.summarise(errors, self._objective.loss, edges)
     writer.write_held_out(step, record)
-    if record["winner_rises"] and not self._warned:
+    if record["preferred_rises"] and not self._warned:
       self._warned = True
       LOGGER.warning("%s", held_out_errors.warning(step, record))
     if self._can_plot:

@@ -29,8 +29,8 @@ from dmpo_jax.training.objective import (
 
 # Noise and timesteps derive from this seed and the example ids: equal in runs with other seeds.
 SEED = 20_231_121
-# Standard errors beyond which a rise of the winner's error counts. Without a true rise the mean of
-# 64 pairs exceeds three about once in 500 evaluations.
+# Standard errors beyond which a rise of the preferred image's error counts. Without a true rise the
+# mean of 64 pairs exceeds three about once in 500 evaluations.
 RISE = 3.0
 
 
@@ -121,15 +121,15 @@ def summarise(errors: HeldOutErrors, loss: Loss, edges: np.ndarray) -> dict[str,
       gradient factor = mean(-d loss/d z),   z the loss's logit
 
   Args:
-    errors: Errors of pairs, or of single images, which have winners only.
+    errors: Errors of pairs, or of single images, which have preferred images only.
     loss: The loss, for its logit and gradient factor.
     edges: Edges of the timestep bins, `[bins + 1]`, see `diffusion.Process.bins`.
 
   Returns:
-    winner, winner_reference, winner_change and its standard error winner_change_se, the same of
-    the loser; margin, accuracy (a tie counts 1/2); logit and gradient_factor if the loss has
-    them; winner_rises, 1 if `rises` is true, else 0; and "bins", a list of the same metrics
-    without winner_rises, with "from" and "to", the first and last timestep of the bin.
+    preferred, preferred_reference, preferred_change and its standard error preferred_change_se, the
+    same of the rejected image; margin, accuracy (a tie counts 1/2); logit and gradient_factor if
+    the loss has them; preferred_rises, 1 if `rises` is true, else 0; and "bins", a list of the same
+    metrics without preferred_rises, with "from" and "to", the first and last timestep of the bin.
   """
   images = errors.policy.shape[2]
   change = errors.policy - errors.reference  # [bins, examples, images]
@@ -137,7 +137,7 @@ def summarise(errors: HeldOutErrors, loss: Loss, edges: np.ndarray) -> dict[str,
 
   def means(part: slice) -> dict[str, float]:
     metrics = {}
-    for i, name in enumerate(("winner", "loser")[:images]):
+    for i, name in enumerate(("preferred", "rejected")[:images]):
       # Timesteps of one pair are not independent: the standard error is over pairs.
       by_pair = change[part, :, i].mean(0)  # [examples]
       metrics[name] = errors.policy[part, :, i].mean()
@@ -152,7 +152,9 @@ def summarise(errors: HeldOutErrors, loss: Loss, edges: np.ndarray) -> dict[str,
     return {name: float(value) for name, value in metrics.items()}
 
   record = means(slice(None))
-  record["winner_rises"] = float(rises(record["winner_change"], record["winner_change_se"]))
+  record["preferred_rises"] = float(
+    rises(record["preferred_change"], record["preferred_change_se"])
+  )
   record["bins"] = [
     {"from": first, "to": last, **means(slice(i, i + 1))}
     for i, (first, last) in enumerate(bin_ranges(edges))
@@ -167,7 +169,7 @@ def bin_ranges(edges: np.ndarray) -> list[tuple[float, float]]:
 
 
 def rises(change: float, standard_error: float) -> bool:
-  """Returns True if the winner's error exceeds the reference's significantly.
+  """Returns True if the preferred image's error exceeds the reference's significantly.
 
       mean(e_w - r_w) > 3 · std(e_w - r_w) / sqrt(pairs)
 
@@ -177,15 +179,15 @@ def rises(change: float, standard_error: float) -> bool:
 
 
 def warning(step: int, record: dict[str, Any]) -> str:
-  """Returns the warning for an evaluation in which the winner's error rises.
+  """Returns the warning for an evaluation in which the preferred image's error rises.
 
   Args:
     step: Steps done.
     record: Result of `summarise`.
   """
-  change, error = record["winner_change"], record["winner_change_se"]
-  worst = max(record["bins"], key=lambda metrics: metrics["winner_change"])
-  percent = 100 * change / record["winner_reference"]
+  change, error = record["preferred_change"], record["preferred_change_se"]
+  worst = max(record["bins"], key=lambda metrics: metrics["preferred_change"])
+  percent = 100 * change / record["preferred_reference"]
   return (
     f"step {step}: on held-out pairs the policy denoises the preferred images worse than the "
     f"reference, by {change:.3g} ({percent:.2g}%, {change / max(error, 1e-12):.0f} standard "
@@ -205,14 +207,14 @@ def _logit_and_gradient_factor(loss: Loss, errors: HeldOutErrors) -> dict[str, n
       d loss/dz = (d loss/de_l) / (dz/de_l)
 
   For a loss that is not a function of the logit alone (`kto`, `mapo`) this is the part that reaches
-  the loser. A wrapper (`sdpo`) has the factor of its base. A loss without losers has neither, nor
-  has `dspo`, which needs more than the errors.
+  the rejected image. A wrapper (`sdpo`) has the factor of its base. A loss without rejected images
+  has neither, nor has `dspo`, which needs more than the errors.
   """
   needs = losses.requirements(loss)
   while needs.residuals and "base" in loss.keywords:
     loss = loss.keywords["base"]
     needs = losses.requirements(loss)
-  if needs.residuals or not needs.losers:
+  if needs.residuals or not needs.rejected:
     return {}
 
   def flat(values: np.ndarray) -> jax.Array:

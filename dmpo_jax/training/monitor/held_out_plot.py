@@ -10,14 +10,14 @@ from dmpo_jax.common import optional
 from dmpo_jax.common.atomic_files import write_atomically
 
 TEXT, SECONDARY_TEXT, GRID = "#20232b", "#5c6370", "#d5d9e0"
-WINNER, LOSER, OTHER, ALARM = "#0d8577", "#dc2f55", "#2563eb", "#b42318"
+PREFERRED, REJECTED, OTHER, ALARM = "#0d8577", "#dc2f55", "#2563eb", "#b42318"
 
 
 def plot(records: Sequence[dict[str, Any]], path: pathlib.Path, *, title: str) -> None:
   """Plots the metrics of held-out evaluations over the steps of a run, as PNG.
 
   The upper row shows means over all timesteps, the lower row one curve per timestep bin, darker
-  with more noise. A triangle marks a significant rise of the winner's error.
+  with more noise. A triangle marks a significant rise of the preferred image's error.
 
   Args:
     records: Records of held_out.jsonl, at least one.
@@ -58,16 +58,16 @@ def plot(records: Sequence[dict[str, Any]], path: pathlib.Path, *, title: str) -
       axis.plot(steps, values(name, i), color=colour, label=label, marker="o", markersize=3)
 
   top, bottom = axes
-  curve(top[0], "winner_change", WINNER, "preferred")
-  risen = values("winner_rises") > 0
+  curve(top[0], "preferred_change", PREFERRED, "preferred")
+  risen = values("preferred_rises") > 0
   if risen.any():
-    changes = values("winner_change")[risen]
+    changes = values("preferred_change")[risen]
     top[0].plot(steps[risen], changes, "^", color=ALARM, markersize=9, label="significant rise")
-  by_bin(bottom[0], "winner_change")
+  by_bin(bottom[0], "preferred_change")
   top[0].set_title("error minus the reference's, ± 1 standard error")
   bottom[0].set_title("preferred: error minus the reference's")
   if "margin" in records[0]:
-    curve(top[0], "loser_change", LOSER, "rejected")
+    curve(top[0], "rejected_change", REJECTED, "rejected")
     curve(top[1], "margin", OTHER, "mean over pairs")
     by_bin(bottom[1], "margin")
     curve(top[2], "accuracy", OTHER, "pairs ranked correctly")

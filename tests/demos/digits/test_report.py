@@ -32,8 +32,8 @@ def model(name, label, **changes):
     "grid_png": PNG,
     "curves": {
       "step": steps,
-      "winner_error": [-1e-4 * s for s in steps],
-      "loser_error": [1e-4 * s for s in steps],
+      "preferred_error": [-1e-4 * s for s in steps],
+      "rejected_error": [1e-4 * s for s in steps],
       "loss": [0.7] * 50,
       "accuracy": [0.6] * 50,
       "logit": [0.01 * s for s in steps],

@@ -39,8 +39,8 @@ def test_metrics_equal_plain_loops_over_pairs_and_bins():
     correct += [b > a for a, b in zip(each_w, each_l, strict=True)]
   mean = sum(changes) / 5
   spread = math.sqrt(sum((x - mean) ** 2 for x in changes) / 4)
-  assert record["winner_change"] == pytest.approx(mean, rel=1e-4)
-  assert record["winner_change_se"] == pytest.approx(spread / math.sqrt(5), rel=1e-4)
+  assert record["preferred_change"] == pytest.approx(mean, rel=1e-4)
+  assert record["preferred_change_se"] == pytest.approx(spread / math.sqrt(5), rel=1e-4)
   assert record["margin"] == pytest.approx(sum(margins) / 15, rel=1e-4)
   assert record["accuracy"] == pytest.approx(sum(correct) / 15)
   assert record["logit"] == pytest.approx(100 * record["margin"], rel=1e-4)
@@ -53,7 +53,7 @@ def test_bins_cover_all_timesteps_and_average_to_the_overall_metrics():
     (333, 665),
     (666, 999),
   ]
-  for name in ("winner", "loser_reference", "margin", "accuracy", "logit", "gradient_factor"):
+  for name in ("preferred", "rejected_reference", "margin", "accuracy", "logit", "gradient_factor"):
     mean = np.mean([part[name] for part in record["bins"]])
     assert record[name] == pytest.approx(mean, rel=1e-5)
 
@@ -61,10 +61,10 @@ def test_bins_cover_all_timesteps_and_average_to_the_overall_metrics():
 def test_equal_policy_and_reference_have_no_change_and_every_pair_is_a_tie():
   errors = _errors(moved=0.0)
   record = _summary(errors, functools.partial(losses.dmpo, beta=1000.0, alpha=0.01))
-  assert record["winner_change"] == record["winner_change_se"] == record["margin"] == 0
+  assert record["preferred_change"] == record["preferred_change_se"] == record["margin"] == 0
   assert record["accuracy"] == 0.5
   assert record["gradient_factor"] == pytest.approx(1.148780, abs=1e-6)
-  assert record["winner_rises"] == 0
+  assert record["preferred_rises"] == 0
 
 
 LOSSES = {
@@ -118,8 +118,8 @@ def test_a_wrapper_has_the_gradient_factor_of_its_base_and_other_losses_may_have
 
 def test_single_images_have_winner_metrics_only():
   record = _summary(_errors(images=1), losses.sft)
-  assert {"winner_change", "winner_rises"} <= record.keys()
-  assert not {"loser", "margin", "accuracy"} & record.keys()
+  assert {"preferred_change", "preferred_rises"} <= record.keys()
+  assert not {"rejected", "margin", "accuracy"} & record.keys()
 
 
 def test_noise_counts_as_a_rise_in_one_of_some_hundred_evaluations_and_a_rise_is_detected():
@@ -137,7 +137,7 @@ def test_the_warning_has_the_size_of_the_rise_and_the_timesteps_of_the_largest()
   errors = _errors(moved=0.0)
   errors.policy[2, :, 0] += np.float32(0.03)
   record = _summary(errors, DPO)
-  assert record["winner_rises"] == 1
+  assert record["preferred_rises"] == 1
   assert "by 0.01 (" in (text := held_out_errors.warning(40, record))
   assert "timesteps 666 to 999" in text
 

@@ -15,7 +15,7 @@ from dmpo_jax.training.monitor.throughput import TIMINGS, StepTimer
 
 
 def _held_out_row(change: float) -> dict:
-  return {"winner_change": change, "bins": [{"from": 0, "to": 999, "winner_change": change}]}
+  return {"preferred_change": change, "bins": [{"from": 0, "to": 999, "preferred_change": change}]}
 
 
 def test_records_after_the_checkpoint_and_an_incomplete_line_are_dropped_on_resume(tmp_path):
@@ -77,7 +77,9 @@ def test_wandb_receives_metrics_evaluations_and_images_under_one_run_id(monkeypa
     time.sleep(0.1)
   assert [row["step"] for row in rows] == [1, 1, 1]
   assert rows[0]["loss"] == 0.5
-  assert rows[1]["held_out/winner_change"] == rows[1]["held_out_t0-999/winner_change"] == 0.125
+  assert (
+    rows[1]["held_out/preferred_change"] == rows[1]["held_out_t0-999/preferred_change"] == 0.125
+  )
   assert rows[2]["samples/_type"] == "image-file"
 
 

@@ -75,11 +75,11 @@ def test_the_evaluation_starts_at_equal_networks_and_changes_with_the_policy(mon
   rows = read(monitored, "held_out")
   assert [row["step"] for row in rows] == [0, 2, 4, 6]
   first = rows[0]
-  assert first["winner_change"] == first["loser_change"] == first["margin"] == 0
+  assert first["preferred_change"] == first["rejected_change"] == first["margin"] == 0
   assert first["accuracy"] == 0.5
   assert first["gradient_factor"] == pytest.approx(1.148780, abs=1e-5)
-  assert len({row["winner_reference"] for row in rows}) == 1
-  assert len({row["winner"] for row in rows}) == 4
+  assert len({row["preferred_reference"] for row in rows}) == 1
+  assert len({row["preferred"] for row in rows}) == 4
   assert [(part["from"], part["to"]) for part in first["bins"]] == [(0, 499), (500, 999)]
 
 
@@ -112,9 +112,9 @@ def test_the_first_grid_is_sampled_from_the_initial_pipeline_and_the_noise_stays
 
 def test_evaluations_and_grids_are_in_tensorboard_and_the_evaluation_has_a_figure(monitored):
   events = EventAccumulator(str(monitored / "tensorboard"), size_guidance={"images": 0}).Reload()
-  changes = {event.step: event.value for event in events.Scalars("held_out/winner_change")}
+  changes = {event.step: event.value for event in events.Scalars("held_out/preferred_change")}
   assert changes == pytest.approx(
-    {row["step"]: row["winner_change"] for row in read(monitored, "held_out")}, rel=1e-6
+    {row["step"]: row["preferred_change"] for row in read(monitored, "held_out")}, rel=1e-6
   )
   assert events.Scalars("held_out_t500-999/accuracy")[0].value == 0.5
   assert [event.step for event in events.Images("samples")] == [0, 2, 4, 6]
