@@ -1,4 +1,4 @@
-"""The Diffusion-DPO train step of this project, as a training run compiles it."""
+"""Our side of the train step benchmark: the step as a training run compiles it."""
 
 import functools
 import os
@@ -21,15 +21,20 @@ class OurSide:
   """The step with its state and its batch on a mesh.
 
   Args:
-    size: Of the benchmark.
-    folder: What `dpo_setting.write` wrote.
-    data: Devices over which examples alone are split.
-    fsdp: Devices over which parameters are split too; on a CPU they are simulated.
-    parts: Accumulated ones of a batch.
+    size: Size of the benchmark.
+    folder: Output folder of `dpo_setting.write`.
+    data: Size of the mesh axis data; CPU devices are simulated.
+    fsdp: Size of the mesh axis fsdp.
+    microbatches: Gradient accumulation steps.
   """
 
   def __init__(
-    self, size: dpo_setting.Size, folder: pathlib.Path, data: int = 1, fsdp: int = 1, parts: int = 1
+    self,
+    size: dpo_setting.Size,
+    folder: pathlib.Path,
+    data: int = 1,
+    fsdp: int = 1,
+    microbatches: int = 1,
   ):
     if data * fsdp > 1 and os.environ.get("JAX_PLATFORMS") == "cpu":
       os.environ["NPROC"] = "32"  # simulated devices on few cores deadlock otherwise
@@ -45,7 +50,7 @@ class OurSide:
       setup.make_objective(settings, pipeline, mesh=mesh),
       optimizer,
       ema_decay=settings.ema_decay,
-      grad_accumulation_steps=parts,
+      grad_accumulation_steps=microbatches,
       constrain=functools.partial(sharding.constrain, mesh),
     )
     self.initial = policy
@@ -64,7 +69,7 @@ class OurSide:
       )
 
   def prepare(self) -> float:
-    """Compiles the step; returns the seconds that took, tracing included."""
+    """Compiles the step; returns the seconds, tracing included."""
     started = time.perf_counter()
     batch = jax.device_put(self.batch, self.split)
     with jax.set_mesh(self.mesh):
@@ -75,31 +80,31 @@ class OurSide:
   def step(self) -> None:
     """Takes a step from a batch in host memory, and waits for it."""
     batch = jax.device_put(self.batch, self.split)
-    self.state, self.found, losses = self.compiled(self.state, self.frozen, self.reference, batch)
-    jax.block_until_ready((self.state, self.found, losses))
+    self.state, self.metrics, losses = self.compiled(self.state, self.frozen, self.reference, batch)
+    jax.block_until_ready((self.state, self.metrics, losses))
 
   def check(self) -> list[dict[str, float]]:
-    """The metrics of the first steps, and how far they moved parameters and average."""
+    """Metrics of the first steps, and norms of the change of parameters and EMA."""
     rows = []
     for _ in range(dpo_setting.CHECKED_STEPS):
       self.step()
-      rows.append({name: float(value) for name, value in self.found.items()})
-    for name, params in {"moved": self.state.params, "average_moved": self.state.ema}.items():
+      rows.append({name: float(value) for name, value in self.metrics.items()})
+    for name, params in {"change": self.state.params, "ema_change": self.state.ema}.items():
       difference = jax.tree.map(lambda x, y: np.asarray(x) - y, params["unet"], self.initial)
       squares = [np.sum(np.square(x, dtype=np.float64)) for x in jax.tree.leaves(difference)]
       rows[-1][name] = float(np.sqrt(sum(squares)))
     return rows
 
   def device(self) -> dict[str, float | str | None]:
-    """What the device calls itself, and the most of its memory that was taken, in MiB."""
+    """Kind of the device, and its peak memory in MiB."""
     first = jax.devices()[0]
     peak = (first.memory_stats() or {}).get("peak_bytes_in_use")
     return {"kind": first.device_kind, "peak_mib": peak and peak / 2**20}
 
   def version(self) -> str:
-    """The library and its version."""
+    """Library and version."""
     return f"jax {jax.__version__}"
 
   def planned_bytes(self) -> int:
-    """What XLA plans for temporary arrays of a step, in bytes."""
+    """Bytes of a step's temporary arrays in XLA's plan."""
     return self.compiled.memory_analysis().temp_size_in_bytes

@@ -1,4 +1,4 @@
-"""What both sides of the train step benchmark share: sizes, weights, one batch, its draws."""
+"""Sizes, weights, batch and noise that both sides of the train step benchmark share."""
 
 import pathlib
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from dmpo_jax.training.batch import Batch, sample_noise
 from dmpo_jax.training.config import default
 
 CAPTIONS = [f"the digit {word}" for word in ("one", "two", "three", "four", "five", "six", "seven")]
-# Steps whose draws are handed to the other side, to see that both take the same step.
+# Steps with common noise, in which both sides must take the same step.
 CHECKED_STEPS = 3
 
 
@@ -23,7 +23,7 @@ class Size(NamedTuple):
   Attributes:
     pairs: Preference pairs in a batch; the networks see twice as many images.
     model: diffusers' and transformers' configs of unet, text_encoder and scheduler.
-    dtype: In which networks compute, float32 or bfloat16; parameters are float32.
+    dtype: Compute dtype of the networks, float32 or bfloat16; parameters are float32.
     remat: Our rematerialisation policy.
   """
 
@@ -36,13 +36,13 @@ class Size(NamedTuple):
 def latent_size(
   pairs: int, pixels: int, channels: tuple[int, ...], layers: int, tokens: int, context: int
 ) -> Size:
-  """Stable Diffusion's network, narrower: attention on all levels but the deepest.
+  """Stable Diffusion's UNet with other widths: attention on all levels but the deepest.
 
   Args:
     pairs: Preference pairs in a batch.
     pixels: Height and width of the four-channel latents.
     channels: Width of each level.
-    layers: Residual layers of a level on the way down (one more on the way up).
+    layers: Residual layers per level of the down path (one more in the up path).
     tokens: Length of the text encoder's context.
     context: Width of the text encoder.
   """
@@ -82,7 +82,7 @@ def _digits_model() -> dict[str, dict[str, Any]]:
 
 
 SIZES = {
-  # The networks and the batch of the quickstart.
+  # Networks and batch of the quickstart.
   "digits": lambda: Size(64, _digits_model()),
   "middle": lambda: latent_size(8, 16, (64, 128), 2, tokens=16, context=64),
   # Stable Diffusion's depth per level and its 77 tokens; 32x32 latents are images of 256 pixels.
@@ -92,7 +92,7 @@ SIZES = {
 
 
 def config(size: Size) -> ConfigDict:
-  """The experiment's config: Diffusion-DPO of the UNet, the text encoder frozen, with EMA."""
+  """Config of the step: Diffusion-DPO of the UNet with EMA, frozen text encoder."""
   result = default()
   result.model = ConfigDict(size.model)
   result.loss = ConfigDict({"name": "dpo", "beta": 100.0})
@@ -104,10 +104,10 @@ def config(size: Size) -> ConfigDict:
 
 
 def write(size: Size, folder: pathlib.Path) -> None:
-  """Writes what both sides read: policy/, reference/, batch.npz and draws.npz.
+  """Writes the files of both sides: policy/, reference/, batch.npz and noise.npz.
 
-  All parameters are random, biases and scales too, and the policy differs from the reference, so
-  that a swapped name or network shows in the loss.
+  All parameters are random, including biases and scales, and the policy differs from the reference,
+  so that a swapped name or network changes the loss.
 
   Args:
     size: The benchmark's networks and batch.
@@ -131,19 +131,19 @@ def write(size: Size, folder: pathlib.Path) -> None:
     text=ours.pipeline.tokenize(captions)[0],
     example_id=np.arange(size.pairs, dtype=np.uint32),
   )
-  draws = [
+  samples = [
     sample_noise(ours.seed, step, ours.prepare(batch, step), shape[2:], ours.caption_dropout)
     for step in range(CHECKED_STEPS)
   ]
   arrays = {"pixels": batch.pixels, "example_id": batch.example_id, **batch.text}
   null = {f"null_{name}": np.asarray(ids) for name, ids in ours.null_text.items()}
   np.savez(folder / "batch.npz", **arrays, **null)
-  stacked = {name: np.stack([getattr(d, name) for d in draws]) for name in draws[0]._fields}
-  np.savez(folder / "draws.npz", **stacked)
+  stacked = {name: np.stack([getattr(s, name) for s in samples]) for name in samples[0]._fields}
+  np.savez(folder / "noise.npz", **stacked)
 
 
 def _shifted(params: dict, scale: float, rng: np.random.Generator) -> dict:
-  """The parameters with normal noise of `scale` times their root mean square (1 for zeros)."""
+  """Parameters plus normal noise of `scale` times their root mean square (1 for zeros)."""
   if isinstance(params, dict):
     return {name: _shifted(child, scale, rng) for name, child in params.items()}
   array = np.asarray(params)

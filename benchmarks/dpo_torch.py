@@ -1,4 +1,4 @@
-"""The same Diffusion-DPO train step in PyTorch, with the networks of diffusers and transformers."""
+"""PyTorch's side of the train step benchmark, with the networks of diffusers and transformers."""
 
 import os
 import pathlib
@@ -17,13 +17,13 @@ from transformers.utils import logging
 class TorchSide:
   """The step with its state and its batch.
 
-  Torch is given what makes it fast here: AdamW in its fused form, the moving average in one call
-  for all parameters, images that lie in its own layout before the clock starts; on a GPU its fused
-  attention (the default), TF32 where float32 is left, and images and draws made on the device.
+  Torch has its fast options: fused AdamW, the EMA in one call for all parameters, images in its own
+  layout before the timer starts; on a GPU fused attention (the default), TF32 for float32, and
+  images and noise on the device.
 
   Args:
-    size: Of the benchmark.
-    folder: What `dpo_setting.write` wrote.
+    size: Size of the benchmark.
+    folder: Output folder of `dpo_setting.write`.
     options: `compile`, `channels_last` (both False or True), and `device`, "cpu" or "cuda".
   """
 
@@ -47,7 +47,7 @@ class TorchSide:
     reference.requires_grad_(False)
     self.scheduler = DDIMScheduler.from_pretrained(folder / "reference" / "scheduler")
     self.parameters = list(policy.parameters())
-    self.average = [parameter.detach().clone() for parameter in self.parameters]
+    self.ema = [parameter.detach().clone() for parameter in self.parameters]
     o = self.settings["optimizer"]
     self.optimizer = torch.optim.AdamW(
       self.parameters,
@@ -66,8 +66,8 @@ class TorchSide:
       self.images = images.contiguous(memory_format=layout)
       self.input_ids = self._put(arrays["input_ids"]).long()
       self.null_ids = self._put(arrays["null_input_ids"]).long()
-    with np.load(folder / "draws.npz") as arrays:
-      self.given = [
+    with np.load(folder / "noise.npz") as arrays:
+      self.samples = [
         (
           self._put(arrays["timesteps"][i]).long(),
           self._put(arrays["noise"][i]).permute(0, 3, 1, 2).contiguous(),
@@ -75,27 +75,27 @@ class TorchSide:
         )
         for i in range(dpo_setting.CHECKED_STEPS)
       ]
-    self.taken = 0
+    self.steps = 0
 
   def _put(self, array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(array).to(self.on)
 
   def prepare(self) -> float:
-    """Takes two steps that leave no trace: torch compiles and allocates in its first ones."""
+    """Takes two steps and undoes them; returns the seconds of the first, which compiles."""
     saved = [parameter.detach().clone() for parameter in self.parameters]
     started = time.perf_counter()
     self.step()
     seconds = time.perf_counter() - started
     self.step()
     with torch.no_grad():
-      for parameter, average, value in zip(self.parameters, self.average, saved, strict=True):
+      for parameter, averaged, value in zip(self.parameters, self.ema, saved, strict=True):
         parameter.copy_(value)
-        average.copy_(value)
+        averaged.copy_(value)
     self.optimizer.state.clear()
-    self.taken = 0
+    self.steps = 0
     return seconds
 
-  def draw(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+  def sample_noise(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Timestep, noise and caption dropout of each pair."""
     pairs = self.input_ids.shape[0]
     return (
@@ -104,11 +104,11 @@ class TorchSide:
       torch.rand(pairs) < self.settings["caption_dropout"],
     )
 
-  def step(self, draws: tuple | None = None) -> None:
-    """Takes a step, with the draws given or its own, and waits for it."""
+  def step(self, sample: tuple | None = None) -> None:
+    """Takes a step with a noise sample or, if None, a new one, and waits for it."""
     mixed = self.dtype != torch.float32
     cast = torch.autocast(self.on, dtype=self.dtype, enabled=mixed)
-    timesteps, noise, dropped = draws or self.draw()
+    timesteps, noise, dropped = sample or self.sample_noise()
     noise, timesteps = noise.repeat_interleave(2, 0), timesteps.repeat_interleave(2, 0)
     with torch.no_grad(), cast:
       ids = torch.where(dropped[:, None], self.null_ids, self.input_ids)
@@ -130,11 +130,11 @@ class TorchSide:
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings["optimizer"]["clip_norm"])
     self.optimizer.step()
-    decay = min(self.settings["ema_decay"], (1 + self.taken) / (10 + self.taken))
+    decay = min(self.settings["ema_decay"], (1 + self.steps) / (10 + self.steps))
     with torch.no_grad():
-      torch._foreach_lerp_(self.average, self.parameters, 1 - decay)
-    self.taken += 1
-    self.found = {
+      torch._foreach_lerp_(self.ema, self.parameters, 1 - decay)
+    self.steps += 1
+    self.metrics = {
       "loss": loss.item(),
       "policy_w": policy_w.mean().item(),
       "policy_l": policy_l.mean().item(),
@@ -146,22 +146,19 @@ class TorchSide:
       torch.cuda.synchronize()
 
   def check(self) -> list[dict[str, float]]:
-    """The metrics of the first steps, and how far they moved parameters and average.
-
-    The draws are those of the other side.
-    """
+    """Metrics of the first steps with our noise, and norms of the change of parameters and EMA."""
     rows, initial = [], [parameter.detach().clone() for parameter in self.parameters]
-    for draws in self.given:
-      self.step(draws)
-      rows.append(self.found)
-    for name, arrays in {"moved": self.parameters, "average_moved": self.average}.items():
+    for sample in self.samples:
+      self.step(sample)
+      rows.append(self.metrics)
+    for name, arrays in {"change": self.parameters, "ema_change": self.ema}.items():
       pairs = zip(arrays, initial, strict=True)
       squares = [(x.detach() - y).double().square().sum().item() for x, y in pairs]
       rows[-1][name] = sum(squares) ** 0.5
     return rows
 
   def device(self) -> dict[str, float | str | None]:
-    """What the device calls itself, and the most of its memory that was taken, in MiB."""
+    """Kind of the device, and its peak memory in MiB."""
     if self.on == "cpu":
       return {"kind": "cpu", "peak_mib": None}
     return {
@@ -170,8 +167,8 @@ class TorchSide:
     }
 
   def version(self) -> str:
-    """The library and its version."""
+    """Library and version."""
     return f"torch {torch.__version__}"
 
   def planned_bytes(self) -> None:
-    """Torch allocates as it goes and plans nothing."""
+    """None: torch has no memory plan."""

@@ -1,29 +1,27 @@
-"""The Diffusion-DPO train step of this project against the same step in PyTorch.
+"""Time of the Diffusion-DPO train step against the same step in PyTorch.
 
     python benchmarks/train_step.py --repeats 15 --json train_step.json
-    python benchmarks/train_step.py --sizes middle --layouts parts=2 data=2 fsdp=2 fsdp=2,parts=2
+    python benchmarks/train_step.py --sizes middle --layouts microbatches=2 data=2 fsdp=2
     python benchmarks/train_step.py --device gpu --sizes sd15 --torch eager compiled
 
-All sides take the step that Diffusion-DPO asks for: the text encoder, the policy forward and
-backward on all images of the pairs, the frozen reference forward, the DPO loss, a clip of the
-gradient's norm, AdamW, a moving average of the parameters. They start from the same files and get
-the same batch. With the same noise and timesteps their losses, gradient norms and parameters are
-compared first; after that each side draws its own, as in training, and is timed.
+All sides take the whole step: the text encoder, the policy forward and backward on all images of
+the pairs, the frozen reference forward, the DPO loss, gradient clipping, AdamW and the EMA. They
+start from the same files and the same batch. First their losses, gradient norms and parameters are
+compared with the same noise and timesteps; then each side samples its own, as in training, and is
+timed.
 
-The sides live in processes of their own on the same cores or the same card and take turns, A B A B:
-whatever else the machine does falls on all. A ratio is that of the medians of the turns, ours over
-the other; its interval comes from resampling whole rounds. On a CPU it means little where other
-programs had a share of the cores (stated as `others`): threads that wait for each other suffer from
-that more than their work does. The time our side takes to compile is stated apart, as is torch's
-first step. Linux only, for it reads /proc.
+Each side has its own process on the same cores or GPU, and they take turns, A B A B, so that other
+load on the machine affects all of them. A ratio is that of the medians of the turns, ours over the
+other; its interval comes from resampling whole rounds. On a CPU it means little when other programs
+use the cores (column `others`), since that slows threads that wait for each other more than their
+work. Our compile time and torch's first step are reported separately. Linux only: it reads /proc.
 
---layouts adds our own step on a mesh (data, fsdp) or with a batch in parts, so that what sharding
-and accumulation cost is seen; on a CPU the devices are simulated on the same cores, and nothing can
-get faster there. --device gpu computes in bfloat16 (torch: autocast) and states the utilisation of
-the card: model FLOPs of the pairs over its peak.
+--layouts adds our step on a mesh (data, fsdp) or with microbatches, which shows the cost of
+sharding and gradient accumulation; on a CPU the devices are simulated on the same cores, so nothing
+gets faster. --device gpu computes in bfloat16 (torch: autocast) and reports MFU.
 
-All sides inherit the environment. XLA returns a step's temporary arrays to the system and has each
-page of them cleared anew in the next step; large pages make that cheap on a CPU:
+All sides inherit the environment. On a CPU, XLA frees a step's temporary arrays and the system
+clears each of their pages again in the next step; large pages make that cheap:
 
     GLIBC_TUNABLES=glibc.malloc.hugetlb=1 python benchmarks/train_step.py
 """
@@ -42,21 +40,19 @@ from typing import Any
 
 from interleaved import Worker, time_interleaved
 
-# The largest relative difference of any checked number at which two sides took the same step, and
-# of the loss of the first step alone, before rounding has gone through an optimizer. In bfloat16
-# libraries round in different places.
+# Largest relative difference of all checked numbers, and of the first step's loss, at which two
+# sides take the same step. In bfloat16 the libraries round in different places.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 1e-1}
 LOSS_TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}
 
 
-# What is compared: numbers of which nothing has cancelled. Logits and rewards are differences of
-# them.
+# The compared numbers. Logits and rewards, their differences, lose digits by cancellation.
 CHECKED = ("loss", "policy_w", "policy_l", "reference_w", "reference_l", "gradient_norm")
-CHECKED_AT_THE_END = ("moved", "average_moved")
+CHECKED_AT_THE_END = ("change", "ema_change")
 
 
 def disagreement(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> dict[str, float]:
-  """The largest relative difference over the checked steps of each number that is compared."""
+  """Largest relative difference of each compared number over the checked steps."""
   return {
     name: max(abs(a[name] / b[name] - 1) for a, b in zip(ours, theirs, strict=True) if name in b)
     for name in (*CHECKED, *CHECKED_AT_THE_END)
@@ -72,15 +68,15 @@ def measure(
   Args:
     size: A `dpo_setting.Size`.
     sides: Name -> ("module.Class", further arguments); the first is "ours".
-    repeats: Rounds; each side has a turn in each.
-    turn_seconds: A turn takes as many steps as fill this time, and at least one.
+    repeats: Number of rounds; each side has one turn per round.
+    turn_seconds: Length of a turn, which has at least one step.
     folder: An empty folder.
 
   Returns:
-    All that was measured, ready for JSON.
+    Measurements as JSON values.
 
   Raises:
-    RuntimeError: A side fails, or one does not take the same step as ours.
+    RuntimeError: A side fails, or takes another step than ours.
   """
   import dpo_setting
 
@@ -125,12 +121,12 @@ def measure(
 
 
 def ratio(ours: list[float], theirs: list[float], resamples: int = 4000) -> dict[str, Any]:
-  """Ratio of the medians with a 95% interval, from rounds drawn with replacement."""
+  """Ratio of the medians with a 95% interval, from rounds resampled with replacement."""
   import numpy as np
 
   rounds = np.array([ours, theirs])  # [2, rounds]
-  drawn = np.random.default_rng(0).integers(rounds.shape[1], size=(resamples, rounds.shape[1]))
-  a, b = np.median(rounds[:, drawn], axis=-1)  # [resamples] each
+  resampled = np.random.default_rng(0).integers(rounds.shape[1], size=(resamples, rounds.shape[1]))
+  a, b = np.median(rounds[:, resampled], axis=-1)  # [resamples] each
   low, high = np.quantile(a / b, [0.025, 0.975])
   medians = np.median(rounds, axis=1)
   return {
@@ -142,7 +138,7 @@ def ratio(ours: list[float], theirs: list[float], resamples: int = 4000) -> dict
 
 
 def machine() -> dict[str, Any]:
-  """What the figures depend on beside the code."""
+  """Properties of the machine that the results depend on."""
   cpus = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
   model = next((line.split(":")[1].strip() for line in cpus if line.startswith("model name")), "")
   return {
@@ -157,36 +153,38 @@ def machine() -> dict[str, Any]:
 
 
 HEADER = (
-  f"{'size':8} {'side':20} {'pairs':>5} {'s':>8} {'pairs/s':>8} {'used':>6} "
+  f"{'size':8} {'side':20} {'pairs':>5} {'s':>8} {'pairs/s':>8} {'MFU':>6} "
   f"{'ours/side [95%]':>20} {'fastest':>7} {'first s':>8} {'MiB':>8} {'differs':>8}"
 )
 
 
 def rows(result: dict, flops: float) -> list[str]:
-  """The lines of a size; memory is the device's, or that of the steps beyond the imports."""
+  """Lines of the table; memory is the device's, or that of the process beyond its imports."""
   from dmpo_jax.models.flops import peak
 
   lines = []
-  for name, found in result["ratio"].items():
+  for name, ratios in result["ratio"].items():
     memory, device = result["memory_mib"][name], result["device"][name]
-    grown = device["peak_mib"] or memory["peak_steps"] - memory["imported"]
-    rate, best = result["pairs"] / found["median_seconds"], peak(device["kind"])
-    used = "" if best is None else f"{rate * flops / (best * result['devices'][name]):.1%}"
-    interval = "{:.2f} [{:.2f}, {:.2f}]".format(found["ratio"], *found["ratio_95"])
+    memory_mib = device["peak_mib"] or memory["peak_steps"] - memory["imported"]
+    rate, best = result["pairs"] / ratios["median_seconds"], peak(device["kind"])
+    mfu = "" if best is None else f"{rate * flops / (best * result['devices'][name]):.1%}"
+    interval = "{:.2f} [{:.2f}, {:.2f}]".format(ratios["ratio"], *ratios["ratio_95"])
     differs = result["first_loss_difference"].get(name)
     lines.append(
-      f"{result['size']:8} {name:20} {result['pairs']:5} {found['median_seconds']:8.3f} "
-      f"{rate:8.2f} {used:>6} {'' if name == 'ours' else interval:>20} "
-      f"{'' if name == 'ours' else format(found['ratio_of_fastest'], '.2f'):>7} "
-      f"{result['prepare_seconds'][name]:8.1f} {grown:8.0f} "
+      f"{result['size']:8} {name:20} {result['pairs']:5} {ratios['median_seconds']:8.3f} "
+      f"{rate:8.2f} {mfu:>6} {'' if name == 'ours' else interval:>20} "
+      f"{'' if name == 'ours' else format(ratios['ratio_of_fastest'], '.2f'):>7} "
+      f"{result['prepare_seconds'][name]:8.1f} {memory_mib:8.0f} "
       f"{'' if differs is None else format(differs, '.1e'):>8}"
     )
   return lines
 
 
 def details(result: dict) -> str:
-  """What does not fit into the table."""
-  parts = [f"  {result['size']}: others had {result['others_share_of_cores']:.0%} of the cores"]
+  """Further measurements of a size as text."""
+  lines = [
+    f"  {result['size']}: other programs used {result['others_share_of_cores']:.0%} of the cores"
+  ]
   for name, seconds in result["seconds"].items():
     used, memory = result["processor_time"][name], result["memory_mib"][name]
     line = f"  {name}: {min(seconds):.3f} to {max(seconds):.3f} s"
@@ -194,11 +192,11 @@ def details(result: dict) -> str:
       line += "; ratio of processor time {:.2f} [{:.2f}, {:.2f}]".format(
         used["ratio"], *used["ratio_95"]
       )
-      found = result["difference"][name]
-      differs = max(found, key=found.get)
+      difference = result["difference"][name]
+      largest = max(difference, key=difference.get)
       line += (
-        f"; over {len(result['checks'][name])} steps {', '.join(found)} agree with ours within "
-        f"{found[differs]:.1e} ({differs})"
+        f"; over {len(result['checks'][name])} steps {', '.join(difference)} agree within "
+        f"{difference[largest]:.1e} ({largest})"
       )
     planned = memory["planned_temporaries"]
     line += (
@@ -206,16 +204,16 @@ def details(result: dict) -> str:
       f"{memory['peak_preparing']:.0f}, then {memory['prepared']:.0f}, steps "
       f"{memory['peak_steps']:.0f}" + (f"; XLA plans {planned:.0f}" if planned else "")
     )
-    parts.append(line)
-  return "\n".join(parts)
+    lines.append(line)
+  return "\n".join(lines)
 
 
 def layout(text: str) -> dict[str, int]:
-  """The arguments of our side in "fsdp=2,parts=4"; ValueError if there is another one."""
-  found = {key: int(value) for key, value in (item.split("=") for item in text.split(","))}
-  if not found or set(found) - {"data", "fsdp", "parts"} or min(found.values()) < 1:
+  """Layout in a text such as "fsdp=2,microbatches=4"; raises ValueError if it is malformed."""
+  sizes = {key: int(value) for key, value in (item.split("=") for item in text.split(","))}
+  if not sizes or set(sizes) - {"data", "fsdp", "microbatches"} or min(sizes.values()) < 1:
     raise ValueError(text)
-  return found
+  return sizes
 
 
 def flops_of(size: Any) -> float:
@@ -239,12 +237,12 @@ def main() -> None:
   )
   names = ("digits", "middle", "large", "sd15")
   parser.add_argument("--sizes", nargs="+", choices=names, default=names[:3])
-  parser.add_argument("--pairs", type=int, help="pairs of a batch, in place of the size's")
+  parser.add_argument("--pairs", type=int, help="pairs per batch (default: that of the size)")
   parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
   parser.add_argument(
     "--dtype",
     choices=("float32", "bfloat16"),
-    help="of networks (default: float32 on a CPU, bfloat16 on a GPU)",
+    help="dtype of the networks (default: float32 on a CPU, bfloat16 on a GPU)",
   )
   parser.add_argument("--remat", default="none", help="our rematerialisation policy")
   parser.add_argument(
@@ -252,24 +250,24 @@ def main() -> None:
     nargs="*",
     choices=("eager", "compiled"),
     default=["eager"],
-    help="torch's side, or sides, or none (compiled needs a compiler)",
+    help="torch's sides, or none (compiled needs a compiler)",
   )
   parser.add_argument(
     "--layouts",
     nargs="+",
     type=layout,
     default=[],
-    metavar="data=N,fsdp=N,parts=N",
-    help="our step on meshes and in accumulated parts, beside the plain one",
+    metavar="data=N,fsdp=N,microbatches=N",
+    help="our step on meshes and with gradient accumulation, beside the plain one",
   )
   parser.add_argument("--repeats", type=int, default=15, help="turns of each side")
+  parser.add_argument("--turn-seconds", type=float, default=1.0, help="length of a turn")
+  parser.add_argument("--cores", type=int, help="number of cores to use (default: all)")
+  parser.add_argument("--json", type=pathlib.Path, help="file for all measurements")
   parser.add_argument(
-    "--turn-seconds", type=float, default=1.0, help="a turn takes the steps that fill this time"
-  )
-  parser.add_argument("--cores", type=int, help="use so many of the cores only")
-  parser.add_argument("--json", type=pathlib.Path, help="file for all figures")
-  parser.add_argument(
-    "--torch-channels-last", action="store_true", help="torch's images and weights channels last"
+    "--torch-channels-last",
+    action="store_true",
+    help="channels_last layout of torch's images and weights",
   )
   options = parser.parse_args()
   if options.repeats < 3:
@@ -278,17 +276,20 @@ def main() -> None:
   if options.cores is not None:
     if not 1 <= options.cores <= len(cores):
       parser.error(f"--cores must be from 1 to {len(cores)}")
-    os.sched_setaffinity(0, cores[-options.cores :])  # all sides inherit it
-  # This process only writes what the sides read. Compile times are those of a first run.
+    os.sched_setaffinity(0, cores[-options.cores :])  # inherited by all sides
+  # Compile times are those of a first run. This process only writes the files of the sides.
   os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
   if options.device == "cpu":
     os.environ["JAX_PLATFORMS"] = "cpu"
   else:
-    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # the sides share the card
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # the sides share the GPU
   sides = {"ours": ("dpo_ours.OurSide",)}
-  for given in options.layouts:
-    name = "ours " + ",".join(f"{key}={value}" for key, value in given.items())
-    sides[name] = ("dpo_ours.OurSide", *(given.get(key, 1) for key in ("data", "fsdp", "parts")))
+  for sizes in options.layouts:
+    name = "ours " + ",".join(f"{key}={value}" for key, value in sizes.items())
+    sides[name] = (
+      "dpo_ours.OurSide",
+      *(sizes.get(key, 1) for key in ("data", "fsdp", "microbatches")),
+    )
   for kind in options.torch:
     torch_options = {
       "compile": kind == "compiled",
@@ -322,9 +323,9 @@ def main() -> None:
     results.append(result)
   about["load_average_after"] = os.getloadavg()[0]
   print(
-    f"s: median of a step's seconds over {options.repeats} turns; used: model FLOPs over the "
+    f"s: median seconds per step over {options.repeats} turns; MFU: model FLOPs over the "
     "device's peak; fastest: ratio of the\nfastest turns; first s: compiling, or torch's first "
-    "step; MiB: the device's peak, or that of the process's steps beyond its\nimports; differs: "
+    "step; MiB: peak memory of the device, or of the process beyond its\nimports; differs: "
     f"loss of the first step; load average {about['load_average']:.1f} to "
     f"{about['load_average_after']:.1f}"
   )

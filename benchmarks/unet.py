@@ -1,13 +1,13 @@
-"""The UNet, forward and gradient, against diffusers' in PyTorch on the same CPU.
+"""Time of the UNet, forward and gradient, against diffusers' on the same CPU.
 
     python benchmarks/unet.py --json unet.json
     python benchmarks/unet.py --quick
 
-Networks of SD1.5's form at several widths, and two small ones. Both sides read the same weights and
-inputs, and what they compute is compared first. They live in two processes on the same cores and
-take turns, A B A B, so that whatever else the machine does falls on both; the ratio is that of the
-medians of the turns, with an interval from resampling whole rounds. What tracing and compiling take
-is stated apart, and so are the seconds to trace SD1.5 and SDXL at full size. Linux only.
+The networks are SD1.5's at several widths, and two small ones. Both sides read the same weights and
+inputs, and their results are compared first. Each side has its own process on the same cores, and
+they take turns, A B A B, so that other load on the machine affects both; the ratio is that of the
+medians of the turns, with an interval from resampling whole rounds. Tracing and compile times are
+reported separately, and so is the time to trace SD1.5 and SDXL at full size. Linux only.
 """
 
 import argparse
@@ -23,20 +23,20 @@ from typing import Any
 from interleaved import Worker, time_interleaved
 from train_step import machine, ratio
 
-# The largest relative difference of any array's norm at which both computed the same.
+# Largest relative difference of an array's norm at which both sides compute the same.
 TOLERANCE = 1e-3
 QUICK = ["small"]
 
 
 def difference(ours: dict[str, float], theirs: dict[str, float]) -> float:
-  """The largest difference of two norms, relative to theirs or to 1e-4 of the largest.
+  """Largest difference of two norms, relative to theirs or to 1e-4 of the largest.
 
   Raises:
-    RuntimeError: The two computed different arrays.
+    RuntimeError: The sides have different arrays.
   """
   if ours.keys() != theirs.keys():
-    raise RuntimeError(f"one side alone computed {sorted(ours.keys() ^ theirs.keys())}")
-  # Some slopes, of biases before a norm, are zero but for rounding.
+    raise RuntimeError(f"only one side has {sorted(ours.keys() ^ theirs.keys())}")
+  # Some gradients, of biases before a norm, are zero but for rounding.
   floor = 1e-4 * max(theirs.values())
   return max(abs(ours[name] - norm) / max(norm, floor) for name, norm in theirs.items())
 
@@ -48,16 +48,16 @@ def measure(
 
   Args:
     name: Key of `unet_setting.SIZES`.
-    gradient: Forward and backward, or forward alone.
-    implementation: Our attention implementation, as for `models.Compute`.
-    repeats: Rounds; each side has a turn in each.
-    turn_seconds: A turn takes as many steps as fill this time, and at least one.
+    gradient: Whether to compute forward and backward, or forward alone.
+    implementation: `attention` of `models.Compute`.
+    repeats: Number of rounds; each side has one turn per round.
+    turn_seconds: Length of a turn, which has at least one step.
 
   Returns:
-    All that was measured, ready for JSON.
+    Measurements as JSON values.
 
   Raises:
-    RuntimeError: A side fails, or the two compute different numbers.
+    RuntimeError: A side fails, or the results differ.
   """
   import unet_setting
 
@@ -94,7 +94,7 @@ def measure(
 
 
 def trace_full_size() -> dict[str, dict[str, float]]:
-  """Seconds to build and to trace SD1.5 and SDXL at full size, of which nothing is computed."""
+  """Seconds to build and to trace SD1.5 and SDXL at full size, without computing anything."""
   import jax
   import numpy as np
   import unet_setting
@@ -146,14 +146,14 @@ def main() -> None:
   names = ("small", "middle", "sd64", "sd128", "sd192", "sd320")
   parser.add_argument("--sizes", nargs="+", choices=names, default=["small", "sd64", "sd128"])
   parser.add_argument("--repeats", type=int, default=9, help="turns of each side")
+  parser.add_argument("--turn-seconds", type=float, default=1.0, help="length of a turn")
   parser.add_argument(
-    "--turn-seconds", type=float, default=1.0, help="a turn takes the steps that fill this time"
+    "--implementation",
+    default="cpu",
+    help="our implementation of attention and norms: cpu or plain",
   )
-  parser.add_argument(
-    "--implementation", default="cpu", help="how ours computes attention and norms: cpu or plain"
-  )
-  parser.add_argument("--cores", type=int, help="use so many of the cores only")
-  parser.add_argument("--json", type=pathlib.Path, help="file for all figures")
+  parser.add_argument("--cores", type=int, help="number of cores to use (default: all)")
+  parser.add_argument("--json", type=pathlib.Path, help="file for all measurements")
   parser.add_argument(
     "--quick", action="store_true", help="the smallest network, three short turns"
   )
@@ -166,7 +166,7 @@ def main() -> None:
   if options.cores is not None:
     if not 1 <= options.cores <= len(cores):
       parser.error(f"--cores must be from 1 to {len(cores)}")
-    os.sched_setaffinity(0, cores[-options.cores :])  # both sides inherit it
+    os.sched_setaffinity(0, cores[-options.cores :])  # inherited by both sides
   os.environ["JAX_PLATFORMS"] = "cpu"
   os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # compile times are those of a first run
   about = {**machine(), "implementation": options.implementation}
@@ -185,8 +185,8 @@ def main() -> None:
       results.append(result)
   about["load_average_after"] = os.getloadavg()[0]
   print(
-    f"s: median of a step's seconds over {options.repeats} turns; processor: ratio of processor "
-    "time; others: share of the cores that\nother programs had; compile: lowering included; "
+    f"s: median seconds per step over {options.repeats} turns; processor: ratio of processor "
+    "time; others: fraction of the cores that\nother programs used; compile: lowering included; "
     f"load average {about['load_average']:.1f} to {about['load_average_after']:.1f}"
   )
   for name, seconds in traced.items():
@@ -195,8 +195,8 @@ def main() -> None:
       "for jax.eval_shape"
     )
   if options.json:
-    found = {"machine": about, "full_size": traced, "results": results}
-    options.json.write_text(json.dumps(found, indent=2) + "\n")
+    measurements = {"machine": about, "full_size": traced, "results": results}
+    options.json.write_text(json.dumps(measurements, indent=2) + "\n")
 
 
 if __name__ == "__main__":

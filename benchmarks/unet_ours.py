@@ -1,4 +1,4 @@
-"""The UNet of this project: its output, or the gradient of a loss."""
+"""Our side of the UNet benchmark: output, or gradient of a loss."""
 
 import json
 import pathlib
@@ -13,7 +13,7 @@ from dmpo_jax import interop, models
 
 
 def norm(x) -> float:
-  """The Euclidean norm of all elements."""
+  """Euclidean norm of all elements."""
   return float(np.linalg.norm(np.asarray(x, np.float64).ravel()))
 
 
@@ -21,9 +21,9 @@ class OurSide:
   """A compiled function with its inputs on one device.
 
   Args:
-    folder: What `unet_setting.write` wrote.
+    folder: Output folder of `unet_setting.write`.
     gradient: Whether a step is forward and backward of mean((output - images)^2), or forward alone.
-    implementation: Attention implementation, as for `models.Compute`.
+    implementation: `attention` of `models.Compute`.
   """
 
   def __init__(self, folder: pathlib.Path, gradient: bool, implementation: str):
@@ -42,7 +42,7 @@ class OurSide:
     self.jitted = jax.jit(jax.value_and_grad(loss) if gradient else model.apply)
 
   def prepare(self) -> float:
-    """Compiles; returns the seconds that took, tracing included."""
+    """Compiles; returns the seconds, tracing included."""
     started = time.perf_counter()
     traced = self.jitted.trace(*self.inputs)
     self.tracing = time.perf_counter() - started
@@ -50,24 +50,24 @@ class OurSide:
     return time.perf_counter() - started
 
   def step(self) -> None:
-    self.found = jax.block_until_ready(self.compiled(*self.inputs))
+    self.result = jax.block_until_ready(self.compiled(*self.inputs))
 
   def check(self) -> dict[str, float]:
-    """The norm of each array that a step computes: output, or loss and slopes by torch's names."""
+    """Norm of each result: output, or loss and gradients by torch's names."""
     self.step()
     if not self.gradient:
-      return {"output": norm(self.found)}
-    loss, slopes = self.found
-    return {"loss": norm(loss), **{n: norm(x) for n, x in interop.to_torch_state(slopes).items()}}
+      return {"output": norm(self.result)}
+    loss, grads = self.result
+    return {"loss": norm(loss), **{n: norm(x) for n, x in interop.to_torch_state(grads).items()}}
 
   def tracing_seconds(self) -> float:
-    """The part of `prepare` that was tracing."""
+    """Seconds of tracing in `prepare`."""
     return self.tracing
 
   def version(self) -> str:
-    """The library and its version."""
+    """Library and version."""
     return f"jax {jax.__version__}"
 
   def planned_bytes(self) -> int:
-    """What XLA plans for temporary arrays of a step, in bytes."""
+    """Bytes of a step's temporary arrays in XLA's plan."""
     return self.compiled.memory_analysis().temp_size_in_bytes

@@ -1,4 +1,4 @@
-"""What both sides of the UNet benchmark share: networks, weights and inputs."""
+"""Networks, weights and inputs that both sides of the UNet benchmark share."""
 
 import json
 import pathlib
@@ -26,7 +26,7 @@ class Size(NamedTuple):
 
 
 def two_levels(images: tuple[int, int, int, int], widths: tuple[int, int]) -> Size:
-  """A network of two levels with attention on the finer, for pixels or small latents."""
+  """Network of two levels with attention on the first, for pixels or small latents."""
   config = {
     "_class_name": "UNet2DConditionModel",
     "in_channels": images[-1],
@@ -43,7 +43,7 @@ def two_levels(images: tuple[int, int, int, int], widths: tuple[int, int]) -> Si
 
 
 def stable_diffusion(width: int, batch: int, pixels: int) -> Size:
-  """SD1.5's network, narrower: four levels, attention on three, eight heads, 77 tokens of 768.
+  """SD1.5's UNet with another width: four levels, attention on three, eight heads, 77 tokens.
 
   Args:
     width: Channels of the finest level, 320 in SD1.5; a multiple of 32.
@@ -59,7 +59,7 @@ def stable_diffusion(width: int, batch: int, pixels: int) -> Size:
 
 
 SIZES = {
-  # The quickstart's network and batch, and a middle one: docs/benchmarks.md takes them apart.
+  # The quickstart's network and batch, and a larger one: see docs/benchmarks.md.
   "small": two_levels((128, 8, 8, 1), (32, 64)),
   "middle": two_levels((8, 32, 32, 4), (64, 128)),
   "sd64": stable_diffusion(64, 2, 32),
@@ -84,7 +84,7 @@ SDXL = {
 
 
 def write(size: Size, folder: pathlib.Path) -> None:
-  """Writes what both sides read: the network as diffusers stores it, and inputs.npz.
+  """Writes the files of both sides: the network in diffusers' format, and inputs.npz.
 
   Args:
     size: The network and the shapes of its inputs.

@@ -1,4 +1,4 @@
-"""diffusers' UNet on the same weights: its output, or the gradient of the same loss."""
+"""diffusers' side of the UNet benchmark: output, or gradient of the same loss."""
 
 import os
 import pathlib
@@ -13,7 +13,7 @@ class TorchSide:
   """The network with its inputs, in torch's own layout.
 
   Args:
-    folder: What `unet_setting.write` wrote.
+    folder: Output folder of `unet_setting.write`.
     gradient: Whether a step is forward and backward of mean((output - images)^2), or forward alone.
   """
 
@@ -27,7 +27,7 @@ class TorchSide:
       self.context = torch.from_numpy(arrays["context"])
 
   def prepare(self) -> float:
-    """Takes a step, in which torch allocates; returns the seconds."""
+    """Takes a first step, which allocates; returns the seconds."""
     started = time.perf_counter()
     self.step()
     return time.perf_counter() - started
@@ -35,27 +35,27 @@ class TorchSide:
   def step(self) -> None:
     if not self.gradient:
       with torch.no_grad():
-        self.found = {"output": self.predict()}
+        self.result = {"output": self.predict()}
       return
     self.network.zero_grad(set_to_none=True)
     loss = ((self.predict() - self.images) ** 2).mean()
     loss.backward()
-    self.found = {"loss": loss.detach()}
+    self.result = {"loss": loss.detach()}
 
   def predict(self) -> torch.Tensor:
     return self.network(self.images, self.timesteps, self.context).sample
 
   def check(self) -> dict[str, float]:
-    """The norm of each array that a step computes: output, or loss and slopes by name."""
+    """Norm of each result: output, or loss and gradients by name."""
     self.step()
-    found = dict(self.found)
+    arrays = dict(self.result)
     if self.gradient:
-      found |= {name: parameter.grad for name, parameter in self.network.named_parameters()}
-    return {name: float(x.double().norm()) for name, x in found.items()}
+      arrays |= {name: parameter.grad for name, parameter in self.network.named_parameters()}
+    return {name: float(x.double().norm()) for name, x in arrays.items()}
 
   def version(self) -> str:
-    """The library and its version."""
+    """Library and version."""
     return f"torch {torch.__version__}"
 
   def planned_bytes(self) -> None:
-    """Torch allocates as it goes and plans nothing."""
+    """None: torch has no memory plan."""

@@ -1,4 +1,4 @@
-"""The train step benchmark compares the same step on both sides, and computes its ratio right."""
+"""The train step benchmark: both sides take the same step, and the ratio is correct."""
 
 import pathlib
 import sys
@@ -17,7 +17,7 @@ from dpo_torch import TorchSide
 
 @pytest.fixture(scope="module")
 def checks(tmp_path_factory):
-  """What each side says of its first steps, at a size that compiles in seconds."""
+  """Metrics of the first steps of both sides, at a size that compiles in seconds."""
   size = dpo_setting.latent_size(3, 4, (8,), 1, tokens=6, context=8)
   size.model["unet"].update(norm_num_groups=4, attention_head_dim=2)
   size.model["text_encoder"].update(num_hidden_layers=1, num_attention_heads=2)
@@ -46,15 +46,15 @@ def test_the_policy_of_the_checked_steps_is_not_the_reference(checks):
 
 
 @pytest.mark.slow
-def test_both_sides_take_the_same_steps_of_parameters_and_average(checks):
-  for name in ("moved", "average_moved"):
+def test_both_sides_change_parameters_and_ema_alike(checks):
+  for name in ("change", "ema_change"):
     np.testing.assert_allclose(checks[0][-1][name], checks[1][-1][name], rtol=1e-3)
 
 
-def test_the_largest_difference_of_each_number_is_found():
-  ours = [{"loss": 1.0, "only_ours": 5.0}, {"loss": 2.2, "only_ours": 5.0, "moved": 3.0}]
-  theirs = [{"loss": 1.0}, {"loss": 2.0, "moved": 4.0}]
-  assert train_step.disagreement(ours, theirs) == pytest.approx({"loss": 0.1, "moved": 0.25})
+def test_the_largest_difference_of_each_number_is_reported():
+  ours = [{"loss": 1.0, "only_ours": 5.0}, {"loss": 2.2, "only_ours": 5.0, "change": 3.0}]
+  theirs = [{"loss": 1.0}, {"loss": 2.0, "change": 4.0}]
+  assert train_step.disagreement(ours, theirs) == pytest.approx({"loss": 0.1, "change": 0.25})
 
 
 def test_the_ratio_is_that_of_the_medians_and_lies_in_its_interval():
@@ -74,13 +74,13 @@ def test_an_error_in_a_side_reaches_the_caller_with_its_message(tmp_path):
     worker.close()
 
 
-def test_a_layout_is_read_and_a_wrong_one_refused():
-  assert train_step.layout("fsdp=2,parts=4") == {"fsdp": 2, "parts": 4}
+def test_a_malformed_layout_is_refused():
+  assert train_step.layout("fsdp=2,microbatches=4") == {"fsdp": 2, "microbatches": 4}
   for wrong in ("tensor=2", "fsdp=0"):
     with pytest.raises(ValueError, match=wrong):
       train_step.layout(wrong)
 
 
-def test_a_pair_of_sd15_is_counted_as_eight_forwards_of_its_network():
-  found = train_step.flops_of(dpo_setting.sd15())
-  assert found == pytest.approx(8 * 0.803e12, rel=0.01)  # and the text encoder
+def test_a_pair_of_sd15_has_the_flops_of_eight_forward_passes():
+  flops = train_step.flops_of(dpo_setting.sd15())
+  assert flops == pytest.approx(8 * 0.803e12, rel=0.01)  # and the text encoder

@@ -1,4 +1,4 @@
-"""The UNet benchmark: both sides compute the same, and a difference would be found."""
+"""The UNet benchmark: both sides compute the same, and differences are detected."""
 
 import pathlib
 import sys
@@ -15,7 +15,7 @@ from unet_torch import TorchSide
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-  """A network that compiles in seconds, with its inputs."""
+  """Files of a network that compiles in seconds."""
   folder = tmp_path_factory.mktemp("unet")
   unet_setting.write(unet_setting.two_levels((2, 4, 4, 1), (8, 16)), folder)
   return folder
@@ -31,7 +31,7 @@ def test_both_sides_compute_the_same(folder, gradient):
   assert unet.difference(ours, theirs) < unet.TOLERANCE
 
 
-def test_the_largest_relative_difference_is_found():
+def test_the_largest_relative_difference_is_reported():
   theirs = {"a": 1.0, "b": 2.0, "c": 4.0}
   assert unet.difference({**theirs, "b": 2.2}, theirs) == pytest.approx(0.1)
 
@@ -40,11 +40,11 @@ def test_norms_that_are_zero_but_for_rounding_do_not_count():
   assert unet.difference({"a": 1e-8, "b": 1.0}, {"a": 0.0, "b": 1.0}) == pytest.approx(1e-4)
 
 
-def test_arrays_that_one_side_alone_computes_are_named():
+def test_arrays_of_only_one_side_are_named():
   with pytest.raises(RuntimeError, match="'slope'"):
     unet.difference({"loss": 1.0, "slope": 1.0}, {"loss": 1.0})
 
 
-def test_the_widths_are_those_of_stable_diffusion_in_proportion():
+def test_the_default_width_is_that_of_stable_diffusion():
   config = unet_setting.stable_diffusion(320, 1, 64).config
   assert config["block_out_channels"] == (320, 640, 1280, 1280)
