@@ -26,7 +26,7 @@ def keys(count, seed=0):
 
 
 def p_value(draws, probabilities):
-  """Of a chi-square test that the draws follow the probabilities; impossible draws fail."""
+  """p-value of a chi-square test of samples against probabilities; impossible samples give 0."""
   counts = np.bincount(np.asarray(draws), minlength=len(probabilities))
   possible = probabilities > 0
   assert counts[~possible].sum() == 0

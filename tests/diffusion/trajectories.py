@@ -34,7 +34,7 @@ def scheduler_of(name, config, num_steps, exact=True):
 
 
 def theirs(name, config, num_steps, start, noises, eta=0.0, exact=True, monkeypatch=None):
-  """What diffusers hands to the network, `[S, ...]`, and x after every step, `[S, ...]`."""
+  """Inputs of the network in diffusers, `[S, ...]`, and x after every step, `[S, ...]`."""
   scheduler = scheduler_of(name, config, num_steps, exact)
   x = torch.from_numpy(start) * scheduler.init_noise_sigma
   seen, found = [], []
@@ -59,7 +59,7 @@ def theirs(name, config, num_steps, start, noises, eta=0.0, exact=True, monkeypa
 
 
 def ours(solver, start, noises):
-  """What our solver hands to the network, `[S, ...]`, and x after every step, `[S, ...]`."""
+  """Inputs of the network in our solver, `[S, ...]`, and x after every step, `[S, ...]`."""
   x = jnp.asarray(start) * solver.initial_scale
   before, seen, found = jnp.zeros_like(x), [], []
   for i, noise in enumerate(noises):

@@ -51,7 +51,7 @@ def gaussian(schedule, mean=MEAN, spread=SPREAD):
 
 
 def flow(schedule, noise, mean=MEAN, spread=SPREAD):
-  """Where the exact probability flow takes noise that starts at the last level."""
+  """End of the exact probability flow from noise at the last level."""
   abar = schedule.alphas_cumprod[-1]
   z = (np.asarray(noise, np.float64) - np.sqrt(abar) * mean) / np.sqrt(abar * spread**2 + 1 - abar)
   return mean + spread * z
