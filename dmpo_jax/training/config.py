@@ -139,7 +139,7 @@ def default() -> ConfigDict:
   config.samples.guidance = 0.0
 
   config.profile = ConfigDict()
-  # First step that jax's profiler traces.
+  # Steps before jax's profiler starts to trace.
   config.profile.start = 10
   # Number of steps to trace; 0: no trace.
   config.profile.steps = 0
@@ -246,10 +246,13 @@ def unknown_key(key: str, known: Iterable[str]) -> InputError:
   """
   for old, new in RENAMED.items():
     if key == old or key.startswith(f"{old}."):
-      return InputError(
-        f"config.{key} is called config.{new}{key.removeprefix(old)} now; rename it"
-      )
+      return renamed_key(key, f"{new}{key.removeprefix(old)}")
   return unknown("config key", key, known)
+
+
+def renamed_key(old: str, new: str) -> InputError:
+  """The error for a former key, by its dotted name, which names the new one."""
+  return InputError(f"config.{old} is called config.{new} now; rename it")
 
 
 def _get(config: ConfigDict, key: str) -> Any:

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict, config_flags
 from dmpo_jax import data, losses
 from dmpo_jax.common import choose
 from dmpo_jax.errors import InputError
-from dmpo_jax.training.config import OPEN_SECTIONS, RENAMED, unknown_key
+from dmpo_jax.training.config import OPEN_SECTIONS, RENAMED, renamed_key, unknown_key
 
 # Open section -> functions by name, whose keyword-only arguments are the section's keys.
 FUNCTIONS = {"data": data.DATASETS, "held_out.data": data.DATASETS, "loss": losses.LOSSES}
@@ -99,6 +99,8 @@ def _add(config: ConfigDict, argument: str) -> None:
   if functions := FUNCTIONS.get(path):
     known = choose.keyword_parameters(functions[section.name]) if section.name in functions else ()
     if name not in known:
+      if data.RENAMED.get(name) in known:
+        raise renamed_key(key, f"{path}.{data.RENAMED[name]}")
       raise unknown_key(key, [f"{path}.{option}" for option in known])
   try:
     value = ast.literal_eval(text)

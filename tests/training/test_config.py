@@ -172,3 +172,10 @@ def test_a_key_that_the_file_leaves_out_of_an_open_section_can_be_added(argument
 def test_a_key_below_a_value_is_refused():
   with pytest.raises(InputError, match=r"unknown config key 'loss\.beta\.high'"):
     load_config(DMPO, ["--config.loss.beta.high=1"])
+
+
+def test_a_renamed_option_of_a_data_set_is_refused_with_its_new_name():
+  with pytest.raises(
+    InputError, match=r"config\.data\.time_ids is called .*micro_conditioning now"
+  ):
+    load_config(sd15_dmpo.__file__, ["--config.data.time_ids=True"])
