@@ -64,27 +64,29 @@ def compare(one, other):
     np.testing.assert_allclose(other_row[name], row[name], rtol=1e-5)
 
 
-def test_loss_and_gradients_of_one_device_are_those_of_four(root, one):
+def test_four_devices_agree_with_one_in_loss_and_gradients(root, one):
   train(config("gradient", **FOUR), root / "four", show_progress=False)
   compare(one, (weights(root / "four" / "pipeline"), read(root / "four")[0]))
-  compare_watched(root, "four")
+  compare_monitoring(root, "four")
 
 
-def watched(workdir):
+def monitored(workdir):
   """Record of the held-out evaluation and sample grid before the first step."""
   picture = Image.open(workdir / "samples" / "step_000000.png")
   return read(workdir, "held_out")[0], np.asarray(picture).astype(int)
 
 
-def compare_watched(root, layout):
-  (row, picture), (other_row, other_picture) = watched(root / "one"), watched(root / layout)
+def compare_monitoring(root, layout):
+  (row, picture), (other_row, other_picture) = monitored(root / "one"), monitored(root / layout)
   assert row["preferred_change"] == other_row["preferred_change"] == 0
   for part, other in zip([row, *row["bins"]], [other_row, *other_row["bins"]], strict=True):
     assert other["preferred"] == pytest.approx(part["preferred"], rel=1e-5)
   assert np.abs(picture - other_picture).max() <= 1
 
 
-def test_they_are_those_of_two_processes_which_a_loss_that_is_no_number_ends_alike(root, one):
+def test_two_processes_agree_with_one_device_and_end_together_at_a_nan_loss(
+  root, one
+):
   workdir = root / "processes"
   arguments = ["--config.mesh.fsdp=2", "--config.num_steps=3"]
   start = {"count": 2, "devices": 2, "log": root / "log", "arguments": arguments}
@@ -94,10 +96,10 @@ def test_they_are_those_of_two_processes_which_a_loss_that_is_no_number_ends_ali
   assert "that of step 1 is good" in run.output()
   assert export(workdir, root / "exported") == 1  # what two processes saved, read by one
   compare(one, (weights(root / "exported"), read(workdir)[0]))
-  compare_watched(root, "processes")
+  compare_monitoring(root, "processes")
 
 
-def test_a_run_goes_on_in_another_layout_and_after_sigterm(tmp_path, capsys):
+def test_a_run_resumes_in_another_layout_and_after_sigterm(tmp_path, capsys):
   moved, log = tmp_path / "moved", tmp_path / "local.log"
   train(config("steps", num_steps=4, **FOUR), moved, show_progress=False)
 
@@ -124,12 +126,12 @@ def test_a_run_goes_on_in_another_layout_and_after_sigterm(tmp_path, capsys):
   assert [row["step"] for row in rows] == [row["step"] for row in others]
   np.testing.assert_allclose([r["loss"] for r in others], [r["loss"] for r in rows], rtol=1e-4)
 
-  # What the processes saved can be looked at.
+  # inspect reads the checkpoint that the processes saved.
   assert main(["inspect", str(moved / "checkpoints" / str(stopped))]) == 0
   assert "unet" in capsys.readouterr().out
 
 
-def test_processes_that_are_given_different_runs_say_so_and_end(tmp_path):
+def test_processes_with_different_runs_end_with_the_difference(tmp_path):
   arguments = [[], ["--config.seed=1"]]
   with Processes(tmp_path / "run", count=2, devices=1, log=tmp_path, arguments=arguments) as run:
     assert run.statuses() == [2, 2], run.output()
