@@ -84,9 +84,7 @@ def compare_monitoring(root, layout):
   assert np.abs(picture - other_picture).max() <= 1
 
 
-def test_two_processes_agree_with_one_device_and_end_together_at_a_nan_loss(
-  root, one
-):
+def test_two_processes_agree_with_one_device_and_end_together_at_a_nan_loss(root, one):
   workdir = root / "processes"
   arguments = ["--config.mesh.fsdp=2", "--config.num_steps=3"]
   start = {"count": 2, "devices": 2, "log": root / "log", "arguments": arguments}
