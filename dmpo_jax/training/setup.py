@@ -44,10 +44,10 @@ def make_loaders(
   Raises:
     InputError: The data set does not fit the pipeline; or, from the function, the batch size.
   """
-  if isinstance(examples, data.CachedLatents):
-    latent_encoders.check(examples, pipeline, trained_components(config, pipeline))
-    return functools.partial(examples.loader, batch_size=config.batch_size, seed=config.seed)
   functions = pipelines.build(pipeline)
+  if isinstance(examples, data.CachedLatents):
+    latent_encoders.check(examples, pipeline, trained_components(config, functions))
+    return functools.partial(examples.loader, batch_size=config.batch_size, seed=config.seed)
   return functools.partial(
     examples.loader,
     functions.tokenize,
@@ -197,21 +197,20 @@ def cached_components(pipeline: TextToImage, examples: Data | None) -> tuple[str
   return (pipeline.autoencoder, *(pipeline.text_encoders if examples.embeddings else ()))
 
 
-def trained_components(config: ConfigDict, pipeline: interop.Pipeline) -> tuple[str, ...]:
+def trained_components(config: ConfigDict, pipeline: TextToImage) -> tuple[str, ...]:
   """The components that a run trains: config.trained, by default the denoiser.
 
   Args:
     config: A checked config.
-    pipeline: The pipeline, of which configs are used.
+    pipeline: The pipeline.
 
   Raises:
     InputError: A component is not there, or is the autoencoder.
   """
-  functions = pipelines.build(pipeline)
-  trained = tuple(config.trained) or (functions.denoiser,)
-  possible = {functions.denoiser, *functions.text_encoders}
+  trained = tuple(config.trained) or (pipeline.denoiser,)
+  possible = {pipeline.denoiser, *pipeline.text_encoders}
   for name in trained:
-    if name == functions.autoencoder:
+    if name == pipeline.autoencoder:
       raise InputError(
         f"config.trained names {name!r}, but images are encoded without gradient, so that policy "
         "and reference denoise the same latents; leave it out"
@@ -244,7 +243,7 @@ def split_params(
       can be made for it.
   """
   functions = pipelines.build(pipeline)
-  names = trained_components(config, pipeline)
+  names = trained_components(config, functions)
   cached = cached_components(functions, examples)
   params = {name: tree for name, tree in pipeline.params.items() if name not in cached}
   trained = {name: pipeline.params[name] for name in names}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dmpo_jax import models
+from dmpo_jax import models, pipelines
 from dmpo_jax.errors import InputError
 from dmpo_jax.models import trees
 from dmpo_jax.training import setup
@@ -33,7 +33,7 @@ def _layers(lora):
 
 
 def test_an_empty_config_trained_is_the_denoiser(config, pipeline):
-  assert setup.trained_components(config, pipeline) == ("unet",)
+  assert setup.trained_components(config, pipelines.build(pipeline)) == ("unet",)
   trained, frozen, _ = setup.split_params(config, pipeline)
   assert (set(trained), set(frozen)) == ({"unet"}, {"text_encoder"})
 
@@ -41,7 +41,7 @@ def test_an_empty_config_trained_is_the_denoiser(config, pipeline):
 def test_an_unknown_component_in_config_trained_is_refused_with_a_suggestion(config, pipeline):
   config.trained = ("unett",)
   with pytest.raises(InputError, match=r"config\.trained.*'unett'; did you mean 'unet'"):
-    setup.trained_components(config, pipeline)
+    setup.trained_components(config, pipelines.build(pipeline))
 
 
 def test_loras_adapt_attention_by_default(lora_config, pipeline):
