@@ -9,12 +9,52 @@ from collections.abc import Iterable, Mapping
 SYSTEM_ERROR, INPUT_ERROR, PREEMPTED, PROCESS_LOST, INTERRUPTED = 1, 2, 75, 76, 130
 
 
+# Longest line of a message, and most lines of one, in characters and lines.
+LINE_LIMIT, LINES_LIMIT = 600, 40
+
+
 class InputError(ValueError):
   """Input that cannot be used: the message names the value, what was expected and what to do.
 
   Commands print the message alone and exit with status 2; any other exception is a defect of the
-  program and keeps its traceback.
+  program and keeps its traceback. The message is made `printable`.
   """
+
+  def __init__(self, message: object = ""):
+    super().__init__(printable(str(message)))
+
+
+def printable(text: str) -> str:
+  """A message that is safe to print and short enough to read.
+
+  Control and formatting characters of a stranger's file are escaped, except line feeds. A line of
+  more than `LINE_LIMIT` characters loses its middle, a message of more than `LINES_LIMIT` lines its
+  end.
+  """
+  text = "".join(c if c.isprintable() or c in "\n\u00a0\u3000" else _escape(c) for c in text)
+  lines = text.split("\n")
+  if len(lines) > LINES_LIMIT:
+    lines[LINES_LIMIT - 1 :] = [f"... and {len(lines) - LINES_LIMIT + 1} more lines"]
+  return "\n".join(cut(line, LINE_LIMIT) for line in lines)
+
+
+def short(value: object, limit: int = 80) -> str:
+  """The repr of a value for a message, of at most `limit` characters."""
+  if isinstance(value, str | bytes | bytearray):  # the repr of a long text costs its length
+    value = value if len(value) <= 4 * limit else value[: 2 * limit] + value[-2 * limit :]
+  return cut(repr(value), limit)
+
+
+def cut(text: str, limit: int) -> str:
+  """A text without its middle, where it is longer than `limit` characters."""
+  if len(text) <= limit:
+    return text
+  head = (limit - 5) * 2 // 3
+  return f"{text[:head]} ... {text[len(text) - (limit - 5 - head) :]}"
+
+
+def _escape(character: str) -> str:
+  return character.encode("unicode_escape").decode("ascii")
 
 
 class PreemptedError(Exception):
@@ -34,7 +74,7 @@ def exit_status(error: BaseException) -> tuple[int, str] | None:
   if isinstance(error, InputError):
     return INPUT_ERROR, str(error)
   if isinstance(error, OSError):
-    return SYSTEM_ERROR, str(error)
+    return SYSTEM_ERROR, printable(str(error))
   if isinstance(error, PreemptedError):
     return PREEMPTED, str(error)
   if isinstance(error, KeyboardInterrupt):

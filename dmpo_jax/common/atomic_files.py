@@ -1,11 +1,25 @@
 """Files that are written whole or not at all."""
 
+import contextlib
 import errno
 import os
 import pathlib
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import IO, Any
+
+from dmpo_jax.errors import InputError
+
+# Errors by which a system refuses a write.
+_REFUSALS = (
+  errno.ENOSPC,
+  errno.EDQUOT,
+  errno.EFBIG,
+  errno.EROFS,
+  errno.EACCES,
+  errno.EPERM,
+  errno.EIO,
+)
 
 
 def write_atomically(
@@ -48,6 +62,34 @@ def write_atomically(
 def temporary_name(path: pathlib.Path) -> str:
   """Name of an unfinished file, which no other process on any host uses."""
   return f"{path.name}.{socket.gethostname()}.{os.getpid()}.tmp"
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike) -> Iterator[None]:
+  """Turns a failed write by another library into an OSError that names the file.
+
+  Libraries in Rust and C report a full disk by exceptions of their own classes.
+
+  Args:
+    path: The file or folder that is written.
+
+  Raises:
+    OSError: The system refused the write, see `write_error`.
+  """
+  path = pathlib.Path(path)
+  try:
+    yield
+  except InputError:
+    raise
+  except OSError as error:
+    if error.filename is not None or error.errno is None:
+      raise
+    raise write_error(path, error.strerror or str(error), error.errno) from error
+  except Exception as error:
+    for number in _REFUSALS:
+      if os.strerror(number) in str(error) or f"(os error {number})" in str(error):
+        raise write_error(path, os.strerror(number), number) from error
+    raise
 
 
 def write_error(path: pathlib.Path, reason: str, number: int | None = errno.EIO) -> OSError:

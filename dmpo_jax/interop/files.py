@@ -1,34 +1,20 @@
-"""JSON files, and the place of an error in its message."""
+"""JSON files of pipelines."""
 
-import contextlib
 import json
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from dmpo_jax.common import files
+from dmpo_jax.common.files import located
 from dmpo_jax.errors import InputError
 
-
-@contextlib.contextmanager
-def located(where: object) -> Iterator[None]:
-  """Puts the place in front of the message of an InputError."""
-  try:
-    yield
-  except InputError as error:
-    raise InputError(f"{where}: {error}") from error
+__all__ = ["class_name", "located", "read_json", "write_json"]
 
 
 def read_json(file: pathlib.Path) -> dict[str, Any]:
   """The object in a JSON file; raises InputError if there is none."""
-  if not file.is_file():
-    raise InputError(f"{file} is missing; complete the folder or export the pipeline again")
-  try:
-    content = json.loads(file.read_text(encoding="utf-8"))
-  except ValueError as error:
-    raise InputError(f"{file} is no valid JSON: {error}") from error
-  if not isinstance(content, dict):
-    raise InputError(f"{file} is a {type(content).__name__}, expected a JSON object")
-  return content
+  return files.read_json(file, advice="complete the folder or export the pipeline again")
 
 
 def write_json(file: pathlib.Path, content: Mapping[str, Any]) -> None:
