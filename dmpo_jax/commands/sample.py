@@ -41,7 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   add(
     "--guidance",
     type=float,
-    help="guidance scale; 1 is none (default: 7.5, SDXL 5, pixel pipelines 2)",
+    help="guidance scale; 1 and less is none, as in diffusers (default: 7.5, SDXL 5, pixel "
+    "pipelines 2)",
   )
   add(
     "--guidance-rescale",

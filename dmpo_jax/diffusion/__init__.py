@@ -2,7 +2,7 @@
 
 from dmpo_jax.diffusion import ddim, dpm_solver, euler, solver, timesteps, weights
 from dmpo_jax.diffusion.ddpm import DiscreteProcess
-from dmpo_jax.diffusion.guidance import guide, rescale
+from dmpo_jax.diffusion.guidance import guide, has_guidance, rescale
 from dmpo_jax.diffusion.process import Process
 from dmpo_jax.diffusion.scheduler_config import CLASSES, from_config, make_solver, solver_name
 from dmpo_jax.diffusion.solver import Solver, Steps
@@ -18,6 +18,7 @@ __all__ = [
   "euler",
   "from_config",
   "guide",
+  "has_guidance",
   "make_solver",
   "rescale",
   "solver",

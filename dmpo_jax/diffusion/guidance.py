@@ -6,6 +6,14 @@ import jax.numpy as jnp
 from dmpo_jax.errors import InputError
 
 
+def has_guidance(scale: float) -> bool:
+  """Whether a guidance scale asks for guidance: above 1, as diffusers reads it.
+
+  At and below 1 the caption alone conditions. Distilled models are published with a scale of 0.
+  """
+  return scale > 1
+
+
 def guide(unconditional: jax.Array, conditional: jax.Array, scale: float) -> jax.Array:
   """Moves a prediction away from the unconditional one.
 
@@ -14,7 +22,8 @@ def guide(unconditional: jax.Array, conditional: jax.Array, scale: float) -> jax
   Args:
     unconditional: The prediction for the empty caption, `[B, ...]`.
     conditional: The prediction for the caption, of the same shape.
-    scale: 0 ignores the caption, 1 is the conditional prediction, more exaggerates it.
+    scale: 0 ignores the caption, 1 is the conditional prediction, more exaggerates it. Sampling
+      calls this above 1 only; see `has_guidance`.
 
   Returns:
     The guided prediction, of the same shape, float32 (or wider): the scale would magnify the

@@ -112,7 +112,7 @@ def make_sampler(
     pipeline: The pipeline.
     solver: The solver with its steps, such as `pipeline.make_solver(30)`.
     size: Height and width in pixels; by default the pipeline's.
-    guidance: Scale of classifier-free guidance; 1: none.
+    guidance: Scale of classifier-free guidance; 1 and less: none, the prompts alone.
     guidance_rescale: Strength of `diffusion.rescale`; 0: none.
     negative: Whether there is a negative prompt. Without one, pipelines with `zero_null_text`
       condition on zeros in place of the encoded empty prompt.
@@ -129,7 +129,7 @@ def make_sampler(
 
   def conditionings(params: Params, inputs: SamplingInputs) -> tuple[Conditioning, Conditioning]:
     """Conditioning on prompts and on negative prompts."""
-    if guidance == 1 or zero_null:
+    if not diffusion.has_guidance(guidance) or zero_null:
       text = pipeline.encode_text(params, inputs.text)
       null = jax.tree.map(jnp.zeros_like, text)
     else:

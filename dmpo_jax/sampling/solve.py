@@ -74,14 +74,15 @@ def guided(
       predict(x, t) = guide(network(x, t, null_conditioning), network(x, t, conditioning), scale)
 
   Both predictions come from one forward on a batch of 2 B in which each image is followed by its
-  double (unconditional first), so that a sharded batch is doubled on its own devices. At
-  scale 1, where the unconditional prediction has no weight, the batch is not doubled.
+  double (unconditional first), so that a sharded batch is doubled on its own devices. At and below
+  scale 1 there is no guidance, as in diffusers: the prediction is network(x, t, conditioning), and
+  the batch is not doubled.
 
   Args:
     network: (x, t, conditioning) -> prediction.
     conditioning: The network's conditioning on the captions, a tree of arrays `[B, ...]`.
     null_conditioning: The same of the empty or negative captions, or one for all, `[...]`.
-    scale: The guidance scale of `diffusion.guide`.
+    scale: The guidance scale of `diffusion.guide`; 1 and less is none.
     rescale: The strength of `diffusion.rescale`; 0 is none.
 
   Returns:
@@ -90,7 +91,7 @@ def guided(
   Raises:
     InputError: The shapes of the two conditionings do not agree.
   """
-  if scale == 1:
+  if not diffusion.has_guidance(scale):
     return lambda x, t: network(x, t, conditioning)
 
   def pair(full: jax.Array, null: jax.Array) -> jax.Array:

@@ -1,10 +1,12 @@
 """The keys of an experiment's config, their defaults, and their checks."""
 
 import functools
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from dmpo_jax import models
 from dmpo_jax.errors import InputError, unknown
@@ -135,8 +137,8 @@ def default() -> ConfigDict:
   config.samples.seeds = 4
   # Solver steps.
   config.samples.steps = 30
-  # Guidance scale; 0: the pipeline's published one.
-  config.samples.guidance = 0.0
+  # Guidance scale; 1 and less is none, as in diffusers; None: the pipeline's published one.
+  config.samples.guidance = placeholder(float)
 
   config.profile = ConfigDict()
   # Steps before jax's profiler starts to trace.
@@ -230,6 +232,8 @@ def _check_watching(config: ConfigDict, require: Callable[[bool, str, str], None
     require(len(prompts) > 0, "samples.prompts", "at least one text where samples.every is set")
   require(samples.seeds > 0, "samples.seeds", "at least 1")
   require(samples.steps > 0, "samples.steps", "at least 1")
+  scale = samples.guidance
+  require(scale is None or math.isfinite(scale), "samples.guidance", "a finite number or None")
   require(config.profile.start >= 0, "profile.start", "at least 0")
   require(config.profile.steps >= 0, "profile.steps", "at least 0 (0: no trace)")
 

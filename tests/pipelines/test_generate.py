@@ -80,6 +80,8 @@ CASES = {
     {},
     {"guidance_scale": 6.0, "guidance_rescale": 0.7},
   ),
+  "sd, guidance 0, which is none": ("sd", "euler", {}, {**WIDE, "guidance_scale": 0.0}),
+  "sdxl, guidance 0.5, which is none": ("sdxl", "euler", {}, {"guidance_scale": 0.5}),
   "sdxl by its own scheduler, zeros for the empty prompt": (
     "sdxl",
     None,

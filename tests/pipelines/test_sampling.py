@@ -183,8 +183,9 @@ def test_a_negative_prompt_replaces_the_empty_one(sampler):
   assert not np.allclose(_means(sampler, negative), _means(sampler, INPUTS))
 
 
-def test_without_guidance_the_negative_prompt_has_no_effect():
-  sampler = _sampler(guidance=1.0)
+@pytest.mark.parametrize("guidance", [1.0, 0.0])
+def test_without_guidance_the_negative_prompt_has_no_effect(guidance):
+  sampler = _sampler(guidance=guidance)
   negative = INPUTS._replace(negative_text=NEGATIVE)
   np.testing.assert_array_equal(_means(sampler, negative), _means(sampler, INPUTS))
 

@@ -291,8 +291,8 @@ def test_a_null_context_may_be_given_for_each_image():
   np.testing.assert_array_equal(one, each)
 
 
-@pytest.mark.parametrize(("scale", "batch"), [(3.0, 6), (0.0, 6), (1.0, 3)])
-def test_guidance_costs_one_forward_on_the_doubled_batch_and_scale_one_does_not_double(
+@pytest.mark.parametrize(("scale", "batch"), [(3.0, 6), (1.001, 6), (1.0, 3), (0.0, 3)])
+def test_guidance_costs_one_forward_on_the_doubled_batch_and_no_guidance_does_not_double(
   scale, batch
 ):
   seen = []
@@ -315,10 +315,11 @@ def test_the_contrast_of_the_guided_prediction_can_be_taken_back():
   np.testing.assert_allclose(found, diffusion.rescale(plain, conditional, 0.7), atol=1e-5)
 
 
-def test_scale_one_is_the_conditional_prediction():
+@pytest.mark.parametrize("scale", [1.0, 0.5, 0.0, -2.0])
+def test_without_guidance_the_prediction_is_the_conditional_one(scale):
   context, null = contexts()
   x, t = noise_of(3), jnp.array([10, 500, 900])
-  predict = guided(context, null, 1.0)
+  predict = guided(context, null, scale, rescale=0.7)
   np.testing.assert_array_equal(predict(x, t), linear_network(PARAMS, x, t, context))
 
 

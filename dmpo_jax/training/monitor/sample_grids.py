@@ -43,13 +43,13 @@ class SampleGrid:
     mesh: Mesh,
     unused: Params,
   ):
-    section = config.samples
+    section, guidance = config.samples, config.samples.guidance
     compute = models.Compute(placement=sharding.placement(mesh))
     functions = pipelines.build(pipeline, dtype=config.dtype, compute=compute)
     sampler = pipelines.make_sampler(
       functions,
       functions.make_solver(section.steps),
-      guidance=section.guidance or functions.default_guidance,
+      guidance=functions.default_guidance if guidance is None else guidance,
     )
     self._columns, self._unused, self._sharding = section.seeds, unused, sharding.batch(mesh)
     prompts = [prompt for prompt in section.prompts for _ in range(section.seeds)]
