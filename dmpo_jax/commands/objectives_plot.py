@@ -3,8 +3,8 @@
 import importlib
 from collections.abc import Callable, Iterable
 
-# Error of the reference on both images. Only mapo, dspo and sdpo depend on it; the others depend on
-# the differences of errors alone.
+# Error of the reference on both images. Only contrastive, dspo, mapo and sdpo depend on it; the
+# others depend on the differences of errors alone.
 LEVEL = 0.1
 
 

@@ -2,6 +2,7 @@
 
 from dmpo_jax.losses.alpha_dpo import alpha_dpo
 from dmpo_jax.losses.base import Diagnostics, PairErrors, denoising_error
+from dmpo_jax.losses.contrastive import contrastive
 from dmpo_jax.losses.dmpo import dmpo
 from dmpo_jax.losses.dpo import dpo
 from dmpo_jax.losses.dspo import dspo
@@ -11,6 +12,7 @@ from dmpo_jax.losses.hinge import hinge
 from dmpo_jax.losses.ipo import ipo
 from dmpo_jax.losses.kto import kto
 from dmpo_jax.losses.labels import soft_label_loss, swap
+from dmpo_jax.losses.linear_dpo import linear_dpo
 from dmpo_jax.losses.mapo import mapo
 from dmpo_jax.losses.requirements import Requirements, requirements
 from dmpo_jax.losses.residuals import Residuals
@@ -19,6 +21,7 @@ from dmpo_jax.losses.sft import sft
 
 LOSSES = {
   "alpha_dpo": alpha_dpo,
+  "contrastive": contrastive,
   "dmpo": dmpo,
   "dpo": dpo,
   "dspo": dspo,
@@ -27,6 +30,7 @@ LOSSES = {
   "hinge": hinge,
   "ipo": ipo,
   "kto": kto,
+  "linear_dpo": linear_dpo,
   "mapo": mapo,
   "sdpo": sdpo,
   "sft": sft,

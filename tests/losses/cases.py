@@ -12,6 +12,7 @@ from dmpo_jax.losses import PairErrors, Residuals
 PAIRS, SHAPE = 4, (2, 3)
 HYPERPARAMETERS = {
   "alpha_dpo": {"beta": 30.0, "divergence_alpha": 0.9999},
+  "contrastive": {"beta": 0.5},
   "dmpo": {"beta": 30.0, "alpha": 0.01},
   "dpo": {"beta": 30.0, "label_smoothing": 0.1},
   "dspo": {"beta": 0.5},
@@ -20,6 +21,7 @@ HYPERPARAMETERS = {
   "hinge": {"beta": 30.0},
   "ipo": {"beta": 30.0},
   "kto": {"beta": 15.0, "weight_w": 1.5},
+  "linear_dpo": {"beta": 5.0, "eta": 0.01},
   "mapo": {"beta": 0.1, "snr": 0.5, "num_timesteps": 1000},
   "sdpo": {"base": functools.partial(losses.dmpo, beta=30.0, alpha=0.01), "mu": 0.9},
   "sft": {},
