@@ -4,10 +4,10 @@ import contextlib
 import errno
 import os
 import pathlib
-import socket
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
+from dmpo_jax.common import unfinished
 from dmpo_jax.errors import InputError
 
 # Errors by which a system refuses a write.
@@ -30,7 +30,8 @@ def write_atomically(
 ) -> None:
   """Writes a file under a temporary name, flushes it to the disk, and renames it.
 
-  A reader sees the old file or the new one, whenever the writing process dies.
+  A reader sees the old file or the new one, whenever the writing process dies. What a killed
+  process left of its temporary files in that folder is removed.
 
   Args:
     path: The file; one that exists is replaced.
@@ -42,26 +43,23 @@ def write_atomically(
     OSError: The file cannot be written. An existing file stays as it is.
   """
   path = pathlib.Path(path)
-  temporary = (path.parent if scratch is None else pathlib.Path(scratch)) / temporary_name(path)
+  folder = path.parent if scratch is None else pathlib.Path(scratch)
+  unfinished.remove_files(folder.absolute())
+  temporary = folder / unfinished.temporary_name(path)
   try:
-    with temporary.open("wb") as stream:
+    with writing(path), open(unfinished.create(temporary), "wb") as stream:
       if callable(contents):
         contents(stream)
       else:
         stream.write(contents.encode() if isinstance(contents, str) else contents)
       stream.flush()
       os.fsync(stream.fileno())
-    temporary.replace(path)
+      temporary.replace(path)  # before it is closed, which ends the lock
   except BaseException as error:
     temporary.unlink(missing_ok=True)
     if isinstance(error, OSError):
       raise write_error(path, error.strerror or str(error), error.errno) from error
     raise
-
-
-def temporary_name(path: pathlib.Path) -> str:
-  """Name of an unfinished file, which no other process on any host uses."""
-  return f"{path.name}.{socket.gethostname()}.{os.getpid()}.tmp"
 
 
 @contextlib.contextmanager
@@ -103,6 +101,8 @@ def write_error(path: pathlib.Path, reason: str, number: int | None = errno.EIO)
   Returns:
     An `OSError` to raise.
   """
+  if reason.startswith("cannot write ("):
+    return OSError(number, reason, str(path))
   full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
   advice = "; free space, then run the same command again to resume" if full else ""
   return OSError(number, f"cannot write ({reason}){advice}", str(path))

@@ -14,7 +14,8 @@ import json
 import os
 import pathlib
 
-from dmpo_jax.common.atomic_files import temporary_name, write_error
+from dmpo_jax.common import unfinished
+from dmpo_jax.common.atomic_files import write_error
 from dmpo_jax.data.pairs import Pair
 from dmpo_jax.errors import InputError, unknown
 
@@ -235,8 +236,13 @@ class RecordWriter:
   def __init__(self, path: pathlib.Path, scratch: pathlib.Path):
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    self.path, self.temporary = path, scratch / temporary_name(path)
+    self.path, self.temporary = path, scratch / unfinished.temporary_name(path)
     self.count = 0
+    # Its lock keeps other processes from removing the file. It ends when this object does.
+    try:
+      self._lock = os.fdopen(unfinished.create(self.temporary), "rb")
+    except OSError as error:
+      raise write_error(path, error.strerror or str(error), error.errno) from error
     self.writer = self._try(ArrayRecordWriter, str(self.temporary), WRITER_OPTIONS)
 
   def write(self, record: bytes) -> None:
@@ -252,10 +258,12 @@ class RecordWriter:
     with self.temporary.open("rb") as stream:
       os.fsync(stream.fileno())
     self.temporary.replace(self.path)
+    self._lock.close()
 
   def discard(self) -> None:
     """Removes the incomplete file."""
     self.temporary.unlink(missing_ok=True)
+    self._lock.close()
 
   def _try(self, call, *arguments):
     try:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import pathlib
 import shutil
-import uuid
 from collections.abc import Mapping
 from typing import Any
 
+from dmpo_jax.common import atomic_folders
 from dmpo_jax.errors import InputError
 from dmpo_jax.interop import files, state_dict, tokenizer, weight_names, write_weights
 from dmpo_jax.interop.pipeline import INDEX, SCHEDULER, Pipeline, config_file
@@ -24,9 +24,9 @@ def save_pipeline(
 ) -> None:
   """Writes a pipeline folder that diffusers loads; it appears whole or not at all.
 
-  Everything is written to a hidden folder beside the target, which is then renamed. A pipeline at
-  the target stays until the new one is complete. Only one of several processes may call this.
-  Parameters are fetched, cast and written one at a time.
+  Everything is written to a hidden folder beside the target, which then takes its place: a pipeline
+  at the target stays until the new one is complete, see `common.atomic_folders`. Only one of
+  several processes may call this. Parameters are fetched, cast and written one at a time.
 
   Args:
     folder: The target: absent, empty, or a pipeline folder to replace.
@@ -39,44 +39,43 @@ def save_pipeline(
       must be named when they are loaded.
 
   Raises:
-    InputError: An argument is not valid, the target is not a pipeline folder or cannot be made, a
-      parameter has another name, shape or dtype than its config describes or overflows the dtype,
+    InputError: An argument is not valid, the target is not a pipeline folder or lies below a file,
+      a parameter has another name, shape or dtype than its config describes or overflows the dtype,
       or a passthrough file is gone.
+    OSError: The system refused the write (a full disk, permissions).
   """
   dtype = state_dict.float_name(dtype)
   max_shard_size = write_weights.parse_size(max_shard_size)
   if variant is not None and not variant.replace("_", "").replace("-", "").isalnum():
     raise InputError(f"variant is {variant!r}; expected letters, digits, - and _")
   folder = pathlib.Path(folder).resolve()
-  partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
-  try:
-    occupied = folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))
-    if occupied and not (folder / INDEX).is_file():
-      raise InputError(
-        f"{folder} exists and is no pipeline folder (no {INDEX}); choose another target or remove "
-        "it"
-      )
-    partial.mkdir(parents=True)
-  except OSError as error:
-    raise InputError(f"cannot write to {folder.parent}: {error}; choose another target") from error
-  try:
-    _write_small(partial, pipeline, dtype)
+  _check_target(folder)
+  with atomic_folders.folder_atomically(folder) as new:
+    _write_small(new, pipeline, dtype)
     for name, params in pipeline.params.items():
       with files.located(f"{name} parameters"):
         write_weights.write_network(
-          partial / name,
+          new / name,
           pipeline.configs[name],
           params,
           variant=variant,
           dtype=dtype,
           max_shard_size=max_shard_size,
         )
-    _copy_passthrough(partial, pipeline)
-    _swap(partial, folder, partial.with_suffix(".old"))
-  except OSError as error:
-    raise InputError(f"cannot write {folder}: {error}") from error
-  finally:
-    shutil.rmtree(partial, ignore_errors=True)
+    _copy_passthrough(new, pipeline)
+
+
+def _check_target(folder: pathlib.Path) -> None:
+  """Raises InputError unless a folder is absent, empty, or a pipeline folder to replace."""
+  above = next(parent for parent in folder.parents if os.path.lexists(parent))
+  if not above.is_dir():
+    raise InputError(f"cannot write to {folder.parent}: {above} is a file; choose another target")
+  if not os.path.lexists(folder) or (folder.is_dir() and not any(folder.iterdir())):
+    return
+  if not (folder / INDEX).is_file():
+    raise InputError(
+      f"{folder} exists and is no pipeline folder (no {INDEX}); choose another target or remove it"
+    )
 
 
 def _write_small(folder: pathlib.Path, pipeline: Pipeline, dtype: str | None) -> None:
@@ -117,16 +116,3 @@ def _copy_passthrough(folder: pathlib.Path, pipeline: Pipeline) -> None:
         "load the whole pipeline"
       )
     shutil.copytree(source, folder / name)
-
-
-def _swap(partial: pathlib.Path, folder: pathlib.Path, aside: pathlib.Path) -> None:
-  """Renames `partial` to `folder`; an existing folder is renamed first and deleted last."""
-  try:
-    if folder.exists():
-      folder.rename(aside)
-    partial.rename(folder)
-  finally:
-    if aside.exists() and not folder.exists():
-      aside.rename(folder)
-  if aside.exists():
-    shutil.rmtree(aside)

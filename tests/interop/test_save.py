@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 from dmpo_jax import interop, models
 from dmpo_jax.errors import InputError
 from dmpo_jax.interop import write_weights
+from tests.common.full_disk import full_disk
 from tests.interop import helpers, tiny
 from tests.interop.helpers import TEXT_FILE, UNET_FILE, edit_json, snapshot
 
@@ -265,20 +266,11 @@ def test_a_target_below_a_file_is_refused(tmp_path, pipeline):
     interop.save_pipeline(tmp_path / "file/below", pipeline)
 
 
-def test_a_disk_that_is_full_is_one_message_and_leaves_nothing(tmp_path, pipeline, monkeypatch):
-  # The kernel refuses to write past the limit, as it does on a full disk.
-  import resource
-  import signal
-
-  before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-  resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, hard))
-  try:
-    with pytest.raises(InputError, match=r"cannot write .*saved"):
-      interop.save_pipeline(tmp_path / "saved", pipeline)
-  finally:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    signal.signal(signal.SIGXFSZ, before)
+@pytest.mark.parametrize("limit", [300, 8_000, 30_000])  # in a config, the tokenizer, the weights
+def test_a_full_disk_is_an_error_of_the_system_and_leaves_nothing(tmp_path, pipeline, limit):
+  match = r"cannot write \(.*\); free space, .*saved'$"
+  with full_disk(limit), pytest.raises(OSError, match=match):
+    interop.save_pipeline(tmp_path / "saved", pipeline)
   assert list(tmp_path.iterdir()) == []
 
 

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from dmpo_jax.common.atomic_files import temporary_name, write_atomically, write_error
+from dmpo_jax.common import unfinished
+from dmpo_jax.common.atomic_files import write_atomically, write_error
 from dmpo_jax.data import pair_index, tfds_folder
 from dmpo_jax.data.convert import chunk_index, paths, report_page
 from dmpo_jax.data.convert import report as reports
@@ -198,8 +199,8 @@ def _first_lines(path: pathlib.Path, count: int) -> list[dict]:
 
 def _write_metadata(out: pathlib.Path, working: pathlib.Path, sizes: dict) -> None:
   """Writes TFDS's metadata; dataset_info.json appears last, which completes the data set."""
-  temporary = working / temporary_name(out)
-  temporary.mkdir(exist_ok=True)
+  temporary = working / unfinished.temporary_name(out)
+  temporary.mkdir()
   try:
     tfds_folder.write_metadata(temporary, sizes)
     for name in ("features.json", "dataset_info.json"):

@@ -1,5 +1,6 @@
 """Caching latents: the stored bytes, interruptions, and invalid input."""
 
+import contextlib
 import hashlib
 import pathlib
 import shutil
@@ -11,11 +12,11 @@ import time
 import numpy as np
 import pytest
 
-from dmpo_jax.common import atomic_files
 from dmpo_jax.data import crops
 from dmpo_jax.data.latents import cache, records
 from dmpo_jax.data.resumable import ResumableFolder
 from dmpo_jax.errors import InputError
+from tests.common.full_disk import full_disk
 from tests.data import test_folder_pairs as folder_pairs
 from tests.data.latents.caches import SIZE, VIEWS, contents, encoders, latents, load
 
@@ -171,19 +172,14 @@ def test_numbers_that_cannot_be_stored_are_refused(pairs, tmp_path, value, dtype
 
 def test_a_full_disk_is_an_error_and_the_command_resumes(pairs, folder, tmp_path):
   out = tmp_path / "out"
-  parts = {
-    kind: out
-    / cache.WORKING
-    / atomic_files.temporary_name(out / records.file_name(kind, "train", 1, 3))
-    for kind in records.KINDS
-  }
+  disk = contextlib.ExitStack()
 
   def filling(images):
-    if parts["pairs"].exists() and not parts["captions"].is_symlink():
-      parts["captions"].symlink_to("/dev/full")
+    if list(out.rglob("*-train.array_record-00001-of-*.tmp")):
+      disk.enter_context(full_disk(100))
     return latents(images)
 
-  with pytest.raises(OSError, match=r"No space left on device.*free space"):
+  with disk, pytest.raises(OSError, match=r"File too large.*free space"):
     cache.cache_latents(pairs, out, encoders(latents=filling), VIEWS)
   assert not list(out.rglob("*.tmp"))
   assert cache.missing(out) == 2
