@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 from flax import nnx
 
-from dmpo_jax.errors import InputError
-from dmpo_jax.models import trees
+from dmpo_jax.errors import InputError, short
+from dmpo_jax.models import config_fields, trees
 from dmpo_jax.models.clip import build as clip_build
 from dmpo_jax.models.clip import config as clip_config
 from dmpo_jax.models.clip.text import CLIPTextModel
@@ -83,7 +83,7 @@ def build_autoencoder(
     InputError: The config is another network's, or a field or its value is not supported.
   """
   if (name := config.get("_class_name")) != vae_config.NAME:
-    raise InputError(f"_class_name = {name!r} is no autoencoder; expected {vae_config.NAME!r}")
+    raise InputError(f"_class_name = {short(name)} is no autoencoder; expected {vae_config.NAME!r}")
   return build(config, compute=compute)
 
 
@@ -105,12 +105,11 @@ def abstract(config: Mapping[str, Any]) -> trees.Tree:
 
 def _find(config: Mapping[str, Any]) -> Network:
   """The entry of `NETWORKS` for a config."""
-  names = (config.get("_class_name"), *(config.get("architectures") or ()))
-  for name in names:
+  for name in config_fields.class_names(config):
     if name in NETWORKS:
       return NETWORKS[name]
   raise InputError(
-    f"config with _class_name = {config.get('_class_name')!r} and architectures = "
-    f"{config.get('architectures')!r} describes no known network; expected one of "
+    f"config with _class_name = {short(config.get('_class_name'))} and architectures = "
+    f"{short(config.get('architectures'))} describes no known network; expected one of "
     f"{', '.join(map(repr, NETWORKS))}"
   )

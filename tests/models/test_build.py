@@ -108,14 +108,9 @@ def test_every_field_that_transformers_writes_is_accepted():
     ({**UNET, "conv_in_kernel": 4}, "conv_in_kernel = 4.* an odd size"),
     ({**UNET, "cross_attention_dim": [12, 16]}, r"cross_attention_dim = \(12, 16\).* one width"),
     ({**UNET, "freq_shift": "0"}, "freq_shift = '0'.* a number that is not negative"),
-    ({**UNET, "use_linear_projection": None}, "use_linear_projection = None.* true or false"),
+    ({**UNET, "use_linear_projection": 1}, "use_linear_projection = 1.* true or false"),
     ({**UNET, "time_embedding_dim": 0}, "time_embedding_dim = 0.* a positive integer"),
     ({**UNET, "addition_embed_type": "text"}, "addition_embed_type = 'text'.* None, 'text_time'"),
-    ({**UNET, "addition_time_embed_dim": 4}, "addition_time_embed_dim = 4.* null: .* 'text_time'"),
-    (
-      {**UNET, "projection_class_embeddings_input_dim": 30},
-      "projection_class_embeddings_input_dim = 30.* null: .* 'text_time'",
-    ),
     ({**TEXT_TIME, "addition_time_embed_dim": None}, "= None.* a positive integer"),
     (
       {**TEXT_TIME, "projection_class_embeddings_input_dim": None},
@@ -127,7 +122,24 @@ def test_every_field_that_transformers_writes_is_accepted():
     ),
     ({**TEXT, "hidden_act": "relu"}, "hidden_act = 'relu'.* 'quick_gelu', 'gelu'"),
     ({**TEXT, "num_attention_heads": 5}, "num_attention_heads = 5.* hidden_size = 24"),
-    ({**TEXT, "attention_dropout": 0.1}, "attention_dropout = 0.1 is not supported"),
+    ({**TEXT, "attention_dropout": 1.1}, "attention_dropout = 1.1.* at most 1"),
+    ({**TEXT, "num_hidden_layers": 100_000}, "num_hidden_layers = 100000.* at most 1024"),
+    ({**TEXT, "vocab_size": 10**30}, "vocab_size = 1000.* at most 16777216"),
+    ({**TEXT, "architectures": [["CLIPTextModel"]]}, "architectures = .*a list of class names"),
+    ({**TEXT, "architectures": "CLIPTextModel"}, "architectures = .*a list of class names"),
+    ({**UNET, "_class_name": ["UNet2DConditionModel"]}, "_class_name = .* the name of a class"),
+    ({**UNET, "layers_per_block": 1_000_000}, "layers_per_block = 1000000.* at most 64"),
+    ({**UNET, "transformer_layers_per_block": 10**6}, "per_block = 1000000.* at most 64"),
+    (
+      {**UNET, "layers_per_block": 64, "transformer_layers_per_block": 64},
+      "describes 8514 residual and transformer layers, expected at most 2048",
+    ),
+    ({**UNET, "freq_shift": 4}, "freq_shift = 4.* less than 4"),
+    ({**UNET, "norm_eps": float("nan")}, "norm_eps = nan.* not negative"),
+    ({**UNET, "mid_block_type": "UNetMidBlock2DSimpleCrossAttn"}, "mid_block_type = .* 'UNetMid"),
+    ({**UNET, "new_field": 0.5}, "unknown field of a UNet2DConditionModel config 'new_field'"),
+    ({**UNET, "new_field": [False, 1]}, "unknown field of a UNet2DConditionModel config 'new_f"),
+    ({**UNET, "only_cross_attention": [False, True]}, "only_cross_attention = .* expected False"),
     ({**TEXT, "eos_token_id": [2, 3]}, r"eos_token_id = \(2, 3\).* an integer"),
     ({**TEXT, "layer_norm_eps": None}, "layer_norm_eps = None.* a number"),
     ({**PROJECTED, "projection_dim": None}, "CLIPTextModelWithProjection config: projection_dim"),
@@ -137,3 +149,37 @@ def test_every_field_that_transformers_writes_is_accepted():
 def test_a_config_that_cannot_be_built_is_refused_by_field_and_value(config, message):
   with pytest.raises(InputError, match=message):
     models.build(config)
+
+
+IDLE = {
+  "a field of a newer version that is off": ({"new_a": None, "new_b": False, "new_c": []}, {}),
+  "one value per block": ({"only_cross_attention": [False, False]}, {}),
+  "null for a flag": ({"use_linear_projection": None, "dual_cross_attention": None}, {}),
+  "dropout": ({"dropout": 0.1}, {}),
+  "a number that another field switches off": ({"addition_time_embed_dim": 4}, {}),
+  "leftovers of training": ({"gradient_checkpointing": True, "decay": 0.999, "_x": {}}, {}),
+  "depth and heads of a block without attention": (
+    {"transformer_layers_per_block": [1, 0], "attention_head_dim": [4, None]},
+    {"mid_block_type": "UNetMidBlock2D"},
+  ),
+}
+
+
+@pytest.mark.parametrize("case", IDLE)
+def test_a_field_that_changes_nothing_is_no_obstacle(case):
+  change, common = IDLE[case]
+  plain = models.abstract({**UNET, **common})
+  assert models.abstract({**UNET, **common, **change}) == plain
+
+
+def test_unknown_fields_that_are_off_are_listed_once(caplog):
+  config = {**UNET, "listed_b": None, "listed_a": False}
+  models.build(config)
+  models.build(config)
+  (record,) = [r for r in caplog.records if "listed_a" in r.getMessage()]
+  assert "passed over: listed_a, listed_b" in record.getMessage()
+
+
+def test_dropout_that_is_not_applied_is_told(caplog):
+  models.build({**TEXT, "dropout": 0.125})
+  assert "dropout is 0.125, and no dropout is applied" in caplog.text

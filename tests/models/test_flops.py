@@ -57,8 +57,10 @@ def test_a_forward_pass_of_sd15_is_0_803_tflop_and_of_sdxl_6_76():
     (published.SD15_UNET, 64, 64, 77),
     (published.SDXL_UNET, 128, 128, 77),
     (UNET, 13, 10, TOKENS),
+    ({**UNET, "mid_block_type": None}, 13, 10, TOKENS),
+    ({**UNET, "mid_block_type": "UNetMidBlock2D"}, 13, 10, TOKENS),
   ],
-  ids=["sd15", "sdxl", "odd sizes and depths"],
+  ids=["sd15", "sdxl", "odd sizes and depths", "no middle block", "a middle without attention"],
 )
 def test_a_forward_pass_has_the_flops_that_pytorch_counts_on_diffusers_network(
   config, height, width, tokens

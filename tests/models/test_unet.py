@@ -48,7 +48,14 @@ FAMILIES = {
     "projection_class_embeddings_input_dim": 6 * 6 + 10,
   },
 }
-IMPLEMENTATIONS = {"sd15": "cpu", "sd21": "plain", "ip2p": "plain", "sdxl": "cpu"}
+IMPLEMENTATIONS = {
+  "sd15": "cpu",
+  "sd21": "plain",
+  "ip2p": "plain",
+  "sdxl": "cpu",
+  "tiny_sd": "plain",
+  "ssd1b": "plain",
+}
 
 # Unequal blocks, and for each option a value that is not the default.
 OTHER = {
@@ -66,6 +73,16 @@ OTHER = {
   "time_embedding_dim": 20,
   "conv_in_kernel": 5,
   "conv_out_kernel": 1,
+}
+
+
+# Distilled networks: no middle block, or one without attention, and levels of unequal depths.
+TINY_SD = {**SMALL, "mid_block_type": None}
+SSD_1B = {
+  **FAMILIES["sdxl"],
+  "mid_block_type": "UNetMidBlock2D",
+  "transformer_layers_per_block": [0, [2]],
+  "reverse_transformer_layers_per_block": [[1, 2], 0],
 }
 
 
@@ -149,9 +166,12 @@ def test_the_gradient_of_every_input_agrees_with_diffusers(both):
   assert max(torch_map.relative(actual[n], expected[n]) for n in expected) < 1e-3
 
 
-def test_unequal_blocks_and_other_options_agree_with_diffusers():
-  network, model, params = load(OTHER)
-  inputs = random_inputs(OTHER, (3, 5), length=1)  # odd at every level
+@pytest.mark.parametrize(
+  "config", [OTHER, TINY_SD, SSD_1B], ids=["other_options", "tiny_sd", "ssd_1b"]
+)
+def test_unequal_blocks_and_other_options_agree_with_diffusers(config):
+  network, model, params = load(config)
+  inputs = random_inputs(config, (3, 5), length=1)  # odd at every level
   expected, _ = call(network, inputs)
   actual = torch_map.jit(lambda p, i: model.apply(p, **i))(params, inputs)
   assert torch_map.relative(actual, torch_map.nhwc(expected)) < 1e-5

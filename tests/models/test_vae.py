@@ -274,6 +274,8 @@ def test_initial_parameters_have_the_shapes_of_the_abstract_tree():
     ({"norm_num_groups": 3}, r"norm_num_groups = 3.* \(4, 8\)"),
     ({"act_fn": "mish"}, "act_fn = 'mish' is not supported, expected one of 'silu'"),
     ({"force_upcast": "yes"}, "force_upcast = 'yes'.* true or false"),
+    ({"layers_per_block": 10**6}, "layers_per_block = 1000000.* at most 64"),
+    ({"scaling_factor": 10**400}, "scaling_factor = 1000.* a number other than 0"),
     ({"scaling_factor": 0}, "scaling_factor = 0.* a number other than 0"),
     ({"scaling_factor": None}, "scaling_factor = None.* a number other than 0"),
     ({"shift_factor": "0"}, "shift_factor = '0'.* a number or null"),

@@ -22,9 +22,9 @@ DEFAULTS = {
   "projection_dim": 512,
 }
 
+DROPOUTS = ("attention_dropout", "dropout")
+
 CONSTANTS = {
-  "attention_dropout": 0.0,
-  "dropout": 0.0,
   "add_cross_attention": False,
   "is_decoder": False,
   "is_encoder_decoder": False,
@@ -35,31 +35,62 @@ CONSTANTS = {
 }
 
 # Fields of identity, initialisation, generation and output format, which no arithmetic depends on.
+# Files of former versions of transformers have all of them.
 IGNORED = frozenset(
   {
     "architectures",
     "attn_implementation",
+    "bad_words_ids",
+    "begin_suppress_tokens",
     "bos_token_id",
+    "decoder_start_token_id",
+    "diversity_penalty",
+    "do_sample",
     "dtype",
+    "early_stopping",
+    "encoder_no_repeat_ngram_size",
+    "exponential_decay_length_penalty",
     "finetuning_task",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "gradient_checkpointing",
     "id2label",
     "initializer_factor",
     "initializer_range",
     "label2id",
+    "length_penalty",
+    "max_length",
+    "min_length",
     "model_type",
     "name_or_path",
+    "no_repeat_ngram_size",
+    "num_beam_groups",
+    "num_beams",
+    "num_return_sequences",
     "output_attentions",
     "output_hidden_states",
+    "output_scores",
     "pad_token_id",
+    "prefix",
     "problem_type",
+    "remove_invalid_values",
+    "repetition_penalty",
     "return_dict",
+    "return_dict_in_generate",
     "sep_token_id",
+    "suppress_tokens",
     "task_specific_params",
+    "temperature",
+    "tf_legacy_loss",
     "tie_word_embeddings",
     "tokenizer_class",
+    "top_k",
+    "top_p",
     "torch_dtype",
     "torchscript",
     "transformers_version",
+    "typical_p",
+    "use_bfloat16",
     "use_cache",
   }
 )
@@ -96,18 +127,22 @@ def read(config: Mapping[str, Any]) -> CLIPTextConfig:
 
   Source: transformers' CLIPTextConfig, CLIPTextModel and CLIPTextModelWithProjection (5.23).
   """
-  name = WITH_PROJECTION if WITH_PROJECTION in (config.get("architectures") or ()) else NAME
-  values = config_fields.read(name, config, defaults=DEFAULTS, constants=CONSTANTS, ignored=IGNORED)
+  name = WITH_PROJECTION if WITH_PROJECTION in config_fields.class_names(config) else NAME
+  values = config_fields.read(
+    name, config, defaults=DEFAULTS, constants=CONSTANTS, ignored=IGNORED, dropouts=DROPOUTS
+  )
   if name == NAME:
     values["projection_dim"] = None
   for field, value in values.items():
     if field == "hidden_act":
       config_fields.check_choice(name, field, value, ("quick_gelu", "gelu"))
     elif field == "layer_norm_eps":
-      config_fields.check_number(name, field, value)
+      config_fields.check_number(name, field, value, most=1)
     elif field == "eos_token_id":
       if isinstance(value, bool) or not isinstance(value, int):
         raise config_fields.unsupported(name, field, value, "an integer")
+    elif field == "num_hidden_layers":
+      config_fields.check_count(name, field, value, most=config_fields.MAX_LAYERS)
     elif (field, name) != ("projection_dim", NAME):
       config_fields.check_count(name, field, value)
   heads, width = values["num_attention_heads"], values["hidden_size"]

@@ -115,7 +115,10 @@ class DownBlock(nnx.Module):
 
 
 class MidBlock(nnx.Module):
-  """UNetMidBlock2DCrossAttn: a residual layer, a transformer, a residual layer."""
+  """UNetMidBlock2DCrossAttn: a residual layer, a transformer, a residual layer.
+
+  UNetMidBlock2D, without attention: the first residual layer alone.
+  """
 
   def __init__(self, options: BlockOptions):
     self.compute = options.compute
@@ -126,7 +129,7 @@ class MidBlock(nnx.Module):
   def __call__(self, x: jax.Array, time: jax.Array, context: jax.Array) -> jax.Array:
     block = partial(remat.checkpoint_block, policy=self.compute.remat)
     x = block(self.resnets[0], x, time)
-    for resnet, attention in zip(list(self.resnets)[1:], self.attentions, strict=True):
+    for resnet, attention in zip(list(self.resnets)[1:], self.attentions or (), strict=True):
       x = block(resnet, attention(x, context), time)
     return x
 

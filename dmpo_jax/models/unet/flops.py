@@ -63,8 +63,9 @@ def forward(config: Mapping[str, Any], height: int, width: int, tokens: int) -> 
       total += convolution(areas[i + 1], channels, channels)
       skips.append(channels)
 
-  total += 2 * resnet(areas[-1], coarsest, coarsest)
-  total += transformer(areas[-1], coarsest, net.middle)
+  if net.middle is not None:
+    total += (2 if net.middle else 1) * resnet(areas[-1], coarsest, coarsest)
+    total += transformer(areas[-1], coarsest, net.middle) if net.middle else 0
 
   for i in reversed(range(len(areas))):
     level = net.levels[i]

@@ -97,7 +97,8 @@ class UNet2DConditionModel(nnx.Module):
       skips += [width] * (level.layers + resample)
     self.down_blocks = nnx.List(down)
 
-    self.mid_block = MidBlock(options(coarsest, (config.middle,), False))
+    depths = (config.middle,) if config.middle else ()
+    self.mid_block = None if config.middle is None else MidBlock(options(coarsest, depths, False))
 
     up = []
     for level in reversed(config.levels):
@@ -161,7 +162,8 @@ class UNet2DConditionModel(nnx.Module):
     for block in self.down_blocks:
       x, outputs = block(x, time, context)
       skips += outputs
-    x = self.mid_block(x, time, context)
+    if self.mid_block is not None:
+      x = self.mid_block(x, time, context)
     for block in self.up_blocks:
       layers = len(block.resnets)
       skips, used = skips[:-layers], skips[-layers:]

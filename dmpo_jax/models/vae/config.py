@@ -29,8 +29,11 @@ DEFAULTS = {
 
 CONSTANTS = {"latents_mean": None, "latents_std": None}
 
-# diffusers reads it for tiling alone, which is not supported.
-IGNORED = frozenset({"sample_size"})
+# diffusers reads the first for tiling alone, which is not supported.
+IGNORED = frozenset({"sample_size", "gradient_checkpointing"})
+
+# Limits of what is built.
+MAX_PER_LEVEL, MAX_LEVELS = 64, 12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +81,9 @@ def read(config: Mapping[str, Any]) -> VAEConfig:
   widths = values["block_out_channels"]
   if not isinstance(widths, tuple) or not widths:
     raise config_fields.unsupported(NAME, "block_out_channels", widths, "a list of channel counts")
+  if len(widths) > MAX_LEVELS:
+    expected = f"at most {MAX_LEVELS} resolutions"
+    raise config_fields.unsupported(NAME, "block_out_channels", widths, expected)
   for width in widths:
     config_fields.check_count(NAME, "block_out_channels", width)
   for name, kind in (
@@ -97,15 +103,15 @@ def read(config: Mapping[str, Any]) -> VAEConfig:
     "layers_per_block",
     "norm_num_groups",
   ):
-    config_fields.check_count(NAME, name, values[name])
+    most = MAX_PER_LEVEL if name == "layers_per_block" else config_fields.MAX_SIZE
+    config_fields.check_count(NAME, name, values[name], most=most)
   groups = values["norm_num_groups"]
   if any(width % groups for width in widths):
     expected = f"a divisor of every width in block_out_channels = {widths}"
     raise config_fields.unsupported(NAME, "norm_num_groups", groups, expected)
 
   for name in ("force_upcast", "use_quant_conv", "use_post_quant_conv", "mid_block_add_attention"):
-    if not isinstance(values[name], bool):
-      raise config_fields.unsupported(NAME, name, values[name], "true or false")
+    values[name] = config_fields.check_flag(NAME, name, values[name])
   scale, shift = values["scaling_factor"], values.pop("shift_factor")
   if not _is_number(scale) or scale == 0:
     raise config_fields.unsupported(NAME, "scaling_factor", scale, "a number other than 0")
@@ -116,4 +122,5 @@ def read(config: Mapping[str, Any]) -> VAEConfig:
 
 def _is_number(value: object) -> bool:
   """Whether a field is a finite number and no truth value."""
-  return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+  number = isinstance(value, (int, float)) and not isinstance(value, bool)
+  return number and -math.inf < value < math.inf and abs(value) < 1e9
