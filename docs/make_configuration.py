@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from dmpo_jax import losses
 from dmpo_jax.data.datasets import DATASETS
-from dmpo_jax.diffusion import timesteps, weights
+from dmpo_jax.diffusion import flow_timesteps, flow_weights, timesteps, weights
 from dmpo_jax.training import config
 
 PAGE = pathlib.Path(__file__).with_name("configuration.md")
@@ -52,7 +52,12 @@ CHOICES = {
   "loss": ("Loss", "an objective and its keys. `base` is such a section, too.", losses.LOSSES),
 }
 # Functions whose docstrings show the section's possible values.
-SECTIONS = {"timesteps": timesteps.make, "timestep_weights": weights.make}
+SECTIONS = {
+  "`timesteps`": timesteps.make,
+  "`timesteps` with flow matching": flow_timesteps.make,
+  "`timestep_weights`": weights.make,
+  "`timestep_weights` with flow matching": flow_weights.make,
+}
 
 
 def page() -> str:
@@ -83,7 +88,7 @@ def page() -> str:
       parts += [_table(_arguments(function))]
   for name, function in SECTIONS.items():
     block = re.search(r"^    .*?(?=^$)", inspect.getdoc(function), re.DOTALL | re.MULTILINE)[0]
-    parts += [f"## Values of `{name}`\n", f"```\n{textwrap.dedent(block)}```\n"]
+    parts += [f"## Values of {name}\n", f"```\n{textwrap.dedent(block)}```\n"]
   return "\n".join(part for part in parts if part)
 
 

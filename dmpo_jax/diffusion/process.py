@@ -11,7 +11,8 @@ class Process(Protocol):
   """Noised samples x_t between data x_0 and noise eps, and the target of a network at x_t.
 
   A time t is an integer timestep of a discrete process, or a float in [0, 1] of a continuous one.
-  `ddpm.DiscreteProcess` is the process of DDPM. Methods are pure and may be traced.
+  `ddpm.DiscreteProcess` is the process of DDPM, `flow.FlowProcess` that of flow matching. Methods
+  are pure and may be traced.
   """
 
   def add_noise(self, x0: jax.Array, noise: jax.Array, t: jax.Array) -> jax.Array:

@@ -151,6 +151,11 @@ def from_config(config: Mapping[str, Any]) -> DiscreteProcess:
   """
   config = dict(config)
   name = config.get("_class_name", "DDIMScheduler")
+  if name.startswith("FlowM"):
+    raise InputError(
+      f"the scheduler is {name}, of flow matching; this pipeline's network predicts noise and "
+      "needs a scheduler with betas, such as DDIMScheduler"
+    )
   if name not in _DEFAULTS:
     raise unknown("scheduler _class_name", name, _DEFAULTS)
   for field in config:

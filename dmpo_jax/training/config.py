@@ -60,9 +60,11 @@ def default() -> ConfigDict:
   config.data = ConfigDict({"name": ""})
   # Loss: a name in dmpo_jax.losses and its hyperparameters.
   config.loss = ConfigDict({"name": ""})
-  # Timestep sampler: a name in dmpo_jax.diffusion.timesteps and its fields.
+  # Timestep sampler: a name in dmpo_jax.diffusion.timesteps (flow matching: flow_timesteps) and its
+  # fields.
   config.timesteps = ConfigDict({"name": "uniform"})
-  # Factor of the errors at each timestep: a name in dmpo_jax.diffusion.weights and its fields.
+  # Factor of the errors at each timestep: a name in dmpo_jax.diffusion.weights (flow matching:
+  # flow_weights) and its fields.
   config.timestep_weights = ConfigDict({"name": "none"})
   # Probability that a caption is replaced by the empty one, for classifier-free guidance.
   config.caption_dropout = 0.0

@@ -281,7 +281,7 @@ def test_the_scheduler_file_of_stable_diffusion_1_5_is_read():
     ({"beta_schedule": "sigmoid"}, "unknown beta_schedule 'sigmoid'"),
     ({"prediction_type": "v"}, "unknown prediction_type 'v'"),
     ({"timestep_spacing": "trailling"}, "timestep_spacing 'trailling'.*'trailing'"),
-    ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "_class_name 'FlowMatch"),
+    ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "FlowMatch.* of flow matching"),
     ({"thresholding": True}, "thresholding is True"),
     ({"use_flow_sigmas": True}, "use_flow_sigmas is True"),
     ({"variance_type": "learned_range"}, "variance_type is 'learned_range'"),
