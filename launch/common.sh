@@ -11,7 +11,12 @@ REST=() # arguments after --
 OPTION_FLAGS=()
 OPTION_HELP=""
 
-say() { echo "$PROGRAM: $*" >&2; }
+# say MESSAGE: prints a message in which control characters are replaced, so that no word of an
+# option reaches the terminal as a command.
+say() {
+  local text="$*"
+  printf '%s: %s\n' "$PROGRAM" "${text//[[:cntrl:]]/?}" >&2
+}
 
 # die MESSAGE: exits with a message and status 2, dmpo-jax's status of bad input.
 die() {
@@ -43,7 +48,7 @@ parse() {
         exit 0
         ;;
       --dry-run) DRY_RUN=yes && shift && continue ;;
-      --) shift && REST=("$@") && return ;;
+      --) shift && REST=("$@") && break ;;
       --*) ;;
       *) die "unexpected argument '$1'; arguments of dmpo-jax train follow --" ;;
     esac
@@ -63,6 +68,18 @@ parse() {
     variable="${flag//-/_}"
     printf -v "${variable^^}" '%s' "$value"
   done
+  for flag in "${OPTION_FLAGS[@]}"; do # also those of the environment
+    variable="${flag//-/_}"
+    variable="${variable^^}"
+    printable "--$flag" "${!variable}"
+  done
+  for value in "${REST[@]}"; do printable "an argument after --" "$value"; done
+}
+
+# printable NAME VALUE: exits if the value has a control character, such as a line break, which
+# could end a line of a YAML file or of a printed command.
+printable() {
+  [[ "$2" != *[[:cntrl:]]* ]] || die "$1 has a control character: '$2'"
 }
 
 # quote WORD...: the words quoted for a shell.
@@ -107,13 +124,16 @@ required() {
   done
 }
 
-# whole FLAG...: exits unless each option is a whole number.
+# whole FLAG...: exits unless each option is a whole number below a billion; drops leading zeros,
+# which bash's arithmetic would read as octal.
 whole() {
   local flag variable
   for flag in "$@"; do
     variable="${flag//-/_}"
     variable="${variable^^}"
-    [[ "${!variable}" =~ ^[0-9]+$ ]] || die "--$flag '${!variable}' is not a whole number"
+    [[ "${!variable}" =~ ^0*([0-9]{1,9})$ ]] ||
+      die "--$flag '${!variable}' is not a whole number below a billion"
+    printf -v "$variable" '%d' "$((10#${BASH_REMATCH[1]}))"
   done
 }
 
@@ -147,7 +167,6 @@ check_workdir() {
 check_training() {
   local argument config=""
   for argument in "${REST[@]}"; do
-    [[ "$argument" != *$'\n'* ]] || die "'$argument' has a line break"
     case "$argument" in
       --config | --config=*) config=yes ;;
       --workdir | --workdir=* | --distributed | --coordinator | --coordinator=*)

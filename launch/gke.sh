@@ -44,6 +44,17 @@ case "$COMMAND" in
 esac
 check_name
 whole restarts limit grace poll
+# check_object FLAG: exits unless the option is a valid name of an object in Kubernetes.
+check_object() {
+  local value="${1^^}"
+  value="${!value}"
+  [[ "$value" =~ ^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$ ]] ||
+    die "--$1 '$value': expected a name of at most 253 of a-z, 0-9, - and ., ends no - or ."
+}
+check_object namespace
+[ -z "$CLAIM" ] || check_object claim
+[[ "$MOUNT" =~ ^(/[A-Za-z0-9_.@-]+)+$ && ! "$MOUNT/" =~ /\.\.?/ ]] ||
+  die "--mount '$MOUNT' is not an absolute path of letters, digits and _.@-"
 
 # Sets GENERATION, TOPOLOGY, HOSTS and the rest of slice_of.
 check_slice() {
@@ -95,15 +106,15 @@ yaml() {
 apiVersion: jobset.x-k8s.io/v1alpha2
 kind: JobSet
 metadata:
-  name: $NAME
-  namespace: $NAMESPACE
+  name: $(string "$NAME")
+  namespace: $(string "$NAMESPACE")
   annotations:
     # All pods on one slice, where the cluster has several.
     alpha.jobset.sigs.k8s.io/exclusive-topology: cloud.google.com/gke-nodepool
 spec:
   network: # a headless service: the pods find each other as $NAME-slice-0-INDEX.$NAME
     enableDNSHostnames: true
-    subdomain: $NAME
+    subdomain: $(string "$NAME")
   failurePolicy:
     maxRestarts: $RESTARTS
     rules: # any other failure restarts all pods
@@ -161,7 +172,7 @@ $(for argument in "$WORKDIR" "$LIMIT" "$(date +%s)" --workdir "$WORKDIR" --distr
               volumes:
                 - name: share
                   persistentVolumeClaim:
-                    claimName: $CLAIM
+                    claimName: $(string "$CLAIM")
 YAML
 }
 
@@ -244,6 +255,7 @@ case "$COMMAND" in
     required from claim
     need kubectl "$HINT"
     pod="$NAME-fetch"
+    # The checks above leave no quote or brace in the two options.
     volume="{\"name\": \"share\", \"persistentVolumeClaim\": {\"claimName\": \"$CLAIM\"}}"
     place="{\"name\": \"share\", \"mountPath\": \"$MOUNT\"}"
     container="{\"name\": \"$pod\", \"image\": \"busybox\", \"command\": [\"sleep\", \"3600\"],"

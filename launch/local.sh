@@ -17,8 +17,8 @@ USAGE="Usage: launch/local.sh [OPTIONS] --config FILE --workdir DIR [ARGUMENTS O
   --restarts K    restarts after a process was lost or preempted (default 5)
   --dry-run       print the commands, quoted for a shell, and run nothing
 
-SIGTERM goes to all processes, which save a checkpoint. The exit status is that of the processes; a
-killed process counts as lost (76)."
+SIGTERM goes to all processes, which save a checkpoint. Ctrl-C ends all within two seconds (130). The
+exit status is that of the processes; a killed process counts as lost (76)."
 
 PROCESSES=2 DEVICES=1 GPUS="" RESTARTS=5
 while (($#)); do
@@ -38,6 +38,8 @@ while (($#)); do
 done
 whole processes devices restarts
 ((PROCESSES > 0 && DEVICES > 0)) || die "--processes and --devices must be at least 1"
+((PROCESSES <= 1024)) || die "--processes must be at most 1024, got $PROCESSES"
+for argument in "${REST[@]}"; do printable "an argument" "$argument"; done
 
 # command_of INDEX PORT: sets COMMAND, the command of a process.
 command_of() {
@@ -65,13 +67,27 @@ if [ -n "$DRY_RUN" ]; then
   exit 0
 fi
 
-SIGNALLED="" pids=()
+SIGNALLED="" INTERRUPTED="" pids=()
 forward() {
   SIGNALLED=yes
   kill "-$1" "${pids[@]}" 2> /dev/null || true
 }
+# interrupt: ends all processes. bash starts them with SIGINT ignored, and they listen to it only
+# once they run, so it is sent again.
+interrupt() {
+  [ -z "$INTERRUPTED" ] || return 0
+  INTERRUPTED=yes
+  forward INT
+  (
+    for ((tenth = 0; tenth < 17; tenth++)); do
+      sleep 0.1
+      kill -INT "${pids[@]}" 2> /dev/null || exit 0
+    done
+    kill -KILL "${pids[@]}" 2> /dev/null
+  ) &
+}
 trap 'forward TERM' TERM
-trap 'forward INT' INT
+trap interrupt INT
 
 # run_once: runs all processes to their end and sets STATUS; an error has priority over a loss.
 run_once() {
@@ -101,6 +117,7 @@ run_once() {
 
 for ((start = 0; ; start++)); do
   run_once
+  [ -z "$INTERRUPTED" ] || exit 130
   case "$STATUS" in
     75 | 76) ;;
     *) exit "$STATUS" ;;

@@ -225,9 +225,17 @@ on() {
     --ssh-flag=-oServerAliveInterval=30 --command="$(shift && quote "$@")"
 }
 
+ARCHIVES="" # folder of the archive
 # install_on_all: copies the commit and worker.sh to all workers and installs what has changed.
 install_on_all() {
-  local archive="${TMPDIR:-/tmp}/dmpo_jax-$NAME.tar.gz"
+  local archive
+  # A folder of this run alone: in the shared one another user could plant a link of this name.
+  if [ -n "$DRY_RUN" ]; then
+    ARCHIVES="${TMPDIR:-/tmp}/dmpo_jax.XXXXXXXX"
+  else
+    [ -n "$ARCHIVES" ] || ARCHIVES="$(mktemp -d "${TMPDIR:-/tmp}/dmpo_jax.XXXXXXXX")"
+  fi
+  archive="$ARCHIVES/dmpo_jax-$NAME.tar.gz"
   run git -C "$ROOT" archive --format=tar.gz --output="$archive" HEAD &&
     run "${TPU[@]}" tpu-vm scp "$archive" "$ROOT/launch/worker.sh" "$NAME:" "${PLACE[@]}" \
       --worker=all --quiet &&
@@ -298,13 +306,18 @@ case "$COMMAND" in
   fetch) run "${TPU[@]}" tpu-vm scp "$NAME:$FROM" "$TO" "${PLACE[@]}" --worker=0 \
     --recurse --quiet ;;
   run)
-    if [ -z "$DRY_RUN" ]; then
-      trap 'say "an existing slice is kept and billed; launch/tpu_vm.sh delete deletes it"' EXIT
-    fi
+    BILLED=yes
+    # ending: removes the archive, and says that the slice is still there.
+    ending() {
+      [ -z "$ARCHIVES" ] || rm -rf "$ARCHIVES"
+      [ -z "$BILLED" ] ||
+        say "an existing slice is kept and billed; launch/tpu_vm.sh delete deletes it"
+    }
+    [ -n "$DRY_RUN" ] || trap ending EXIT
     train
     if [ "$WHEN_DONE" = delete ]; then
       delete
-      trap - EXIT
+      BILLED=""
     fi
     ;;
 esac

@@ -27,7 +27,10 @@ setup() {
     command -v mount.nfs > /dev/null || sudo apt-get install --quiet --yes nfs-common
     sudo mkdir -p "$mount"
     sudo mount -t nfs -o hard "$share" "$mount"
-    sudo chmod 1777 "$mount"
+    # A new share is empty and root's. One that is in use keeps its owner and its permissions.
+    if [ ! -w "$mount" ] && [ -z "$(ls -A -I lost+found "$mount")" ]; then
+      sudo chown "$(id -u):$(id -g)" "$mount"
+    fi
   fi
   if [ -n "$data" ]; then
     mkdir -p dmpo_data # outside the code folder, which the next commit replaces
@@ -41,23 +44,41 @@ latest_step() {
   local entry step latest=0
   for entry in "$1"/checkpoints/*; do
     step="${entry##*/}"
-    if [[ "$step" =~ ^[0-9]+$ ]] && ((step > latest)); then latest=$step; fi
+    if [[ "$step" =~ ^(0|[1-9][0-9]{0,17})$ ]] && ((step > latest)); then latest=$step; fi
   done
   echo "$latest"
 }
 
 guard() {
-  local workdir="$1" limit="$2" run="$3" step old_run="" old_step="" count=0
+  local workdir="$1" limit="$2" run="$3" step old_run="" old_step="" count=0 rest file
+  file="$workdir/starts.txt"
+  if [[ ! "$limit" =~ ^[0-9]{1,9}$ ]]; then
+    echo "worker.sh: the limit is not a whole number below a billion" >&2
+    return 2
+  fi
   step="$(latest_step "$workdir")"
   mkdir -p "$workdir"
-  if [ -f "$workdir/starts.txt" ]; then read -r old_run old_step count < "$workdir/starts.txt"; fi
+  if [ -f "$file" ]; then
+    # read fails without a line break at the end. The words of the file are data: bash's arithmetic
+    # would run a command in them.
+    read -r old_run old_step count rest < "$file" || true
+    if [[ -n "$rest" || ! "$old_step" =~ ^[0-9]{1,18}$ || ! "$count" =~ ^[0-9]{1,9}$ ]]; then
+      echo "worker.sh: $file is damaged; counting the starts of this run anew" >&2
+      old_run="" count=0
+    fi
+  fi
   if [ "$old_run $old_step" != "$run $step" ]; then count=0; fi
+  count=$((10#$count)) limit=$((10#$limit))
   if ((count >= limit)); then
     echo "worker.sh: the last $count starts left no checkpoint after step $step in $workdir;" \
       "stopping. See the end of the log, or save more often (config.checkpoint.every)" >&2
     return 2
   fi
-  echo "$run $step $((count + 1))" > "$workdir/starts.txt"
+  # Written beside and renamed, so that a full disk or a kill leaves the old count. With noclobber
+  # a link of this name is not followed.
+  rm -f "$file.new"
+  (set -o noclobber && echo "$run $step $((count + 1))" > "$file.new") || return 1
+  mv "$file.new" "$file"
 }
 
 # running PID STATUS_FILE: whether an attempt is still running.
@@ -79,7 +100,8 @@ attempt() {
   local id="$1" folder="$HOME/dmpo_attempts" old="" pid="" lines=20 follower tenth
   shift
   mkdir -p "$folder"
-  if [ -f "$folder/current" ]; then read -r old pid < "$folder/current"; fi
+  if [ -f "$folder/current" ]; then read -r old pid < "$folder/current" || true; fi
+  if [[ ! "$pid" =~ ^[1-9][0-9]{0,9}$ ]]; then old="" pid=""; fi
   if [ "$old" != "$id" ]; then
     if [ -n "$pid" ]; then stop_running "$pid" "$folder/$old.status"; fi
     : > "$folder/$id.log" # before tail opens it
@@ -107,7 +129,10 @@ attempt() {
     echo "worker.sh: attempt $id ended without a status (killed, or the machine restarted)" >&2
     return 76
   fi
-  return "$(cat "$folder/$id.status")"
+  read -r old < "$folder/$id.status" || true
+  if [[ "$old" =~ ^[0-9]{1,3}$ ]]; then return "$old"; fi
+  echo "worker.sh: $folder/$id.status holds no exit status" >&2
+  return 76
 }
 
 case "${1:-}" in

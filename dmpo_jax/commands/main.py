@@ -3,7 +3,9 @@
 import argparse
 import logging
 import os
+import signal
 import sys
+import threading
 from typing import NoReturn
 
 import dmpo_jax
@@ -105,14 +107,24 @@ def entry() -> NoReturn:
   When orbax fails to save one array, each other array that is still being written prints a
   traceback "Event loop is closed": hundreds of them below the error that ends the run. They are
   dropped, and after an error the process does not wait for those writes.
+
+  Python also drops a Ctrl-C that arrives in a callback, such as jax's hook of the garbage
+  collector. It is sent again. A shell starts the background processes of a script with SIGINT
+  ignored; a command that is sent one ends all the same.
   """
   default_hook = sys.unraisablehook
 
   def hook(unraisable) -> None:
-    if str(unraisable.exc_value) != "Event loop is closed":
+    if isinstance(unraisable.exc_value, KeyboardInterrupt):
+      again = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
+      again.daemon = True
+      again.start()
+    elif str(unraisable.exc_value) != "Event loop is closed":
       default_hook(unraisable)
 
   sys.unraisablehook = hook
+  if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
   status = main()
   if status:
     flush()

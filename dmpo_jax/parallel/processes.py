@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -216,6 +217,36 @@ class Processes:
       self._deciding.release()
 
 
+def bind_address(coordinator: str | None) -> str | None:
+  """The address at which process 0 listens, "ADDRESS:PORT"; None: all interfaces, jax's default.
+
+  Args:
+    coordinator: "HOST:PORT" or "[HOST]:PORT".
+
+  Returns:
+    The first address of the host that this machine has. None where it has none of them, as behind a
+    translated address, or where no coordinator is given.
+  """
+  if coordinator is None:
+    return None
+  host, _, port = coordinator.rpartition(":")
+  try:
+    candidates = socket.getaddrinfo(host.strip("[]"), None, type=socket.SOCK_STREAM)
+  except OSError:
+    candidates = []  # jax reports a host that nobody knows
+  for family, kind, protocol, _, address in candidates:
+    with contextlib.suppress(OSError), socket.socket(family, kind, protocol) as probe:
+      probe.bind((address[0], 0, *address[2:]))
+      return f"[{address[0]}]:{port}" if family == socket.AF_INET6 else f"{address[0]}:{port}"
+  LOGGER.warning(
+    "%s is no address of this machine: the coordinator listens on all interfaces, and whoever "
+    "reaches port %s can stop the run",
+    host,
+    port,
+  )
+  return None
+
+
 def connect(
   coordinator: str | None = None,
   count: int | None = None,
@@ -227,8 +258,9 @@ def connect(
   """Connects the processes of a run; call it before anything uses a device.
 
   Args:
-    coordinator: "HOST:PORT" at which process 0 listens. None, with count and index None too, where
-      jax finds the processes by itself: TPU pods, Slurm, MPI, Kubernetes.
+    coordinator: "HOST:PORT" at which process 0 listens, on the address of HOST alone where that is
+      an address of its machine, since the service has no authentication. None, with count and
+      index None too, where jax finds the processes by itself: TPU pods, Slurm, MPI, Kubernetes.
     count: Number of processes.
     index: Index of this process.
     heartbeat: Seconds without a heartbeat after which a process counts as lost.
@@ -247,6 +279,7 @@ def connect(
       coordinator,
       count,
       index,
+      coordinator_bind_address=bind_address(coordinator) if index == 0 else None,
       heartbeat_timeout_seconds=heartbeat,
       shutdown_timeout_seconds=heartbeat,
       initialization_timeout=timeout,

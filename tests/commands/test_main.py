@@ -1,6 +1,7 @@
 """The command line: help, exit status, and messages for bad input."""
 
 import re
+import signal
 import subprocess
 import sys
 
@@ -74,3 +75,57 @@ def test_help_needs_no_slow_import():
     "assert not {'jax', 'torch', 'diffusers'} & set(sys.modules), 'slow import'"
   )
   assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+# --- Ctrl-C ---
+
+ENTRY = """
+import gc, os, signal, sys, threading, time
+from dmpo_jax.commands import main
+{}
+sys.argv = ["dmpo-jax", "objectives"]
+main.main = run
+main.entry()
+"""
+SLEEP = """
+def run():
+  try: print("ready", flush=True); time.sleep(20)
+  except KeyboardInterrupt: return 130
+"""
+# A Ctrl-C in a callback of the garbage collector, as jax registers one.
+IN_A_CALLBACK = """
+def run():
+  def callback(phase, info):
+    if phase == "start" and not sent:
+      sent.append(1)
+      os.kill(os.getpid(), signal.SIGINT)
+      for _ in range(1000): pass
+  sent = []
+  gc.callbacks.append(callback)
+  print("ready", flush=True)
+  try: gc.collect(); time.sleep(20)
+  except KeyboardInterrupt: return 130
+"""
+
+
+def entry(code, *before):
+  return subprocess.Popen(
+    [*before, sys.executable, "-c", ENTRY.format(code)],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def test_a_command_that_a_script_started_in_the_background_ends_by_sigint():
+  command = entry(SLEEP, "sh", "-c", "trap '' INT; exec \"$@\"", "-")
+  command.stdout.readline()
+  command.send_signal(signal.SIGINT)
+  assert command.wait(10) == 130
+
+
+def test_a_ctrl_c_that_falls_into_a_callback_is_not_lost():
+  command = entry(IN_A_CALLBACK)
+  _, errors = command.communicate(timeout=15)
+  assert command.returncode == 130, errors
+  assert "Exception ignored" not in errors

@@ -19,10 +19,10 @@ sys.exit(supervise(work))
 """
 
 
-def start(work: str) -> subprocess.Popen:
-  """Parent of a child that prints its process id and runs `work`."""
+def start(work: str, *before: str) -> subprocess.Popen:
+  """Parent of a child that prints its process id and runs `work`; `before`: words before it."""
   return subprocess.Popen(
-    [sys.executable, "-c", CODE.format(work)],
+    [*before, sys.executable, "-c", CODE.format(work)],
     cwd=ROOT,
     stdout=subprocess.PIPE,
     stderr=subprocess.DEVNULL,
@@ -56,6 +56,41 @@ def test_a_child_that_handles_sigterm_has_its_own_status():
   time.sleep(0.3)  # until the child has set its handler
   parent.send_signal(signal.SIGTERM)
   assert parent.wait(30) == 7
+
+
+def interrupted(work: str, *before: str) -> tuple[int, float]:
+  """Exit status of the parent after two SIGINT, and how long that took."""
+  parent = start(work, *before)
+  parent.stdout.readline()
+  time.sleep(0.3)
+  started = time.monotonic()
+  parent.send_signal(signal.SIGINT)
+  time.sleep(0.05)  # a terminal and a launch script both send one
+  parent.send_signal(signal.SIGINT)
+  return parent.wait(30), time.monotonic() - started
+
+
+STOPS = """
+  try: time.sleep(60)
+  except KeyboardInterrupt: time.sleep(0.2); os._exit(130)"""
+
+
+def test_ctrl_c_reaches_the_child_once():
+  status, seconds = interrupted(STOPS)
+  assert status == 130
+  assert seconds < 1.4
+
+
+def test_ctrl_c_reaches_a_child_of_a_process_that_a_script_started_in_the_background():
+  status, seconds = interrupted(STOPS, "sh", "-c", "trap '' INT; exec \"$@\"", "-")
+  assert status == 130
+  assert seconds < 1.4
+
+
+def test_a_child_that_does_not_listen_to_ctrl_c_is_killed():
+  status, seconds = interrupted("signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)")
+  assert status == 130
+  assert seconds < 2.5  # the machine may be busy
 
 
 def test_the_child_ends_with_the_parent():

@@ -12,7 +12,10 @@ FAKES = """
   gcloud kubectl docker sbatch srun squeue scancel scontrol git ssh-add python3 python uv sudo
   mountpoint mount.nfs dmpo-jax
 """
-TOOLS = "bash env cat basename dirname date sleep tail tar gzip mkdir rm mv ln cksum setsid sed"
+TOOLS = """
+  bash env cat basename dirname date sleep tail tar gzip mkdir rm mv ln ls id mktemp cksum setsid
+  sed
+"""
 
 
 class Room:

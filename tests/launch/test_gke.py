@@ -165,6 +165,18 @@ def test_the_first_pod_stops_the_run_when_starts_leave_no_new_checkpoint(room):
   assert _start_pod(room, jobset, 0, share).returncode == 76
 
 
+@pytest.mark.parametrize("name", ["no", "true", "null", "on"])
+def test_a_name_that_yaml_reads_as_another_value_stays_a_name(name, room):
+  jobset = _jobset(room, f"--name={name}", f"--namespace={name}", f"--claim={name}")
+  assert jobset["metadata"] | {"annotations": {}} == {
+    "name": name,
+    "namespace": name,
+    "annotations": {},
+  }
+  assert jobset["spec"]["network"]["subdomain"] == name
+  assert _pod(jobset)["volumes"][0]["persistentVolumeClaim"]["claimName"] == name
+
+
 def test_create_and_delete_can_be_repeated(room):
   for _ in range(2):
     result = room.run("gke.sh", "create", *RUN, *TRAIN)
@@ -234,6 +246,14 @@ def test_the_image_is_built_from_the_commit(room):
     (("--image=",), "--image is missing"),
     (("--claim=",), "--claim is missing"),
     (("--restarts=-1",), "not a whole number"),
+    (("--namespace=a\nspec: {hostPID: true}",), "--namespace has a control character"),
+    (("--claim=a, hostPID: true",), "--claim 'a, hostPID: true': expected a name"),
+    (("--namespace=",), "--namespace '': expected a name"),
+    (('--mount=/mnt/dmpo", "hostPID": "true',), "--mount '/mnt/dmpo\""),
+    (("--mount=mnt",), "--mount 'mnt' is not an absolute path"),
+    (("--mount=/mnt/../etc",), "--mount '/mnt/../etc' is not"),
+    (("--image=a\nYAML\ntouch x",), "--image has a control character"),
+    (("--workdir=/mnt/dmpo/run\x1b]0;x\x07",), "--workdir has a control character"),
   ],
 )
 def test_bad_input_is_refused_before_anything_is_created(options, message, room):

@@ -1,6 +1,7 @@
 """Several processes on one machine; tests/training/test_layouts.py trains with the script."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -33,7 +34,16 @@ def test_with_gpus_each_process_sees_its_own(room):
   assert "JAX_PLATFORMS" not in lines[0]
 
 
-@pytest.mark.parametrize("options", [["--processes", "0"], ["--devices", "two"], ["--restarts"]])
+@pytest.mark.parametrize(
+  "options",
+  [
+    ["--processes", "0"],
+    ["--processes", "9" * 23],
+    ["--processes", "1025"],
+    ["--devices", "two"],
+    ["--restarts"],
+  ],
+)
 def test_a_malformed_number_is_bad_input(room, options):
   result = room.run("local.sh", *options)
   assert result.returncode == 2
@@ -49,6 +59,7 @@ start="$(wc -l < "$folder/starts.$index")"
 word="$(cut -d ' ' -f "$start" <<< "$STATUSES" | cut -d , -f "$((index + 1))")"
 case "$word" in
   kill) kill -KILL $$ ;;
+  deaf) trap '' INT TERM; touch "$folder/waits.$index"; sleep 30 ;;
   term) trap 'exit 75' TERM; touch "$folder/waits.$index"; while :; do sleep 0.05; done ;;
   *) exit "$word" ;;
 esac
@@ -89,11 +100,30 @@ def test_only_lost_and_preempted_runs_are_restarted(script, tmp_path, statuses, 
   assert len((tmp_path / "starts.1").read_text().splitlines()) == starts
 
 
+def test_numbers_with_leading_zeros_are_decimal(room):
+  lines = room.run("local.sh", "--processes", "010", "--dry-run").stdout.splitlines()
+  assert len(lines) == 10
+
+
+def test_ctrl_c_ends_processes_that_do_not_listen_within_two_seconds(script, tmp_path):
+  run = script("deaf,deaf")
+  wait_for(tmp_path)
+  started = time.monotonic()
+  run.send_signal(signal.SIGINT)
+  assert run.wait(10) == 130
+  assert time.monotonic() - started < 2.5  # the machine may be busy
+  assert len((tmp_path / "starts.0").read_text().splitlines()) == 1
+
+
+def wait_for(folder):
+  until = time.monotonic() + 30
+  while len(list(folder.glob("waits.*"))) < 2 and time.monotonic() < until:
+    time.sleep(0.02)
+
+
 def test_sigterm_goes_to_all_processes_and_ends_the_restarts(script, tmp_path):
   run = script("term,term")
-  until = time.monotonic() + 30
-  while len(list(tmp_path.glob("waits.*"))) < 2 and time.monotonic() < until:
-    time.sleep(0.02)
+  wait_for(tmp_path)
   run.terminate()
   assert run.wait(60) == 75, run.stderr.read()
   assert len((tmp_path / "starts.0").read_text().splitlines()) == 1

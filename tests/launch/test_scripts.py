@@ -69,6 +69,10 @@ def test_help_shows_the_default_and_the_variable_of_every_option(name, room):
     (["status", "--name=Big_Run"], "--name 'Big_Run'"),
     (["status", "extra"], "unexpected argument 'extra'"),
     (["status", "--limit=many"], "--limit 'many' is not a whole number"),
+    (["status", f"--limit={'9' * 23}"], "is not a whole number below a billion"),
+    (["status", "--limit=1\n2"], "--limit has a control character: '1?2'"),
+    (["\x1b[2J"], "unknown command '?[2J'"),
+    (["status", "--", "--config=a\nb"], "an argument after -- has a control character"),
   ],
 )
 def test_bad_input_has_status_2_and_calls_nothing(name, arguments, message, room):
@@ -76,7 +80,16 @@ def test_bad_input_has_status_2_and_calls_nothing(name, arguments, message, room
   result = room.run(name, *arguments, **place)
   assert result.returncode == 2
   assert message in result.stderr
+  assert not [c for c in result.stderr if ord(c) < 32 and c != "\n"]
   assert room.calls == []
+
+
+@pytest.mark.parametrize("name", PLATFORMS)
+def test_a_value_of_the_environment_is_checked_as_an_option_is(name, room):
+  place = {"DMPO_PROJECT": "p", "DMPO_ZONE": "z", "DMPO_WORKDIR": "/a\nb"}
+  result = room.run(name, "status", **place)
+  assert result.returncode == 2
+  assert "--workdir has a control character" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -48,10 +48,25 @@ def test_a_run_waits_in_the_queue_installs_trains_and_deletes_the_slice(room):
   assert trained[1:4] == ["train", "--workdir", f"{room.folder}/share/run"]
   assert trained[4:] == ["--distributed", "--no-progress", *TRAIN[1:]]
   assert room.called("uv")[-1][-2:] == ["dmpo_jax", "jax[tpu]"]
-  assert room.called("sudo")[-2][1:3] == ["mount", "-t"]
+  assert room.called("sudo")[-1][1:3] == ["mount", "-t"]
   assert room.called("gcloud", "storage")[0][-2:] == ["gs://bucket/pairs", "dmpo_data/pairs"]
   assert room.request is None
   assert "billed" not in result.stderr
+
+
+def test_the_archive_of_the_code_is_in_a_folder_of_its_own_which_is_removed(room):
+  (room.folder / "planted").write_text("mine")
+  (room.folder / "dmpo_jax-dmpo.tar.gz").symlink_to(room.folder / "planted")
+  room.set(plan=[[0, ""]])
+  assert _run(room).returncode == 0
+  assert (room.folder / "planted").read_text() == "mine"
+  assert not list(room.folder.glob("dmpo_jax.*"))
+
+
+def test_a_mounted_share_is_not_opened_to_everybody(room):
+  room.set(plan=[[0, ""]])
+  assert _run(room).returncode == 0
+  assert not [call for call in room.calls if "chmod" in call]
 
 
 def test_after_a_preemption_the_run_resumes_on_a_new_slice(room):
@@ -224,7 +239,7 @@ def _distinct(calls):
   """Calls without repeated queries of states, and with the run's number replaced."""
   distinct = []
   for call in calls:
-    call = [re.sub(r"dmpo_\d+", "dmpo_N", word) for word in call]
+    call = [re.sub(r"dmpo_\d+", "dmpo_N", re.sub(r"dmpo_jax\.\w{8}/", "", w)) for w in call]
     if "list" not in call or call not in distinct:
       distinct.append(call)
   return distinct

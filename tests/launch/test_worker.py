@@ -62,3 +62,60 @@ def test_an_unknown_command_is_refused(arguments):
   result = subprocess.run(["bash", WORKER, *arguments], capture_output=True, text=True)
   assert result.returncode == 2
   assert "is not one of setup, guard, attempt" in result.stderr
+
+
+# --- guard ---
+
+
+def _guard(workdir, limit="2", run="job7"):
+  return subprocess.run(
+    ["bash", WORKER, "guard", workdir, limit, run], capture_output=True, text=True, cwd=workdir
+  )
+
+
+@pytest.mark.parametrize(
+  "content",
+  [
+    "",
+    "job7",
+    "job7 0",
+    "job7 0 limit[$(touch PWNED)]",
+    "job7 $(touch PWNED) 1",
+    "job7 0 1 2",
+    "9" * 40,
+  ],
+)
+def test_a_damaged_count_of_starts_is_told_and_counted_anew(content, tmp_path):
+  (tmp_path / "starts.txt").write_text(content)
+  result = _guard(tmp_path)
+  assert result.returncode == 0
+  assert f"{tmp_path}/starts.txt is damaged" in result.stderr
+  assert (tmp_path / "starts.txt").read_text() == "job7 0 1\n"
+  assert not (tmp_path / "PWNED").exists()
+
+
+def test_a_count_without_a_line_break_counts(tmp_path):
+  (tmp_path / "starts.txt").write_text("job7 0 2")
+  result = _guard(tmp_path)
+  assert result.returncode == 2
+  assert "the last 2 starts left no checkpoint after step 0" in result.stderr
+
+
+def test_only_names_of_checkpoints_count_as_steps(tmp_path):
+  for name in ("10", "08", "9" * 30, "a[$(touch PWNED)]", "12.partial"):
+    (tmp_path / "checkpoints" / name).mkdir(parents=True)
+  assert _guard(tmp_path).returncode == 0
+  assert (tmp_path / "starts.txt").read_text() == "job7 10 1\n"
+
+
+def test_the_count_does_not_follow_a_planted_link(tmp_path):
+  (tmp_path / "mine").write_text("mine")
+  (tmp_path / "starts.txt.new").symlink_to(tmp_path / "mine")
+  assert _guard(tmp_path).returncode == 0
+  assert (tmp_path / "mine").read_text() == "mine"
+  assert (tmp_path / "starts.txt").read_text() == "job7 0 1\n"
+
+
+def test_a_limit_that_is_no_number_is_refused(tmp_path):
+  assert _guard(tmp_path, limit="x[$(touch PWNED)]").returncode == 2
+  assert not (tmp_path / "PWNED").exists()

@@ -99,3 +99,25 @@ def test_a_single_process_stops_before_the_next_step_after_sigterm():
     os.kill(os.getpid(), signal.SIGTERM)
     assert process.should_stop(1)
   assert signal.getsignal(signal.SIGTERM) == handler
+
+
+@pytest.mark.parametrize(
+  ("coordinator", "address"),
+  [
+    ("127.0.0.1:99", "127.0.0.1:99"),
+    ("0.0.0.0:99", "0.0.0.0:99"),
+    (None, None),
+  ],
+)
+def test_the_coordinator_listens_on_the_given_address_alone(coordinator, address):
+  assert processes.bind_address(coordinator) == address
+
+
+def test_a_host_by_name_listens_on_its_loopback_address():
+  assert processes.bind_address("localhost:99") in ("127.0.0.1:99", "[::1]:99")
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "no such host"])
+def test_a_host_that_is_not_this_machine_is_told(host, caplog):
+  assert processes.bind_address(f"{host}:99") is None
+  assert "listens on all interfaces" in caplog.text
