@@ -4,8 +4,7 @@ kohya's names exist for the components of Stable Diffusion; peft's are those of 
 """
 
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 from dmpo_jax.models import trees
 
@@ -14,6 +13,18 @@ TEXT_PREFIX = "text_model."
 
 KOHYA = {"unet": "lora_unet", "text_encoder": "lora_te", "text_encoder_2": "lora_te2"}
 KOHYA_XL = {**KOHYA, "text_encoder": "lora_te1"}
+# Prefixes of kohya's trainer, of LyCORIS and of OneTrainer, all of which `load_lora` reads.
+READ_PREFIXES = {
+  "unet": ("lora_unet", "lycoris"),
+  "transformer": ("lora_transformer", "lycoris"),
+  "text_encoder": ("lora_te", "lora_te1"),
+  "text_encoder_2": ("lora_te2",),
+  "text_encoder_3": ("lora_te3",),
+}
+COMPONENTS = tuple(READ_PREFIXES)
+
+# CLIP's projections -> their names in diffusers' attention processors.
+CLIP_PROJECTIONS = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out"}
 
 # Original names of layers outside the blocks, and of those in a residual block, of SDXL's UNet.
 SGM_OUTER = {
@@ -53,27 +64,58 @@ def kohya_names(base: Mapping[str, trees.Tree]) -> dict[tuple[str, str], str]:
     base: Component -> its tree, of arrays or `jax.ShapeDtypeStruct`s.
 
   Returns:
-    (component, layer) -> name, for every layer of the components in `KOHYA`.
+    (component, layer) -> name, for every layer of the components in `KOHYA` that has one.
   """
   xl = is_xl(base)
   names = {}
   for component, prefix in (KOHYA_XL if xl else KOHYA).items():
     for layer in layers(base.get(component, {})):
       spelled = sgm_name(layer, base["unet"]) if xl and component == "unet" else layer
-      names[component, layer] = f"{prefix}_{spelled}".replace(".", "_")
+      if spelled is not None:
+        names[component, layer] = f"{prefix}_{spelled}".replace(".", "_")
   return names
 
 
-def sgm_name(layer: str, unet: trees.Tree) -> str:
-  """A UNet layer's name in the original implementation of SDXL.
+def kohya_header(base: Mapping[str, trees.Tree], rank: int) -> dict[str, str]:
+  """The header of a LoRA in kohya's format; its alpha is the rank.
+
+  AUTOMATIC1111 tells by ss_base_model_version and ss_v2 for which models it lists a LoRA, and takes
+  a file with neither for one of SD1.5.
+
+  Args:
+    base: Component -> its tree.
+    rank: The largest rank.
+
+  Returns:
+    Texts by name.
+  """
+  unet = trees.flatten(base.get("unet", {}))
+  context = {leaf.shape[0] for name, leaf in unet.items() if name.endswith("attn2.to_k.kernel")}
+  version = (
+    "sdxl_base_v1-0" if is_xl(base) else {768: "sd_v1", 1024: "sd_v2"}.get(max(context, default=0))
+  )
+  header = {
+    "format": "pt",
+    "ss_network_alpha": str(rank),
+    "ss_network_dim": str(rank),
+    "ss_network_module": "networks.lora",
+  }
+  if version is not None:
+    header |= {"ss_base_model_version": version, "ss_v2": str(version == "sd_v2")}
+  return header
+
+
+def sgm_name(layer: str, unet: trees.Tree) -> str | None:
+  """A UNet layer's name in the original implementation of Stable Diffusion and SDXL.
 
   Args:
     layer: Dotted name, as in diffusers.
     unet: The network's tree.
 
   Returns:
-    The dotted name. input_blocks count every residual block and down-sampler from 1, output_blocks
-    every residual block from 0; an up-sampler belongs to the last block before it.
+    The dotted name; None if that implementation has no such layer. input_blocks count every
+    residual block and down-sampler from 1, output_blocks every residual block from 0; an up-sampler
+    belongs to the last block before it.
   """
   if layer in SGM_OUTER:
     return SGM_OUTER[layer]
@@ -81,9 +123,10 @@ def sgm_name(layer: str, unet: trees.Tree) -> str:
     kind, index, rest = match.groups()
     place = 1 if kind == "attentions" else 2 * int(index)
     return f"middle_block.{place}.{_inner(kind, rest)}"
-  side, block, kind, index, rest = re.fullmatch(
-    r"(down|up)_blocks\.(\d+)\.([a-z]+)\.(\d+)\.(.+)", layer
-  ).groups()
+  match = re.fullmatch(r"(down|up)_blocks\.(\d+)\.([a-z]+)\.(\d+)\.(.+)", layer)
+  if match is None:
+    return None
+  side, block, kind, index, rest = match.groups()
   blocks = unet[f"{side}_blocks"]
   before = [len(blocks[str(i)]["resnets"]) for i in range(int(block))]
   here = blocks[block]
@@ -100,60 +143,45 @@ def sgm_name(layer: str, unet: trees.Tree) -> str:
 
 
 def _inner(kind: str, rest: str) -> str:
-  return SGM_RESNET[rest] if kind == "resnets" else rest
+  return SGM_RESNET.get(rest, rest) if kind == "resnets" else rest
 
 
-def readable_names(base: Mapping[str, trees.Tree]) -> dict[str, tuple[str, str]]:
+def readable_names(base: Mapping[str, trees.Tree]) -> dict[str, list[tuple[str, str]]]:
   """Every spelling of a pipeline's layers that `load_lora` reads.
 
   Args:
     base: Component -> its tree.
 
   Returns:
-    Spelling -> (component, layer): peft's with and without text_model., and kohya's with either
-    set of block names and either prefix of the first text encoder.
+    Spelling -> places (component, layer). Spellings are diffusers' names, with and without the
+    component and text_model., also as its attention processors had them; kohya's, LyCORIS' and
+    OneTrainer's with either set of block names and every prefix of the component; ComfyUI's. Only
+    a name without a component can have several places.
   """
-  table: dict[str, tuple[str, str]] = {}
+  table: dict[str, list[tuple[str, str]]] = {}
   for component, params in base.items():
     for layer in layers(params):
+      place = component, layer
       for spelled in (layer, layer.removeprefix(TEXT_PREFIX)):
-        table[f"{component}.{spelled}"] = component, layer
-      for prefix in {p[component] for p in (KOHYA, KOHYA_XL) if component in p}:
-        table[f"{prefix}_{layer}".replace(".", "_")] = component, layer
-  table |= {name: place for place, name in kohya_names(base).items()}
+        for alias in dict.fromkeys((spelled, _processor_name(spelled))):
+          table[f"{component}.{alias}"] = [place]
+          table.setdefault(alias, [])
+          if place not in table[alias]:
+            table[alias].append(place)
+      names = [layer]
+      if component == "unet" and (original := sgm_name(layer, params)):
+        names.append(original)
+        table[f"diffusion_model.{original}"] = [place]
+      for prefix in READ_PREFIXES.get(component, ()):
+        for name in names:
+          table[f"{prefix}_{name}".replace(".", "_")] = [place]
   return table
 
 
-def peft_pattern(patterns: Iterable[str], layer: str) -> str | None:
-  """The first of peft's patterns that matches a layer's name to its end, or None."""
-  spellings = (layer, layer.removeprefix(TEXT_PREFIX))
-  for pattern in patterns:
-    if any(re.match(rf"(.*\.)?({pattern})$", name) for name in spellings):
-      return pattern
-  return None
-
-
-def peft_config(ranks: Mapping[str, int], alphas: Mapping[str, float]) -> dict[str, Any]:
-  """The fields of peft's LoraConfig for a LoRA: the commonest rank and alpha, and exceptions.
-
-  Args:
-    ranks: Layer -> rank.
-    alphas: Layer -> alpha.
-
-  Returns:
-    A JSON object. Names lack text_model., so that they match torch's modules with and without it.
-  """
-  rank, alpha = (_commonest(values.values()) for values in (ranks, alphas))
-  short = {layer: layer.removeprefix(TEXT_PREFIX) for layer in ranks}
-  return {
-    "r": rank,
-    "lora_alpha": alpha,
-    "target_modules": sorted(short.values()),
-    "rank_pattern": {short[k]: v for k, v in ranks.items() if v != rank},
-    "alpha_pattern": {short[k]: v for k, v in alphas.items() if v != alpha},
-  }
-
-
-def _commonest(values: Iterable[float]) -> float:
-  values = list(values)
-  return max(sorted(set(values)), key=values.count)
+def _processor_name(layer: str) -> str:
+  """A projection's name in diffusers' old attention processors, whose suffix _lora is removed."""
+  name = layer.removesuffix(".0") if layer.endswith(".to_out.0") else layer
+  before, dot, last = name.rpartition(".")
+  if before.endswith("self_attn") and last in CLIP_PROJECTIONS:
+    last = CLIP_PROJECTIONS[last]
+  return f"{before}{dot}{last}"

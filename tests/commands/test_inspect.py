@@ -353,8 +353,9 @@ def test_a_lora_has_its_components_ranks_and_alphas(inspect, start, tmp_path, wr
   assert description["kind"] == "LoRA"
   assert description["lora"]["form"] == form
   unet, text = (description["lora"]["components"][name] for name in ("unet", "text_encoder"))
-  assert (unet["layers"], unet["ranks"], unet["alphas"]) == (32, [2], [4])
-  assert (text["layers"], text["ranks"], text["alphas"]) == (8, [3], [1.5])
+  # The strength is in the factors: alphas are the ranks.
+  assert (unet["layers"], unet["ranks"], unet["alphas"]) == (32, [2], [2])
+  assert (text["layers"], text["ranks"], text["alphas"]) == (8, [3], [3])
   assert (unet["layers_without_effect"], text["layers_without_effect"]) == (0, 8)
 
 
@@ -364,6 +365,19 @@ def test_a_lora_without_alpha_has_the_rank_as_alpha(inspect, start, tmp_path):
   save_file(load_file(tmp_path / "a.safetensors"), tmp_path / "b.safetensors")
   unet = inspect(tmp_path / "b.safetensors")["lora"]["components"]["unet"]
   assert (unet["alphas"], unet["alpha_source"]) == ([2], "rank")
+
+
+def test_alphas_of_entries_and_of_the_header_are_shown(inspect, start, tmp_path):
+  factors, base = make_lora(start)
+  interop.save_lora(tmp_path / "a.safetensors", factors, base)
+  state = load_file(tmp_path / "a.safetensors")
+  entries = {name.replace("lora_A.weight", "alpha"): np.float32([0.5]) for name in state}
+  save_file(state | {k: v for k, v in entries.items() if "alpha" in k}, tmp_path / "b.safetensors")
+  fields = {"unet.lora_alpha": 7, "unet.alpha_pattern": {"attn1.*to_q": 9}}
+  save_file(state, tmp_path / "c.safetensors", {"lora_adapter_metadata": json.dumps(fields)})
+  for name, alphas in (("b", [0.5]), ("c", [7, 9])):
+    unet = inspect(tmp_path / f"{name}.safetensors")["lora"]["components"]["unet"]
+    assert (unet["alphas"], unet["alpha_source"]) == (alphas, "file")
 
 
 def test_a_lora_without_effect_is_noted(tables, start, tmp_path):

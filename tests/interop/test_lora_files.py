@@ -104,21 +104,44 @@ def test_the_text_encoders_in_diffusers_have_our_merged_weights(case, loaded):
 
 
 @pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
-def test_a_file_read_back_has_the_same_bits(case, write, tmp_path):
+def test_a_file_read_back_has_the_strength_in_its_factors(case, write, tmp_path):
   write(tmp_path / "a.safetensors", case.lora, case.base)
   again = interop.load_lora(tmp_path / "a.safetensors", case.base)
   assert again.params.keys() == case.lora.params.keys()
   for name, tree in case.lora.params.items():
-    actual, expected = trees.flatten(again.params[name]), trees.flatten(tree)
-    assert actual.keys() == expected.keys()
-    assert all(actual[leaf].tobytes() == expected[leaf].tobytes() for leaf in expected)
+    layers = lora.layers_of(tree)
+    assert again.alphas[name] == dict.fromkeys(layers, 3.0)
+    for layer, (down, up) in lora.layers_of(again.params[name]).items():
+      np.testing.assert_array_equal(down, layers[layer][0])
+      np.testing.assert_array_equal(up, 2 * layers[layer][1])  # alpha 6, rank 3
+
+
+@pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
+def test_a_file_written_again_has_the_same_bytes(case, write, tmp_path):
+  write(tmp_path / "a.safetensors", case.lora, case.base)
+  again = interop.load_lora(tmp_path / "a.safetensors", case.base)
   write(tmp_path / "b.safetensors", again, case.base)
   assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
+def test_a_reader_that_ignores_header_and_alphas_applies_the_same(sd, write, tmp_path):
+  layer = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+  write(tmp_path / "a.safetensors", sd.lora, sd.base)
+  state = load_file(tmp_path / "a.safetensors")
+  kohya = f"lora_unet_{layer}".replace(".", "_")
+  down, up = (
+    state.get(f"unet.{layer}.lora_{peft}.weight", state.get(f"{kohya}.lora_{side}.weight"))
+    for peft, side in (("A", "down"), ("B", "up"))
+  )
+  before, after = lora.layers_of(sd.lora.params["unet"])[layer]
+  np.testing.assert_allclose(up @ down, 6 / 3 * (before @ after).T, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
 def test_factors_keep_their_dtype(sd, dtype, tmp_path):
   small = sd.lora._replace(params=jax.tree.map(lambda x: x.astype(dtype), sd.lora.params))
+  small = small._replace(alphas=dict.fromkeys(small.params, 3.0))
   interop.save_lora(tmp_path / "a.safetensors", small, sd.base)
   actual = interop.load_lora(tmp_path / "a.safetensors", sd.base)
   for leaf, expected in zip(
@@ -128,20 +151,33 @@ def test_factors_keep_their_dtype(sd, dtype, tmp_path):
     assert leaf.tobytes() == expected.tobytes()
 
 
-def test_alphas_and_ranks_of_single_layers_reach_diffusers(sd, tmp_path):
-  """Written per layer into the header, in the form in which peft looks for exceptions."""
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_file_in_half_precision_is_the_product_rounded_once(sd, dtype, tmp_path):
+  odd = sd.lora._replace(alphas=dict.fromkeys(sd.lora.params, 1.3))
+  interop.save_kohya_lora(tmp_path / "a.safetensors", odd, sd.base, dtype=dtype)
+  actual = interop.load_lora(tmp_path / "a.safetensors", sd.base)
+  for layer, (_, up) in lora.layers_of(actual.params["unet"]).items():
+    exact = lora.layers_of(sd.lora.params["unet"])[layer][1] * np.float32(1.3 / 3)
+    assert str(up.dtype) == dtype
+    np.testing.assert_array_equal(up, exact.astype(up.dtype))
+
+
+@pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
+def test_alphas_and_ranks_of_single_layers_reach_diffusers(sd, write, tmp_path):
   few = lora.init(jax.random.key(1), sd.base["unet"], targets="*.to_q", rank=2)
-  many = lora.init(jax.random.key(1), sd.base["unet"], targets="*.to_k", rank=4)
+  many = lora.init(jax.random.key(1), sd.base["unet"], targets=("*.to_k", "*.conv1"), rank=4)
   flat = filled({**trees.flatten(few), **trees.flatten(many)}, 3)
   tree = trees.unflatten(flat)
   alphas = {layer: 1.0 + i for i, layer in enumerate(lora.layers_of(tree))}
   adapter = interop.Lora({"unet": tree}, {"unet": alphas})
-  interop.save_lora(tmp_path / "pytorch_lora_weights.safetensors", adapter, sd.base)
+  write(tmp_path / "pytorch_lora_weights.safetensors", adapter, sd.base)
   pipeline = sd.pipeline()
   pipeline.load_lora_weights(tmp_path)
-  same_weights(fused(pipeline.unet), merge(sd.base["unet"], tree, alphas))
+  expected = merge(sd.base["unet"], tree, alphas)
+  same_weights(fused(pipeline.unet), expected)
   again = interop.load_lora(tmp_path / "pytorch_lora_weights.safetensors", sd.base)
-  assert again.alphas["unet"] == alphas
+  merged = merge(sd.base["unet"], again.params["unet"], again.alphas["unet"])
+  same_weights(interop.to_torch_state(merged), expected)
 
 
 def trained_in_torch(case, **options):
@@ -267,4 +303,5 @@ def test_kohyas_file_with_diffusers_block_names_is_read_for_sdxl(sdxl, tmp_path)
   save_file(state, tmp_path / "b.safetensors")
   actual = interop.load_lora(tmp_path / "b.safetensors", case.base)
   assert actual.alphas["unet"] == dict.fromkeys(layers, 1.5)
-  jax.tree.map(np.testing.assert_array_equal, actual.params["unet"], case.lora.params["unet"])
+  for layer, (down, _) in lora.layers_of(actual.params["unet"]).items():
+    np.testing.assert_array_equal(down, layers[layer][0])

@@ -1,16 +1,16 @@
 """Description of a source as JSON values."""
 
 import collections
-import json
 import math
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from dmpo_jax.commands.inspect.sources import Component, Source
-from dmpo_jax.interop import lora as lora_files
-from dmpo_jax.interop import lora_names
+from dmpo_jax.common import files
+from dmpo_jax.interop import lora_config, lora_entries, lora_file, lora_names
 
 # The most informative fields of all configs, in the order in which they are shown.
 FIELDS = (
@@ -90,44 +90,46 @@ def _lora(source: Source) -> dict[str, Any] | None:
   if source.kind != "weights":
     return None
   (component,) = source.components.values()
-  components: dict[str, dict[str, Any]] = {}
-  spellings = set()
-  for entry, tensor in component.tensors.items():
-    match = lora_files.ENTRY.fullmatch(entry)
-    if match is None:
+  parts: dict[str, dict[str, Any]] = {}
+  forms = set()
+  for name, tensor in component.tensors.items():
+    entry = lora_entries.parse(name)
+    if entry is None:
       continue
-    name, layer, spelling = _split_name(match["layer"])
-    part = components.setdefault(name, {"layers": {}, "alphas": {}, "zero": 0})
-    if match["alpha"]:
-      part["alphas"][layer] = float(np.asarray(tensor.read(None)).reshape(-1)[0])
-    elif match["up"]:
+    network, layer = _split_name(entry.layer)
+    part = parts.setdefault(network, {"layers": {}, "alphas": {}, "zero": 0})
+    if entry.role == "alpha":
+      part["alphas"][layer] = float(np.resize(np.asarray(tensor.read(None), np.float64), 1)[0])
+    elif entry.role == "up" and len(tensor.shape) > 1:
       part["layers"][layer] = tensor.shape[1]
       part["zero"] += not np.any(tensor.read(None))
-    spellings.add(spelling if spelling == "kohya" or not match["down"] else _form(match["down"]))
-  components = {name: part for name, part in components.items() if part["layers"]}
-  if not components:
+    if entry.form:
+      forms.add(lora_entries.FORMS[entry.form])
+  parts = {name: part for name, part in parts.items() if part["layers"]}
+  if not parts:
     return None
-  header = json.loads(source.metadata.get(lora_files.METADATA, "{}"))
-  return {
-    "form": " and ".join(sorted(spellings - {"dotted"})),
-    "components": {name: _summary(name, part, header) for name, part in components.items()},
-  }
+  path = pathlib.Path(source.path)
+  path = lora_file.locate(path) if path.exists() else path
+  configs = lora_config.read_configs(
+    path, source.metadata, peft=lora_file.is_peft(path, component.tensors)
+  )
+  with files.located(source.path):
+    summaries = {
+      name: _summary(part, configs.get(name, configs.get(""))) for name, part in parts.items()
+    }
+  return {"form": " and ".join(sorted(forms)), "components": summaries}
 
 
-def _split_name(spelled: str) -> tuple[str, str, str]:
-  """Component, layer and spelling of a layer's name in a file."""
-  for prefix, component in (
-    *((v, k) for k, v in lora_names.KOHYA_XL.items()),
-    ("lora_te", "text_encoder"),
-  ):
-    if spelled.startswith(f"{prefix}_"):
-      return component, spelled.removeprefix(f"{prefix}_"), "kohya"
+def _split_name(spelled: str) -> tuple[str, str]:
+  """Component and layer of a layer's name in a file; a name may leave out the component."""
+  for component, prefixes in lora_names.READ_PREFIXES.items():
+    for prefix in prefixes:
+      if spelled.startswith(f"{prefix}_"):
+        return component, spelled.removeprefix(f"{prefix}_")
   component, _, layer = spelled.partition(".")
-  return component, layer, "dotted"
-
-
-def _form(factor: str) -> str:
-  return "peft" if factor == "lora_A" else "diffusers' scripts"
+  if component in lora_names.COMPONENTS:
+    return component, lora_entries.unwrapped(layer)
+  return "not named", lora_entries.unwrapped(spelled)
 
 
 def _last(layer: str) -> str:
@@ -136,22 +138,20 @@ def _last(layer: str) -> str:
   return f"{before.rpartition('.')[2]}.{last}" if last.isdigit() else last
 
 
-def _summary(name: str, part: Mapping[str, Any], header: Mapping[str, Any]) -> dict[str, Any]:
+def _summary(part: Mapping[str, Any], config: lora_config.LoraConfig | None) -> dict[str, Any]:
   ranks = part["layers"]
-  alphas = {layer: part["alphas"].get(layer, rank) for layer, rank in ranks.items()}
-  prefix = f"{name}."
-  config = {k.removeprefix(prefix): v for k, v in header.items() if k.startswith(prefix)}
-  if "lora_alpha" in config:
-    patterns = config.get("alpha_pattern") or {}
-    for layer in ranks:
-      pattern = lora_names.peft_pattern(patterns, layer)
-      alphas[layer] = config["lora_alpha"] if pattern is None else patterns[pattern]
+  stated = {layer: part["alphas"].get(layer) for layer in ranks}
+  if config is not None:
+    for layer, rank in ranks.items():
+      alpha = config.alpha_of(layer, rank)
+      stated[layer] = stated[layer] if alpha is None else alpha
+  alphas = {ranks[layer] if alpha is None else alpha for layer, alpha in stated.items()}
   kinds = collections.Counter(_last(layer) for layer in ranks if "." in layer)
   return {
     "layers": len(ranks),
     "ranks": sorted(set(ranks.values())),
-    "alphas": sorted(set(alphas.values())),
-    "alpha_source": "file" if part["alphas"] or "lora_alpha" in config else "rank",
+    "alphas": sorted(alphas),
+    "alpha_source": "file" if any(a is not None for a in stated.values()) else "rank",
     "kinds": dict(kinds.most_common()),
     "layers_without_effect": part["zero"],
   }

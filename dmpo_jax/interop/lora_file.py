@@ -1,0 +1,104 @@
+"""The bytes of LoRA files: where they are, their header and their tensors."""
+
+import json
+import logging
+import pathlib
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from dmpo_jax.common import files
+from dmpo_jax.common.atomic_files import write_atomically
+from dmpo_jax.errors import InputError
+from dmpo_jax.interop import lora_config
+from dmpo_jax.interop.weight_names import PICKLES, SUFFIX
+
+# The names that diffusers and peft give their files.
+DIFFUSERS_FILE, PEFT_FILE = "pytorch_lora_weights.safetensors", "adapter_model.safetensors"
+
+log = logging.getLogger(__name__)
+
+
+def locate(path: pathlib.Path) -> pathlib.Path:
+  """The LoRA file at a path: the file itself, or in a folder diffusers', peft's or the only one.
+
+  Raises:
+    InputError: There is none, there are several, or it is pickled.
+  """
+  if path.is_dir():
+    names = sorted(p.name for p in path.iterdir() if p.suffix == SUFFIX and p.is_file())
+    chosen = [name for name in (DIFFUSERS_FILE, PEFT_FILE) if name in names][:1] or names
+    if len(chosen) != 1:
+      listed = ", ".join(names[:8]) or "none"
+      raise InputError(
+        f"{path} has no {DIFFUSERS_FILE} and not exactly one {SUFFIX} file ({listed}); name the "
+        "file"
+      )
+    return path / chosen[0]
+  if not path.is_file():
+    raise InputError(f"{path} is no file; expected a LoRA in a {SUFFIX} file")
+  if path.suffix in PICKLES:
+    raise InputError(
+      f"{path} is pickled, and unpickling can run any code, so only safetensors are read. If you "
+      "trust it, load it with torch.load and write it with safetensors.torch.save_file"
+    )
+  return path
+
+
+def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+  """The tensors of a file and its header.
+
+  Raises:
+    InputError: The file is damaged.
+  """
+  advice = "get the file again"
+  with (
+    files.reading(path, "safetensors file", advice=advice),
+    safetensors.safe_open(path, framework="numpy") as opened,
+  ):
+    state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    return state, opened.metadata() or {}
+
+
+def is_peft(path: pathlib.Path, names: Iterable[str]) -> bool:
+  """Whether a file is peft's own, which has its config beside it; warns if that is missing."""
+  own = path.name == PEFT_FILE or any(name.startswith("base_model.") for name in names)
+  if own and not (path.parent / lora_config.PEFT_FILE).is_file():
+    log.warning(
+      "%s has no %s beside it, which holds the strength: alpha is taken to be the rank",
+      path,
+      lora_config.PEFT_FILE,
+    )
+  return own
+
+
+def write(path: pathlib.Path, state: Mapping[str, np.ndarray], header: Mapping[str, str]) -> None:
+  """Writes a file whole or not at all; equal contents are equal bytes.
+
+  Args:
+    path: The target, *.safetensors.
+    state: Name -> contiguous array.
+    header: Texts by name.
+
+  Raises:
+    InputError: The target has another suffix.
+    OSError: The file cannot be written.
+  """
+  if path.suffix != SUFFIX:
+    raise InputError(f"{path} must be named *{SUFFIX}; readers go by the suffix")
+  # Not save_file, which makes files that their owner alone can read.
+  content = safetensors.numpy.save(dict(state), metadata=dict(header))
+  path.parent.mkdir(parents=True, exist_ok=True)
+  write_atomically(path, _with_sorted_header(content))
+
+
+def _with_sorted_header(content: bytes) -> bytes:
+  """The file with its metadata in the order of their names; safetensors shuffles them."""
+  size = int.from_bytes(content[:8], "little")
+  fields = json.loads(content[8 : 8 + size])
+  fields["__metadata__"] = dict(sorted(fields["__metadata__"].items()))
+  text = json.dumps(fields, separators=(",", ":")).encode()
+  text += b" " * (-len(text) % 8)
+  return len(text).to_bytes(8, "little") + text + content[8 + size :]
