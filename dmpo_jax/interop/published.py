@@ -102,6 +102,42 @@ SDXL_UNET = {
   "use_linear_projection": True,
 }
 
+# stable-diffusion-3-medium
+SD3_TRANSFORMER = {
+  "_class_name": "SD3Transformer2DModel",
+  "_diffusers_version": "0.29.0.dev0",
+  "attention_head_dim": 64,
+  "caption_projection_dim": 1536,
+  "in_channels": 16,
+  "joint_attention_dim": 4096,
+  "num_attention_heads": 24,
+  "num_layers": 24,
+  "out_channels": 16,
+  "patch_size": 2,
+  "pooled_projection_dim": 2048,
+  "pos_embed_max_size": 192,
+  "sample_size": 128,
+}
+
+# stable-diffusion-3.5-medium
+SD35_MEDIUM_TRANSFORMER = {
+  **SD3_TRANSFORMER,
+  "_diffusers_version": "0.32.0.dev0",
+  "dual_attention_layers": [*range(13)],
+  "pos_embed_max_size": 384,
+  "qk_norm": "rms_norm",
+}
+
+# stable-diffusion-3.5-large
+SD35_LARGE_TRANSFORMER = {
+  **SD3_TRANSFORMER,
+  "_diffusers_version": "0.31.0.dev0",
+  "caption_projection_dim": 2432,
+  "num_attention_heads": 38,
+  "num_layers": 38,
+  "qk_norm": "rms_norm",
+}
+
 # CLIP-L, stable-diffusion-v1-5
 SD15_TEXT = {
   "_name_or_path": "openai/clip-vit-large-patch14",

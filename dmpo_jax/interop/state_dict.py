@@ -11,8 +11,9 @@ from dmpo_jax.models import trees
 
 LEAF_NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 
-# Buffers in published checkpoints, which torch rebuilds itself.
-BUFFERS = frozenset({"position_ids"})
+# Last parts of the names of arrays in checkpoints that are no parameters; `models.buffers` has those
+# that a network computes from its config.
+BUFFERS = frozenset({"position_ids", "pos_embed"})
 
 # Edge of the square blocks in which kernels are transposed.
 BLOCK = 128
@@ -47,7 +48,7 @@ def from_torch_state(
 
   Args:
     state: Torch name -> float32, float16 or bfloat16 array, or an object with a shape and a dtype
-      that converts to an array. Buffers named position_ids are ignored.
+      that converts to an array. Buffers (position_ids, pos_embed) are ignored.
     abstract_params: Tree of the result; its leaves need a `shape` and a `dtype` only.
 
   Returns:

@@ -11,7 +11,10 @@ from dmpo_jax.models.clip import build as clip_build
 from dmpo_jax.models.clip import config as clip_config
 from dmpo_jax.models.clip.text import CLIPTextModel
 from dmpo_jax.models.compute import Compute
-from dmpo_jax.models.functional import Functional, Model, functional
+from dmpo_jax.models.functional import Buffer, Functional, Model, functional
+from dmpo_jax.models.mmdit import build as mmdit_build
+from dmpo_jax.models.mmdit import config as mmdit_config
+from dmpo_jax.models.mmdit.model import SD3Transformer2DModel
 from dmpo_jax.models.unet import build as unet_build
 from dmpo_jax.models.unet import config as unet_config
 from dmpo_jax.models.unet.model import UNet2DConditionModel
@@ -27,11 +30,14 @@ class Network(NamedTuple):
     read: `read(config)` returns the fields of a config.json as a frozen dataclass, checked.
     module: `module(fields, compute)` returns the module, with shapes for parameters.
     functions: `functions(functional)` returns the network's pure functions.
+    buffers: `buffers(fields)` returns the arrays in the network's file that are no parameters, by
+      their torch names.
   """
 
   read: Callable[[Mapping[str, Any]], Any]
   module: Callable[[Any, Compute], nnx.Module]
   functions: Callable[[Functional], Any]
+  buffers: Callable[[Any], Mapping[str, Buffer]] = lambda fields: {}
 
 
 _CLIP = Network(clip_config.read, CLIPTextModel, clip_build.functions)
@@ -39,6 +45,9 @@ _CLIP = Network(clip_config.read, CLIPTextModel, clip_build.functions)
 # By the class name in `_class_name` (diffusers) or `architectures` (transformers).
 NETWORKS = {
   unet_config.NAME: Network(unet_config.read, UNet2DConditionModel, unet_build.functions),
+  mmdit_config.NAME: Network(
+    mmdit_config.read, SD3Transformer2DModel, mmdit_build.functions, mmdit_build.buffers
+  ),
   vae_config.NAME: Network(vae_config.read, AutoencoderKL, vae_build.functions),
   clip_config.NAME: _CLIP,
   clip_config.WITH_PROJECTION: _CLIP,
@@ -101,6 +110,22 @@ def abstract(config: Mapping[str, Any]) -> trees.Tree:
   """
   network = _find(config)
   return functional(network.module(network.read(config), Compute())).shapes
+
+
+def buffers(config: Mapping[str, Any]) -> Mapping[str, Buffer]:
+  """Arrays in the file of a network that are no parameters.
+
+  Args:
+    config: The fields of a config.json of a class in `NETWORKS`.
+
+  Returns:
+    Torch name -> `Buffer`.
+
+  Raises:
+    InputError: The network, a field or a field's value is not supported.
+  """
+  network = _find(config)
+  return network.buffers(network.read(config))
 
 
 def _find(config: Mapping[str, Any]) -> Network:

@@ -1,9 +1,10 @@
 """An nnx module as pure functions of a plain parameter tree."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from flax import nnx
 
 from dmpo_jax.models import fsdp, trees
@@ -14,14 +15,29 @@ class Model(NamedTuple):
   """A network as two functions.
 
   Attributes:
-    apply: `apply(params, *inputs, dtype=float32)`. The inputs are those of `unet.build.functions`
-      for a UNet and of `clip.build.functions` for a text encoder. dtype is the compute dtype and
-      that of the result; statistics of norms, the softmax and sinusoids are float32.
+    apply: `apply(params, *inputs, dtype=float32)`. The inputs are those of `functions` in the
+      network's folder: `unet.build`, `mmdit.build`, `clip.build`, `t5.build`. dtype is the compute
+      dtype and that of the result; statistics of norms, the softmax and sinusoids are float32.
     init: `init(key)` returns new parameters, a tree of float32 numpy arrays.
   """
 
   apply: Callable[..., Any]
   init: Callable[[jax.Array], trees.Tree]
+
+
+class Buffer(NamedTuple):
+  """An array in a network's file that is no parameter: it follows from the config.
+
+  Attributes:
+    shape: Shape in the file.
+    compute: `compute(dtype)` returns the array; dtype None: that in which it was stored.
+    recover: `recover(stored)` returns fields for the config, by which `compute` returns the stored
+      array; none where it does already. Raises InputError where no fields do.
+  """
+
+  shape: tuple[int, ...]
+  compute: Callable[[str | None], np.ndarray]
+  recover: Callable[[np.ndarray], Mapping[str, Any]]
 
 
 class Functional(NamedTuple):

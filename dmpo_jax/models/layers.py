@@ -94,6 +94,21 @@ class LayerNorm(nnx.Module):
     return kernels.layer_norm(x, scale, bias, self.eps)
 
 
+class RMSNorm(nnx.Module):
+  """x / sqrt(mean(x^2) + eps) * factor * scale over the last axis: `[..., C]`.
+
+  The factor multiplies the parameter, where it costs no pass over the result.
+  """
+
+  def __init__(self, channels: int, eps: float = 1e-6, *, compute: Compute):
+    self.compute = compute
+    self.scale = parameter(channels)
+    self.eps = eps
+
+  def __call__(self, x: jax.Array, factor: float = 1.0) -> jax.Array:
+    return kernels.rms_norm(x, weight(self.scale, self.compute, scale=factor), self.eps)
+
+
 class Embedding(nnx.Module):
   """A table of vectors: integers `[...]` to `[..., C]`."""
 

@@ -1,6 +1,7 @@
 """Rematerialisation policies: which results of a forward pass are saved for the gradient."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 
@@ -35,17 +36,18 @@ POLICIES: dict[str, Callable | None] = {
 
 
 def checkpoint_block(
-  function: Callable[..., jax.Array], *inputs: jax.Array, policy: str
-) -> jax.Array:
+  function: Callable[..., Any], *inputs: jax.Array, policy: str
+) -> Any:
   """`function(*inputs)`, whose gradient recomputes the results that the policy does not save.
 
   Args:
-    function: `(*inputs) -> [B, ...]`; parameters in its closure are inputs as well.
+    function: `(*inputs) -> [B, ...]`, or several such arrays; parameters in its closure are inputs
+      as well.
     inputs: Arrays.
     policy: A name in `POLICIES`.
 
   Returns:
-    `[B, ...]`.
+    That of the function.
   """
   if policy != "none":
     function = jax.checkpoint(function, policy=POLICIES[policy])

@@ -12,6 +12,9 @@ from dmpo_jax.interop.published import (
   SD15_UNET,
   SD21_TEXT,
   SD21_UNET,
+  SD35_LARGE_TRANSFORMER,
+  SD35_MEDIUM_TRANSFORMER,
+  SD3_TRANSFORMER,
   SD_VAE,
   SDXL_TEXT,
   SDXL_TEXT_2,
@@ -57,6 +60,12 @@ UNETS = {
   "ip2p": IP2P_UNET,
   "sdxl": SDXL_UNET,
   "sdxl_inpainting": SDXL_INPAINTING_UNET,
+}
+
+MMDITS = {
+  "sd3_medium": SD3_TRANSFORMER,
+  "sd35_medium": SD35_MEDIUM_TRANSFORMER,
+  "sd35_large": SD35_LARGE_TRANSFORMER,
 }
 
 TEXT_ENCODERS = {

@@ -12,7 +12,7 @@ from flax import nnx
 from dmpo_jax import models
 from dmpo_jax.models import trees
 from dmpo_jax.models.unet import attention, blocks
-from dmpo_jax.models.unet import model as unet
+from dmpo_jax.models import embeddings as own_embeddings
 from tests.models import torch_map
 
 WIDTH, TIME, CONTEXT, GROUPS, HEADS = 16, 12, 10, 4, 2
@@ -193,7 +193,7 @@ def test_an_up_block_with_attention_agrees():
 
 def test_the_timestep_embedding_agrees():
   agree(
-    unet.TimestepEmbedding(7, TIME, compute=COMPUTE),
+    own_embeddings.TimestepEmbedding(7, TIME, compute=COMPUTE),
     embeddings.TimestepEmbedding(7, TIME),
     [R.standard_normal((3, 7), np.float32)],
     lambda module, x: module(x),
@@ -204,7 +204,7 @@ def test_the_timestep_embedding_agrees():
 @pytest.mark.parametrize(("channels", "flip", "shift"), [(8, True, 0), (7, False, 1)])
 def test_the_sinusoids_agree(channels, flip, shift):
   t = np.array([0, 1, 500.25, 999], np.float32)
-  ours = unet.sinusoids(t, channels, flip=flip, shift=shift)
+  ours = own_embeddings.sinusoids(t, channels, flip=flip, shift=shift)
   expected = embeddings.get_timestep_embedding(
     torch.from_numpy(t), channels, flip_sin_to_cos=flip, downscale_freq_shift=shift
   )

@@ -1,5 +1,7 @@
 """Pure functions of the layers: linear, convolution, normalisation, attention, up-sampling."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -108,6 +110,32 @@ def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> j
   return (y * broadcast_last(scale, x.ndim) + broadcast_last(bias, x.ndim)).astype(x.dtype)
 
 
+def modulated_norm(x: jax.Array, shift: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+  """(1 + scale) n(x) + shift, n(x) = (x - mean) / sqrt(variance + eps) over the last axis.
+
+  Args:
+    x: `[B, L, C]`.
+    shift: `[B, C]`.
+    scale: `[B, C]`.
+    eps: Added to the variance.
+
+  Returns:
+    `[B, L, C]` in the dtype of x; computed in float32.
+  """
+  y = x.astype(jnp.float32)
+  y = y - y.mean(-1, keepdims=True)
+  y = y * lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + eps)
+  shift, scale = (a.astype(jnp.float32)[:, None, :] for a in (shift, scale))
+  return (y * (1 + scale) + shift).astype(x.dtype)
+
+
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+  """x / sqrt(mean(x^2) + eps) * scale over the last axis: x `[..., C]`, scale `[C]`; in float32."""
+  y = x.astype(jnp.float32)
+  y = y * lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + eps)
+  return (y * broadcast_last(scale.astype(jnp.float32), x.ndim)).astype(x.dtype)
+
+
 def attention(
   q: jax.Array,
   k: jax.Array,
@@ -115,9 +143,10 @@ def attention(
   causal: bool = False,
   scale: float | None = None,
   *,
+  bias: jax.Array | None = None,
   compute: Compute,
 ) -> jax.Array:
-  """softmax(scale q kᵀ) v per head, the softmax in float32.
+  """softmax(scale q kᵀ + bias) v per head, the softmax in float32.
 
   Args:
     q: `[B, L, N, D]`.
@@ -125,12 +154,13 @@ def attention(
     v: `[B, M, N, D]`.
     causal: Whether position i attends to positions up to i only.
     scale: Factor of the scores; None: 1 / sqrt(D).
+    bias: `[1 or B, N, L, M]`, added to the scores, always by XLA's attention; None: nothing.
     compute: Selects the implementation and the rematerialisation policy.
 
   Returns:
     `[B, L, N, D]` in the dtype of q.
   """
-  implementation = compute.implementation
+  implementation = compute.implementation if bias is None else "plain"
   scale = q.shape[-1] ** -0.5 if scale is None else scale
   if implementation == "cpu":
     return kernels_cpu.attention(q, k, v, causal, scale, compute.remat)
@@ -138,13 +168,19 @@ def attention(
     return kernels_gpu.attention(q, k, v, causal, scale)
   if implementation == "splash" and kernels_tpu.fits(q, k, causal):
     return kernels_tpu.attention(q, k, v, causal, scale)
-  out = jax.nn.dot_product_attention(q, k, v, is_causal=causal, scale=scale, implementation="xla")
+  options = {"is_causal": causal, "scale": scale, "implementation": "xla"}
+  out = jax.nn.dot_product_attention(q, k, v, bias, **options)
   return remat.checkpoint_name(out, remat.ATTENTION, compute.remat)
 
 
 def gelu(x: jax.Array) -> jax.Array:
   """x Φ(x) with the normal distribution function Φ; erf takes half the time of erfc."""
   return 0.5 * x * (1 + lax.erf(x * 0.5**0.5))
+
+
+def gelu_tanh(x: jax.Array) -> jax.Array:
+  """The approximation of `gelu` by tanh, with which some networks are trained."""
+  return 0.5 * x * (1 + jnp.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
 
 
 def upsample_nearest(x: jax.Array, height: int, width: int) -> jax.Array:
