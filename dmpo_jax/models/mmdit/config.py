@@ -1,10 +1,11 @@
 """The config of SD3Transformer2DModel: diffusers' fields and defaults."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
-from dmpo_jax.errors import InputError
+from dmpo_jax.errors import InputError, short
 from dmpo_jax.models import config_fields
 from dmpo_jax.models.mmdit import positions
 
@@ -25,6 +26,11 @@ DEFAULTS = {
   "dual_attention_layers": (),
   "qk_norm": None,
 }
+
+IGNORED = frozenset({"gradient_checkpointing"})
+
+# Limits of what is built.
+LIMITS = {"num_layers": config_fields.MAX_LAYERS, "pos_embed_max_size": 4096, "patch_size": 64}
 
 # Field of this project for a table of positions other than diffusers' own, see `positions`.
 POSITIONS = "_positions"
@@ -73,12 +79,12 @@ def read(config: Mapping[str, Any]) -> MMDiTConfig:
 
   Source: the constructor of diffusers' SD3Transformer2DModel (0.42).
   """
-  values = config_fields.read(NAME, config, defaults=DEFAULTS, constants={})
+  values = config_fields.read(NAME, config, defaults=DEFAULTS, constants={}, ignored=IGNORED)
   if values["out_channels"] is None:
     values["out_channels"] = values["in_channels"]
   dual, norm = values.pop("dual_attention_layers"), values.pop("qk_norm")
   for name, value in values.items():
-    config_fields.check_count(NAME, name, value)
+    config_fields.check_count(NAME, name, value, most=LIMITS.get(name, config_fields.MAX_SIZE))
   config_fields.check_choice(NAME, "qk_norm", norm, (None, "rms_norm"))
   if not isinstance(dual, tuple) or not all(type(layer) is int for layer in dual):
     expected = "a list of numbers of layers, from 0"
@@ -112,11 +118,11 @@ def _positions(value: Any) -> positions.Positions:
     if set(value) != fields:
       raise ValueError
     result = positions.Positions(float(value["first"]), float(value["step"]), str(value["dtype"]))
-    if result.dtype not in positions.TOLERANCES:
+    if result.dtype not in positions.TOLERANCES or not math.isfinite(result.first + result.step):
       raise ValueError
   except (TypeError, ValueError) as error:
     raise InputError(
-      f"{NAME} config: {POSITIONS} = {value!r} is not supported, expected numbers first and step, "
-      f"and a dtype, as this program writes them"
+      f"{NAME} config: {POSITIONS} = {short(value)} is not supported, expected numbers first and "
+      "step, and a dtype, as this program writes them; remove the field to use diffusers' positions"
     ) from error
   return result
