@@ -14,7 +14,7 @@ from tests.models import torch_map
 R = np.random.default_rng(0)
 
 # (queries, keys, channels of a head, causal)
-CASES = [(128, 128, 40, True), (256, 77, 64, False)]
+CASES = [(128, 128, 40, True), (256, 77, 64, False), (250, 250, 16, False), (240, 373, 16, False)]
 
 
 def random_arrays(batch, queries, keys, channels, dtype=np.float32):
@@ -98,14 +98,27 @@ def test_the_batch_is_sharded_over_the_axes_that_divide_it(batch, expected):
     (4096, 77, 40, False, True),
     (128, 77, 40, True, False),
     (64, 64, 160, False, False),
-    (4160, 4160, 40, False, False),
+    (4160, 4160, 40, False, True),
+    (4429, 4429, 64, False, True),
+    (1024, 1357, 64, False, True),
+    (147, 147, 64, False, False),
+    (130, 130, 64, False, False),
+    (250, 256, 64, True, False),
     (128, 128, 12, False, False),
     (128, 128, 520, False, False),
   ],
 )
-def test_query_lengths_divisible_by_128_fit(queries, keys, channels, causal, expected):
+def test_long_query_lengths_and_those_divisible_by_128_fit(queries, keys, channels, causal, expected):
   q, k = (jax.ShapeDtypeStruct((1, n, 1, channels), jnp.float32) for n in (queries, keys))
   assert kernels_tpu.fits(q, k, causal) == expected
+
+
+@pytest.mark.parametrize(
+  ("length", "more"),
+  [(4096, 0), (4429, 179), (1357, 179), (589, 51), (384, 0), (147, None), (64, None), (1, None)],
+)
+def test_queries_are_padded_to_the_largest_tile_of_little_padding(length, more):
+  assert kernels_tpu.padding(length) == more
 
 
 def lowered(function, *arguments):

@@ -139,11 +139,12 @@ class FeedForward(nnx.Module):
   """Two layers with 4 C channels in between: `[B, L, C]` to `[B, L, C]`."""
 
   def __init__(self, channels: int, *, compute: Compute):
+    self.compute = compute
     first = GELU(channels, 4 * channels, compute=compute)
     self.net = nnx.List([first, Empty(), Linear(4 * channels, channels, compute=compute)])
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    return self.net[2](self.net[0](x))
+    return _named(self.net[2](self.net[0](x)), self.compute)  # the gradient of its gate reads it
 
 
 class JointTransformerBlock(nnx.Module):
