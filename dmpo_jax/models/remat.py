@@ -35,9 +35,7 @@ POLICIES: dict[str, Callable | None] = {
 }
 
 
-def checkpoint_block(
-  function: Callable[..., Any], *inputs: jax.Array, policy: str
-) -> Any:
+def checkpoint_block(function: Callable[..., Any], *inputs: jax.Array, policy: str) -> Any:
   """`function(*inputs)`, whose gradient recomputes the results that the policy does not save.
 
   Args:

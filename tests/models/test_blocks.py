@@ -10,9 +10,9 @@ from diffusers.models.unets import unet_2d_blocks
 from flax import nnx
 
 from dmpo_jax import models
+from dmpo_jax.models import embeddings as own_embeddings
 from dmpo_jax.models import trees
 from dmpo_jax.models.unet import attention, blocks
-from dmpo_jax.models import embeddings as own_embeddings
 from tests.models import torch_map
 
 WIDTH, TIME, CONTEXT, GROUPS, HEADS = 16, 12, 10, 4, 2

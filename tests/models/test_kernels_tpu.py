@@ -108,7 +108,9 @@ def test_the_batch_is_sharded_over_the_axes_that_divide_it(batch, expected):
     (128, 128, 520, False, False),
   ],
 )
-def test_long_query_lengths_and_those_divisible_by_128_fit(queries, keys, channels, causal, expected):
+def test_long_query_lengths_and_those_divisible_by_128_fit(
+  queries, keys, channels, causal, expected
+):
   q, k = (jax.ShapeDtypeStruct((1, n, 1, channels), jnp.float32) for n in (queries, keys))
   assert kernels_tpu.fits(q, k, causal) == expected
 

@@ -103,9 +103,7 @@ def attention(
   # Keys as long as the queries get the same padding, and so the same tiles.
   more_keys = more if keys == length else -keys % TILES[-1]
   q, k, v = _pad(q, more), _pad(k, more_keys), _pad(v, more_keys)
-  kernel = _kernel(
-    heads, length + more, keys + more_keys, tiles, at_once, causal, interpret
-  )
+  kernel = _kernel(heads, length + more, keys + more_keys, tiles, at_once, causal, interpret)
   # Positions attend to their own segment; padded keys are another one. The results of padded
   # queries, which belong to the first, are cut off.
   segments = None

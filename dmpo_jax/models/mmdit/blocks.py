@@ -106,9 +106,7 @@ class Attention(nnx.Module):
       return patches, None
     return patches, _named(self.to_add_out(out[:, length:]), self.compute)
 
-  def _queries(
-    self, x: jax.Array, linear: Linear, norm: RMSNorm | None, scale: float
-  ) -> jax.Array:
+  def _queries(self, x: jax.Array, linear: Linear, norm: RMSNorm | None, scale: float) -> jax.Array:
     """Scaled queries per head."""
     if norm is None:
       return self._heads(linear(x, scale))
