@@ -11,8 +11,8 @@ from dmpo_jax.models import trees
 
 LEAF_NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 
-# Last parts of the names of arrays in checkpoints that are no parameters. `models.buffers` has those
-# that follow from a network's config.
+# Last parts of the names of arrays in checkpoints that are no parameters. Those that follow from a
+# network's config are in `models.buffers`.
 BUFFERS = frozenset({"position_ids", "pos_embed"})
 
 # Edge of the square blocks in which kernels are transposed.
