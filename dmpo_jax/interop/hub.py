@@ -35,7 +35,7 @@ def locate(
   Raises:
     InputError: The source is neither a folder nor a repository, or the repository cannot be read.
   """
-  if isinstance(source, str) and REPOSITORY.fullmatch(source) and not os.path.isdir(source):
+  if not is_folder(source):
     return _download(source, anchor, choose, revision)
   folder = pathlib.Path(source)
   if not folder.is_dir():
@@ -49,6 +49,11 @@ def locate(
       "have revisions"
     )
   return folder
+
+
+def is_folder(source: str | os.PathLike) -> bool:
+  """Whether a source is no repository of the hub; then it should be a folder."""
+  return not (isinstance(source, str) and REPOSITORY.fullmatch(source)) or os.path.isdir(source)
 
 
 def _download(repository: str, anchor: str, choose: Choose, revision: str | None) -> pathlib.Path:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pathlib
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from dmpo_jax.errors import InputError, unknown
+from dmpo_jax.common import files as common_files
+from dmpo_jax.errors import InputError, short, unknown
 from dmpo_jax.interop import files, hub, read_weights, state_dict, tokenizer, weight_names
 from dmpo_jax.interop.pipeline import (
   INDEX,
@@ -18,7 +20,10 @@ from dmpo_jax.interop.pipeline import (
   networks_of,
   tokenizers_of,
 )
-from dmpo_jax.models import trees
+from dmpo_jax.models import config_fields, trees
+from dmpo_jax.models.build import NETWORKS
+
+LOGGER = logging.getLogger(__name__)
 
 # Files that a license requires in every copy. A README is left out: it describes another model.
 LICENSES = ("license", "licence", "notice", "copying", "use_policy")
@@ -34,6 +39,7 @@ def load_pipeline(
   required: Collection[str] = (SCHEDULER,),
   dtype: Any = "float32",
   shardings: Callable[[str, trees.Tree], trees.Tree] | None = None,
+  strict: bool = False,
 ) -> Pipeline:
   """Reads a pipeline that diffusers or `save_pipeline` wrote.
 
@@ -42,8 +48,9 @@ def load_pipeline(
       "owner/name" of a repository on the hub, whose needed files are downloaded into the hub's
       cache. Weights are safetensors, in one file or in shards with an index.
     revision: Branch, tag or commit of the repository.
-    variant: Variant of the weights, as in diffusion_pytorch_model.fp16.safetensors; None: weights
-      without one.
+    variant: Variant of the weights, as in diffusion_pytorch_model.fp16.safetensors. Networks
+      without that variant are read from weights without one, as in diffusers. None: weights without
+      a variant, or a network's only variant.
     components: Names of the networks whose parameters are read; None: all networks. Configs and
       tokenizers are always read.
     networks: Names of the components that are networks; None: those of a class in
@@ -53,6 +60,8 @@ def load_pipeline(
     shardings: `shardings(component, abstract parameters)` returns a tree of jax shardings; each
       parameter then becomes a jax.Array, and this process reads the shards of its devices. None:
       numpy arrays.
+    strict: Whether tensors in the files that no layer reads are refused; otherwise a warning lists
+      them.
 
   Returns:
     A `Pipeline`. Components that are no network, tokenizer or scheduler, and networks that are not
@@ -60,7 +69,8 @@ def load_pipeline(
 
   Raises:
     InputError: The source is no pipeline or cannot be had, a component or file is missing, damaged
-      or pickled, a config is not supported, or weights do not fit their config.
+      or pickled, a link leaves the folder, no network has the variant, a config is not supported,
+      or weights do not fit their config.
   """
   dtype = state_dict.float_name(dtype)
   folder = hub.locate(
@@ -79,15 +89,24 @@ def load_pipeline(
   networks, tokenizers = networks_of(model_index, networks), tokenizers_of(model_index)
   loaded = _selected(networks, components)
   configured = [*networks, *(name for name in classes if name == SCHEDULER)]
+  below = {}
   for component in classes:
     # With `components`, other components are not downloaded.
     needed = components is None or component in (*configured, *tokenizers)
-    if needed and not (folder / component).is_dir():
+    if (folder / component).is_dir():
+      below[component] = [name for name in files.contents(folder, component) if "/" not in name]
+    elif needed:
       raise InputError(
         f"{folder} has no {component}/, which its {INDEX} names; complete the folder, or set "
         f'"{component}": [null, null] there if the pipeline does without it'
       )
+  if hub.is_folder(source):  # of a repository, only the files that are read are here
+    weight_names.check_variant(below, variant)
   configs = {name: files.read_json(folder / name / config_file(name)) for name in configured}
+  for name in networks:
+    with files.located(folder / name):
+      configs[name] = _with_class(configs[name], classes[name])
+  _tell_variants({name: (below[name], configs[name]) for name in loaded}, variant)
   params = {
     name: read_weights.read_network(
       folder / name,
@@ -95,11 +114,14 @@ def load_pipeline(
       variant=variant,
       dtype=dtype,
       shardings=shardings and (lambda tree, name=name: shardings(name, tree)),
+      strict=strict,
     )
     for name in loaded
   }
   others = [name for name in classes if name not in (*loaded, *tokenizers, SCHEDULER)]
-  licenses = [file.name for file in sorted(folder.iterdir()) if _is_license(file.name)]
+  licenses = [name for name in files.names(folder) if _is_license(name)]
+  for name in licenses:
+    common_files.inside(folder, name, "file")
   return Pipeline(
     model_index,
     configs,
@@ -127,7 +149,7 @@ def read_model_index(source: str | os.PathLike, *, revision: str | None = None) 
 
 
 def _read_index(folder: pathlib.Path) -> dict[str, Any]:
-  if not (folder / INDEX).is_file():
+  if not common_files.inside(folder, INDEX, "file").is_file():
     raise InputError(
       f"{folder} is no pipeline folder: it has no {INDEX}; expected a folder in diffusers' layout "
       '(unet/, text_encoder/, tokenizer/, scheduler/), or a repository of the hub as "owner/name"'
@@ -143,6 +165,7 @@ def load_network(
   variant: str | None = None,
   dtype: Any = "float32",
   shardings: Callable[[trees.Tree], trees.Tree] | None = None,
+  strict: bool = False,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
   """Reads a single network, such as another autoencoder for a pipeline.
 
@@ -150,9 +173,10 @@ def load_network(
     source: A folder with config.json and weights, or the "owner/name" of a repository on the hub.
     subfolder: Folder of the network in the source, with slashes.
     revision: Branch, tag or commit of the repository.
-    variant: Variant of the weights; None: weights without one.
+    variant: Variant of the weights; None: weights without one, or the only variant.
     dtype: Dtype of the parameters: "float32", "float16", "bfloat16", or None for the stored one.
     shardings: `shardings(abstract parameters)` returns a tree of jax shardings; None: numpy arrays.
+    strict: Whether tensors in the files that no layer reads are refused.
 
   Returns:
     The content of config.json, and the parameter tree.
@@ -162,19 +186,37 @@ def load_network(
       supported, or the weights do not fit it.
   """
   dtype = state_dict.float_name(dtype)
-  anchor = "/".join(filter(None, (subfolder.strip("/"), "config.json")))
+  parts = [part for part in subfolder.split("/") if part]
+  if ".." in parts:
+    raise InputError(f"subfolder is {short(subfolder)}; expected a folder in the source")
+  anchor = "/".join((*parts, "config.json"))
   prefix = anchor.removesuffix("config.json")
 
   def wanted(folder: pathlib.Path, names: Collection[str]) -> list[str]:
     config = files.read_json(folder / anchor)
+    if variant is not None:
+      _check_variant_of_one(_below(names, prefix), config, variant, None)
     return [anchor, *_weights(names, prefix, config, variant)]
 
-  folder = hub.locate(source, anchor, wanted, revision=revision) / prefix
+  root = hub.locate(source, anchor, wanted, revision=revision)
+  folder = root / prefix
   config = files.read_json(folder / "config.json")
+  below = [name for name in files.contents(root, prefix) if "/" not in name]
+  if variant is not None:
+    with files.located(folder):
+      _check_variant_of_one(below, config, variant, str(folder))
   params = read_weights.read_network(
-    folder, config, variant=variant, dtype=dtype, shardings=shardings
+    folder, config, variant=variant, dtype=dtype, shardings=shardings, strict=strict
   )
   return config, params
+
+
+def _check_variant_of_one(
+  names: Collection[str], config: Mapping[str, Any], variant: str, where: str | None
+) -> None:
+  """Raises InputError unless a single network has the variant that is asked for."""
+  if variant not in weight_names.variants(names, weight_names.stem(config)):
+    raise weight_names.explain_absence(names, config, variant, where)
 
 
 def _selected(networks: Collection[str], components: Collection[str] | None) -> list[str]:
@@ -187,6 +229,45 @@ def _selected(networks: Collection[str], components: Collection[str] | None) -> 
     if name not in networks:
       raise unknown("network in components", name, networks)
   return [name for name in networks if name in components]
+
+
+def _with_class(config: dict[str, Any], component: tuple[str, str]) -> dict[str, Any]:
+  """The config of a network with the class that model_index.json names.
+
+  transformers builds the class of the index, whatever the config says: the architectures of a text
+  encoder may be those of the model that it was cut from.
+  """
+  library, kind = component
+  stated = config_fields.class_names(config)
+  if kind not in NETWORKS or kind in stated:
+    return config
+  if library == "transformers":
+    return {**config, "architectures": [kind]}
+  if not stated:
+    return {**config, "_class_name": kind}
+  if stated[0] in NETWORKS:
+    raise InputError(f"config.json describes a {stated[0]}, and {INDEX} names a {kind}")
+  return config
+
+
+def _tell_variants(
+  networks: Mapping[str, tuple[Collection[str], Mapping[str, Any]]], variant: str | None
+) -> None:
+  """Tells which networks are read from another variant than was asked for."""
+  others: dict[str | None, list[str]] = {}
+  for name, (below, config) in networks.items():
+    weights, chosen = weight_names.choose(below, weight_names.stem(config), variant)
+    if weights and chosen != variant:
+      others.setdefault(chosen, []).append(name)
+  for chosen, names in others.items():
+    if chosen is None:
+      LOGGER.warning(
+        "no weights of the variant %r of %s; those without a variant are read",
+        variant,
+        ", ".join(names),
+      )
+    else:
+      LOGGER.warning("the only weights of %s are of the variant %r", ", ".join(names), chosen)
 
 
 def _is_license(name: str) -> bool:
@@ -202,10 +283,12 @@ def _wanted(
 ) -> list[str]:
   """Files of a repository that a pipeline is read from; `folder` has its index."""
   model_index = files.read_json(folder / INDEX)
+  classes = components_of(model_index)
   networks, tokenizers = networks_of(model_index, networks), tokenizers_of(model_index)
   loaded = _selected(networks, components)
+  weight_names.check_variant({name: _below(names, f"{name}/") for name in classes}, variant)
   wanted = [INDEX, *(name for name in names if "/" not in name and _is_license(name))]
-  for component, (library, class_name) in components_of(model_index).items():
+  for component, (library, class_name) in classes.items():
     if components is not None and component not in (*networks, *tokenizers, SCHEDULER):
       continue
     prefix = f"{component}/"
@@ -238,17 +321,17 @@ def _weights(
   names: Collection[str], prefix: str, config: Mapping[str, Any], variant: str | None
 ) -> list[str]:
   below = _below(names, prefix)
-  weights = weight_names.find(below, weight_names.stem(config), variant)
+  weights, _ = weight_names.choose(below, weight_names.stem(config), variant)
   if not weights:
     raise weight_names.explain_absence(below, config, variant, None)
   return [prefix + name for name in weights]
 
 
 def _passthrough_weights(names: Collection[str], prefix: str, variant: str | None) -> list[str]:
-  """Weights of the variant, or those without one where there are none, as diffusers selects."""
+  """Weights of a component that passes through."""
   below = _below(names, prefix)
   for stem in weight_names.STEMS:
-    weights = weight_names.find(below, stem, variant) or weight_names.find(below, stem, None)
+    weights, _ = weight_names.choose(below, stem, variant)
     if weights:
       return [prefix + name for name in weights]
   pickled = [name for name in below if name.endswith(weight_names.PICKLES)]

@@ -8,7 +8,8 @@ import pathlib
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
-from dmpo_jax.errors import InputError
+from dmpo_jax.common.files import check_name
+from dmpo_jax.errors import InputError, short
 from dmpo_jax.interop import files
 from dmpo_jax.models.build import NETWORKS
 
@@ -52,12 +53,22 @@ def components_of(model_index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
 
   Returns:
     Component -> (library, class).
+
+  Raises:
+    InputError: A component's name has other characters than letters, digits and underscores (it is
+      the name of a folder), or its library or class is no text.
   """
-  return {
-    name: (value[0], value[1])
-    for name, value in model_index.items()
-    if isinstance(value, list) and len(value) == 2 and value[1] is not None
-  }
+  components = {}
+  for name, value in model_index.items():
+    if not isinstance(value, list) or len(value) != 2 or value[1] is None:
+      continue
+    check_name(name, f"the component of {INDEX}")
+    if not all(isinstance(part, str) for part in value):
+      raise InputError(
+        f"{INDEX}: component {name} is {short(value)}, expected the names of a library and a class"
+      )
+    components[name] = (value[0], value[1])
+  return components
 
 
 def networks_of(

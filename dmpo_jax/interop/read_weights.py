@@ -2,7 +2,9 @@
 
 import concurrent.futures
 import functools
+import logging
 import pathlib
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -11,7 +13,8 @@ import numpy as np
 import safetensors
 
 from dmpo_jax import models
-from dmpo_jax.errors import InputError
+from dmpo_jax.common import files as common_files
+from dmpo_jax.errors import InputError, printable, short
 from dmpo_jax.interop import files, state_dict, weight_names
 from dmpo_jax.models import trees
 
@@ -22,7 +25,12 @@ TEXT_PREFIX = "text_model."
 # Former names of attention layers in autoencoders (diffusers before 0.18); SD1.5's file has them.
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
+LOGGER = logging.getLogger(__name__)
+
 THREADS = 8
+
+# File names of shards in an index.
+SHARD = re.compile(r"[A-Za-z0-9_][\w.-]{0,200}\.safetensors", re.ASCII)
 
 STORED = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -34,6 +42,7 @@ def read_network(
   variant: str | None,
   dtype: str | None,
   shardings: Callable[[trees.Tree], trees.Tree] | None,
+  strict: bool = False,
 ) -> dict[str, Any]:
   """The parameters of a network in a folder, with a second copy of at most one leaf per thread.
 
@@ -44,6 +53,8 @@ def read_network(
     dtype: Dtype of the parameters, one of `state_dict.FLOATS`, or None for the stored one.
     shardings: `shardings(abstract tree)` returns a tree of shardings: each leaf is then a
       jax.Array, and this process reads the shards of its devices. None: numpy arrays.
+    strict: Whether tensors that the network does not read are refused; otherwise a warning lists
+      them, as torch programs do.
 
   Returns:
     A parameter tree.
@@ -55,7 +66,12 @@ def read_network(
     abstract = models.abstract(config)
     names = state_dict.torch_names(abstract)
     entries = _aligned(open_folder(folder, config, variant), names)
-    state_dict.check_state(entries, abstract)
+    surplus = state_dict.check_state(entries, abstract, strict=strict)
+    if surplus:
+      LOGGER.warning(
+        "%s",
+        printable(f"{folder}: {len(surplus)} tensors that no layer reads: {', '.join(surplus)}"),
+      )
     targets = {} if shardings is None else trees.flatten(shardings(abstract))
     if shardings is not None and targets.keys() != set(names.values()):
       differing = sorted(targets.keys() ^ set(names.values()))
@@ -153,8 +169,8 @@ def open_folder(
   folder: pathlib.Path, config: Mapping[str, Any], variant: str | None
 ) -> dict[str, _Entry]:
   """The tensors of a folder's weights file, or of the shards that its index names."""
-  names = [file.name for file in folder.iterdir()]
-  weights = weight_names.find(names, weight_names.stem(config), variant)
+  names = files.names(folder)
+  weights, _ = weight_names.choose(names, weight_names.stem(config), variant)
   if not weights:
     raise weight_names.explain_absence(names, config, variant, str(folder))
   if weights[0].endswith(weight_names.SUFFIX):
@@ -163,6 +179,12 @@ def open_folder(
   weight_map = files.read_json(index).get("weight_map")
   if not isinstance(weight_map, dict) or not weight_map:
     raise InputError(f"{index.name} names no shards: it has no weight_map; download it again")
+  for file in weight_map.values():
+    if not isinstance(file, str) or not SHARD.fullmatch(file):
+      raise InputError(
+        f"{index.name} names the shard {short(file)}, which is no name of a "
+        f"{weight_names.SUFFIX} file in its folder; download it again"
+      )
   shards = sorted(set(weight_map.values()))
   absent = [name for name in shards if not (folder / name).is_file()]
   if absent:
@@ -183,10 +205,7 @@ def open_folder(
 
 def open_file(file: pathlib.Path) -> dict[str, _Entry]:
   """The tensors of one safetensors file."""
-  try:
+  advice = "it may be cut short: download or export it again"
+  with common_files.reading(file.name, "safetensors file", advice=advice):
     opened = safetensors.safe_open(file, framework="numpy")
-  except (safetensors.SafetensorError, OSError) as error:
-    raise InputError(
-      f"{file.name} is damaged or cut short ({error}); download or export it again"
-    ) from error
-  return {name: _Entry(opened, name) for name in opened.keys()}  # noqa: SIM118
+    return {name: _Entry(opened, name) for name in opened.keys()}  # noqa: SIM118

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from dmpo_jax.common import atomic_folders
-from dmpo_jax.errors import InputError
+from dmpo_jax.common import files as common_files
+from dmpo_jax.errors import InputError, short
 from dmpo_jax.interop import files, state_dict, tokenizer, weight_names, write_weights
-from dmpo_jax.interop.pipeline import INDEX, SCHEDULER, Pipeline, config_file
+from dmpo_jax.interop.pipeline import INDEX, SCHEDULER, Pipeline, components_of, config_file
 
 
 def save_pipeline(
@@ -48,6 +49,7 @@ def save_pipeline(
   max_shard_size = write_weights.parse_size(max_shard_size)
   if variant is not None and not variant.replace("_", "").replace("-", "").isalnum():
     raise InputError(f"variant is {variant!r}; expected letters, digits, - and _")
+  _check_names(pipeline)
   folder = pathlib.Path(folder).resolve()
   _check_target(folder)
   with atomic_folders.folder_atomically(folder) as new:
@@ -63,6 +65,16 @@ def save_pipeline(
           max_shard_size=max_shard_size,
         )
     _copy_passthrough(new, pipeline)
+
+
+def _check_names(pipeline: Pipeline) -> None:
+  """Raises InputError for a name that would be written outside of the target."""
+  components_of(pipeline.model_index)
+  for name in (*pipeline.params, *pipeline.tokenizers):
+    common_files.check_name(name, "the component")
+  for name in pipeline.passthrough:
+    if name != pathlib.PurePosixPath(name).name or "\\" in name:
+      raise InputError(f"the passthrough file {short(name)} is no name in the pipeline's folder")
 
 
 def _check_target(folder: pathlib.Path) -> None:
@@ -105,9 +117,9 @@ def _copy_passthrough(folder: pathlib.Path, pipeline: Pipeline) -> None:
         "whole pipeline again"
       )
     if source.is_file():
-      shutil.copyfile(source, folder / name)
+      shutil.copyfile(common_files.inside(source.parent, source.name, "file"), folder / name)
       continue
-    names = [file.name for file in source.iterdir()]
+    names = files.names(source)
     if name in pipeline.configs and not any(
       weight_names.variants(names, stem) for stem in weight_names.STEMS
     ):
@@ -115,4 +127,8 @@ def _copy_passthrough(folder: pathlib.Path, pipeline: Pipeline) -> None:
         f"{name} was not loaded, and {source}, from which it is to be copied, holds no weights; "
         "load the whole pipeline"
       )
-    shutil.copytree(source, folder / name)
+    for relative in files.contents(source.parent, source.name):
+      target = folder / name / relative
+      target.parent.mkdir(parents=True, exist_ok=True)
+      shutil.copyfile(source / relative, target)
+    (folder / name).mkdir(exist_ok=True)

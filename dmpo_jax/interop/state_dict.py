@@ -67,12 +67,18 @@ def from_torch_state(
   return trees.unflatten(filled)
 
 
-def check_state(state: Mapping[str, Any], abstract_params: Mapping[str, Any]) -> None:
+def check_state(
+  state: Mapping[str, Any], abstract_params: Mapping[str, Any], *, strict: bool = True
+) -> list[str]:
   """Raises unless a torch state dict fits a parameter tree by name, shape and dtype.
 
   Args:
     state: Torch name -> object with a shape and a dtype; values are not read.
     abstract_params: The parameter tree; its leaves need a `shape` and a `dtype` only.
+    strict: Whether surplus entries are refused even if no other entry is wrong.
+
+  Returns:
+    Names of surplus entries, sorted, without buffers.
 
   Raises:
     InputError: Lists every entry that is missing, surplus, misshapen or no float.
@@ -80,21 +86,22 @@ def check_state(state: Mapping[str, Any], abstract_params: Mapping[str, Any]) ->
   leaves = trees.flatten(abstract_params)
   names = torch_names(abstract_params)
   problems = [f"missing: {name}" for name in names if name not in state]
+  surplus = sorted(n for n in state if n not in names and n.rpartition(".")[2] not in BUFFERS)
   for name, array in state.items():
     if name not in names:
-      if name.rpartition(".")[2] not in BUFFERS:
-        problems.append(f"surplus: {name}")
       continue
     expected = torch_shape(names[name], leaves[names[name]].shape)
     if tuple(array.shape) != expected:
       problems.append(f"misshapen: {name} is {list(array.shape)}, expected {list(expected)}")
     elif str(array.dtype) not in FLOATS:
       problems.append(f"wrong dtype: {name} is {array.dtype}, expected {' or '.join(FLOATS)}")
-  if problems:
+  if problems or (strict and surplus):
+    problems += [f"surplus: {name}" for name in surplus]
     raise InputError(
       f"{len(problems)} entries of the state dict (torch's names and layout) do not fit the "
       "network that its config describes:" + "".join(f"\n  {problem}" for problem in problems)
     )
+  return surplus
 
 
 def torch_names(params: Mapping[str, Any]) -> dict[str, str]:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from dmpo_jax.errors import InputError
+from dmpo_jax.common import files as common_files
+from dmpo_jax.errors import InputError, short
 from dmpo_jax.interop import files
 
 if TYPE_CHECKING:
@@ -29,6 +30,15 @@ CLASSES = {
   "T5Tokenizer": ("tokenizer.json",),
   "T5TokenizerFast": ("tokenizer.json",),
 }
+
+# Files that transformers may read beside the vocabulary.
+JSON_FILES = (
+  "tokenizer.json",
+  "vocab.json",
+  "tokenizer_config.json",
+  "special_tokens_map.json",
+  "added_tokens.json",
+)
 
 # transformers sets an astronomically large length where a tokenizer's files state none.
 LONGEST_CONTEXT = 1 << 20
@@ -145,9 +155,31 @@ def read_tokenizer(folder: pathlib.Path, class_name: str = "CLIPTokenizer") -> A
   existing = [file for name in names if (file := folder / name).is_file()]
   if not existing:
     raise InputError(f"{folder} holds no tokenizer: expected {' or '.join(names)}")
-  for file in existing:
-    files.read_json(file)
-  return getattr(transformers, class_name).from_pretrained(folder, local_files_only=True)
+  for name in JSON_FILES:
+    if (folder / name).is_file():
+      files.read_json(folder / name)
+  kind = getattr(transformers, class_name)
+  # tokenizer_config.json may name files anywhere, which these arguments replace.
+  own = {
+    argument: str(folder / name) if (folder / name).is_file() else None
+    for argument, name in kind.vocab_files_names.items()
+  }
+  advice = "take the files of the published pipeline"
+  with common_files.reading(folder, "tokenizer", advice=advice):
+    tokenizer = kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **own)
+    _check(tokenizer)
+  return tokenizer
+
+
+def _check(tokenizer: Any) -> None:
+  """Raises an error unless a tokenizer can be used: files state its length and special tokens."""
+  length = tokenizer.model_max_length
+  if isinstance(length, bool) or not isinstance(length, int) or length < 3:
+    raise ValueError(f"model_max_length is {short(length)}, expected a whole number >= 3")
+  ids = copy.deepcopy(tokenizer)(["a", ""], truncation=True, max_length=8, padding="max_length")
+  rows = np.asarray(ids["input_ids"])
+  if rows.shape != (2, 8) or rows.dtype.kind != "i" or rows.min() < 0:
+    raise ValueError("it gives no rows of token ids")
 
 
 def write_tokenizer(folder: pathlib.Path, tokenizer: Any) -> None:

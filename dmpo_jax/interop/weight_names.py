@@ -59,6 +59,30 @@ def find(names: Collection[str], stem: str, variant: str | None) -> list[str]:
   return []
 
 
+def choose(names: Collection[str], stem: str, variant: str | None) -> tuple[list[str], str | None]:
+  """The files that a network is read from, as diffusers chooses them.
+
+  They are those of the variant; where it has none, those without a variant; and where no variant is
+  asked for and there is one alone, those of that one.
+
+  Args:
+    names: File names of a folder.
+    stem: Start of the weights' names, from `stem`.
+    variant: The variant that is asked for; None: none.
+
+  Returns:
+    The files as `find` returns them, empty where there are none, and their variant.
+  """
+  wanted = [variant, None] if variant else [None]
+  existing = variants(names, stem)
+  if variant is None and None not in existing and len(existing) == 1:
+    wanted = existing
+  for each in wanted:
+    if weights := find(names, stem, each):
+      return weights, each
+  return [], variant
+
+
 def explain_absence(
   names: Collection[str], config: Mapping[str, Any], variant: str | None, where: str | None
 ) -> InputError:
@@ -73,10 +97,9 @@ def explain_absence(
   begin = stem(config)
   existing = variants(names, begin)
   if existing:
-    listed = ", ".join("those without a variant" if v is None else repr(v) for v in existing)
     return InputError(
       f"no weights {'without a variant' if variant is None else f'of the variant {variant!r}'}; "
-      f"the folder has {listed}; choose one with variant="
+      f"the folder has {_listed(existing)}; name one as the variant"
     )
   pickled = sorted(name for name in names if name.endswith(PICKLES))
   if not pickled:
@@ -97,6 +120,36 @@ def explain_absence(
     f'  python -c "from {library} import {files.class_name(config, where)} as M; '
     f"M.from_pretrained({where!r}, use_safetensors=False)"
     f'.save_pretrained({where!r})"'
+  )
+
+
+def check_variant(components: Mapping[str, Collection[str]], variant: str | None) -> None:
+  """Raises InputError if a variant is asked for that no component of a pipeline has.
+
+  Args:
+    components: Component -> file names of its folder.
+    variant: The variant; None: none is asked for.
+  """
+  if variant is None:
+    return
+  existing = {v for names in components.values() for stem in STEMS for v in variants(names, stem)}
+  if variant not in existing:
+    pickled = [
+      f"{component}/{name}"
+      for component, names in components.items()
+      for name in names
+      if name.endswith(PICKLES) and f".{variant}." in name
+    ]
+    raise InputError(
+      f"no weights of the variant {variant!r}; the pipeline has {_listed(existing)}"
+      + (f", and pickled ones, which are not read: {', '.join(pickled)}" if pickled else "")
+    )
+
+
+def _listed(variants: Collection[str | None]) -> str:
+  ordered = sorted(variants, key=lambda variant: variant or "")
+  return (
+    ", ".join("those without a variant" if v is None else repr(v) for v in ordered) or "none at all"
   )
 
 
