@@ -4,7 +4,8 @@ A finished run has written its pipeline; this command serves runs that are still
 stopped, the last weights instead of the EMA, and half precision (for `torch_dtype=torch.float16`
 and `variant="fp16"` in diffusers: --dtype fp16 --variant fp16). Components that were not trained
 come from the base pipeline, and a LoRA is merged into them; --lora writes the LoRA itself, for
-diffusers' load_lora_weights. The output is written whole or not at all.
+diffusers' load_lora_weights, or with --format kohya for ComfyUI and AUTOMATIC1111. The output is
+written whole or not at all.
 """
 
 import argparse
@@ -22,6 +23,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--lora", type=pathlib.Path, metavar="FILE", help="*.safetensors to write a run's LoRA to"
   )
   parser.add_argument(
+    "--format",
+    choices=["diffusers", "kohya"],
+    help="names in the LoRA's file: for diffusers (default), or those of kohya's trainer, for "
+    "ComfyUI and AUTOMATIC1111",
+  )
+  parser.add_argument(
     "--weights",
     choices=["ema", "last"],
     default="ema",
@@ -32,7 +39,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument(
     "--max-shard-size",
-    default="10GB",
     metavar="SIZE",
     help="size above which a network is split into several files with an index (default: 10GB)",
   )
@@ -43,20 +49,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
   """Writes the output and prints its path."""
+  from dmpo_jax.errors import InputError
   from dmpo_jax.interop.write_weights import parse_size
   from dmpo_jax.training.export import export, export_lora
 
   ema = options.weights == "ema"
+  idle = ("max_shard_size", "variant") if options.lora is not None else ("format",)
+  given = ", ".join(f"--{o.replace('_', '-')}" for o in idle if getattr(options, o) is not None)
+  if given:
+    target = "a LoRA is one file" if options.lora is not None else "it belongs to --lora"
+    raise InputError(f"{given} has no effect here: {target}; leave it out")
+  dtype = DTYPES[options.dtype]
   if options.lora is not None:
-    step = export_lora(options.workdir, options.lora, ema=ema)
+    form = options.format or "diffusers"
+    step = export_lora(options.workdir, options.lora, ema=ema, form=form, dtype=dtype)
     print(f"step {step} of {options.workdir} in {options.lora}")
     return
-  size = parse_size(options.max_shard_size)  # before a checkpoint of many GB is read
+  size = parse_size(options.max_shard_size or "10GB")  # before a checkpoint of many GB is read
   step = export(
     options.workdir,
     options.out,
     ema=ema,
-    dtype=DTYPES[options.dtype],
+    dtype=dtype,
     max_shard_size=size,
     variant=options.variant,
   )

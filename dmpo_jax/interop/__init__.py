@@ -1,7 +1,7 @@
 """Pipelines, networks, LoRAs and tokenizers in the formats of diffusers, transformers and kohya."""
 
 from dmpo_jax.interop.load import load_network, load_pipeline, read_model_index
-from dmpo_jax.interop.lora import Lora, load_lora, save_kohya_lora, save_lora
+from dmpo_jax.interop.lora import Lora, kohya_holds, load_lora, save_kohya_lora, save_lora
 from dmpo_jax.interop.pipeline import Pipeline, components_of, pixel_pipeline
 from dmpo_jax.interop.save import save_pipeline
 from dmpo_jax.interop.state_dict import from_torch_state, to_torch_state
@@ -14,6 +14,7 @@ __all__ = [
   "build_tokenizer",
   "components_of",
   "from_torch_state",
+  "kohya_holds",
   "load_lora",
   "load_network",
   "load_pipeline",

@@ -2,7 +2,7 @@
 
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -111,6 +111,11 @@ def save_kohya_lora(
       state[f"{name}.lora_up.weight"] = _torch_up(up, down.ndim)
       state[f"{name}.alpha"] = np.asarray(part.rank, np.float32)
   lora_file.write(pathlib.Path(file), state, lora_names.kohya_header(base, max(ranks)))
+
+
+def kohya_holds(components: Iterable[str]) -> bool:
+  """Whether kohya's files have a place for LoRAs of these components."""
+  return set(components) <= lora_names.KOHYA.keys()
 
 
 def load_lora(file: str | os.PathLike, base: Mapping[str, trees.Tree]) -> Lora:

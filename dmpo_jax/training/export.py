@@ -24,8 +24,11 @@ from dmpo_jax.training.optimizer import make_optimizer
 from dmpo_jax.training.run_directory import read_run
 from dmpo_jax.training.step import State, initial_state
 
-# The LoRA of a run in its work directory; the file's name is the one that diffusers expects.
+# The LoRA of a run in its work directory: the file that diffusers looks for, and the form that
+# ComfyUI, AUTOMATIC1111 and kohya's tools read.
 LORA_FILE = pathlib.Path("lora") / "pytorch_lora_weights.safetensors"
+KOHYA_FILE = pathlib.Path("lora") / "kohya.safetensors"
+WRITERS = {"diffusers": interop.save_lora, "kohya": interop.save_kohya_lora}
 
 
 def save_run(
@@ -54,6 +57,8 @@ def save_run(
   save_pipeline(workdir / "pipeline", config, pipeline, trained)
   if config.lora.rank:
     save_lora(workdir / LORA_FILE, config, pipeline, trained)
+    if interop.kohya_holds(trained):
+      save_lora(workdir / KOHYA_FILE, config, pipeline, trained, form="kohya")
 
 
 def save_pipeline(
@@ -80,18 +85,26 @@ def save_pipeline(
 
 
 def save_lora(
-  file: pathlib.Path, config: ConfigDict, pipeline: interop.Pipeline, trained: Params
+  file: pathlib.Path,
+  config: ConfigDict,
+  pipeline: interop.Pipeline,
+  trained: Params,
+  *,
+  form: str = "diffusers",
+  dtype: str | None = None,
 ) -> None:
-  """Writes trained LoRAs as a file for diffusers; see `interop.save_lora`.
+  """Writes trained LoRAs as a file; see `interop.save_lora` and `interop.save_kohya_lora`.
 
   Args:
     file: The target, named *.safetensors.
     config: The run's config.
     pipeline: The pipeline that the run started from.
     trained: Component -> LoRA.
+    form: Key of `WRITERS`.
+    dtype: Dtype of the file; None: that of the parameters.
   """
   alphas = dict.fromkeys(trained, config.lora.alpha)
-  interop.save_lora(file, interop.Lora(trained, alphas), pipeline.params)
+  WRITERS[form](file, interop.Lora(trained, alphas), pipeline.params, dtype=dtype)
 
 
 def export(workdir: pathlib.Path, folder: pathlib.Path, *, ema: bool = True, **options: Any) -> int:
@@ -116,13 +129,16 @@ def export(workdir: pathlib.Path, folder: pathlib.Path, *, ema: bool = True, **o
   return step
 
 
-def export_lora(workdir: pathlib.Path, file: pathlib.Path, *, ema: bool = True) -> int:
-  """Writes the LoRA of a run's last checkpoint as a file for diffusers.
+def export_lora(
+  workdir: pathlib.Path, file: pathlib.Path, *, ema: bool = True, **options: Any
+) -> int:
+  """Writes the LoRA of a run's last checkpoint as a file.
 
   Args:
     workdir: Work directory of the run.
     file: The target, named *.safetensors.
     ema: Whether to export the EMA, where the run has one.
+    **options: Those of `save_lora`: form, dtype.
 
   Returns:
     The step of the checkpoint.
@@ -135,7 +151,7 @@ def export_lora(workdir: pathlib.Path, file: pathlib.Path, *, ema: bool = True) 
   if not config.lora.rank:
     raise InputError(f"{workdir} trains whole networks, no LoRA: export its pipeline")
   step, pipeline, trained = _load(workdir, config, ema)
-  save_lora(file, config, pipeline, trained)
+  save_lora(file, config, pipeline, trained, **options)
   return step
 
 

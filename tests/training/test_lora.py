@@ -6,6 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
+import safetensors
 
 from dmpo_jax import interop, pipelines
 from dmpo_jax.commands.main import main
@@ -66,7 +67,7 @@ def test_the_pipeline_is_the_base_plus_the_update_in_the_lora_file(name, adapted
   for leaf, array in before.items():
     layer, _, kind = leaf.rpartition(".")
     if kind == "kernel" and layer in layers:
-      update = 4 / 2 * factors[f"{layer}.down"].astype(np.float64) @ factors[f"{layer}.up"]
+      update = factors[f"{layer}.down"].astype(np.float64) @ factors[f"{layer}.up"]
       assert np.abs(update).max() > 1e-4
       np.testing.assert_allclose(after[leaf], array + update, rtol=1e-6, atol=1e-7)
     else:
@@ -111,6 +112,45 @@ def test_an_export_writes_the_pipeline_and_the_lora_file_of_the_run(run, tmp_pat
   assert (tmp_path / "lora.safetensors").read_bytes() == _file(run).read_bytes()
   exported, trained = (_flat(folder / "pipeline", "unet") for folder in (tmp_path, run))
   assert all(np.array_equal(exported[leaf], trained[leaf]) for leaf in trained)
+
+
+def test_a_run_also_writes_the_file_of_kohya_s_format(base, run):
+  params = interop.load_pipeline(base).params
+  ours, kohya = (
+    interop.load_lora(run / "lora" / name, params)
+    for name in ("pytorch_lora_weights.safetensors", "kohya.safetensors")
+  )
+  assert ours.alphas == kohya.alphas
+  jax.tree.map(np.testing.assert_array_equal, dict(ours.params), dict(kohya.params))
+
+
+def test_an_export_writes_kohya_s_format_in_half_precision(run, tmp_path):
+  file = tmp_path / "a.safetensors"
+  command = f"export --workdir {run} --lora {file} --format kohya --dtype fp16"
+  assert main(command.split()) == 0
+  with (
+    safetensors.safe_open(file, "np") as opened,
+    safetensors.safe_open(run / "lora" / "kohya.safetensors", "np") as whole,
+  ):
+    assert set(opened.keys()) == set(whole.keys())
+    for name in opened.keys():  # noqa: SIM118
+      array = opened.get_tensor(name)
+      assert name.startswith(("lora_unet_", "lora_te_"))
+      assert array.dtype == (np.float32 if name.endswith(".alpha") else np.float16)
+      np.testing.assert_array_equal(array, whole.get_tensor(name).astype(array.dtype))
+
+
+@pytest.mark.parametrize(
+  "options",
+  [
+    "--lora a.safetensors --variant fp16",
+    "--lora a.safetensors --max-shard-size 1GB",
+    "--out a --format kohya",
+  ],
+)
+def test_an_option_of_the_other_output_is_refused(run, options, capsys):
+  assert main(f"export --workdir {run} {options}".split()) == 2
+  assert "has no effect here" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
