@@ -7,20 +7,22 @@ decoder reads alike. Such an image keeps its bytes; any other is re-encoded as P
 - transparency: composed over white;
 - CMYK: Pillow's conversion, without a colour profile;
 - 16 bits a channel: the high byte;
-- an orientation in the metadata: the pixels are rotated.
+- an orientation in the metadata: the pixels are rotated;
+- metadata that Pillow cannot parse: left out. They decide nothing about the pixels.
 
 Embedded colour profiles are ignored, as diffusers' own image loader does.
 """
 
 import io
 import pathlib
+import struct
 import warnings
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from dmpo_jax.common import files
+from dmpo_jax.data import image_paths
 from dmpo_jax.errors import InputError, short
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
@@ -29,6 +31,20 @@ MAX_BYTES = 2**26  # an encoded image
 MAX_PIXELS = 2**25  # 33.5 million: 7680x4320 fits; 100 MB when decoded
 MIN_SIDE = 8
 ORIENTATION = 0x0112
+# Orientation -> how the pixels become upright; others mean nothing.
+UPRIGHT = {
+  2: Image.Transpose.FLIP_LEFT_RIGHT,
+  3: Image.Transpose.ROTATE_180,
+  4: Image.Transpose.FLIP_TOP_BOTTOM,
+  5: Image.Transpose.TRANSPOSE,
+  6: Image.Transpose.ROTATE_270,
+  7: Image.Transpose.TRANSVERSE,
+  8: Image.Transpose.ROTATE_90,
+}
+PNG_SIGNATURE, JPEG_SIGNATURE = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
+# What decides about the pixels of a PNG file; acTL says that it is animated.
+PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"acTL", b"IDAT", b"eXIf", b"IEND")
+JPEG_EXIF, JPEG_ADOBE = 0xE1, 0xEE  # segments that are kept; Adobe's says how colours are stored
 
 
 class UndecodableError(InputError):
@@ -68,6 +84,25 @@ def read(encoded: bytes) -> Picture:
     raise UndecodableError("the image is empty (0 bytes)")
   if len(encoded) > MAX_BYTES:
     raise UndecodableError(f"the image file has {len(encoded)} bytes, at most {MAX_BYTES} are read")
+  try:
+    return _read(encoded)
+  except UndecodableError:
+    plain = _without_metadata(encoded)
+    if plain is None:
+      raise
+    try:
+      picture = _read(plain)
+    except UndecodableError:
+      picture = None
+    if picture is None:
+      raise
+  if not picture.reencoded:  # its own bytes, which other decoders may refuse as Pillow does
+    picture = picture._replace(encoded=_as_png(decode(plain)), reencoded="metadata")
+  return picture
+
+
+def _read(encoded: bytes) -> Picture:
+  """`read` of bytes as they are."""
   with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Pillow warns of images that are refused here
     try:
@@ -85,6 +120,62 @@ def read(encoded: bytes) -> Picture:
       raise UndecodableError(f"the image cannot be decoded: {error}") from error
 
 
+def _without_metadata(encoded: bytes) -> bytes | None:
+  """A PNG or JPEG file without the parts that do not decide about its pixels.
+
+  Returns:
+    Bytes, or None if it has no such part, or is no such file.
+  """
+  try:
+    if encoded.startswith(PNG_SIGNATURE):
+      plain = _png_without_metadata(encoded)
+    elif encoded.startswith(JPEG_SIGNATURE):
+      plain = _jpeg_without_metadata(encoded)
+    else:
+      return None
+  except (struct.error, IndexError):  # it ends within a part
+    return None
+  return None if plain == encoded else plain
+
+
+def _png_without_metadata(encoded: bytes) -> bytes:
+  parts, at = [PNG_SIGNATURE], len(PNG_SIGNATURE)
+  while at < len(encoded):
+    (length,), kind = struct.unpack_from(">I", encoded, at), encoded[at + 4 : at + 8]
+    end = at + length + 12
+    if kind in PNG_CHUNKS:
+      parts.append(encoded[at:end])
+    at = len(encoded) if kind == b"IEND" else end
+  return b"".join(parts)
+
+
+def _jpeg_without_metadata(encoded: bytes) -> bytes:
+  parts, at = [JPEG_SIGNATURE], len(JPEG_SIGNATURE)
+  while encoded[at] == 0xFF and encoded[at + 1] != 0xDA:  # to the start of the scan
+    marker = encoded[at + 1]
+    (length,) = struct.unpack_from(">H", encoded, at + 2)
+    end = at + 2 + length
+    comment = marker == 0xFE or 0xE0 <= marker <= 0xEF
+    if not comment or marker == JPEG_EXIF or (marker == JPEG_ADOBE and length >= 14):
+      parts.append(encoded[at:end])
+    at = end
+  return b"".join(parts) + encoded[at:]
+
+
+def _as_png(image: Image.Image) -> bytes:
+  out = io.BytesIO()
+  image.save(out, "PNG")
+  return out.getvalue()
+
+
+def _orientation(image: Image.Image) -> Image.Transpose | None:
+  """How the pixels become upright; None if they are, or if the metadata are damaged."""
+  try:
+    return UPRIGHT.get(image.getexif().get(ORIENTATION))
+  except Exception:  # of any class; a viewer shows such an image as it is stored
+    return None
+
+
 def _checked(image: Image.Image, encoded: bytes) -> Picture:
   width, height = image.size
   if width * height > MAX_PIXELS:
@@ -99,10 +190,9 @@ def _checked(image: Image.Image, encoded: bytes) -> Picture:
   reason = _reencoding_reason(image, encoded)
   if not reason:
     return Picture(encoded, (height, width), "")
-  rgb = _to_rgb(ImageOps.exif_transpose(image))
-  out = io.BytesIO()
-  rgb.save(out, "PNG")
-  return Picture(out.getvalue(), (rgb.height, rgb.width), reason)
+  method = _orientation(image)
+  rgb = _to_rgb(image if method is None else image.transpose(method))
+  return Picture(_as_png(rgb), (rgb.height, rgb.width), reason)
 
 
 def _reencoding_reason(image: Image.Image, encoded: bytes) -> str:
@@ -119,7 +209,7 @@ def _reencoding_reason(image: Image.Image, encoded: bytes) -> str:
     return "grey"
   if image.mode != "RGB":
     return f"mode {image.mode}"
-  if image.getexif().get(ORIENTATION, 1) != 1:
+  if _orientation(image) is not None:
     return "orientation"
   return "" if image.format in KEPT else image.format
 
@@ -190,8 +280,7 @@ def load(value: bytes | str, root: pathlib.Path) -> Picture:
 
   Args:
     value: Encoded bytes, or the path of a file inside `root`.
-    root: Folder that paths are relative to and may not leave, nor by a link. In the cache of the
-      Hugging Face hub a snapshot's links may lead to its `blobs`.
+    root: Folder that paths are relative to and may not leave, see `image_paths.inside`.
 
   Returns:
     `Picture`, see `read`.
@@ -202,34 +291,12 @@ def load(value: bytes | str, root: pathlib.Path) -> Picture:
   """
   if isinstance(value, bytes):
     return read(value)
+  path, quoted = image_paths.inside(value, root), short(value, 200)
   try:
-    return read(inside(value, root).read_bytes())
-  except UndecodableError as error:
-    raise UndecodableError(f"{value[:200]!r}: {error}") from error
-  except OSError as error:
-    raise InputError(f"cannot read the image {value[:200]!r}: {error.strerror}") from error
-
-
-def inside(name: str, root: pathlib.Path) -> pathlib.Path:
-  """Resolves the path of a file that must lie in a folder.
-
-  Args:
-    name: Path relative to the folder.
-    root: The folder.
-
-  Returns:
-    Path of an ordinary file of at most `MAX_BYTES` bytes.
-
-  Raises:
-    InputError: The name is absolute, contains "..", is a link out of the folder, or names no
-      ordinary file.
-  """
-  path, quoted = files.inside(root, name), short(name, 200)
-  try:
-    if not path.is_file():
-      raise InputError(f"there is no file {quoted} in {root}")
     if path.stat().st_size > MAX_BYTES:
-      raise UndecodableError(f"the file {quoted} is larger than {MAX_BYTES} bytes")
+      raise UndecodableError(f"the file is larger than {MAX_BYTES} bytes")
+    return read(path.read_bytes())
+  except UndecodableError as error:
+    raise UndecodableError(f"{quoted}: {error}") from error
   except OSError as error:
-    raise InputError(f"the path {quoted} cannot be opened: {error}") from error
-  return path
+    raise InputError(f"cannot read the image {quoted}: {error.strerror}") from error

@@ -1,14 +1,14 @@
 """Images become 8-bit RGB by stated rules, or are refused with a reason."""
 
 import io
-import os
+import struct
+import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from dmpo_jax.data import images
-from dmpo_jax.errors import InputError
 from tests.data.sets import encoded, png
 
 RNG = np.random.default_rng(0)
@@ -149,41 +149,66 @@ def test_bytes_of_no_image_are_refused(data):
     images.read(data)
 
 
-def test_a_path_inside_the_folder_is_read(tmp_path):
-  (tmp_path / "a.png").write_bytes(encoded(3))
-  assert images.load("a.png", tmp_path).encoded == encoded(3)
+# EXIF blocks that no reader of TIFF accepts.
+EXIF = [b"junk", b"", b"II*\0", b"Exif\0\0Exif\0\0II*\0", b"MM\0*\0\0\0\x08\0\1\1\x12\0\3\0\0\0\1\0\x09\0\0"]
 
 
-@pytest.mark.parametrize("name", ["../a.png", "x/../../a.png", "/etc/passwd", "", "a\0b"])
-def test_a_path_that_escapes_its_folder_is_refused(tmp_path, name):
-  root = tmp_path / "root"
-  root.mkdir()
-  (tmp_path / "a.png").write_bytes(encoded())
-  with pytest.raises(InputError, match=r"leaves the folder|names no file"):
-    images.load(name, root)
+@pytest.mark.parametrize("exif", EXIF)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_malformed_exif_leaves_the_bytes_and_pixels_alone(kind, exif):
+  data = as_file(Image.fromarray(PIXELS), kind, exif=exif)
+  assert images.read(data) == images.Picture(data, (12, 16), "")
 
 
-def test_a_link_out_of_the_folder_is_refused(tmp_path):
-  root = tmp_path / "root"
-  root.mkdir()
-  (tmp_path / "a.png").write_bytes(encoded())
-  (root / "a.png").symlink_to(tmp_path / "a.png")
-  with pytest.raises(InputError, match="is a link that leaves"):
-    images.load("a.png", root)
+def test_malformed_exif_of_an_image_that_is_reencoded_means_no_orientation():
+  data = as_file(Image.fromarray(PIXELS[..., 0]), exif=b"junk")
+  picture = images.read(data)
+  assert picture.reencoded == "grey"
+  np.testing.assert_array_equal(np.asarray(images.decode(picture.encoded))[..., 0], PIXELS[..., 0])
 
 
-def test_links_of_the_hubs_cache_are_followed(tmp_path):
-  root = tmp_path / "snapshots" / "revision"
-  root.mkdir(parents=True)
-  (tmp_path / "blobs").mkdir()
-  (tmp_path / "blobs" / "hash").write_bytes(encoded())
-  (root / "a.png").symlink_to("../../blobs/hash")
-  assert images.load("a.png", root).size == (12, 16)
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_applied_as_pillow_applies_it(orientation):
+  exif = Image.Exif()
+  exif[images.ORIENTATION] = orientation
+  data = as_file(Image.fromarray(PIXELS), exif=exif)
+  expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+  np.testing.assert_array_equal(images.decode(images.read(data).encoded), expected)
 
 
-@pytest.mark.parametrize("name", ["b.png", "x" * 5000, "pipe", "ring"])
-def test_a_path_of_no_ordinary_file_is_refused(tmp_path, name):
-  os.mkfifo(tmp_path / "pipe")
-  (tmp_path / "ring").symlink_to("ring")
-  with pytest.raises(InputError, match=r"no file|cannot be opened"):
-    images.load(name, tmp_path)
+def chunk(name: bytes, body: bytes) -> bytes:
+  return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+
+# Chunks behind the header of a PNG file that Pillow refuses to parse.
+CHUNKS = {
+  "a text of two megabytes": chunk(b"zTXt", b"k\0\0" + zlib.compress(b"x" * 2_000_000)),
+  "a text in an unknown compression": chunk(b"zTXt", b"k\0\7abc"),
+  "a text with a wrong checksum": chunk(b"tEXt", b"a\0b")[:-1] + b"\0",
+  "a short gamma": chunk(b"gAMA", b""),
+  "a profile in an unknown compression": chunk(b"iCCP", b"x\0\7abc"),
+}
+
+
+@pytest.mark.parametrize("name", CHUNKS)
+def test_metadata_of_a_png_file_that_pillow_refuses_are_left_out(name):
+  data = as_file(Image.fromarray(PIXELS))
+  picture = images.read(data[:33] + CHUNKS[name] + data[33:])
+  assert picture.reencoded == "metadata"
+  np.testing.assert_array_equal(images.decode(picture.encoded), PIXELS)
+
+
+@pytest.mark.parametrize("segment", [b"\xff\xe0\0\x08JFIF\0d", b"\xff\xee\0\x07Adobe"])
+def test_metadata_of_a_jpeg_file_that_pillow_refuses_are_left_out(segment):
+  data = as_file(Image.fromarray(PIXELS), "JPEG")
+  picture = images.read(data[:2] + segment + data[2:])
+  assert picture.reencoded == "metadata"
+  np.testing.assert_array_equal(images.decode(picture.encoded), images.decode(data))
+
+
+def test_an_orientation_beside_metadata_that_are_left_out_is_applied():
+  exif = Image.Exif()
+  exif[images.ORIENTATION] = 6
+  data = as_file(Image.fromarray(PIXELS), exif=exif)
+  picture = images.read(data[:33] + CHUNKS["a short gamma"] + data[33:])
+  np.testing.assert_array_equal(images.decode(picture.encoded), np.rot90(PIXELS, -1))
