@@ -1,11 +1,14 @@
 """Length of captions in tokens of CLIP's text encoder."""
 
 import functools
+import pathlib
 import re
 import unicodedata
 
+from dmpo_jax.common import files
 from dmpo_jax.errors import InputError
 
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer_config.json")
 CONTEXT = 77  # positions of CLIP's text encoders, start and end token among them
 # CLIP's pattern of words for Python's re: contractions, letters, single digits, others.
 # (\x1c to \x1f are spaces in Python, but not in the tokenizer.)
@@ -26,7 +29,10 @@ def least_tokens(caption: str) -> int:
 
   Source: `SimpleTokenizer.pat` of openai/CLIP (the pattern).
   """
-  return 2 + sum(1 for _ in WORDS.finditer(unicodedata.normalize("NFC", caption)))
+  text = unicodedata.normalize("NFC", caption)
+  # A newer version of Unicode may say that what Python does not know belongs to a word.
+  text = "".join(c for c in text if unicodedata.category(c) != "Cn")
+  return 2 + sum(1 for _ in WORDS.finditer(text))
 
 
 @functools.cache
@@ -42,12 +48,22 @@ def tokenizer(folder: str):
   Raises:
     InputError: The folder holds no tokenizer.
   """
-  from transformers import AutoTokenizer
+  from transformers import CLIPTokenizer
 
-  try:
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-  except (OSError, ValueError) as error:
-    raise InputError(f"cannot load a tokenizer from {folder!r}: {error}") from error
+  path = pathlib.Path(folder)
+  present = [name for name in TOKENIZER_FILES if (path / name).is_file()]
+  if not {"tokenizer.json", "vocab.json"} & set(present):
+    inner = " (its folder tokenizer does)" if (path / "tokenizer").is_dir() else ""
+    raise InputError(
+      f"{folder} holds no CLIP tokenizer{inner}: tokenizer.json, or vocab.json and merges.txt"
+    )
+  for name in present:
+    files.read_json(path / name)
+  # Its own class: AutoTokenizer would offer to run a class that the folder brings along.
+  with files.reading(path, "CLIP tokenizer", advice="give the folder of another one"):
+    loaded = CLIPTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    loaded("a", truncation=False, verbose=False)
+  return loaded
 
 
 def tokens(caption: str, folder: str | None) -> int:
@@ -62,4 +78,5 @@ def tokens(caption: str, folder: str | None) -> int:
   """
   if folder is None:
     return least_tokens(caption)
-  return len(tokenizer(folder)(caption, truncation=False, verbose=False)["input_ids"])
+  with files.reading(folder, "CLIP tokenizer", advice="give the folder of another one"):
+    return len(tokenizer(folder)(caption, truncation=False, verbose=False)["input_ids"])

@@ -1,21 +1,49 @@
 """A folder that any number of hosts write shard by shard, and that resumes after a kill.
 
 The folder holds plan.json, which is written first and must be the same at each start; a working
-folder with unfinished files and a completion marker for each finished shard; and the files of the
-finished shards. The last file to appear, `final`, says that the data set is complete.
+folder with unfinished files, locks, and a completion marker for each finished shard, which has the
+checksums of its files; and the files of the finished shards. The last file to appear, `final`, says
+that the data set is complete.
 """
 
+import contextlib
+import fcntl
+import hashlib
 import json
+import logging
 import pathlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from dmpo_jax.common import files
 from dmpo_jax.common.atomic_files import write_atomically
 from dmpo_jax.common.differences import describe, differences
-from dmpo_jax.errors import InputError
+from dmpo_jax.common.file_lock import lock
+from dmpo_jax.errors import InputError, short
 
 PLAN = "plan.json"
+MAX_HOSTS = 1_000_000
+LOGGER = logging.getLogger(__name__)
+
+
+class Fingerprint(NamedTuple):
+  """Size and SHA-256 of a file."""
+
+  bytes: int
+  sha256: str
+
+
+def fingerprint(path: pathlib.Path) -> Fingerprint:
+  """The fingerprint of a file."""
+  with path.open("rb") as stream:
+    digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return Fingerprint(stream.tell(), digest)
+
+
+def matches(path: pathlib.Path, expected: Fingerprint) -> bool:
+  """Whether a file exists and is the one of that fingerprint."""
+  return path.is_file() and path.stat().st_size == expected.bytes and fingerprint(path) == expected
 
 
 class ResumableFolder(NamedTuple):
@@ -33,6 +61,68 @@ class ResumableFolder(NamedTuple):
   final: pathlib.Path
   noun: str
 
+  @contextlib.contextmanager
+  def session(self, plan: Mapping[str, Any], *, host: int = 0, hosts: int = 1) -> Iterator[bool]:
+    """The work of one host, which no other process may do at the same time.
+
+    If the work is refused (InputError) before this host finished a shard of a new folder, the
+    folder is left as it was.
+
+    Args:
+      plan: See `start`.
+      host: Number of this host.
+      hosts: Number of hosts that share the work.
+
+    Yields:
+      Whether the folder is complete already.
+
+    Raises:
+      InputError: See `start`; or another process does the work of this host, or works with another
+        number of hosts.
+    """
+    self._check(plan)
+    if self.is_complete():
+      yield self.start(plan)
+      return
+    created = [p for p in (self.working, self.out, *self.out.parents) if not p.exists()]
+    is_new = not (self.out / PLAN).exists()
+    with contextlib.ExitStack() as locks:
+      self._lock(locks, host, hosts)
+      try:
+        yield self.start(plan)
+      except InputError:
+        if is_new and hosts == 1 and self.working in created and not any(self._markers()):
+          (self.out / PLAN).unlink(missing_ok=True)
+          self.remove_working_folder()
+          with contextlib.suppress(OSError):  # not empty
+            for folder in created[1:]:
+              folder.rmdir()
+        raise
+
+  def _lock(self, locks: contextlib.ExitStack, host: int, hosts: int) -> None:
+    """Locks this host's part of the work until `locks` end."""
+    self.working.mkdir(parents=True, exist_ok=True)
+    path, text = self.working / "hosts.lock", str(hosts)
+    try:
+      common = locks.enter_context(lock(path, ""))
+    except InputError:
+      common = locks.enter_context(lock(path, "", shared=True, wait=True))
+    else:  # the first one
+      common.truncate(0)
+      common.write(text)
+      common.flush()
+      with contextlib.suppress(OSError):  # a disk without locks
+        fcntl.flock(common, fcntl.LOCK_SH)
+    common.seek(0)
+    if (others := common.read()) != text:
+      raise InputError(
+        f"other processes are writing the {self.noun} {self.out} as {others} hosts, not as "
+        f"{hosts}; give all of them the same --hosts"
+      )
+    part = f" as host {host} of {hosts}" if hosts > 1 else ""
+    busy = f"another process is writing the {self.noun} {self.out}{part}; wait until it ends"
+    locks.enter_context(lock(self.working / f"host-{host}.lock", busy))
+
   def start(self, plan: Mapping[str, Any]) -> bool:
     """Writes the plan, or compares it with the stored one.
 
@@ -44,16 +134,28 @@ class ResumableFolder(NamedTuple):
       Whether the folder is complete already.
 
     Raises:
-      InputError: The folder holds something else, or its plan differs.
+      InputError: The folder holds something else, or its plan differs. Nothing is written then.
     """
-    path, out = self.out / PLAN, self.out
-    foreign = out.exists() and (not out.is_dir() or any(p != self.working for p in out.iterdir()))
-    if foreign and not path.exists():
-      raise InputError(f"{out} exists and holds no {self.noun}; choose another folder")
-    self.working.mkdir(parents=True, exist_ok=True)
-    plan = json.loads(json.dumps(plan))
+    self._check(plan)
+    path = self.out / PLAN
     if not path.exists():
-      write_atomically(path, to_json(plan), scratch=self.working)
+      self.working.mkdir(parents=True, exist_ok=True)
+      write_atomically(path, to_json(_plain(plan)), scratch=self.working)
+      self._check(plan)  # another host may have been faster
+    if self.is_complete():
+      self.remove_working_folder()
+    else:
+      self.working.mkdir(parents=True, exist_ok=True)
+    return self.is_complete()
+
+  def _check(self, plan: Mapping[str, Any]) -> None:
+    """Raises InputError if the folder holds something else than the work of this plan."""
+    path, out, plan = self.out / PLAN, self.out, _plain(plan)
+    foreign = out.exists() and (not out.is_dir() or any(p != self.working for p in out.iterdir()))
+    if not path.exists():
+      if foreign:
+        raise InputError(f"{out} exists and holds no {self.noun}; choose another folder")
+      return
     stored = read_plan(out)
     if stored.get("version") != plan["version"]:
       raise InputError(
@@ -66,9 +168,6 @@ class ResumableFolder(NamedTuple):
         f"{out} holds another {self.noun}; resume it with the same options and unchanged input, or "
         f"choose another folder:\n{describe(different)}"
       )
-    if self.is_complete():
-      self.remove_working_folder()
-    return self.is_complete()
 
   def is_complete(self) -> bool:
     """Whether the data set is finished."""
@@ -78,23 +177,72 @@ class ResumableFolder(NamedTuple):
     """The completion marker of a shard."""
     return self.working / f"{shard:06d}.json"
 
+  def _markers(self) -> Iterator[pathlib.Path]:
+    return self.working.glob("[0-9]" * 6 + ".json")
+
   def is_done(self, shard: int) -> bool:
     """Whether a shard is finished."""
     return self.marker(shard).exists()
 
-  def mark_done(self, shard: int, result: Mapping[str, Any]) -> None:
+  def mark_done(
+    self, shard: int, result: Mapping[str, Any], made: Mapping[str, Fingerprint]
+  ) -> None:
     """Writes the completion marker of a shard; its files must be complete.
 
     Args:
       shard: Number of the shard.
       result: JSON values for `results`.
+      made: Fingerprints of the shard's files by path relative to `out`.
     """
-    text = json.dumps(result, sort_keys=True)
+    marker = {"result": _plain(result), "files": {n: list(f) for n, f in made.items()}}
+    text = json.dumps(marker | {"sha256": _checksum(marker)}, sort_keys=True)
     write_atomically(self.marker(shard), text, scratch=self.working)
 
+  def restart_damaged(
+    self,
+    shards: Iterable[int],
+    is_whole: Callable[[pathlib.Path, Fingerprint], bool] = matches,
+    remove: Callable[[int], None] = lambda shard: None,
+  ) -> list[int]:
+    """Takes back the completion of finished shards whose files are damaged or gone.
+
+    Args:
+      shards: Numbers of the shards to check.
+      is_whole: Whether a file of a shard is there, see `matches`.
+      remove: Called with a damaged shard after it is no longer marked as finished.
+
+    Returns:
+      Numbers of the shards that must be made again.
+    """
+    damaged = []
+    for shard in filter(self.is_done, shards):
+      try:
+        made = self._read_marker(shard)["files"]
+        whole = all(is_whole(self.out / name, Fingerprint(*f)) for name, f in made.items())
+      except InputError:
+        whole = False
+      if not whole:
+        LOGGER.warning("a file of shard %d of %s is damaged; it is made again", shard, self.out)
+        self.marker(shard).unlink(missing_ok=True)
+        remove(shard)
+        damaged.append(shard)
+    return damaged
+
+  def _read_marker(self, shard: int) -> dict:
+    """Raises InputError if the marker is damaged."""
+    path, advice = self.marker(shard), "run the same command again"
+    marker = files.read_json(path, advice=advice)
+    if marker.pop("sha256", None) != _checksum(marker):
+      raise InputError(f"{path} is damaged; {advice}")
+    return marker
+
   def results(self, count: int) -> list[dict]:
-    """The results that the shards' completion markers hold, in order."""
-    return [json.loads(self.marker(i).read_text(encoding="utf-8")) for i in range(count)]
+    """The results that the shards' completion markers hold, in order.
+
+    Raises:
+      InputError: A marker is damaged.
+    """
+    return [self._read_marker(i)["result"] for i in range(count)]
 
   def missing(self, count: int) -> list[int]:
     """Numbers of the shards that are not finished."""
@@ -116,12 +264,12 @@ class ResumableFolder(NamedTuple):
     """
     try:
       if not self.missing(count):
-        return complete()
-    except FileNotFoundError:
+        # One host completes the data set, the others wait for it.
+        with lock(self.working / "finish.lock", "", wait=True):
+          return read(self.out) if self.is_complete() else complete()
+    except FileNotFoundError:  # the host that completed the data set removed the working folder
       if not self.is_complete():
         raise
-    # Two hosts may see the last shard at once: the slower one loses the files that it works on to
-    # the other one, which has completed the data set.
     return read(self.out) if self.is_complete() else None
 
   def remove_working_folder(self) -> None:
@@ -135,14 +283,28 @@ def read_plan(out: pathlib.Path) -> dict:
   Raises:
     InputError: It is damaged.
   """
-  path = pathlib.Path(out) / PLAN
-  try:
-    plan = json.loads(path.read_text(encoding="utf-8"))
-  except ValueError as error:
-    raise InputError(f"{path} is damaged: {error}; choose another folder") from error
-  if not isinstance(plan, dict):
-    raise InputError(f"{path} is damaged: it holds no object; choose another folder")
-  return plan
+  return files.read_json(pathlib.Path(out) / PLAN, advice="choose another folder")
+
+
+def shards(out: pathlib.Path) -> int:
+  """Number of shards in the plan of a folder.
+
+  Raises:
+    InputError: The plan is damaged.
+  """
+  count = read_plan(out).get("shards")
+  if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+    raise InputError(f"{pathlib.Path(out) / PLAN} is damaged: shards is {short(count)}")
+  return count
+
+
+def _plain(values: Mapping[str, Any]) -> dict:
+  """The values as JSON has them."""
+  return json.loads(json.dumps(values))
+
+
+def _checksum(marker: Mapping[str, Any]) -> str:
+  return hashlib.sha256(json.dumps(marker, sort_keys=True).encode()).hexdigest()
 
 
 def to_json(value: Any) -> str:

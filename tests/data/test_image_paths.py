@@ -15,7 +15,9 @@ def test_a_path_inside_the_folder_is_read(tmp_path):
   assert images.load("a.png", tmp_path).encoded == encoded(3)
 
 
-@pytest.mark.parametrize("name", ["../a.png", "x/../../a.png", "..\\a.png", "/etc/passwd", "", "a\0b"])
+@pytest.mark.parametrize(
+  "name", ["../a.png", "x/../../a.png", "..\\a.png", "/etc/passwd", "", "a\0b"]
+)
 def test_a_path_that_escapes_its_folder_is_refused(tmp_path, name):
   root = tmp_path / "root"
   root.mkdir()
@@ -81,7 +83,7 @@ def test_an_absolute_path_by_a_link_to_the_folder_is_read(root, tmp_path):
 def test_a_suffix_that_fits_two_files_names_neither(root):
   (root / "a.PNG").write_bytes(encoded(4))
   (root / "a.Png").write_bytes(encoded(5))
-  with pytest.raises(InputError, match="there is no file 'a.png'"):
+  with pytest.raises(InputError, match="there is no file"):
     images.load("a.png", root)
 
 
@@ -94,7 +96,7 @@ def test_the_name_itself_must_agree_in_case(root):
 def test_a_linked_folder_of_images_is_refused_with_the_option_that_reads_it(root, tmp_path):
   save(tmp_path / "big" / "images" / "a.png", 4)
   (root / "images").symlink_to(tmp_path / "big" / "images")
-  with pytest.raises(InputError, match=f"leaves the folder .*; --images {tmp_path}/big reads it"):
+  with pytest.raises(InputError, match=rf"leaves the folder .*; --images {tmp_path}/big reads"):
     images.load("images/a.png", root)
   assert images.load("images/a.png", tmp_path / "big").encoded == encoded(4)
 

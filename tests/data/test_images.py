@@ -150,7 +150,13 @@ def test_bytes_of_no_image_are_refused(data):
 
 
 # EXIF blocks that no reader of TIFF accepts.
-EXIF = [b"junk", b"", b"II*\0", b"Exif\0\0Exif\0\0II*\0", b"MM\0*\0\0\0\x08\0\1\1\x12\0\3\0\0\0\1\0\x09\0\0"]
+EXIF = [
+  b"junk",
+  b"",
+  b"II*\0",
+  b"Exif\0\0Exif\0\0II*\0",
+  b"MM\0*\0\0\0\x08\0\1\1\x12\0\3\0\0\0\1\0\x09\0\0",
+]
 
 
 @pytest.mark.parametrize("exif", EXIF)

@@ -1,6 +1,9 @@
 """The protocol of folders that are written shard by shard."""
 
 import json
+import multiprocessing
+import pathlib
+import threading
 
 import pytest
 
@@ -28,10 +31,10 @@ def read(out) -> dict:
 
 def test_a_folder_is_complete_when_all_shards_are(folder):
   assert not folder.start(PLAN)
-  folder.mark_done(1, {"count": 5})
+  folder.mark_done(1, {"count": 5}, {})
   assert folder.missing(2) == [0]
   assert folder.finish(2, lambda: complete(folder), read) is None
-  folder.mark_done(0, {"count": 3})
+  folder.mark_done(0, {"count": 3}, {})
   assert [result["count"] for result in folder.results(2)] == [3, 5]
   assert folder.finish(2, lambda: complete(folder), read) == {"made": True}
   assert folder.start(PLAN)
@@ -74,7 +77,7 @@ def test_a_folder_of_an_earlier_format_is_refused_with_both_versions(folder, for
 def test_a_damaged_plan_is_named(folder, damage):
   folder.start(PLAN)
   (folder.out / resumable.PLAN).write_text(damage)
-  with pytest.raises(InputError, match=r"plan\.json is damaged"):
+  with pytest.raises(InputError, match=r"plan\.json (is no valid JSON|holds \[\])"):
     folder.start(PLAN)
 
 
@@ -83,3 +86,172 @@ def test_a_folder_with_other_files_is_refused(folder):
   (folder.out / "notes.txt").write_text("mine")
   with pytest.raises(InputError, match="holds no cache; choose another folder"):
     folder.start(PLAN)
+
+
+def contents(folder: pathlib.Path) -> dict[str, bytes]:
+  return {str(p): p.read_bytes() if p.is_file() else b"" for p in sorted(folder.rglob("*"))}
+
+
+def test_a_refused_plan_changes_nothing(folder):
+  folder.start(PLAN)
+  before = contents(folder.out)
+  with pytest.raises(InputError, match="holds another cache"), folder.session({"version": "2.0.0"}):
+    pass
+  assert contents(folder.out) == before
+  complete(folder)
+  assert folder.start(PLAN)
+  before = contents(folder.out)
+  with pytest.raises(InputError, match="holds another cache"):
+    folder.start({"version": "2.0.0"})
+  assert contents(folder.out) == before
+
+
+def refuse(folder, *, write=lambda: None):
+  """Work that begins in a session and is refused."""
+  with folder.session(PLAN):
+    write()
+    raise InputError("a bad row")
+
+
+def test_work_that_is_refused_before_a_shard_is_finished_leaves_the_disk_as_it_was(tmp_path):
+  out = tmp_path / "a" / "b"
+  folder = ResumableFolder(out, out / "working", out / "final.json", "cache")
+  with pytest.raises(InputError, match="a bad row"):
+    refuse(folder, write=lambda: (folder.working / "0.tmp").write_text("x"))
+  assert list(tmp_path.iterdir()) == []
+  out.mkdir(parents=True)
+  with pytest.raises(InputError, match="a bad row"):
+    refuse(folder)
+  assert list(out.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_work_that_is_interrupted_keeps_its_plan(folder, error):
+  with pytest.raises(error), folder.session(PLAN):
+    raise error
+  assert (folder.out / resumable.PLAN).exists()
+
+
+def test_work_that_is_refused_after_a_shard_keeps_it(folder):
+  with pytest.raises(InputError, match="a bad row"):
+    refuse(folder, write=lambda: folder.mark_done(0, {}, {}))
+  assert folder.is_done(0)
+  with pytest.raises(InputError, match="a bad row"):
+    refuse(folder)
+  assert folder.is_done(0)
+
+
+@pytest.mark.parametrize(
+  ("host", "hosts", "message"),
+  [(0, 2, "as host 0 of 2; wait"), (1, 3, "as 2 hosts, not as 3"), (0, 1, "as 2 hosts, not as 1")],
+)
+def test_two_processes_cannot_do_the_work_of_one_host(folder, host, hosts, message):
+  with folder.session(PLAN, host=0, hosts=2):
+    before = contents(folder.out)
+    with (
+      pytest.raises(InputError, match=message),
+      folder.session(PLAN, host=host, hosts=hosts),
+    ):
+      pass
+    assert contents(folder.out) == before
+
+
+def test_several_hosts_work_at_once(folder):
+  with folder.session(PLAN, host=0, hosts=2), folder.session(PLAN, host=1, hosts=2):
+    pass
+  with folder.session(PLAN, host=0, hosts=1):  # the number of hosts may change later
+    pass
+
+
+def test_a_second_process_that_is_refused_does_not_remove_the_first_ones_new_folder(folder):
+  with folder.session(PLAN):
+    with pytest.raises(InputError, match="another process is writing the cache"):
+      refuse(folder)
+    assert (folder.out / resumable.PLAN).exists()
+
+
+def _try(folder, results):
+  try:
+    with folder.session(PLAN):
+      results.put("worked")
+  except InputError as error:
+    results.put(str(error))
+
+
+def test_another_process_is_refused_too(folder):
+  context = multiprocessing.get_context("fork")
+  results = context.Queue()
+  with folder.session(PLAN):
+    process = context.Process(target=_try, args=(folder, results))
+    process.start()
+    process.join()
+  assert "another process is writing the cache" in results.get(timeout=9)
+
+
+def test_of_two_hosts_that_see_the_last_shard_one_completes_the_folder(folder):
+  folder.start(PLAN)
+  folder.mark_done(0, {}, {})
+  ready, made, results = threading.Barrier(2), [], []
+
+  def slow():
+    made.append(1)
+    return complete(folder)
+
+  def host():
+    ready.wait()
+    results.append(folder.finish(1, slow, read))
+
+  threads = [threading.Thread(target=host) for _ in range(2)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  assert made == [1]
+  assert sorted(map(len, results)) == [0, 1]
+
+
+def finished(folder) -> pathlib.Path:
+  """A shard with one file."""
+  folder.start(PLAN)
+  (folder.out / "a").write_bytes(b"abc")
+  folder.mark_done(0, {"count": 1}, {"a": resumable.fingerprint(folder.out / "a")})
+  return folder.out / "a"
+
+
+def test_a_whole_shard_is_not_made_again(folder):
+  finished(folder)
+  assert folder.restart_damaged([0, 1]) == []
+  assert folder.is_done(0)
+
+
+@pytest.mark.parametrize("damage", [b"abd", b"ab", None])
+def test_a_shard_whose_file_is_damaged_or_gone_is_made_again(folder, damage):
+  path = finished(folder)
+  path.unlink() if damage is None else path.write_bytes(damage)
+  assert folder.restart_damaged([0, 1]) == [0]
+  assert not folder.is_done(0)
+
+
+def test_a_shard_with_any_byte_of_its_marker_changed_is_made_again(folder):
+  finished(folder)
+  marker = folder.marker(0).read_bytes()
+  for place in range(len(marker)):
+    folder.marker(0).write_bytes(marker[:place] + b"7" + marker[place + 1 :])
+    assert folder.restart_damaged([0]) == [0] or marker[place : place + 1] == b"7"
+    folder.marker(0).write_bytes(marker[:place])
+    assert folder.restart_damaged([0]) == [0]
+
+
+def test_a_marker_that_is_damaged_meanwhile_is_named(folder):
+  finished(folder)
+  folder.marker(0).write_text("{}")
+  with pytest.raises(InputError, match=r"000000\.json is damaged; run the same command again"):
+    folder.results(1)
+
+
+@pytest.mark.parametrize("plan", ["{}", '{"shards": true}', '{"shards": -1}', '{"shards": "3"}'])
+def test_a_plan_without_a_number_of_shards_is_named(folder, plan):
+  folder.out.mkdir()
+  (folder.out / resumable.PLAN).write_text(plan)
+  with pytest.raises(InputError, match=r"plan\.json is damaged: shards is"):
+    resumable.shards(folder.out)

@@ -145,16 +145,17 @@ def read_splits(text: str) -> dict[str, float]:
   Raises:
     InputError: The text has another form.
   """
-  from dmpo_jax.errors import InputError
+  from dmpo_jax.data.convert.row_values import number_of_text
+  from dmpo_jax.errors import InputError, short
 
   fractions = {}
   for item in text.split(","):
     name, _, fraction = item.partition("=")
     try:
-      value = float(fraction)
-    except ValueError as error:
-      raise InputError(f"--splits {text!r}: write train=0.9,test=0.1") from error
+      value = number_of_text(fraction, name)
+    except InputError as error:
+      raise InputError(f"--splits {short(text)}: write train=0.9,test=0.1") from error
     if name.strip() in fractions:
-      raise InputError(f"--splits {text!r} names {name.strip()!r} twice")
+      raise InputError(f"--splits {short(text)} names {short(name.strip())} twice")
     fractions[name.strip()] = value
   return fractions

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from dmpo_jax.common import files
 from dmpo_jax.data.convert import paths
 from dmpo_jax.data.pairs import Pair
 
@@ -84,7 +85,11 @@ def read(
   """
   start = 0
   for chunk in range(count):
-    entries = np.load(paths.index(working, chunk))
+    path = paths.index(working, chunk)
+    with files.reading(path, "index", advice="run the same command again"):
+      entries = np.load(path, allow_pickle=False)
+      if entries.dtype != DTYPE or entries.ndim != 1:
+        raise ValueError(f"it holds {entries.dtype} {entries.shape}")
     kept = np.ones(len(entries), bool)
     low, high = np.searchsorted(dropped, [start, start + len(entries)])
     kept[dropped[low:high] - start] = False

@@ -15,15 +15,16 @@ import signal
 import threading
 from collections.abc import Callable, Iterable
 
-from dmpo_jax.data import resumable, tfds_folder
-from dmpo_jax.data.convert import finalize, paths, source_reader
+from dmpo_jax.data import captions, resumable, tfds_folder
+from dmpo_jax.data.convert import finalize, moves, paths, source_reader
 from dmpo_jax.data.convert import options as convert_options
 from dmpo_jax.data.convert.options import Options
 from dmpo_jax.data.convert.shard import convert_chunk
 from dmpo_jax.data.convert.tables import Table
 from dmpo_jax.errors import InputError
 
-PLAN_VERSION = "2.0.0"
+PLAN_VERSION = "2.1.0"
+MAX_WORKERS = 4096
 
 
 def convert(
@@ -55,26 +56,34 @@ def convert(
     OSError: A file cannot be written.
   """
   convert_options.check(options)
-  if not (workers >= 1 and hosts >= 1 and 0 <= host < hosts):
-    raise InputError(f"workers {workers}, host {host} of {hosts}: hosts count from 0")
+  most = resumable.MAX_HOSTS
+  if not (1 <= workers <= MAX_WORKERS and 1 <= hosts <= most and 0 <= host < hosts):
+    raise InputError(
+      f"workers {workers}, host {host} of {hosts}: hosts count from 0; at most {MAX_WORKERS} "
+      f"workers and {most} hosts"
+    )
+  if options.tokenizer is not None:
+    captions.tokenizer(options.tokenizer)  # before anything is written
   folder, tables = paths.folder(out), source_reader.plan(source, rows=options.rows_per_shard)
-  if folder.start(_plan(source, tables, options)):
-    return tfds_folder.read_report(folder.out)
-  chunks = [chunk for table in tables for chunk in table.chunks]
-  todo = [i for i in range(host, len(chunks), hosts) if not folder.is_done(i)]
-  jobs = [(folder, i, source, chunks[i], options) for i in todo]
-  for _ in progress(_run(jobs, workers), len(jobs)):
-    pass
-  return folder.finish(
-    len(chunks),
-    lambda: finalize.finish(folder, source.kind, chunks, options),
-    tfds_folder.read_report,
-  )
+  with folder.session(_plan(source, tables, options), host=host, hosts=hosts) as is_complete:
+    if is_complete:
+      return tfds_folder.check_files(folder.out)
+    chunks = [chunk for table in tables for chunk in table.chunks]
+    own = range(host, len(chunks), hosts)
+    moves.restart_damaged(folder, own)
+    jobs = [(folder, i, source, chunks[i], options) for i in own if not folder.is_done(i)]
+    for _ in progress(_run(jobs, workers), len(jobs)):
+      pass
+    return folder.finish(
+      len(chunks),
+      lambda: finalize.finish(folder, source.kind, tables, options),
+      tfds_folder.read_report,
+    )
 
 
 def missing(out: pathlib.Path) -> int:
   """Number of chunks of an unfinished conversion that are not converted yet."""
-  return len(paths.folder(out).missing(resumable.read_plan(out)["shards"]))
+  return len(paths.folder(out).missing(resumable.shards(out)))
 
 
 def _plan(source: source_reader.Source, tables: list[Table], options: Options) -> dict:
@@ -85,7 +94,10 @@ def _plan(source: source_reader.Source, tables: list[Table], options: Options) -
     "source": source.kind,
     "split": source.split,
     "options": convert_options.immutable(options),
-    "sha256": {name: t.fingerprint for name, t in zip(source.files, tables, strict=True)},
+    "sha256": {
+      paths.as_text(name): table.fingerprint
+      for name, table in zip(source.files, tables, strict=True)
+    },
     "shards": sum(len(table.chunks) for table in tables),
   }
 
@@ -105,7 +117,7 @@ def _run(jobs: list[tuple], workers: int) -> Iterable[int]:
   )
   with pool:
     waiting = iter(jobs)
-    running = {pool.submit(convert_chunk, *j) for j in itertools.islice(waiting, 2 * workers)}
+    running = _submit(pool, itertools.islice(waiting, 2 * workers))
     try:
       while running:
         done, running = concurrent.futures.wait(
@@ -114,7 +126,7 @@ def _run(jobs: list[tuple], workers: int) -> Iterable[int]:
         for future in done:
           future.result()
           yield 1
-        running |= {pool.submit(convert_chunk, *j) for j in itertools.islice(waiting, len(done))}
+        running |= _submit(pool, itertools.islice(waiting, len(done)))
     except concurrent.futures.process.BrokenProcessPool as error:
       raise ChildProcessError(
         "a worker process was killed, perhaps by the system for lack of memory; run the same "
@@ -122,6 +134,20 @@ def _run(jobs: list[tuple], workers: int) -> Iterable[int]:
       ) from error
     finally:
       pool.shutdown(cancel_futures=True)
+
+
+def _submit(pool: concurrent.futures.ProcessPoolExecutor, jobs: Iterable[tuple]) -> set:
+  """Submits chunks; workers that start meanwhile never see Ctrl-C, not even before `_start_worker`.
+
+  A new process inherits the signals that are blocked; here a Ctrl-C waits until they have started.
+  """
+  if threading.current_thread() is not threading.main_thread():  # it gets no signals
+    return {pool.submit(convert_chunk, *job) for job in jobs}
+  before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+  try:
+    return {pool.submit(convert_chunk, *job) for job in jobs}
+  finally:
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start_worker() -> None:

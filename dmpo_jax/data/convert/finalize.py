@@ -1,5 +1,6 @@
 """Makes the data set of converted chunks: duplicates, shard names, report, TFDS metadata."""
 
+import itertools
 import json
 import pathlib
 import shutil
@@ -10,26 +11,28 @@ import numpy as np
 
 from dmpo_jax.common import unfinished
 from dmpo_jax.common.atomic_files import write_atomically, write_error
+from dmpo_jax.common.files import parse_json, reading
 from dmpo_jax.data import pair_index, tfds_folder
-from dmpo_jax.data.convert import chunk_index, paths, report_page
+from dmpo_jax.data.convert import chunk_index, moves, paths, report_page
 from dmpo_jax.data.convert import report as reports
 from dmpo_jax.data.convert.options import Options
-from dmpo_jax.data.convert.tables import Chunk
+from dmpo_jax.data.convert.tables import Chunk, Table
 from dmpo_jax.data.resumable import ResumableFolder
 from dmpo_jax.errors import InputError
 
 RECORDS_AT_A_TIME = 8
 BAD_ROWS_ON_PAGE = 50
+AGAIN = "run the same command again"
 REPEATED_ID = "its id occurred before"
 
 
-def finish(folder: ResumableFolder, kind: str, chunks: list[Chunk], options: Options) -> dict:
+def finish(folder: ResumableFolder, kind: str, tables: list[Table], options: Options) -> dict:
   """Makes the data set; can be killed at any point and called again.
 
   Args:
     folder: The conversion's folder.
     kind: Name of the source.
-    chunks: Chunks of the plan, all converted.
+    tables: Tables of the plan, all chunks of which are converted.
     options: Options of the conversion.
 
   Returns:
@@ -39,6 +42,7 @@ def finish(folder: ResumableFolder, kind: str, chunks: list[Chunk], options: Opt
     InputError: An id occurs twice and `on_bad_row` is "stop", or no pair is left.
     OSError: A file cannot be written.
   """
+  chunks = [chunk for table in tables for chunk in table.chunks]
   out, working, count = folder.out, folder.working, len(chunks)
   names = list(options.splits)
   dropped_ids, repeated = chunk_index.duplicates(working, count)
@@ -60,6 +64,14 @@ def finish(folder: ResumableFolder, kind: str, chunks: list[Chunk], options: Opt
       f"no pair is left of {counts['rows']} rows (counts: {dict(counts)}); change the options, and "
       "choose another folder or delete this one"
     )
+  moves.write(
+    working,
+    {
+      paths.shard(working, chunk, split).name: tfds_folder.file_name(split, i, len(of_split))
+      for split, of_split in shards.items()
+      for i, (chunk, _) in enumerate(of_split)
+    },
+  )
   files, sizes = {}, {}
   for split, shards_of_split in shards.items():
     sizes[split] = []
@@ -83,6 +95,7 @@ def finish(folder: ResumableFolder, kind: str, chunks: list[Chunk], options: Opt
     prompts=chunk_index.count_prompts(working, count, names, dropped),
     options=options,
     files=files,
+    tables=tables,
   )
   examples = reports.examples(out, files, statistics)
   bad_rows = _first_lines(out / paths.BAD_ROWS, BAD_ROWS_ON_PAGE)
@@ -131,23 +144,22 @@ def _shards(
 
 def _move(source: pathlib.Path, to: pathlib.Path, kept: np.ndarray, working: pathlib.Path) -> None:
   """Gives a shard its final name, without the dropped records."""
-  if to.exists():
-    source.unlink(missing_ok=True)
+  if not source.exists() and to.exists():  # an interrupted command did it
     return
   if kept.all():
-    try:
-      source.rename(to)
-    except FileNotFoundError:
-      if not to.exists():  # another host may have been faster
-        raise
+    source.rename(to)
     return
   from array_record.python.array_record_module import ArrayRecordReader
 
-  reader, writer = ArrayRecordReader(str(source)), tfds_folder.RecordWriter(to, working)
+  with reading(source, "shard", advice=AGAIN):
+    reader = ArrayRecordReader(str(source))
+  writer = tfds_folder.RecordWriter(to, working)
   try:
     numbers = np.flatnonzero(kept).tolist()
     for i in range(0, len(numbers), RECORDS_AT_A_TIME):
-      for record in reader.read(numbers[i : i + RECORDS_AT_A_TIME]):
+      with reading(source, "shard", advice=AGAIN):
+        records = reader.read(numbers[i : i + RECORDS_AT_A_TIME])
+      for record in records:
         writer.write(record)
     writer.finish()
   except BaseException:
@@ -155,6 +167,7 @@ def _move(source: pathlib.Path, to: pathlib.Path, kept: np.ndarray, working: pat
     raise
   finally:
     reader.close()
+  moves.write_fingerprint(working, to)
   source.unlink(missing_ok=True)
 
 
@@ -186,7 +199,7 @@ def _write_bad_rows(
       with paths.bad_rows(working, number).open("rb") as lines:
         shutil.copyfileobj(lines, stream)
       for row in entries["row"][~kept].tolist():
-        line = {"file": chunks[number].file, "row": row, "reason": REPEATED_ID}
+        line = {"file": paths.as_text(chunks[number].file), "row": row, "reason": REPEATED_ID}
         stream.write(json.dumps(line).encode() + b"\n")
 
   write_atomically(out / paths.BAD_ROWS, write, scratch=working)
@@ -194,7 +207,8 @@ def _write_bad_rows(
 
 def _first_lines(path: pathlib.Path, count: int) -> list[dict]:
   with path.open(encoding="utf-8") as stream:
-    return [json.loads(line) for line, _ in zip(stream, range(count), strict=False)]
+    lines = itertools.islice(stream, count)
+    return [parse_json(line, f"{path}, line {i}") for i, line in enumerate(lines, 1)]
 
 
 def _write_metadata(out: pathlib.Path, working: pathlib.Path, sizes: dict) -> None:

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from dmpo_jax.data.captions import CONTEXT
-from dmpo_jax.data.pairs import check_splits
+from dmpo_jax.data.pairs import check_splits, check_text
 from dmpo_jax.errors import InputError, unknown
 
 # Choices of an option, the default first, and their meaning for the command line's help.
@@ -75,10 +75,15 @@ def check(options: Options) -> Options:
     if getattr(options, name) not in choices:
       raise unknown(f"choice for {name}", getattr(options, name), choices)
   check_splits(options.splits)
+  for name in ("split_seed", "tokenizer"):
+    if getattr(options, name) is not None:
+      check_text(name, getattr(options, name))
   if not 1 <= options.rows_per_shard <= 1_000_000:
     raise InputError(f"rows_per_shard must be from 1 to 1,000,000, got {options.rows_per_shard}")
-  if not 0 < options.score_temperature < float("inf"):
-    raise InputError(f"score_temperature must be positive, got {options.score_temperature}")
+  if not 1e-30 < options.score_temperature < 1e30:
+    raise InputError(
+      f"score_temperature must be positive and finite, got {options.score_temperature}"
+    )
   return options
 
 

@@ -15,6 +15,11 @@ def folder(out: pathlib.Path) -> ResumableFolder:
   return ResumableFolder(out, out / WORKING, out / "dataset_info.json", "conversion")
 
 
+def as_text(name: str) -> str:
+  """A file's name as text that UTF-8 can encode: bytes that are not UTF-8 as escapes."""
+  return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def index(working: pathlib.Path, chunk: int) -> pathlib.Path:
   """Entries of a chunk's pairs, see `chunk_index`."""
   return working / f"{chunk:06d}.npy"
@@ -28,6 +33,11 @@ def bad_rows(working: pathlib.Path, chunk: int) -> pathlib.Path:
 def shard(working: pathlib.Path, chunk: int, split: str) -> pathlib.Path:
   """Records of a chunk's pairs in a split."""
   return working / f"{chunk:06d}-{split}.array_record"
+
+
+def moves(working: pathlib.Path) -> pathlib.Path:
+  """Final names of the chunks' shards, see `moves.write`."""
+  return working / "moves.json"
 
 
 def remove_temporary_files(working: pathlib.Path, chunk: int) -> None:

@@ -2,18 +2,23 @@
 
 import pathlib
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 
+from dmpo_jax.common.files import reading
 from dmpo_jax.data import captions, tfds_folder
 from dmpo_jax.data.convert import options as convert_options
 from dmpo_jax.data.convert.chunk_index import LONG_CAPTION, REENCODED, SIZE_MISMATCH, TIE
 from dmpo_jax.data.convert.options import Options
+from dmpo_jax.data.convert.tables import Table
 from dmpo_jax.data.pairs import Pair
+from dmpo_jax.errors import cut, printable
 
 MAX_SIZES = 4096  # different sizes that are counted separately
 REPORTED_SIZES = 15
 EXAMPLES = 12
+LISTED = 100  # names of files and columns
 TOKEN_EDGES = (0, 10, 20, 30, 40, 50, 60, 70, captions.CONTEXT + 1, 2**32)
 
 # Reasons for which pairs are dropped, with the option of each.
@@ -79,6 +84,7 @@ def summary(
   prompts: dict[str, int],
   options: Options,
   files: dict,
+  tables: Sequence[Table] = (),
 ) -> dict:
   """The report of a conversion, the content of report.json.
 
@@ -89,6 +95,7 @@ def summary(
     prompts: Number of different prompts by split.
     options: Options of the conversion.
     files: {name: {"records", "bytes"}} of the shards.
+    tables: Tables of the source.
 
   Returns:
     JSON values. The counts of "found" include pairs that are dropped.
@@ -98,6 +105,8 @@ def summary(
     sorted(statistics.sizes.items(), key=lambda item: (-item[1], item[0]))[:REPORTED_SIZES]
   )
   reencoded = {k.split("/")[1]: n for k, n in sorted(counts.items()) if k.startswith("reencoded/")}
+  passed_over = [name for table in tables for name in table.passed_over]
+  not_read = dict.fromkeys(printable(name) for table in tables for name in table.not_read)
   return {
     "source": kind,
     "record": tfds_folder.VERSION,
@@ -112,6 +121,7 @@ def summary(
       "duplicates": counts["duplicates"],
       "repeated_ids": counts["dropped_repeated_ids"],
       "long_captions": counts["long_captions"],
+      "passed_over": len(passed_over),
     },
     "dropped": {name: counts[name] for name in DROPPED},
     "kept": kept,
@@ -131,6 +141,8 @@ def summary(
     },
     "sizes": top
     | ({"others": 2 * kept - sum(top.values())} if 2 * kept > sum(top.values()) else {}),
+    "passed_over": [printable(name) for name in passed_over[:LISTED]],
+    "columns_not_read": list(not_read)[:LISTED],
     "files": files,
   }
 
@@ -140,6 +152,10 @@ def lines(report: dict) -> str:
   read, found = report["read"], report["found"]
   out = [f"read {read['rows']} rows, {read['pairs']} pairs in valid rows"]
   out.append("found " + ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in found.items()))
+  if names := report["passed_over"]:
+    out.append(f"passed over, as no image or caption: {_listed(names, found['passed_over'])}")
+  if names := report["columns_not_read"]:
+    out.append(f"columns that are not read: {_listed(names, len(names))}")
   out += [f"dropped {n} {DROPPED[name]}" for name, n in report["dropped"].items() if n]
   if report["reencoded_images"]:
     reasons = report["reencoded_images"].items()
@@ -151,6 +167,12 @@ def lines(report: dict) -> str:
     )
   )
   return "\n".join(out)
+
+
+def _listed(names: Sequence[str], count: int) -> str:
+  """The first names of a list, and how many more there are."""
+  more = f", ... and {count - 8} more" if count > 8 else ""
+  return ", ".join(cut(name, 60) for name in names[:8]) + more
 
 
 def examples(out: pathlib.Path, files: dict, statistics: Statistics) -> list[tuple[str, Pair]]:
@@ -170,4 +192,5 @@ def examples(out: pathlib.Path, files: dict, statistics: Statistics) -> list[tup
   for split in {split for _, split, _ in statistics.examples}:
     names = sorted(name for name in files if name.startswith(f"{tfds_folder.NAME}-{split}."))
     sources[split] = grain.sources.ArrayRecordDataSource([str(out / name) for name in names])
-  return [(s, tfds_folder.deserialize(sources[s][i])) for _, s, i in statistics.examples]
+  with reading(out, "data set", advice="delete it and convert again"):
+    return [(s, tfds_folder.deserialize(sources[s][i])) for _, s, i in statistics.examples]

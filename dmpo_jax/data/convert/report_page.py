@@ -78,7 +78,8 @@ def page(report: dict, examples: list[tuple[str, Pair]], bad_rows: list[dict]) -
     )
     lines += ["<h2>Skipped rows</h2>", _table(("file", "row", "reason"), rows, note)]
   lines += ["<h2>Options</h2>", _table(("", ""), _named(report["options"]), "")]
-  return "\n".join(lines) + "</html>\n"
+  text = "\n".join(lines) + "</html>\n"
+  return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _named(values: dict):

@@ -1,12 +1,18 @@
 """Typed access to the values of a row: each function returns its type or raises an InputError."""
 
+import decimal
 import math
+import re
 from collections.abc import Mapping
 
-from dmpo_jax.data.pairs import check_text
-from dmpo_jax.errors import InputError
+from dmpo_jax.data.pairs import check_probability, check_text
+from dmpo_jax.errors import InputError, short
 
 Row = Mapping[str, object]
+# A number as programs write it. Python's float also takes "0_1" and other scripts' digits.
+NUMBER = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
+DECIMAL_COMMA = re.compile(r"[-+]?[0-9]*,[0-9]+")
+TRUTH = {"true": 1.0, "false": 0.0}
 
 
 def get(row: Row, name: str) -> object:
@@ -16,7 +22,8 @@ def get(row: Row, name: str) -> object:
     InputError: The row has no such column.
   """
   if name not in row:
-    raise InputError(f"column {name!r} is missing (present: {', '.join(map(str, list(row)[:20]))})")
+    present = ", ".join(short(key, 40) for key in list(row)[:20])
+    raise InputError(f"column {name!r} is missing (present: {present or 'none'})")
   return row[name]
 
 
@@ -44,9 +51,24 @@ def label(row: Row, name: str) -> str:
   value = row.get(name)
   if value is None:
     return ""
+  if isinstance(value, float | decimal.Decimal) and value == value // 1 and abs(value) < 2**53:
+    value = int(value)  # pandas writes integers beside missing values so
   if isinstance(value, bool) or not isinstance(value, int | str | bytes):
     raise InputError(f"{name} must be text or an integer, got {_quote(value)}")
   return str(value) if isinstance(value, int) and abs(value) < 2**128 else text(row, name)
+
+
+def identifier(row: Row, name: str) -> str:
+  """A `label` in a required column.
+
+  Raises:
+    InputError: The row has no such column, or the value is empty or of another type.
+  """
+  get(row, name)
+  value = label(row, name)
+  if not value.strip():
+    raise InputError(f"{name} must not be empty")
+  return value
 
 
 def number(row: Row, name: str) -> float:
@@ -57,15 +79,42 @@ def number(row: Row, name: str) -> float:
   """
   value = get(row, name)
   if isinstance(value, str):
-    try:
-      value = float(value)
-    except ValueError as error:
-      raise InputError(f"{name} must be a number, got {_quote(value)}") from error
+    value = number_of_text(value, name)
+  if isinstance(value, decimal.Decimal):
+    value = float(value)
   if isinstance(value, bool) or not isinstance(value, int | float):
     raise InputError(f"{name} must be a number, got {_quote(value)}")
   if not (isinstance(value, int) and abs(value) > 2**1000) and math.isfinite(value):
     return float(value)
   raise InputError(f"{name} must be a finite number, got {_quote(value)}")
+
+
+def number_of_text(value: str, name: str) -> float:
+  """The number that a text holds, such as "0.75" or " 1e-3 ".
+
+  Raises:
+    InputError: The text is no number.
+  """
+  plain = value.strip()
+  if NUMBER.fullmatch(plain):
+    return float(plain)
+  if plain.lstrip("+-").lower() in ("nan", "inf", "infinity"):
+    raise InputError(f"{name} must be a finite number, got {_quote(value)}")
+  hint = "; write a decimal point" if DECIMAL_COMMA.fullmatch(plain) else ""
+  raise InputError(f"{name} must be a number, got {_quote(value)}{hint}")
+
+
+def probability(row: Row, name: str) -> float:
+  """The probability in a column: a number in [0, 1], or true or false.
+
+  Raises:
+    InputError: The value is missing, no number, or out of range.
+  """
+  value = get(row, name)
+  if isinstance(value, str):
+    value = TRUTH.get(value.strip().lower(), value)
+  value = float(value) if isinstance(value, bool) else value
+  return check_probability(name, number({name: value}, name))
 
 
 def is_missing(row: Row, name: str) -> bool:
@@ -112,7 +161,6 @@ def _quote(value: object) -> str:
   if isinstance(value, int) and abs(value) > 2**64:
     return f"an integer of {value.bit_length()} bits"
   try:
-    shortened = repr(value)
-  except ValueError:  # a nested integer of thousands of digits
-    shortened = "..."
-  return f"{type(value).__name__} {shortened[:60]}{'...' if len(shortened) > 60 else ''}"
+    return f"{type(value).__name__} {short(value, 60)}"
+  except (ValueError, RecursionError):  # a nested integer of thousands of digits
+    return type(value).__name__

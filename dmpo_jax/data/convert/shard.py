@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dmpo_jax.common.atomic_files import write_atomically
-from dmpo_jax.data import captions, images, pairs, tfds_folder
+from dmpo_jax.data import captions, images, pairs, resumable, tfds_folder
 from dmpo_jax.data.convert import chunk_index, paths, source_reader
 from dmpo_jax.data.convert.chunk_index import LONG_CAPTION, REENCODED, SIZE_MISMATCH, TIE
 from dmpo_jax.data.convert.options import Options
@@ -56,18 +56,19 @@ def convert_chunk(
   writers = _ShardWriters(working, number)
   counts, bad_rows, entries = Counter(), [], []
   try:
+    file = paths.as_text(chunk.file)
     for row, values in source_reader.read(source, chunk, scratch=working):
       counts["rows"] += 1
       try:
-        converted = pairs_of_row(source, values, f"{chunk.file}:{row}", options, counts)
+        converted = pairs_of_row(source, values, f"{file}:{row}", options, counts)
       except InputError as error:
         if options.on_bad_row == "stop":
           raise InputError(
-            f"{source.root / chunk.file}, row {row}: {error}\n"
-            "  (--on-bad-row=skip leaves such rows out and lists them; finished chunks stay)"
+            f"{source.root / chunk.file}, row {row}: {error} "
+            "(--on-bad-row=skip leaves such rows out and lists them)"
           ) from error
         counts["undecodable" if isinstance(error, images.UndecodableError) else "bad"] += 1
-        bad_rows.append({"file": chunk.file, "row": row, "reason": str(error)})
+        bad_rows.append({"file": file, "row": row, "reason": str(error)})
         continue
       for pair, tokens, flags in converted:
         split = pairs.split_of(pair.prompt_id, options.splits, salt=options.split_seed)
@@ -86,7 +87,13 @@ def convert_chunk(
   write_atomically(paths.index(working, number), lambda stream: np.save(stream, array))
   lines = "".join(json.dumps(line) + "\n" for line in bad_rows)
   write_atomically(paths.bad_rows(working, number), lines)
-  folder.mark_done(number, {"counts": counts, "shards": shards})
+  made = [
+    paths.index(working, number),
+    paths.bad_rows(working, number),
+    *(paths.shard(working, number, split) for split in shards),
+  ]
+  fingerprints = {str(p.relative_to(folder.out)): resumable.fingerprint(p) for p in made}
+  folder.mark_done(number, {"counts": counts, "shards": shards}, fingerprints)
 
 
 def pairs_of_row(
@@ -124,7 +131,9 @@ def pairs_of_row(
     source, values, where, labels=options.labels, temperature=options.score_temperature
   ):
     row_counts["pairs"] += 1
-    pairs.check_prompt(pairs.check_text("prompt", raw.prompt))
+    # A byte order mark is no part of a caption: tables are made of files that begin with one.
+    raw = raw._replace(prompt=pairs.check_text("prompt", raw.prompt).lstrip("\ufeff"))
+    pairs.check_prompt(raw.prompt)
     if raw.p0 is None:
       if options.unlabelled == "stop":
         raise InputError("the row has no label; --unlabelled=drop leaves such rows out")

@@ -87,8 +87,17 @@ def plan(source: Source, *, rows: int) -> list[tables.Table]:
   Raises:
     InputError: A table is missing, empty or damaged, or lacks a column.
   """
-  columns = source.module.COLUMNS
-  return [tables.plan(source.root, file, columns, rows=rows) for file in source.files]
+  module = source.module
+  try:
+    return [
+      tables.plan(source.root, file, module.COLUMNS, optional=module.OPTIONAL, rows=rows)
+      for file in source.files
+    ]
+  except tables.MissingColumnsError as error:
+    forms = [form for column, form in module.OTHER_FORMS.items() if column in error.present]
+    if not forms:
+      raise
+    raise InputError(f"{error}; {forms[0]}") from error
 
 
 def read(

@@ -57,8 +57,10 @@ def cache_latents(
     OSError: A file cannot be written.
   """
   cache_options.check(options, channels=encoders.channels)
-  if not (hosts >= 1 and 0 <= host < hosts):
-    raise InputError(f"host {host} of {hosts}: hosts count from 0")
+  if not (1 <= hosts <= resumable.MAX_HOSTS and 0 <= host < hosts):
+    raise InputError(
+      f"host {host} of {hosts}: hosts count from 0; at most {resumable.MAX_HOSTS} hosts"
+    )
   pairs = tfds_folder.PairSource(pathlib.Path(source), options.split)
   split = FolderSplit(str(source), options.split, "soft", len(pairs), pairs.__getitem__)
   count = -(-len(pairs) // options.pairs_per_shard)
@@ -70,20 +72,22 @@ def cache_latents(
     "options": options._asdict(),
     "shards": count,
   }
-  if folder.start(plan):
-    return records.read_manifest(folder.out)
-  job = Job(split, folder, encoders, options, count)
-  for number in range(host, count, hosts):
-    if folder.is_done(number):
-      progress(len(job.rows(number)))
-    else:
-      cache_shard(job, number, progress)
-  return folder.finish(count, lambda: _complete(job, plan), records.read_manifest)
+  with folder.session(plan, host=host, hosts=hosts) as is_complete:
+    if is_complete:
+      return records.read_manifest(folder.out)
+    job = Job(split, folder, encoders, options, count)
+    folder.restart_damaged(range(host, count, hosts))
+    for number in range(host, count, hosts):
+      if folder.is_done(number):
+        progress(len(job.rows(number)))
+      else:
+        cache_shard(job, number, progress)
+    return folder.finish(count, lambda: _complete(job, plan), records.read_manifest)
 
 
 def missing(out: pathlib.Path) -> int:
   """Number of shards of an unfinished folder that are not encoded yet."""
-  return len(_folder(out).missing(resumable.read_plan(out)["shards"]))
+  return len(_folder(out).missing(resumable.shards(out)))
 
 
 def _folder(out: pathlib.Path) -> ResumableFolder:

@@ -3,9 +3,11 @@
 from typing import NamedTuple
 
 from dmpo_jax.data import crops
-from dmpo_jax.errors import InputError, unknown
+from dmpo_jax.errors import InputError, short, unknown
 
 DTYPES = ("float16", "bfloat16", "float32")
+# Largest values of numbers, the smallest being 1.
+MOST = {"augmentations": 10_000, "batch_size": 65_536, "pairs_per_shard": 1_000_000}
 
 
 class Options(NamedTuple):
@@ -42,9 +44,9 @@ def check(options: Options, *, channels: int = 3) -> None:
   crops.check(size=options.size, crop=options.crop, channels=channels)
   if options.dtype not in DTYPES:
     raise unknown("dtype to store", options.dtype, DTYPES)
-  for name in ("augmentations", "batch_size", "pairs_per_shard"):
-    if getattr(options, name) < 1:
-      raise InputError(f"{name} must be at least 1, got {getattr(options, name)}")
+  for name, most in MOST.items():
+    if not 1 <= getattr(options, name) <= most:
+      raise InputError(f"{name} must be from 1 to {most:,}, got {short(getattr(options, name))}")
   if not 0 <= options.seed < 2**32:
     raise InputError(f"seed must be in [0, 2**32), got {options.seed}")
   if options.augmentations > 1 and options.crop == "center" and not options.flip:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import grain
 import numpy as np
 
-from dmpo_jax.data import crops
+from dmpo_jax.data import crops, resumable
 from dmpo_jax.data.latents import records, rounding
 from dmpo_jax.data.latents.options import Options
 from dmpo_jax.data.mixture import FolderSplit
@@ -121,14 +121,8 @@ def cache_shard(job: Job, number: int, progress: Callable[[int], None]) -> None:
     for writer in writers:
       writer.discard()
     raise
-  files = {
-    writer.path.name: {
-      "records": writer.count,
-      "bytes": writer.path.stat().st_size,
-      "sha256": records.sha256(writer.path),
-    }
-    for writer in writers
-  }
+  made = {writer.path.name: resumable.fingerprint(writer.path) for writer in writers}
+  files = {w.path.name: {"records": w.count, **made[w.path.name]._asdict()} for w in writers}
   result = {
     "layout": layout,
     "captions": len(captions) - 1,
@@ -136,7 +130,7 @@ def cache_shard(job: Job, number: int, progress: Callable[[int], None]) -> None:
     "statistics": statistics,
     "files": files,
   }
-  job.folder.mark_done(number, result)
+  job.folder.mark_done(number, result, made)
 
 
 def _views(job: Job, number: int) -> Iterator[_View]:

@@ -1,14 +1,17 @@
 """A conversion in one process, in many, and on several hosts."""
 
 import json
+import os
 import pathlib
 import re
+import shutil
 
 import numpy as np
 import pytest
 
 from dmpo_jax.data import pairs, tfds_folder
 from dmpo_jax.data.convert import chunk_index, convert, finalize, paths, source_reader
+from dmpo_jax.data.convert import report as reports
 from dmpo_jax.data.convert.options import Options
 from dmpo_jax.data.convert.tables import parquet
 from dmpo_jax.errors import InputError
@@ -63,9 +66,123 @@ def test_finished_chunks_are_not_converted_again(whole, tmp_path):
   source, options, _, _ = whole
   again = tmp_path / "out"
   convert.convert(source, again, options, host=0, hosts=2)
-  before = {p: p.stat().st_mtime_ns for p in (again / paths.WORKING).rglob("*") if p.is_file()}
+  made = [p for p in (again / paths.WORKING).rglob("*") if p.is_file() and p.suffix != ".lock"]
+  before = {p: p.stat().st_mtime_ns for p in made}
   convert.convert(source, again, options, host=0, hosts=2)
   assert {p: p.stat().st_mtime_ns for p in before} == before
+
+
+DAMAGE = {
+  "cut": lambda data: data[: len(data) // 2],
+  "flipped": lambda data: data[: len(data) // 2] + b"\x7f" + data[len(data) // 2 + 1 :],
+  "empty": lambda data: b"",
+  "nested": lambda data: b"[" * 5000,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("pattern", ["*.npy", "??????.json", "*.bad_rows.jsonl", "*.array_record"])
+def test_damaged_files_of_an_interrupted_conversion_are_made_again(
+  whole, tmp_path, pattern, damage
+):
+  source, options, out, report = whole
+  again = tmp_path / "out"
+  convert.convert(source, again, options, host=0, hosts=2)
+  for path in (again / paths.WORKING).glob(pattern):
+    path.write_bytes(DAMAGE[damage](path.read_bytes()) or b"x" * (damage == "cut"))
+  assert convert.convert(source, again, options) == report
+  assert files(again) == files(out)
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("pattern", ["*.array_record-*", "conversion/moves.json"])
+@pytest.mark.parametrize("choice", ["keep", "drop"])
+def test_files_that_are_damaged_after_the_last_step_began_are_made_again(
+  tmp_path, monkeypatch, pattern, damage, choice
+):
+  rows = [sets.pickapic_row(i % 5, ranking_id=i) for i in range(12)]
+  report = run(tmp_path, rows, "whole", duplicates=choice)
+  with monkeypatch.context() as patch:
+    patch.setattr(finalize, "_write_metadata", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+      run(tmp_path, rows, duplicates=choice)
+  paths_ = list((tmp_path / "out").glob(pattern))
+  assert paths_
+  for path in paths_:
+    path.write_bytes(DAMAGE[damage](path.read_bytes()))
+  assert run(tmp_path, rows, duplicates=choice) == report
+  assert files(tmp_path / "out") == files(tmp_path / "whole")
+
+
+def test_a_finished_folder_with_a_damaged_file_is_not_reported_as_done(whole, tmp_path):
+  source, options, out, _ = whole
+  copy = shutil.copytree(out, tmp_path / "out")
+  (shard, *_) = copy.glob("*.array_record-*")
+  shard.write_bytes(b"")
+  with pytest.raises(InputError, match="has 0 bytes"):
+    convert.convert(source, copy, options)
+
+
+def test_a_conversion_beside_another_one_is_refused(whole, tmp_path):
+  source, options, out, report = whole
+  again = tmp_path / "out"
+
+  def progress(items, total):
+    del total
+    with pytest.raises(InputError, match="another process is writing the conversion"):
+      convert.convert(source, again, options)
+    return items
+
+  assert convert.convert(source, again, options, progress=progress) == report
+  assert files(again) == files(out)
+
+
+def test_a_refused_conversion_leaves_no_folder(tmp_path):
+  with pytest.raises(InputError, match="row 0"):
+    run(tmp_path, [sets.pickapic_row(0, jpg_0=b"x")], "parent/out")
+  assert not (tmp_path / "parent").exists()
+
+
+def test_a_tokenizer_that_is_not_there_is_refused_before_anything_is_written(tmp_path):
+  with pytest.raises(InputError, match="holds no CLIP tokenizer"):
+    run(tmp_path, [sets.pickapic_row(0)], tokenizer=str(tmp_path / "absent"))
+  assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("key", [b"im\xc8ge_1", b"im\\udcc8ge_1", b"\\u001b]0;owned"])
+def test_a_key_that_is_no_text_is_a_bad_row(tmp_path, key):
+  path = sets.custom(tmp_path / "source", [], "pairs.jsonl")
+  good = b'{"prompt":"a","image_0":"0.png","image_1":"1.png","label_0":1}'
+  path.write_bytes(good + b"\n" + good.replace(b"image_1", key) + b"\n")
+  source = source_reader.find("custom", path)
+  with pytest.raises(InputError, match=r"row 1: column 'image_1' is missing"):
+    convert.convert(source, tmp_path / "out", Options())
+  report = convert.convert(source, tmp_path / "out", Options(on_bad_row="skip"))
+  assert (report["kept"], report["found"]["bad_rows"]) == (1, 1)
+  assert "\x1b" not in (tmp_path / "out/report.html").read_text()
+
+
+def test_a_table_whose_own_name_is_no_utf8_is_read(tmp_path):
+  lines = ["prompt,image_0,image_1,label_0", "a,0.png,1.png,1"]
+  path = sets.custom(tmp_path / "source", lines)
+  path = path.rename(path.parent / os.fsdecode(b"p\xe9.csv"))
+  convert.convert(source_reader.find("custom", path), tmp_path / "out", Options())
+  assert [p.id for p in all_pairs(tmp_path / "out")] == ["p\\xe9.csv:0"]
+
+
+def test_columns_that_are_not_read_are_in_the_report(tmp_path):
+  lines = ["prompt,image_0,image_1,label_0,wieght", "a,0.png,1.png,1,3"]
+  source = source_reader.find("custom", sets.custom(tmp_path / "source", lines))
+  report = convert.convert(source, tmp_path / "out", Options())
+  assert report["columns_not_read"] == ["wieght"]
+  assert "columns that are not read: wieght" in reports.lines(report)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_caption_of_a_table(tmp_path):
+  row = {"prompt": "\ufeffa fox", "image_0": "0.png", "image_1": "1.png", "label_0": 1}
+  path = sets.custom(tmp_path / "source", [json.dumps(row)], "pairs.jsonl")
+  convert.convert(source_reader.find("custom", path), tmp_path / "out", Options())
+  assert all_pairs(tmp_path / "out")[0].prompt == "a fox"
 
 
 @pytest.mark.parametrize("stop_at", range(6))

@@ -1,5 +1,6 @@
 """Each source reads the published form of its data set."""
 
+import decimal
 import json
 
 import pyarrow as pa
@@ -52,7 +53,7 @@ def test_pickapic_rows_without_a_label_have_no_probability(tmp_path):
     ({"num_example_per_prompt": 0}, "num_example_per_prompt must be at least 1"),
     ({"caption": None}, "caption must be text, got NoneType"),
     ({"jpg_0": None}, "jpg_0 must hold an image's bytes"),
-    ({"image_0_uid": ""}, "they make the id"),
+    ({"image_0_uid": ""}, "image_0_uid must not be empty"),
   ],
 )
 def test_a_bad_value_of_pickapic_is_named(tmp_path, changes, message):
@@ -163,15 +164,74 @@ def test_winner_and_loser_folders_are_pairs_in_random_order(tmp_path):
     assert (d.image_1 if d.p0 else d.image_0) == f"loser/{d.id}.jpg"
 
 
-@pytest.mark.parametrize("missing", ["loser/a.png", "captions/a.txt"])
-def test_a_winner_without_loser_or_caption_is_named(tmp_path, missing):
-  sets.save(tmp_path / "winner/a.png")
-  sets.save(tmp_path / "loser/a.png")
-  (tmp_path / "captions").mkdir()
-  (tmp_path / "captions/a.txt").write_text("a")
-  (tmp_path / missing).unlink()
-  with pytest.raises(InputError, match=missing.split("/")[0]):
-    raw_pairs("custom", tmp_path)
+@pytest.mark.parametrize(
+  ("label", "p0"), [("True", 1), (" false", 0), (".5", 0.5), ("1.", 1), ("25e-2", 0.25), ("+1", 1)]
+)
+def test_a_label_is_a_number_or_true_or_false(tmp_path, label, p0):
+  path = sets.custom(tmp_path, ["prompt,image_0,image_1,label_0", f"a,0.png,1.png,{label}"])
+  assert raw_pairs("custom", path)[0].p0 == p0
+
+
+@pytest.mark.parametrize(
+  ("label", "message"),
+  [
+    ("0_1", "must be a number, got str '0_1'"),
+    ("０", "must be a number"),
+    ('"0,75"', "must be a number, got str '0,75'; write a decimal point"),
+    ("NA", "must be a number"),
+    ("nan", "must be a finite number"),
+    ("Infinity", "must be a finite number"),
+    ("1e400", "must be a finite number"),
+    ("yes", "must be a number"),
+  ],
+)
+def test_text_that_is_no_number_is_refused(tmp_path, label, message):
+  path = sets.custom(tmp_path, ["prompt,image_0,image_1,label_0", f"a,0.png,1.png,{label}"])
+  with pytest.raises(InputError, match=message):
+    raw_pairs("custom", path)
+
+
+def test_decimals_of_a_parquet_file_are_numbers_and_whole_floats_identifiers(tmp_path):
+  row = {"prompt": "p", "image_0": "0.png", "image_1": "1.png", "id": 7.0, "user_id": 12.0}
+  row |= {"label_0": decimal.Decimal("0.75"), "weight": decimal.Decimal("2.50")}
+  pq.write_table(pa.Table.from_pylist([row]), tmp_path / "a.parquet")
+  (pair,) = raw_pairs("custom", tmp_path / "a.parquet")
+  assert (pair.id, pair.user_id, pair.p0, pair.weight) == ("7", "12", 0.75, 2.5)
+
+
+def test_a_fraction_is_no_identifier(tmp_path):
+  row = {"prompt": "p", "image_0": "0.png", "image_1": "1.png", "label_0": 1, "id": 7.5}
+  path = sets.custom(tmp_path, [json.dumps(row)], "pairs.jsonl")
+  with pytest.raises(InputError, match=r"id must be text or an integer, got float 7.5"):
+    raw_pairs("custom", path)
+
+
+def test_imagerewarddb_as_the_hub_has_it_is_refused_with_what_to_make_of_it(tmp_path):
+  row = {"image_path": "0.png", "prompt_id": "001-1", "prompt": "a fox", "rank": 1}
+  sets.dump(tmp_path / "train.json", [row, row | {"rank": 2}])
+  with pytest.raises(
+    InputError,
+    match=r"lacks the columns id, generations, ranking; .*an image in each row, as the hub",
+  ):
+    raw_pairs("imagerewarddb", tmp_path)
+
+
+def test_an_empty_id_and_a_missing_one_are_told_apart(tmp_path):
+  row = {"id": " ", "prompt": "p", "generations": [], "ranking": []}
+  sets.dump(tmp_path / "train.json", [row])
+  with pytest.raises(InputError, match="id must not be empty"):
+    raw_pairs("imagerewarddb", tmp_path)
+  del row["id"]
+  sets.dump(tmp_path / "train.json", [{"id": "1", **row}] * 20 + [row])
+  source = source_reader.find("imagerewarddb", tmp_path)
+  with pytest.raises(InputError, match="column 'id' is missing"):
+    source_reader.raw_pairs(source, row, "x:0", labels="soft")
+
+
+def test_the_columns_of_another_set_name_its_source(tmp_path):
+  sets.pickapic(tmp_path / "a.parquet", [sets.pickapic_row(0)])
+  with pytest.raises(InputError, match="columns are Pick-a-Pic's: dmpo-jax data convert pickapic"):
+    raw_pairs("custom", tmp_path / "a.parquet")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dmpo_jax.data.convert import tables
-from dmpo_jax.data.convert.tables import parquet, text
+from dmpo_jax.data.convert.tables import parquet, utf8
 from dmpo_jax.errors import InputError
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12)
@@ -50,17 +50,92 @@ def write(path: pathlib.Path, values: list[dict]) -> None:
 def test_a_window_of_any_size_reads_any_text(tmp_path_factory, name, values):
   root = tmp_path_factory.mktemp("text")
   write(root / name, values)
-  read_bytes = text.READ_BYTES
-  text.READ_BYTES = 3
+  read_bytes = utf8.READ_BYTES
+  utf8.READ_BYTES = 3
   try:
     assert everything(root, name, 2, ["a", "b"]) == list(enumerate(values))
   finally:
-    text.READ_BYTES = read_bytes
+    utf8.READ_BYTES = read_bytes
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path):
   (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbfa,b\n1,2\n")
   assert everything(tmp_path, "a.csv", 10, ["a"]) == [(0, {"a": "1", "b": "2"})]
+
+
+MARKS = {"utf-16-le": b"\xff\xfe", "utf-16-be": b"\xfe\xff", "utf-8": b"\xef\xbb\xbf"}
+MARKS |= {"utf-32-le": b"\xff\xfe\0\0", "utf-32-be": b"\0\0\xfe\xff"}
+
+
+@pytest.mark.parametrize("encoding", MARKS)
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.csv", "a.tsv"])
+def test_a_table_in_another_encoding_with_a_mark_has_the_same_rows(tmp_path, name, encoding):
+  values = [{"a": f'é,\t"{i}\u2028', "b": "🦊"} for i in range(5)]
+  write(tmp_path / name, values)
+  text = (tmp_path / name).read_bytes().decode()
+  (tmp_path / name).write_bytes(MARKS[encoding] + text.encode(encoding))
+  assert everything(tmp_path, name, 2, ["a", "b"]) == list(enumerate(values))
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("rows", [1, 100])
+def test_lines_of_csv_end_at_lf_crlf_or_cr(tmp_path, end, rows):
+  text = f'a,b{end}1,"x\r\ny"{end}{end}2,\u2028{end}3,\x0b\x1c'
+  (tmp_path / "a.csv").write_bytes(text.encode())
+  values = [{"a": "1", "b": "x\r\ny"}, {"a": "2", "b": "\u2028"}, {"a": "3", "b": "\x0b\x1c"}]
+  assert everything(tmp_path, "a.csv", rows, ["a"]) == list(enumerate(values))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
+def test_lines_and_their_places_do_not_depend_on_the_blocks_that_are_read(
+  tmp_path, monkeypatch, size
+):
+  content = b"ab\r\n\r\rc\n\nd\r\r\n\r"
+  (tmp_path / "a").write_bytes(content)
+  monkeypatch.setattr(utf8, "READ_BYTES", size)
+  with (tmp_path / "a").open("rb") as stream:
+    lines = list(utf8.lines(tmp_path / "a", stream))
+  expected = [b"ab\r\n", b"\r", b"\r", b"c\n", b"\n", b"d\r", b"\r\n", b"\r"]
+  assert [line for _, line in lines] == expected
+  assert all(content[start:].startswith(line) for start, line in lines)
+
+
+# Forms in which spreadsheets and data frames write the columns a and b.
+FORMS = {
+  "an unnamed index": ",a,b\n0,1,2\n",
+  "an index of pandas": "Unnamed: 0,a,b\n0,1,2\n",
+  "commas at the end": "a,b,,\n1,2,,\n",
+  "commas at the end of rows": "a,b\n1,2,,\n",
+  "commas at the end of the header": "a,b,,\n1,2\n",
+  "two columns of one name that are not read": "n,a,n,b\nx,1,y,2\n",
+  "spaces behind commas": "a, b\n1, 2\n",
+  "quotes behind spaces": 'a, b\n1, "2"\n',
+  "a field of 200,000 characters that is not read": f"a,b,x\n1,2,{'x' * 200_000}\n",
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", ["a.csv", "A.CSV"])
+def test_what_programs_add_to_a_csv_file_does_not_matter(tmp_path, form, name):
+  (tmp_path / name).write_text(FORMS[form])
+  ((_, row),) = everything(tmp_path, name, 10, ["a", "b"])
+  assert (row["a"], row["b"]) == ("1", "2")
+
+
+def test_spaces_at_the_beginning_of_a_field_are_kept_where_the_header_has_none(tmp_path):
+  (tmp_path / "a.csv").write_text("a,b\n1, 2\n")
+  assert everything(tmp_path, "a.csv", 10, ["a"]) == [(0, {"a": "1", "b": " 2"})]
+
+
+def test_columns_that_are_not_read_are_listed(tmp_path):
+  (tmp_path / "a.csv").write_text("a,wieght,b\n1,2,3\n")
+  table = tables.plan(tmp_path, "a.csv", ["a"], optional=["b"], rows=1)
+  assert table.not_read == ("wieght",)
+
+
+def test_a_byte_order_mark_before_a_line_of_json_is_no_part_of_it(tmp_path):
+  (tmp_path / "a.jsonl").write_bytes(b'{"a": 1}\n\xef\xbb\xbf{"a": 2}\n')
+  assert everything(tmp_path, "a.jsonl", 10) == [(0, {"a": 1}), (1, {"a": 2})]
 
 
 def test_lines_that_are_no_json_are_named_and_the_others_read(tmp_path):
@@ -94,7 +169,7 @@ def test_text_that_is_not_utf8_spoils_its_own_row_alone(tmp_path):
     ("a.csv", b"prompt,x\n", "holds no row"),
     ("a.json", b"[]", "holds no row"),
     ("a.csv", b"x,y\n1,2\n", "lacks the column prompt; it has x, y"),
-    ("a.csv", b"prompt,prompt\n1,2\n", "each once"),
+    ("a.csv", b"prompt,prompt\n1,2\n", "name each column once; 'prompt' occurs twice"),
     ("a.csv", b'prompt\n"open\n', "not CSV"),
     ("a.json", b'[{"a": 1}, 3]', "after 1 rows: expected an object"),
     ("a.json", b'[{"a": 1}', "after 1 rows: it ends without"),
@@ -102,8 +177,13 @@ def test_text_that_is_not_utf8_spoils_its_own_row_alone(tmp_path):
     ("a.json", b'[{"a": tru}]', "after 0 rows"),
     ("a.json", b'[{"a": ' + b"[" * 100_000 + b"]}]", "after 0 rows"),
     ("a.json", b'[{"a": ' + b"1" * 5000 + b"}]", "after 0 rows"),
-    ("a.parquet", b"PAR1 and no more", "no readable parquet"),
+    ("a.parquet", b"PAR1 and no more", "a damaged parquet file"),
     ("a.xlsx", b"x", "unknown kind of table"),
+    ("a.csv", b"prompt;x\n1;2\n", "separated by commas, not by ';'"),
+    ("a.csv", b",,\n1,2,3\n", "it names none"),
+    ("a.jsonl", b'{"b": 1}\n{"c": 1}\n', "lacks the column prompt; it has b, c"),
+    ("a.json", b'[{"b": 1}]', "lacks the column prompt; it has b"),
+    ("a.csv", b"\xff\xfep\0r\0o", "no UTF-16-LE text"),
   ],
 )
 def test_a_broken_table_is_named_before_anything_is_written(tmp_path, name, content, message):
@@ -132,7 +212,7 @@ def test_a_column_name_that_is_no_text_is_a_damaged_file(tmp_path):
   path = tmp_path / "a.parquet"
   pq.write_table(pa.table({"column": ["x"]}), path)
   path.write_bytes(path.read_bytes().replace(b"\x06column", b"\x06\x80olumn"))
-  with pytest.raises(InputError, match=r"a\.parquet: no readable parquet, or damaged: 'utf-8'"):
+  with pytest.raises(InputError, match=r"a\.parquet is a damaged parquet file: 'utf-8'"):
     everything(tmp_path, "a.parquet", 10)
 
 

@@ -97,6 +97,23 @@ def test_the_bytes_do_not_depend_on_hosts_and_devices(pairs, folder, tmp_path):
   assert contents(out) == contents(folder)
 
 
+@pytest.mark.parametrize("damage", ["cut", "flip", "marker", "gone"])
+def test_damaged_files_of_an_interrupted_command_are_made_again(pairs, folder, tmp_path, damage):
+  out = tmp_path / "out"
+  assert cache.cache_latents(pairs, out, encoders(), VIEWS, host=0, hosts=2) is None
+  path = out / records.file_name("pairs", "train", 0, 3)
+  if damage == "marker":
+    path = out / cache.WORKING / "000000.json"
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 1
+  if damage == "gone":
+    path.unlink()
+  else:
+    path.write_bytes(content[: len(content) // 2] if damage == "cut" else content)
+  cache.cache_latents(pairs, out, encoders(), VIEWS)
+  assert contents(out) == contents(folder)
+
+
 def test_a_host_that_another_one_overtakes_at_the_end_returns_the_manifest(
   pairs, folder, tmp_path, monkeypatch
 ):
@@ -104,11 +121,11 @@ def test_a_host_that_another_one_overtakes_at_the_end_returns_the_manifest(
 
   def overtaken(*arguments):  # this host has finished its shards and looks for missing ones
     monkeypatch.setattr(ResumableFolder, "missing", missing)
-    cache.cache_latents(pairs, out, encoders(), VIEWS)
+    cache.cache_latents(pairs, out, encoders(), VIEWS, host=0, hosts=2)
     return missing(*arguments)
 
   monkeypatch.setattr(ResumableFolder, "missing", overtaken)
-  manifest = cache.cache_latents(pairs, out, encoders(), VIEWS)
+  manifest = cache.cache_latents(pairs, out, encoders(), VIEWS, host=1, hosts=2)
   assert manifest == records.read_manifest(folder)
 
 
@@ -136,9 +153,10 @@ def test_other_options_or_networks_need_another_folder(pairs, folder, networks, 
   ("changes", "message"),
   [
     ({"dtype": "float8"}, "unknown dtype to store 'float8'"),
-    ({"augmentations": 0}, "augmentations must be at least 1"),
-    ({"batch_size": 0}, "batch_size must be at least 1"),
-    ({"pairs_per_shard": 0}, "pairs_per_shard must be at least 1"),
+    ({"augmentations": 0}, "augmentations must be from 1 to 10,000, got 0"),
+    ({"batch_size": 0}, "batch_size must be from 1"),
+    ({"pairs_per_shard": 0}, "pairs_per_shard must be from 1"),
+    ({"augmentations": 10**9}, "augmentations must be from 1 to 10,000, got 1000000000"),
     ({"crop": "center", "flip": False}, "3 augmentations of a center crop without flips"),
     ({"crop": "middle"}, "unknown crop"),
     ({"size": 0}, "size must be"),

@@ -5,7 +5,7 @@ line, its help, the planning and the reading of the tables come from there.
 """
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from dmpo_jax.data.convert.row_values import Row
@@ -30,6 +30,8 @@ class SourceModule(Protocol):
       "{split}" stands for the split.
     COLUMNS: Columns that every table must have.
     OPTIONAL: Further columns that are read where they exist.
+    OTHER_FORMS: Column of another form of the data set, or of another one -> what to do about it,
+      for the message where required columns are missing.
     VOTES: Whether rows hold votes, for `--labels=votes`.
   """
 
@@ -38,6 +40,7 @@ class SourceModule(Protocol):
   FILES: str
   COLUMNS: Sequence[str]
   OPTIONAL: Sequence[str]
+  OTHER_FORMS: Mapping[str, str]
   VOTES: bool
 
   def files(self, root: pathlib.Path, split: str) -> list[str]:

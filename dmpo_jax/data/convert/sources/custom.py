@@ -5,7 +5,7 @@ import pathlib
 from dmpo_jax.data.convert import row_values
 from dmpo_jax.data.convert.sources import layouts
 from dmpo_jax.data.convert.sources.raw_pair import RawPair
-from dmpo_jax.data.pairs import check_probability, check_weight
+from dmpo_jax.data.pairs import check_weight
 
 EXAMPLE = "my/pairs.csv --out data/mine"
 SPLITS = ()
@@ -16,6 +16,13 @@ COLUMNS = ("prompt", "image_0", "image_1")
 OPTIONAL = (
   *("label_0", "score_0", "score_1", "id", "weight", "model_0", "model_1", "user_id", "condition"),
 )
+OTHER_FORMS = {
+  "jpg_0": "the columns are Pick-a-Pic's: dmpo-jax data convert pickapic",
+  "file_path": "the columns are HPDv2's: dmpo-jax data convert hpdv2",
+  "path1": "the columns are HPDv3's: dmpo-jax data convert hpdv3",
+  "generations": "the columns are ImageRewardDB's: dmpo-jax data convert imagerewarddb",
+  "chosen": "the columns are Open Image Preferences': dmpo-jax data convert open-image-preferences",
+}
 VOTES = False
 images = layouts.beside_tables
 
@@ -45,7 +52,7 @@ def raw_pairs(row: row_values.Row, where: str, labels: str) -> list[RawPair]:
   del labels
   p0, scores = None, None
   if not row_values.is_missing(row, "label_0"):
-    p0 = check_probability("label_0", row_values.number(row, "label_0"))
+    p0 = row_values.probability(row, "label_0")
   elif not (row_values.is_missing(row, "score_0") or row_values.is_missing(row, "score_1")):
     scores = row_values.number(row, "score_0"), row_values.number(row, "score_1")
   weight = 1.0

@@ -13,6 +13,7 @@ SPLITS = ("train", "test")
 FILES, files = layouts.JSON_TABLE, layouts.json_table
 COLUMNS = ("prompt",)
 OPTIONAL = ("file_path", "human_preference", "image_path", "rank", "raw_annotations")
+OTHER_FORMS = {}
 VOTES = True
 
 

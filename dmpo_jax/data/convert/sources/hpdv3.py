@@ -12,6 +12,7 @@ FILES, files = layouts.JSON_TABLE, layouts.json_table
 images = layouts.beside_tables
 COLUMNS = ("prompt", "path1", "path2")
 OPTIONAL = ("model1", "model2", "confidence", "choice_dist")
+OTHER_FORMS = {}
 VOTES = True
 
 
@@ -37,7 +38,7 @@ def raw_pairs(row: row_values.Row, where: str, labels: str) -> list[RawPair]:
       raise InputError(f"choice_dist must be the votes for path1 and path2, got {votes}")
     p0 = check_probability("fraction of votes", votes[0] / sum(votes))
   elif labels == "soft" and not row_values.is_missing(row, "confidence"):
-    p0 = check_probability("confidence", row_values.number(row, "confidence"))
+    p0 = row_values.probability(row, "confidence")
   pair = RawPair(
     id=where,
     prompt=row_values.text(row, "prompt"),

@@ -12,6 +12,11 @@ FILES, files = layouts.JSON_TABLE, layouts.json_table
 images = layouts.beside_tables
 COLUMNS = ("id", "prompt", "generations", "ranking")
 OPTIONAL = ()
+OTHER_FORMS = {
+  "image_path": "this is the set's other form, with an image in each row, as the hub has it: make "
+  "of the rows of each prompt_id one row with the lists generations (image_path) and ranking "
+  "(rank), and id (prompt_id)"
+}
 VOTES = False
 
 
@@ -29,9 +34,7 @@ def raw_pairs(row: row_values.Row, where: str, labels: str) -> list[RawPair]:
   Raises:
     InputError: A value is missing, of the wrong type or out of range.
   """
-  name = row_values.label(row, "id")
-  if not name:
-    raise InputError("id must not be empty")
+  name = row_values.identifier(row, "id")
   prompt = row_values.text(row, "prompt")
   paths = [
     row_values.text({"image path": p}, "image path")

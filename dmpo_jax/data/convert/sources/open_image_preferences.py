@@ -4,7 +4,6 @@ from dmpo_jax.data.convert import row_values
 from dmpo_jax.data.convert.sources import layouts
 from dmpo_jax.data.convert.sources.raw_pair import RawPair, swapped
 from dmpo_jax.data.pairs import preferred_first
-from dmpo_jax.errors import InputError
 
 EXAMPLE = "preferences/ --out data/oip"
 SPLITS = ("train",)
@@ -12,6 +11,7 @@ FILES, files = layouts.PARQUET_TABLES, layouts.parquet_tables
 images = layouts.beside_tables
 COLUMNS = ("id", "prompt", "chosen", "rejected")
 OPTIONAL = ("chosen_model", "rejected_model")
+OTHER_FORMS = {}
 VOTES = False
 
 
@@ -29,9 +29,7 @@ def raw_pairs(row: row_values.Row, where: str, labels: str) -> list[RawPair]:
   Raises:
     InputError: A value is missing or of the wrong type.
   """
-  name = row_values.label(row, "id")
-  if not name:
-    raise InputError("id must not be empty")
+  name = row_values.identifier(row, "id")
   pair = RawPair(
     id=name,
     prompt=row_values.text(row, "prompt"),

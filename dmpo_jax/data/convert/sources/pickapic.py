@@ -3,7 +3,6 @@
 from dmpo_jax.data.convert import row_values
 from dmpo_jax.data.convert.sources import layouts
 from dmpo_jax.data.convert.sources.raw_pair import RawPair
-from dmpo_jax.data.pairs import check_probability
 from dmpo_jax.errors import InputError
 
 EXAMPLE = "pickapic_v2/ --out data/pickapic --unlabelled=drop"
@@ -15,6 +14,9 @@ COLUMNS = (
   *("image_0_uid", "image_1_uid", "num_example_per_prompt"),
 )
 OPTIONAL = ("model_0", "model_1", "user_id")
+OTHER_FORMS = {
+  "image_0_url": "a table of urls alone has no images; take the set that holds them (jpg_0, jpg_1)"
+}
 VOTES = False
 
 
@@ -35,16 +37,15 @@ def raw_pairs(row: row_values.Row, where: str, labels: str) -> list[RawPair]:
   Raises:
     InputError: A value is missing, of the wrong type or out of range.
   """
-  first, second = (row_values.label(row, f"image_{i}_uid") for i in (0, 1))
-  ranking = row_values.label(row, "ranking_id")
-  if not (ranking and first and second):
-    raise InputError("ranking_id, image_0_uid and image_1_uid must not be empty: they make the id")
+  # These three make the id.
+  first, second = (row_values.identifier(row, f"image_{i}_uid") for i in (0, 1))
+  ranking = row_values.identifier(row, "ranking_id")
   has_label = row_values.get(row, "has_label")
   if not isinstance(has_label, bool):
     raise InputError(f"has_label must be true or false, got {str(has_label)[:60]!r}")
   p0 = None
   if has_label:
-    p0, p1 = (check_probability(f"label_{i}", row_values.number(row, f"label_{i}")) for i in (0, 1))
+    p0, p1 = (row_values.probability(row, f"label_{i}") for i in (0, 1))
     if abs(p0 + p1 - 1) > 1e-6:
       raise InputError(f"label_0 + label_1 must be 1, got {p0} and {p1}")
   count = row_values.number(row, "num_example_per_prompt")

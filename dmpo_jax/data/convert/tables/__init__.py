@@ -4,25 +4,33 @@ import pathlib
 from collections.abc import Iterator, Sequence
 
 from dmpo_jax.data.convert.tables import image_folders, parquet, text
-from dmpo_jax.data.convert.tables.chunk import Chunk, Table
+from dmpo_jax.data.convert.tables.chunk import Chunk, MissingColumnsError, Table
 from dmpo_jax.errors import InputError, unknown
 
 # A format is a module with `plan` and `read`, which take the arguments of the functions below.
 FORMATS = {".parquet": parquet, **dict.fromkeys(text.SUFFIXES, text)}
 
-__all__ = ["FORMATS", "Chunk", "Table", "plan", "read"]
+__all__ = ["FORMATS", "Chunk", "MissingColumnsError", "Table", "plan", "read"]
 
 
-def plan(root: pathlib.Path, file: str, columns: Sequence[str], *, rows: int) -> Table:
+def plan(
+  root: pathlib.Path,
+  file: str,
+  columns: Sequence[str],
+  *,
+  rows: int,
+  optional: Sequence[str] = (),
+) -> Table:
   """Divides a table into chunks.
 
   Args:
     root: Folder of the source.
     file: Table relative to `root`: a .parquet, .csv, .tsv, .json or .jsonl file, or the folder of
       the preferred images (see `image_folders`).
-    columns: Required columns. JSON is checked row by row instead.
+    columns: Required columns. The first rows of JSON stand for all.
     rows: Smallest number of rows of a chunk but the last; parquet is divided between row groups
       only.
+    optional: Further columns that are read where they exist.
 
   Returns:
     `Table`.
@@ -36,7 +44,7 @@ def plan(root: pathlib.Path, file: str, columns: Sequence[str], *, rows: int) ->
       raise InputError(f"there is no file {path}")
     if not path.stat().st_size:
       raise InputError(f"{path} is empty (0 bytes)")
-  table = _format(path).plan(root, file, columns, rows=rows)
+  table = _format(path).plan(root, file, columns, optional=optional, rows=rows)
   if not table.chunks:
     raise InputError(f"{path} holds no row")
   return table
@@ -65,6 +73,6 @@ def read(
 def _format(path: pathlib.Path):
   if path.is_dir():
     return image_folders
-  if path.suffix not in FORMATS:
+  if path.suffix.lower() not in FORMATS:
     raise unknown("kind of table", path.name, FORMATS)
-  return FORMATS[path.suffix]
+  return FORMATS[path.suffix.lower()]

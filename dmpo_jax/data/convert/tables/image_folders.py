@@ -1,49 +1,75 @@
 """Three folders read as a table: winner/NAME.png, loser/NAME.png, captions/NAME.txt.
 
-A row has the columns of a custom table: id (NAME), prompt, image_0, image_1 and label_0. The order
-of the two images is random, because a position that gives away the label teaches nothing else.
+Every name in any of the folders is a row, with the columns of a custom table: id (NAME), prompt,
+image_0, image_1 and label_0. A name that lacks a file, or has two in one folder, is a bad row. The
+order of the two images is random, because a position that gives away the label teaches nothing
+else.
 """
 
+import functools
 import hashlib
-import itertools
+import os
 import pathlib
-from collections.abc import Iterator, Sequence
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
+from dmpo_jax.common import files
+from dmpo_jax.data import image_paths
 from dmpo_jax.data.convert import row_values
 from dmpo_jax.data.convert.tables.chunk import Chunk, Table
-from dmpo_jax.data.images import inside
 from dmpo_jax.data.pairs import MAX_PROMPT_CHARACTERS, preferred_first
-from dmpo_jax.errors import InputError
+from dmpo_jax.errors import InputError, short
 
 PREFERRED, REJECTED, CAPTIONS = FOLDERS = ("winner", "loser", "captions")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
+TEXTS = (".txt", ".caption")
+# Suffixes of images. Those of formats that are not read make bad rows.
+IMAGES = (
+  *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".apng", ".dib"),
+  *(".tif", ".tiff", ".avif", ".heic", ".heif", ".hif", ".jxl", ".jp2", ".tga", ".dng", ".psd"),
+  *(".ico", ".svg", ".exr", ".hdr", ".ppm", ".pgm", ".pbm", ".pnm", ".raw", ".cr2", ".nef"),
+)
+SUFFIXES = {PREFERRED: IMAGES, REJECTED: IMAGES, CAPTIONS: TEXTS}
+SYSTEM_FILES = ("thumbs.db", "desktop.ini", "__macosx")
 
 
-def plan(root: pathlib.Path, file: str, columns: Sequence[str], *, rows: int) -> Table:
+class Names(NamedTuple):
+  """What is in the three folders.
+
+  Attributes:
+    rows: Name -> the files of that name by folder, sorted by name.
+    passed_over: Other files and folders: hidden ones, and those with other suffixes.
+  """
+
+  rows: Mapping[str, Mapping[str, Sequence[str]]]
+  passed_over: tuple[str, ...]
+
+
+def plan(
+  root: pathlib.Path, file: str, columns: Sequence[str], *, optional: Sequence[str], rows: int
+) -> Table:
   """Divides the pairs into chunks.
 
   Args:
     root: Folder that holds the three folders.
     file: Folder of the preferred images relative to `root`.
     columns: Not used: the columns are fixed.
+    optional: Not used.
     rows: Pairs of a chunk.
 
   Returns:
-    `Table`. Its fingerprint covers the images' names, not their content.
+    `Table`. Its fingerprint covers the files' names, not their content.
 
   Raises:
-    InputError: A folder is missing, there is no image, or two preferred images share a name.
+    InputError: A folder is missing or is a link that leaves `root`, or there is no image.
   """
-  del columns
+  del columns, optional
   names = _names(root)
-  stems = sorted(pathlib.PurePath(name).stem for name in names)
-  repeated = next((a for a, b in itertools.pairwise(stems) if a == b), None)
-  if repeated is not None:
-    raise InputError(f"{root / PREFERRED} holds two images named {repeated!r}; rename one of them")
-  count = len(names)
+  count = len(names.rows)
   chunks = [Chunk(file, i, min(rows, count - i), i, 0) for i in range(0, count, rows)]
-  digest = hashlib.sha256("\0".join(names).encode("utf-8", "surrogateescape"))
-  return Table(chunks, digest.hexdigest())
+  every = [f"{d}/{f}" for row in names.rows.values() for d in FOLDERS for f in row[d]]
+  digest = hashlib.sha256("\0".join(every).encode("utf-8", "surrogateescape"))
+  return Table(chunks, digest.hexdigest(), passed_over=names.passed_over)
 
 
 def read(
@@ -51,50 +77,85 @@ def read(
 ) -> Iterator[tuple[int, dict | InputError]]:
   """Rows of a chunk; arguments and results as `tables.read` describes them."""
   del columns, scratch
-  names = _names(root)
-  if len(names) < chunk.first + chunk.rows:
+  rows = list(_names(root).rows.items())
+  if len(rows) < chunk.first + chunk.rows:
     raise InputError(f"{root / PREFERRED} lost files since the conversion began; start a new one")
   for number in range(chunk.first, chunk.first + chunk.rows):
     try:
-      yield number, _row(root, names[number])
+      yield number, _row(root, *rows[number])
     except InputError as error:
       yield number, error
 
 
-def _names(root: pathlib.Path) -> list[str]:
-  """File names of the preferred images, sorted."""
+def _names(root: pathlib.Path) -> Names:
+  """The files in the three folders.
+
+  Raises:
+    InputError: A folder is missing or is a link that leaves `root`, or there is no image.
+  """
   missing = [folder for folder in FOLDERS if not (root / folder).is_dir()]
   if missing:
     raise InputError(f"{root} needs the folders {', '.join(FOLDERS)}; missing: {missing}")
-  names = sorted(p.name for p in (root / PREFERRED).iterdir() if p.suffix.lower() in SUFFIXES)
-  if not names:
-    raise InputError(f"{root / PREFERRED} holds no image ({', '.join(SUFFIXES)})")
+  for folder in FOLDERS:
+    try:
+      files.inside(root, folder, "folder")
+    except InputError as error:
+      raise InputError(
+        f"{error}; copy its files into {root / folder}, or name them in a table beside which they "
+        "lie (see --images)"
+      ) from error
+  changed = tuple((root / folder).stat().st_mtime_ns for folder in FOLDERS)
+  names = _scan(root, changed)
+  if not any(row[PREFERRED] for row in names.rows.values()):
+    raise InputError(f"{root / PREFERRED} holds no image ({', '.join(IMAGES[:8])}, ...)")
   return names
 
 
-def _row(root: pathlib.Path, preferred: str) -> dict:
-  stem = pathlib.PurePath(preferred).stem
-  rejected = [stem + s for s in SUFFIXES if (root / REJECTED / (stem + s)).exists()]
-  if (root / REJECTED / preferred).exists():
-    rejected = [preferred]
-  if len(rejected) != 1:
-    raise InputError(
-      f"{REJECTED}/ must hold one image {stem!r} like {PREFERRED}/{preferred}, "
-      f"found {rejected or 'none'}"
-    )
-  try:
-    with inside(f"{CAPTIONS}/{stem}.txt", root).open("rb") as stream:
-      caption = stream.read(4 * MAX_PROMPT_CHARACTERS + 1)
-  except OSError as error:
-    raise InputError(f"cannot read {CAPTIONS}/{stem}.txt: {error.strerror}") from error
-  if len(caption) > 4 * MAX_PROMPT_CHARACTERS:
-    raise InputError(f"{CAPTIONS}/{stem}.txt is longer than {MAX_PROMPT_CHARACTERS} characters")
-  images = f"{PREFERRED}/{preferred}", f"{REJECTED}/{rejected[0]}"
-  first = preferred_first(stem)
+@functools.lru_cache(maxsize=1)
+def _scan(root: pathlib.Path, changed: tuple[int, ...]) -> Names:
+  """Lists the folders, once for each time of their last `changed`."""
+  del changed
+  rows, passed_over = {}, []
+  for folder in FOLDERS:
+    for name in sorted(os.listdir(root / folder)):
+      stem, suffix = os.path.splitext(name)
+      path = root / folder / name
+      hidden = name.startswith(".") or name.lower() in SYSTEM_FILES
+      if hidden or suffix.lower() not in SUFFIXES[folder] or path.is_dir():
+        passed_over.append(f"{folder}/{name}{'/' * path.is_dir()}")
+        continue
+      key = unicodedata.normalize("NFC", stem)
+      rows.setdefault(key, {f: [] for f in FOLDERS})[folder].append(name)
+  return Names(dict(sorted(rows.items())), tuple(passed_over))
+
+
+def _row(root: pathlib.Path, name: str, row: Mapping[str, Sequence[str]]) -> dict:
+  for folder, what in ((PREFERRED, "image"), (REJECTED, "image"), (CAPTIONS, "text")):
+    if len(row[folder]) != 1:
+      others = [f"{f}/{file}" for f in FOLDERS if f != folder for file in row[f]]
+      problem = (
+        f"found {', '.join(short(file) for file in row[folder])}"
+        if row[folder]
+        else f"found none for {', '.join(short(file) for file in others)}"
+      )
+      raise InputError(f"{folder}/ must hold one {what} {short(name)}, {problem}")
+  preferred, rejected, caption = (f"{folder}/{row[folder][0]}" for folder in FOLDERS)
+  first = preferred_first(name)
   return {
-    "id": stem,
-    "prompt": row_values.text({"caption": caption.strip()}, "caption"),
-    "image_0": images[0 if first else 1],
-    "image_1": images[1 if first else 0],
+    "id": name,
+    "prompt": _caption(root, caption),
+    "image_0": preferred if first else rejected,
+    "image_1": rejected if first else preferred,
     "label_0": 1.0 if first else 0.0,
   }
+
+
+def _caption(root: pathlib.Path, name: str) -> str:
+  try:
+    path = image_paths.inside(name, root)
+    text = files.read_text(path, max_bytes=4 * (MAX_PROMPT_CHARACTERS + 1))
+  except OSError as error:
+    raise InputError(f"cannot read {short(name)}: {error.strerror}") from error
+  if "\0" in text:
+    raise InputError(f"{short(name)} holds NUL characters; save it as UTF-8")
+  return row_values.text({"caption": text.strip()}, "caption")

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from typing import IO
 
 from dmpo_jax.common.atomic_files import write_error
+from dmpo_jax.common.files import reading, reason
 from dmpo_jax.common.optional import import_optional
-from dmpo_jax.data.convert.tables.chunk import Chunk, Table
-from dmpo_jax.data.convert.tables.text import check_columns
+from dmpo_jax.data.convert.tables.chunk import Chunk, Table, check_columns
 from dmpo_jax.errors import InputError
 
 ROWS_AT_A_TIME = 8  # decoded together; a row of Pick-a-Pic holds two images
@@ -20,11 +20,14 @@ HEAVY_GROUP = 2**26  # bytes; images of a larger row group are read column by co
 FOOTER_BYTES = 2**16  # end of a parquet file that its fingerprint covers
 
 
-def plan(root: pathlib.Path, file: str, columns: Sequence[str], *, rows: int) -> Table:
+def plan(
+  root: pathlib.Path, file: str, columns: Sequence[str], *, optional: Sequence[str], rows: int
+) -> Table:
   """Divides a parquet file into chunks of whole row groups; see `tables.plan`."""
   path = root / file
   with _open(path) as table, _naming(path):
-    check_columns(path, columns, table.schema_arrow.names)
+    names = table.schema_arrow.names
+    check_columns(path, columns, names)
     groups = [table.metadata.row_group(i).num_rows for i in range(table.num_row_groups)]
   chunks, first, start = [], 0, 0
   count = 0
@@ -37,7 +40,8 @@ def plan(root: pathlib.Path, file: str, columns: Sequence[str], *, rows: int) ->
     size = stream.seek(0, 2)
     stream.seek(max(0, size - FOOTER_BYTES))
     digest = hashlib.sha256(size.to_bytes(8, "little") + stream.read()).hexdigest()
-  return Table([chunk for chunk in chunks if chunk.rows], digest)
+  not_read = tuple(name for name in names if name not in {*columns, *optional})
+  return Table([chunk for chunk in chunks if chunk.rows], digest, not_read)
 
 
 def read(
@@ -77,15 +81,16 @@ def read(
 
 @contextlib.contextmanager
 def _naming(path: pathlib.Path, row: int | None = None):
-  """Turns errors of pyarrow on damaged files into an InputError that names the file."""
-  arrow = import_optional("pyarrow", extra="data")
+  """Turns errors of pyarrow on damaged files into an InputError that names file and row."""
+  import_optional("pyarrow", extra="data")
+  where = f"{path}" if row is None else f"{path}, row {row}"
   try:
-    yield
-  except InputError:
-    raise
-  except (arrow.ArrowException, OSError, ValueError, OverflowError, IndexError) as error:
-    where = "" if row is None else f", row {row}"
-    raise InputError(f"{path}{where}: no readable parquet, or damaged: {error}") from error
+    with reading(where, "parquet file"):
+      yield
+  except OSError as error:  # pyarrow's errors for damaged files may have a number of the system
+    if isinstance(error, PermissionError | FileNotFoundError):
+      raise
+    raise InputError(f"{where} is a damaged parquet file: {reason(error)}") from error
 
 
 def _open(path: pathlib.Path):
