@@ -98,7 +98,9 @@ def run(options: argparse.Namespace) -> None:
   size = (settings["height"], settings["width"])
   sampler = pipelines.make_sampler(
     functions,
-    functions.make_solver(settings["steps"], name=settings["solver"], karras=options.karras),
+    functions.make_solver(
+      settings["steps"], name=settings["solver"], karras=options.karras, size=size
+    ),
     size=size,
     guidance=settings["guidance"],
     guidance_rescale=settings["guidance_rescale"],

@@ -1,7 +1,7 @@
 """Networks as pure functions of plain parameter trees: `build(config) -> Model(apply, init)`."""
 
 from dmpo_jax.models import lora, remat, trees
-from dmpo_jax.models.build import abstract, buffers, build, build_autoencoder
+from dmpo_jax.models.build import abstract, buffers, build, build_autoencoder, read_config
 from dmpo_jax.models.clip.text import TextOutput
 from dmpo_jax.models.compute import Compute
 from dmpo_jax.models.fsdp import Placement, dividing_axes
@@ -22,6 +22,7 @@ __all__ = [
   "build_autoencoder",
   "dividing_axes",
   "lora",
+  "read_config",
   "remat",
   "sample_latents",
   "trees",

@@ -128,6 +128,18 @@ def buffers(config: Mapping[str, Any]) -> Mapping[str, Buffer]:
   return network.buffers(network.read(config))
 
 
+def read_config(config: Mapping[str, Any]) -> Any:
+  """The fields of a config.json of a class in `NETWORKS`, as that class's frozen dataclass.
+
+  Args:
+    config: The fields of a config.json.
+
+  Raises:
+    InputError: The network, a field or a field's value is not supported.
+  """
+  return _find(config).read(config)
+
+
 def _find(config: Mapping[str, Any]) -> Network:
   """The entry of `NETWORKS` for a config."""
   for name in config_fields.class_names(config):

@@ -50,8 +50,8 @@ class TextToImage(NamedTuple):
     decode: `(params, x_0 [B, h, w, Z]) -> images, float32 [B, H, W, C]` near [-1, 1].
     sample_shape: `(height, width) in pixels -> (h, w, Z)` of one x_0; raises InputError where the
       pipeline cannot sample that size.
-    make_solver: `(num_steps, *, name=None, karras=None) -> diffusion.Solver`; by default the
-      pipeline's own.
+    make_solver: `(num_steps, *, name=None, karras=None, size=None) -> diffusion.Solver`; by default
+      the pipeline's own, for images (height, width) of `default_size`.
     solver_settings: `(name=None, karras=None) -> dict` in JSON: the choices that `make_solver`
       makes, for a manifest.
     flops: `(batch, *, trained, reference, lora) -> {component: model FLOPs of one example in a

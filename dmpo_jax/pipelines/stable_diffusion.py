@@ -2,9 +2,7 @@
 
 import dataclasses
 import functools
-import hashlib
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,23 +11,16 @@ import numpy as np
 
 from dmpo_jax import diffusion, interop, models
 from dmpo_jax.errors import InputError, unknown
-from dmpo_jax.models import trees
 from dmpo_jax.models.clip import config as clip_config
 from dmpo_jax.models.unet import config as unet_config
-from dmpo_jax.models.vae import config as vae_config
-from dmpo_jax.parallel.to_host import on_host
-from dmpo_jax.pipelines import stable_diffusion_flops
+from dmpo_jax.pipelines import autoencoder, fingerprints, stable_diffusion_flops
+from dmpo_jax.pipelines.autoencoder import AUTOENCODER
 from dmpo_jax.pipelines.interface import Conditioning, Family, Params, Text, TextToImage
 
-DENOISER, AUTOENCODER = "unet", "vae"
+DENOISER = "unet"
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 # The order fixes the random initialisation of LoRAs: append, never reorder.
 COMPONENTS = (DENOISER, AUTOENCODER, *TEXT_ENCODERS)
-
-# Parts of the autoencoder, and fields of its config, that cached latents depend on: another decoder
-# changes no latent, and neither does another scale, which is applied after latents are sampled.
-ENCODER_PARTS = ("encoder", "quant_conv")
-DECODER_FIELDS = ("out_channels", "scaling_factor", "shift_factor", "use_post_quant_conv")
 
 
 def build(
@@ -96,9 +87,9 @@ def build(
   def denoise(params: Params, x_t: jax.Array, t: jax.Array, text: Conditioning) -> jax.Array:
     return denoiser(params[DENOISER], x_t, t, **text, dtype=dtype)
 
-  autoencoder = None
+  vae = None
   if AUTOENCODER in configs:
-    autoencoder = _autoencoder(configs[AUTOENCODER], dtype, frozen)
+    vae = autoencoder.make(configs[AUTOENCODER], dtype, frozen)
   forced = pipeline.model_index.get("force_zeros_for_empty_prompt", True)
   lengths = [clip_config.read(configs[name]).max_position_embeddings for name in encoders]
   scheduler = _scheduler(pipeline)
@@ -106,17 +97,17 @@ def build(
     components=COMPONENTS,
     denoiser=DENOISER,
     text_encoders=encoders,
-    autoencoder=AUTOENCODER if autoencoder else None,
+    autoencoder=AUTOENCODER if vae else None,
     process=diffusion.from_config(configs["scheduler"]),
-    image_channels=autoencoder.channels if autoencoder else unet.in_channels,
+    image_channels=vae.channels if vae else unet.in_channels,
     text_shapes={
       _ids(name): jax.ShapeDtypeStruct((length,), jnp.int32)
       for name, length in zip(encoders, lengths, strict=True)
     },
     uses_geometry=unet.text_time is not None,
     zero_null_text=len(encoders) == 2 and bool(forced),
-    default_guidance=(5.0 if len(encoders) == 2 else 7.5) if autoencoder else 2.0,
-    default_size=functools.partial(_default_size, configs, autoencoder),
+    default_guidance=(5.0 if len(encoders) == 2 else 7.5) if vae else 2.0,
+    default_size=functools.partial(_default_size, configs, vae),
     lora_targets={
       DENOISER: models.lora.ATTENTION,
       **dict.fromkeys(encoders, models.lora.TEXT_ATTENTION),
@@ -125,10 +116,10 @@ def build(
     encode_text=encode_text,
     condition=condition,
     denoise=denoise,
-    posterior=autoencoder and autoencoder.posterior,
-    scale=autoencoder.scale if autoencoder else lambda x: x,
-    decode=autoencoder.decode if autoencoder else lambda params, x: x,
-    sample_shape=functools.partial(_sample_shape, configs, autoencoder),
+    posterior=vae and vae.posterior,
+    scale=vae.scale if vae else lambda x: x,
+    decode=vae.decode if vae else lambda params, x: x,
+    sample_shape=functools.partial(_sample_shape, configs, vae),
     make_solver=functools.partial(_make_solver, scheduler),
     solver_settings=functools.partial(_solver_settings, scheduler),
     flops=functools.partial(stable_diffusion_flops.of_batch, configs),
@@ -231,25 +222,10 @@ def encoder_fingerprint(pipeline: interop.Pipeline, *, embeddings: bool) -> dict
     embeddings: Whether text embeddings are cached too.
 
   Returns:
-    "encoders": network -> "config" and "weights", a SHA-256; "tokenizers": tokenizer -> SHA-256.
+    See `fingerprints.of_encoders`.
   """
-  vae = pipeline.params[AUTOENCODER]
-  config = dataclasses.asdict(vae_config.read(pipeline.configs[AUTOENCODER]))
-  networks = {
-    AUTOENCODER: {
-      "config": {k: v for k, v in config.items() if k not in DECODER_FIELDS},
-      "weights": params_digest({k: vae[k] for k in ENCODER_PARTS if k in vae}),
-    }
-  }
   encoders = [name for name in TEXT_ENCODERS if name in pipeline.configs]
-  for name in encoders if embeddings else ():
-    config = dataclasses.asdict(clip_config.read(pipeline.configs[name]))
-    networks[name] = {"config": config, "weights": params_digest(pipeline.params[name])}
-  tokenizers = {
-    name: _tokenizer_digest(pipeline.tokenizers[name.replace("text_encoder", "tokenizer")])
-    for name in encoders
-  }
-  return json.loads(json.dumps({"encoders": networks, "tokenizers": tokenizers}))
+  return fingerprints.of_encoders(pipeline, encoders, embeddings=embeddings)
 
 
 FAMILY = Family(
@@ -264,86 +240,27 @@ FAMILY = Family(
 )
 
 
-def params_digest(params: Mapping[str, Any]) -> str:
-  """SHA-256 of parameters: of names, dtypes, shapes and bytes."""
-  digest = hashlib.sha256()
-  for name, leaf in sorted(trees.flatten(params).items()):
-    array = np.ascontiguousarray(on_host(leaf))
-    digest.update(f"{name} {array.dtype} {array.shape} ".encode())
-    digest.update(array.reshape(-1).view(np.uint8).data)
-  return digest.hexdigest()
-
-
-def _tokenizer_digest(tokenizer: Any) -> str:
-  """SHA-256 of everything that a tokenizer's ids depend on."""
-  merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
-  # Older versions of tokenizers write "a b" for ["a", "b"].
-  merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in merges]
-  vocabulary = sorted(tokenizer.get_vocab().items())
-  content = [vocabulary, merges, tokenizer.model_max_length, tokenizer.pad_token_id]
-  return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-
 def _ids(text_encoder: str) -> str:
   """Name of the token ids of a text encoder."""
   return text_encoder.replace("text_encoder", "input_ids")
 
 
-@dataclasses.dataclass(frozen=True)
-class _Autoencoder:
-  """The autoencoder's functions over the parameters of all components."""
-
-  posterior: Callable[[Params, jax.Array], models.Posterior]
-  scale: Callable[[jax.Array], jax.Array]
-  decode: Callable[[Params, jax.Array], jax.Array]
-  downscale: int
-  channels: int
-  latent_channels: int
-
-
-def _autoencoder(config: Mapping[str, Any], dtype: Any, compute: models.Compute) -> _Autoencoder:
-  network, fields = models.build_autoencoder(config, compute=compute), vae_config.read(config)
-  dtype = jnp.float32 if config.get("force_upcast", True) else dtype
-
-  def posterior(params: Params, images: jax.Array) -> models.Posterior:
-    height, width = images.shape[1:3]
-    if height % network.downscale or width % network.downscale:
-      raise InputError(
-        f"the images are {height}x{width}; height and width must be multiples of "
-        f"{network.downscale}, the pixels of a latent"
-      )
-    return network.encode(params[AUTOENCODER], images, dtype=dtype)
-
-  def decode(params: Params, latents: jax.Array) -> jax.Array:
-    images = network.decode(params[AUTOENCODER], network.unscale(latents), dtype=dtype)
-    return images.astype(jnp.float32)
-
-  return _Autoencoder(
-    posterior,
-    network.scale,
-    decode,
-    network.downscale,
-    fields.in_channels,
-    fields.latent_channels,
-  )
-
-
-def _default_size(configs: Mapping[str, Any], autoencoder: _Autoencoder | None) -> tuple[int, int]:
+def _default_size(
+  configs: Mapping[str, Any], vae: autoencoder.Autoencoder | None
+) -> tuple[int, int]:
   size = configs[DENOISER].get("sample_size")
   if size is None:
     raise InputError("unet/config.json has no sample_size: give height and width")
-  factor = autoencoder.downscale if autoencoder else 1
+  factor = vae.downscale if vae else 1
   height, width = (size, size) if isinstance(size, int) else size
   return height * factor, width * factor
 
 
 def _sample_shape(
-  configs: Mapping[str, Any], autoencoder: _Autoencoder | None, size: tuple[int, int]
+  configs: Mapping[str, Any], vae: autoencoder.Autoencoder | None, size: tuple[int, int]
 ) -> tuple[int, int, int]:
   channels = configs[DENOISER]["in_channels"]
-  factor, allowed = (
-    (autoencoder.downscale, (autoencoder.latent_channels,)) if autoencoder else (1, (1, 3))
-  )
+  factor, allowed = (vae.downscale, (vae.latent_channels,)) if vae else (1, (1, 3))
   if channels not in allowed:
     raise InputError(
       f"unet/config.json: in_channels is {channels}; expected "
@@ -375,6 +292,7 @@ def _make_solver(
   *,
   name: str | None = None,
   karras: bool | None = None,
+  size: tuple[int, int] | None = None,
 ) -> diffusion.Solver:
   return diffusion.make_solver(scheduler, num_steps, name=name, karras=karras)
 

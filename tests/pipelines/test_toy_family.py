@@ -60,7 +60,7 @@ class Interpolation:
     return jax.random.uniform(key, (), minval=low, maxval=high)
 
 
-def euler(num_steps, *, name=None, karras=None) -> Solver:
+def euler(num_steps, *, name=None, karras=None, size=None) -> Solver:
   """x_{i+1} = x_i + (t_{i+1} - t_i) v_i from t = 1 to t = 0."""
   if name not in (None, "euler"):
     raise InputError(f"solver {name!r} is unknown; expected 'euler'")
