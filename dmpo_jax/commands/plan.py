@@ -185,7 +185,12 @@ def _plan(options: argparse.Namespace) -> dict:
   if options.model:
     pipeline = published.pipeline(options.model)
   elif config.pipeline:
-    pipeline = pipelines.load(config.pipeline, components=())
+    pipeline = pipelines.load(
+      config.pipeline,
+      revision=config.revision or None,
+      variant=config.variant or None,
+      components=(),
+    )
   else:
     pipeline = setup.load_pipeline(config, setup.load_examples(config).captions)
   inputs = plan.inputs_from_config(config, pipelines.build(pipeline), options.inputs, options.size)

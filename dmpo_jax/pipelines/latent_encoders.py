@@ -14,12 +14,16 @@ from dmpo_jax.pipelines import families
 from dmpo_jax.sampling.images import to_floats
 
 
-def load(source: str, *, embeddings: bool) -> interop.Pipeline:
+def load(
+  source: str, *, embeddings: bool, revision: str | None = None, variant: str | None = None
+) -> interop.Pipeline:
   """A pipeline with the parameters of its encoders alone.
 
   Args:
     source: A folder, or the "owner/name" of a repository on the hub.
     embeddings: Whether text encoders are among them.
+    revision: Branch, tag or commit of the repository.
+    variant: Variant of the weights, see `interop.load_pipeline`.
 
   Returns:
     The pipeline.
@@ -27,14 +31,15 @@ def load(source: str, *, embeddings: bool) -> interop.Pipeline:
   Raises:
     InputError: It cannot be read, or has no autoencoder.
   """
-  pipeline = families.build(families.load(source, components=()))
+  options = {"revision": revision, "variant": variant}
+  pipeline = families.build(families.load(source, components=(), **options))
   if pipeline.autoencoder is None:
     raise InputError(
       f"{source} denoises pixels, it has no autoencoder: there are no latents to cache; train on "
       'the converted folder with config.data.name="pairs"'
     )
   texts = pipeline.text_encoders if embeddings else ()
-  return families.load(source, components=[pipeline.autoencoder, *texts])
+  return families.load(source, components=[pipeline.autoencoder, *texts], **options)
 
 
 def make(

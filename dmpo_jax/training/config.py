@@ -38,6 +38,10 @@ def default() -> ConfigDict:
 
   # Pipeline to start from: a folder in diffusers' format or "owner/name" on the hub; empty: new.
   config.pipeline = ""
+  # Branch, tag or commit of the pipeline's repository on the hub; empty: its main branch.
+  config.revision = ""
+  # Variant of the weights, such as "fp16" or "non_ema"; empty: weights without a variant.
+  config.variant = ""
   # New networks: component -> its config. With a pipeline: {"scheduler": fields to override}.
   config.model = ConfigDict()
   # Components to train, e.g. ("unet", "text_encoder"); empty: the denoiser.
@@ -173,6 +177,10 @@ def check(config: ConfigDict) -> ConfigDict:
     if not holds:
       raise InputError(f"config.{key} must be {expected}, got {_get(config, key)!r}")
 
+  for key in ("pipeline", "revision", "variant"):
+    require(isinstance(_get(config, key), str), key, "a text")
+    if not config.pipeline:
+      require(not _get(config, key), key, "empty without a pipeline; set config.pipeline")
   require(config.batch_size > 0, "batch_size", "at least 1")
   require(config.num_steps > 0, "num_steps", "at least 1")
   require(0 <= config.seed < 2**32, "seed", "in [0, 2**32)")

@@ -90,7 +90,10 @@ def load_pipeline(
       f"not {surplus}"
     )
   pipeline = pipelines.load(
-    config.pipeline, shardings=shardings and (lambda name, tree: shardings(tree))
+    config.pipeline,
+    revision=config.revision or None,
+    variant=config.variant or None,
+    shardings=shardings and (lambda name, tree: shardings(tree)),
   )
   scheduler = {**pipeline.configs["scheduler"], **model.get("scheduler", {})}
   return dataclasses.replace(pipeline, configs={**pipeline.configs, "scheduler": scheduler})

@@ -413,6 +413,10 @@ def test_a_damaged_file_is_refused(refused, copy):
   assert str(copy / "unet") in error
 
 
+def test_a_revision_of_a_folder_is_refused(refused, copy):
+  assert "is no repository of the hub, which alone has" in refused(copy, "--revision", "v1")
+
+
 def test_a_missing_component_is_refused(refused, copy):
   shutil.rmtree(copy / "vae")
   assert "has no vae/" in refused(copy)

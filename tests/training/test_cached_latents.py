@@ -258,6 +258,11 @@ def test_a_pipeline_of_pixels_is_refused_in_training_and_in_caching(loaded, tmp_
     latent_encoders.load(str(folder), embeddings=True)
 
 
+def test_a_variant_that_the_pipeline_lacks_is_refused(settings):
+  with pytest.raises(InputError, match="no weights of the variant 'fp16'"):
+    latent_encoders.load(settings["sd"].pipeline, embeddings=True, variant="fp16")
+
+
 def test_a_size_that_is_no_multiple_of_the_downscale_is_refused(settings, pairs, tmp_path):
   loaded = latent_encoders.load(settings["sd"].pipeline, embeddings=False)
   encoders = latent_encoders.make(loaded, embeddings=False, pairs=2, devices=jax.devices()[:1])

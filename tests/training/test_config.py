@@ -137,6 +137,14 @@ def test_a_number_out_of_range_is_named(key, value):
     check(config)
 
 
+@pytest.mark.parametrize("key", ["revision", "variant"])
+def test_a_choice_of_weights_without_a_pipeline_is_refused(key):
+  config = digits_dmpo.get_config()
+  config.pipeline, config[key] = "", "fp16"
+  with pytest.raises(ValueError, match=rf"config\.{key} must be empty without a pipeline"):
+    check(config)
+
+
 def test_an_unknown_objective_is_refused_with_a_suggestion():
   with pytest.raises(ValueError, match="unknown objective 'dmop'; did you mean 'dmpo'"):
     select("objective", {"name": "dmop"}, losses.LOSSES)

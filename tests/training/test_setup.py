@@ -1,11 +1,15 @@
 """Components that a run trains, and layers that its LoRAs adapt."""
 
+import numpy as np
 import pytest
+from ml_collections import ConfigDict
+from safetensors.numpy import load_file, save_file
 
 from dmpo_jax import models, pipelines
 from dmpo_jax.errors import InputError
 from dmpo_jax.models import trees
 from dmpo_jax.training import setup
+from tests.interop import tiny as tiny_pipelines
 from tests.training.tiny import smallest_config
 
 
@@ -30,6 +34,28 @@ def lora_config(config):
 
 def _layers(lora):
   return {name.rpartition(".")[0] for name in trees.flatten(lora)}
+
+
+def test_the_variant_that_the_config_names_is_trained(tmp_path, config):
+  folder = tiny_pipelines.write_tiny_pixels(tmp_path / "pixels")
+  file = folder / "unet/diffusion_pytorch_model.safetensors"
+  state = {name: a + np.float32(1) for name, a in load_file(file).items()}
+  save_file(state, file.with_suffix(".non_ema.safetensors"))
+  config.model = ConfigDict()
+  config.pipeline = str(folder)
+  plain = setup.load_pipeline(config, []).params["unet"]["conv_in"]["bias"]
+  config.variant = "non_ema"
+  np.testing.assert_allclose(
+    setup.load_pipeline(config, []).params["unet"]["conv_in"]["bias"], plain + 1, rtol=1e-6
+  )
+
+
+def test_the_revision_that_the_config_names_is_asked_for(tmp_path, config):
+  config.model = ConfigDict()
+  config.pipeline = str(tiny_pipelines.write_tiny_pixels(tmp_path / "pixels"))
+  config.revision = "v1"
+  with pytest.raises(InputError, match=r"revision is 'v1', but .* is a folder"):
+    setup.load_pipeline(config, [])
 
 
 def test_an_empty_config_trained_is_the_denoiser(config, pipeline):

@@ -32,6 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--pipeline", required=True, help="folder in diffusers' format, or owner/name on the hub"
   )
+  parser.add_argument("--revision", help="branch, tag or commit of the repository on the hub")
+  parser.add_argument(
+    "--variant", help="variant of the weights, such as fp16 (default: weights without a variant)"
+  )
   parser.add_argument("--out", required=True, type=pathlib.Path, help="folder to write")
   parser.add_argument("--split", default="train", help="split to encode (default: train)")
   parser.add_argument(
@@ -94,7 +98,9 @@ def run(options: argparse.Namespace) -> None:
     host, hosts = jax.process_index(), jax.process_count()
   total = len(tfds_folder.PairSource(options.folder, options.split))
   embeddings = settings.embeddings
-  pipeline = latent_encoders.load(options.pipeline, embeddings=embeddings)
+  pipeline = latent_encoders.load(
+    options.pipeline, embeddings=embeddings, revision=options.revision, variant=options.variant
+  )
   encoders = latent_encoders.make(pipeline, embeddings=embeddings, pairs=settings.batch_size)
   with tqdm(total=-(-total // hosts), desc="cache latents", unit="pair") as bar:
     manifest = cache.cache_latents(

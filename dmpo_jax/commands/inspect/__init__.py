@@ -25,6 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
       help=f"variant of the weights of {what}, as fp16 in model.fp16.safetensors",
     )
     parser.add_argument(
+      f"--{prefix}revision", help=f"branch, tag or commit of {what}, a repository on the hub"
+    )
+    parser.add_argument(
       f"--{prefix}weights",
       choices=["ema", "last"],
       default="ema",
@@ -42,15 +45,26 @@ def run(options: argparse.Namespace) -> None:
   from dmpo_jax.commands.inspect.text import comparison_text, description_text
   from dmpo_jax.errors import InputError
 
-  source = open_source(options.path, variant=options.variant, ema=options.weights == "ema")
+  source = open_source(
+    options.path,
+    variant=options.variant,
+    revision=options.revision,
+    ema=options.weights == "ema",
+  )
   description = describe(source)
   if options.against is None:
-    if options.against_variant or options.against_weights != "ema":
-      raise InputError("--against-variant and --against-weights have no effect without --against")
+    if options.against_variant or options.against_revision or options.against_weights != "ema":
+      raise InputError(
+        "--against-variant, --against-revision and --against-weights have no effect without "
+        "--against"
+      )
     print(json.dumps(description, indent=2) if options.json else description_text(description))
     return
   other = open_source(
-    options.against, variant=options.against_variant, ema=options.against_weights == "ema"
+    options.against,
+    variant=options.against_variant,
+    revision=options.against_revision,
+    ema=options.against_weights == "ema",
   )
   comparison = compare(source, other)
   if options.json:

@@ -56,7 +56,9 @@ class Source(NamedTuple):
   metadata: Mapping[str, str] = {}
 
 
-def open_source(location: str, *, variant: str | None, ema: bool) -> Source:
+def open_source(
+  location: str, *, variant: str | None, ema: bool, revision: str | None = None
+) -> Source:
   """Opens a source of any kind; of its weights only names, shapes and dtypes are read.
 
   Args:
@@ -65,6 +67,7 @@ def open_source(location: str, *, variant: str | None, ema: bool) -> Source:
     variant: Variant of the weights of a pipeline or component; None: weights without a variant, or
       else the first one.
     ema: Whether to take the EMA weights of a run that has them.
+    revision: Branch, tag or commit of a repository.
 
   Returns:
     `Source`.
@@ -73,11 +76,16 @@ def open_source(location: str, *, variant: str | None, ema: bool) -> Source:
     InputError: The location is none of these, or is damaged.
   """
   path = pathlib.Path(location)
+  if revision is not None and hub.is_folder(location):
+    raise InputError(
+      f"revision is {revision!r}, and {location!r} is no repository of the hub, which alone has "
+      "revisions"
+    )
   if path.is_file():
     return _file(location, path)
   if not path.is_dir() and hub.REPOSITORY.fullmatch(location):
     path = hub.locate(
-      location, pipeline.INDEX, lambda _, names: _wanted(names, variant), revision=None
+      location, pipeline.INDEX, lambda _, names: _wanted(names, variant), revision=revision
     )
   if not path.is_dir():
     raise InputError(f"{location} is neither a file nor a folder, nor a repository's owner/name")
@@ -165,7 +173,8 @@ def _run(location: str, run: pathlib.Path, step: int | None, ema: bool) -> Sourc
   components: dict[str, Component] = {}
   origin = config["pipeline"] or "new networks"
   if (pathlib.Path(origin) / pipeline.INDEX).is_file():
-    components |= _pipeline(origin, pathlib.Path(origin), None).components
+    variant = config.get("variant") or None
+    components |= _pipeline(origin, pathlib.Path(origin), variant).components
   elif config["pipeline"]:
     origin += " (no such folder; frozen components are not shown)"
   for name, fields in config["model"].items():
