@@ -2,16 +2,18 @@
 
 Writes one PNG per prompt and seed, each batch at once, then a grid (a row per prompt, a column per
 seed) and manifest.json with all settings. The same prompt and seed give the same image whatever the
-other prompts and the batch size. Interrupted, the same command resumes.
+other prompts and the batch size. Interrupted, the same command resumes; a folder of images belongs
+to the weights that it was begun with.
 """
 
 import argparse
 import logging
-import math
 import pathlib
 
 LOGGER = logging.getLogger(__name__)
 DTYPES = ("float32", "bfloat16", "float16")
+LARGEST_SIDE, MOST_IMAGES, LARGEST_FILE = 16_384, 1_000_000, 2**26
+LARGEST_FLOAT32 = 3.4028234e38
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,8 +78,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
   """Samples the missing images and prints the folder."""
-  _check(options)
   prompts = options.prompt or _read_prompts(options.prompts)
+  _check(options, prompts)
 
   import dataclasses
 
@@ -95,19 +97,22 @@ def run(options: argparse.Namespace) -> None:
   dtype = options.dtype or pipelines.default_dtype()
   functions = pipelines.build(pipeline, dtype=dtype)
   settings = _settings(options, functions, prompts, dtype)
+  scheduler = settings.pop("scheduler")  # its numbers are in the solver's digest
+  _check_effects(options, functions, settings["guidance"])
   size = (settings["height"], settings["width"])
+  solver = functions.make_solver(
+    settings["steps"], name=settings["solver"], karras=options.karras, size=size
+  )
   sampler = pipelines.make_sampler(
     functions,
-    functions.make_solver(
-      settings["steps"], name=settings["solver"], karras=options.karras, size=size
-    ),
+    solver,
     size=size,
     guidance=settings["guidance"],
     guidance_rescale=settings["guidance_rescale"],
     negative=options.negative is not None,
   )
   rows = [(row, prompt, seed) for row, prompt in enumerate(prompts) for seed in settings["seeds"]]
-  names = [f"{row:05d}_{seed:010d}.png" for row, _, seed in rows]
+  names = [image_folder.image_name(row, seed) for row, _, seed in rows]
   inputs, truncated = pipelines.sampling_inputs(
     functions,
     [prompt for _, prompt, _ in rows],
@@ -125,32 +130,47 @@ def run(options: argparse.Namespace) -> None:
       for name, tree in lora.params.items()
     }
     pipeline = dataclasses.replace(pipeline, params={**pipeline.params, **merged})
-  missing = np.flatnonzero(~np.array(image_folder.open_folder(options.out, settings, names)))
+  params = pipelines.cast_params(functions, pipeline.params, dtype)
+  pipelines.check_params(params, pipeline.params, dtype=dtype)
+  settings["content"] = pipelines.sampling_fingerprint(pipeline, solver, inputs)
   batch_size = options.batch_size or (64 if functions.autoencoder is None else 4)
-  if missing.size:
-    batches = pipelines.sample_batches(
-      sampler,
-      pipelines.cast_params(functions, pipeline.params, dtype),
-      jax.tree.map(lambda x: x[missing], inputs),
-      batch_size=batch_size,
-      progress=lambda batches: tqdm(batches, desc="sample", unit="batch"),
+  with image_folder.locked(options.out):
+    done = image_folder.open_folder(
+      options.out, settings, names, shape=(*size, functions.image_channels)
     )
-    positions = iter(missing)
-    for batch in batches:
-      for image in np.asarray(sampling.to_uint8(batch)):
-        image_folder.write_picture(options.out / names[next(positions)], image)
-  grid_rows = image_folder.write_grid(options.out, names, len(settings["seeds"]))
-  results = {
-    "batch_size": batch_size,
-    "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-    "prompts_truncated": truncated // len(settings["seeds"]),
-    "grid_rows": grid_rows,
-    "images": [
-      {"file": file, "prompt": prompt, "seed": seed}
-      for file, (_, prompt, seed) in zip(names, rows, strict=True)
-    ],
-  }
-  image_folder.close_folder(options.out, settings, results)
+    missing = np.flatnonzero(~np.array(done))
+    if missing.size:
+      batches = pipelines.sample_batches(
+        sampler,
+        params,
+        jax.tree.map(lambda x: x[missing], inputs),
+        batch_size=batch_size,
+        progress=lambda batches: tqdm(batches, desc="sample", unit="batch"),
+      )
+      positions = iter(missing)
+      for batch in batches:
+        for image in batch:
+          _, prompt, seed = rows[position := next(positions)]
+          pipelines.check_image(image, prompt=prompt, seed=seed, dtype=dtype)
+          picture = np.asarray(sampling.to_uint8(image))
+          image_folder.write_picture(options.out / names[position], picture)
+    grid_rows = image_folder.write_grid(options.out, names, len(settings["seeds"]))
+    results = {
+      "pipeline": options.pipeline,
+      "revision": options.revision,
+      "variant": options.variant,
+      "lora": str(options.lora) if options.lora else None,
+      "scheduler": scheduler,
+      "batch_size": batch_size,
+      "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+      "prompts_truncated": truncated // len(settings["seeds"]),
+      "grid_rows": grid_rows,
+      "images": [
+        {"file": file, "prompt": prompt, "seed": seed}
+        for file, (_, prompt, seed) in zip(names, rows, strict=True)
+      ],
+    }
+    image_folder.close_folder(options.out, settings, results)
   if truncated:
     LOGGER.warning(
       "%d prompts are longer than the text encoder's context and were cut",
@@ -187,10 +207,6 @@ def _settings(options: argparse.Namespace, functions, prompts: list[str], dtype:
   return {
     "dmpo_jax": dmpo_jax.__version__,
     "jax": jax.__version__,
-    "pipeline": options.pipeline,
-    "revision": options.revision,
-    "variant": options.variant,
-    "lora": str(options.lora) if options.lora else None,
     **functions.solver_settings(options.solver, options.karras),
     "steps": options.steps,
     "guidance": functions.default_guidance if guidance is None else guidance,
@@ -207,38 +223,74 @@ def _settings(options: argparse.Namespace, functions, prompts: list[str], dtype:
   }
 
 
-def _check(options: argparse.Namespace) -> None:
+def _check(options: argparse.Namespace, prompts: list[str]) -> None:
   """Raises InputError for a value out of range."""
-  from dmpo_jax.errors import InputError
+  from dmpo_jax.errors import InputError, short
 
-  for name, least in (
-    ("seeds", 1),
-    ("first_seed", 0),
-    ("steps", 1),
-    ("height", 1),
-    ("width", 1),
-    ("batch_size", 1),
+  for name, least, most in (
+    ("seeds", 1, 2**32),
+    ("first_seed", 0, 2**32 - 1),
+    ("steps", 1, 2**20),
+    ("height", 1, LARGEST_SIDE),
+    ("width", 1, LARGEST_SIDE),
+    ("original_size", 1, LARGEST_SIDE),
+    ("target_size", 1, LARGEST_SIDE),
+    ("crop", 0, LARGEST_SIDE),
+    ("batch_size", 1, 2**20),
   ):
-    value = getattr(options, name)
-    if value is not None and value < least:
-      raise InputError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+    values = getattr(options, name)
+    for value in [] if values is None else values if isinstance(values, list) else [values]:
+      if not least <= value <= most:
+        bound = f"at least {least}" if value < least else f"at most {most}"
+        raise InputError(f"--{name.replace('_', '-')} must be {bound}, got {short(value)}")
   last = options.first_seed + options.seeds - 1
   if last >= 2**32:
     raise InputError(f"--first-seed and --seeds give seed {last}; the largest is {2**32 - 1}")
-  if options.guidance is not None and not math.isfinite(options.guidance):
-    raise InputError(f"--guidance must be finite, got {options.guidance}")
+  if len(prompts) * options.seeds > MOST_IMAGES:
+    raise InputError(
+      f"{len(prompts)} prompts with --seeds {options.seeds} are more than {MOST_IMAGES} images; "
+      "sample them in several folders"
+    )
+  for text in [*prompts, options.negative or ""]:
+    if any("\ud800" <= character <= "\udfff" for character in text):
+      raise InputError(f"the prompt {short(text)} is not UTF-8 text")
+  if options.guidance is not None and not abs(options.guidance) <= LARGEST_FLOAT32:
+    raise InputError(f"--guidance must be a finite float32 number, got {options.guidance}")
   if not 0 <= options.guidance_rescale <= 1:
     raise InputError(f"--guidance-rescale must be from 0 to 1, got {options.guidance_rescale}")
 
 
-def _read_prompts(path: pathlib.Path) -> list[str]:
+def _check_effects(options: argparse.Namespace, functions, guidance: float) -> None:
+  """Raises InputError for an option that has no effect beside another or on this pipeline."""
+  from dmpo_jax import diffusion
   from dmpo_jax.errors import InputError
 
-  try:
-    prompts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-  except (OSError, UnicodeDecodeError) as error:
-    raise InputError(f"cannot read prompts from {path}: {error}") from error
-  prompts = [prompt for prompt in prompts if prompt]
+  if not diffusion.has_guidance(guidance):
+    for name, is_set in (
+      ("negative", options.negative is not None),
+      ("guidance-rescale", options.guidance_rescale > 0),
+    ):
+      if is_set:
+        raise InputError(
+          f"--{name} has no effect without guidance, and {guidance:g} is none; give --guidance "
+          f"above 1, or leave --{name} out"
+        )
+  for name in ("original_size", "crop", "target_size"):
+    if getattr(options, name) is not None and not functions.uses_geometry:
+      raise InputError(
+        f"--{name.replace('_', '-')} has no effect: this pipeline is not conditioned on sizes, as "
+        "SDXL is"
+      )
+
+
+def _read_prompts(path: pathlib.Path) -> list[str]:
+  from dmpo_jax.common import files
+  from dmpo_jax.errors import InputError
+
+  text = files.read_text(
+    path, advice="give a text file with one prompt per line", pipes=True, max_bytes=LARGEST_FILE
+  )
+  prompts = [line.strip(" \t") for line in files.split_lines(text) if line.strip()]
   if not prompts:
     raise InputError(f"{path} has no prompt; write one per line")
   return prompts

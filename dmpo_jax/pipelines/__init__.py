@@ -9,6 +9,8 @@ from dmpo_jax.pipelines.families import (
   load,
   save,
 )
+from dmpo_jax.pipelines.fingerprint import sampling_fingerprint
+from dmpo_jax.pipelines.finite import check_image, check_params
 from dmpo_jax.pipelines.generate import (
   Sampler,
   SamplingInputs,
@@ -33,6 +35,8 @@ __all__ = [
   "TextToImage",
   "build",
   "cast_params",
+  "check_image",
+  "check_params",
   "create",
   "default_dtype",
   "encoder_fingerprint",
@@ -42,6 +46,7 @@ __all__ = [
   "make_sampler",
   "sample_all",
   "sample_batches",
+  "sampling_fingerprint",
   "sampling_inputs",
   "save",
 ]

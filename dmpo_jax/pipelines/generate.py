@@ -241,10 +241,11 @@ def cast_params(pipeline: TextToImage, params: Params, dtype: Any) -> dict[str, 
   def cast(leaf: Any) -> Any:
     return leaf if leaf.dtype == dtype else leaf.astype(dtype)
 
-  return {
-    name: tree if name == pipeline.autoencoder else jax.tree.map(cast, tree)
-    for name, tree in params.items()
-  }
+  with np.errstate(over="ignore"):  # float16; `check_params` finds what became infinite
+    return {
+      name: tree if name == pipeline.autoencoder else jax.tree.map(cast, tree)
+      for name, tree in params.items()
+    }
 
 
 def _on_devices(leaf: Any, mesh: Mesh) -> jax.Array:

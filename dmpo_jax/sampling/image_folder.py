@@ -1,51 +1,108 @@
 """A folder of sampled images: resuming it, its image files, grid and manifest."""
 
+import contextlib
+import fcntl
 import json
+import logging
+import os
 import pathlib
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from dmpo_jax.common import files
 from dmpo_jax.common.atomic_files import write_atomically
 from dmpo_jax.common.differences import describe, differences
 from dmpo_jax.errors import InputError
 
 MANIFEST, UNFINISHED, GRID = "manifest.json", "manifest.unfinished.json", "grid.png"
 GRID_PIXELS = 2**26
+IMAGE = re.compile(r"\d{5,}_\d{10}\.png")
+
+LOGGER = logging.getLogger(__name__)
 
 
-def open_folder(
-  folder: pathlib.Path, settings: Mapping[str, Any], names: Sequence[str]
-) -> list[bool]:
-  """Creates a sample folder, or resumes one with the same settings.
+def image_name(row: int, seed: int) -> str:
+  """File name of the image of a prompt, by its position, and a seed."""
+  return f"{row:05d}_{seed:010d}.png"
+
+
+@contextlib.contextmanager
+def locked(folder: pathlib.Path) -> Iterator[None]:
+  """Creates a folder if it is missing, and keeps other processes from sampling into it.
 
   Args:
-    folder: Created if missing; files of other names are left alone.
-    settings: Everything that the images depend on, in JSON.
-    names: The images' file names.
-
-  Returns:
-    For each image whether its file exists.
+    folder: The folder.
 
   Raises:
-    InputError: The folder holds images of other settings, or files of these names without a
-      manifest, or is a file.
+    InputError: It is a file, or another process samples into it.
   """
   if folder.exists() and not folder.is_dir():
     raise InputError(f"{folder} is a file; expected a folder for the images")
-  for name in (MANIFEST, UNFINISHED):
-    if (folder / name).exists():
-      _check_same(folder / name, settings)
-      return [(folder / file).exists() for file in names]
-  for name in (*names, GRID):
+  folder.mkdir(parents=True, exist_ok=True)
+  descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+  try:
+    try:
+      fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      raise InputError(
+        f"another process is sampling into {folder}; wait, or give another folder"
+      ) from error
+    except OSError:  # a file system without locks
+      LOGGER.debug("%s cannot be locked", folder)
+    yield
+  finally:
+    os.close(descriptor)
+
+
+def open_folder(
+  folder: pathlib.Path,
+  settings: Mapping[str, Any],
+  names: Sequence[str],
+  *,
+  shape: tuple[int, int, int],
+) -> list[bool]:
+  """Begins a sample folder, or resumes one with the same settings.
+
+  Args:
+    folder: The folder, `locked`; files of other names are left alone.
+    settings: Everything that the images depend on, in JSON.
+    names: The images' file names, as `image_name` gives them.
+    shape: Height, width and channels of the images.
+
+  Returns:
+    For each image whether its file is there. A damaged one is not, and is told.
+
+  Raises:
+    InputError: The folder holds images of other settings, or files of these names without a
+      manifest.
+  """
+  manifest = next((n for n in (MANIFEST, UNFINISHED) if (folder / n).exists()), None)
+  images = any(IMAGE.fullmatch(name) or name == GRID for name in os.listdir(folder))
+  if manifest is not None and images:
+    _check_same(folder / manifest, settings)
+    exist = [(folder / name).exists() for name in names]
+    whole = [e and _is_picture(folder / n, shape) for e, n in zip(exist, names, strict=True)]
+    if damaged := sum(exist) - sum(whole):
+      first = names[[e and not w for e, w in zip(exist, whole, strict=True)].index(True)]
+      LOGGER.warning(
+        "%d of the images in %s are damaged, the first is %s; sampling them again",
+        damaged,
+        folder,
+        first,
+      )
+    return whole
+  for name in (*names, GRID) if images else ():
     if (folder / name).exists():
       raise InputError(
         f"{folder} has a file {name} and no manifest, so this command did not sample it; give "
         "another folder for the images"
       )
-  folder.mkdir(parents=True, exist_ok=True)
+  # A manifest without images belongs to a command that ended before its first one.
+  (folder / MANIFEST).unlink(missing_ok=True)
   text = json.dumps(settings, indent=2) + "\n"
   write_atomically(folder / UNFINISHED, text)
   return [False] * len(names)
@@ -90,17 +147,25 @@ def close_folder(
 
 
 def _check_same(path: pathlib.Path, settings: Mapping[str, Any]) -> None:
-  try:
-    manifest = json.loads(path.read_text(encoding="utf-8"))
-    different = differences({key: manifest[key] for key in settings if key in manifest}, settings)
-  except (ValueError, TypeError) as error:
-    raise InputError(
-      f"{path} cannot be read ({error}); give another folder for the images"
-    ) from error
+  manifest = files.read_json(path, advice="give another folder for the images")
+  different = differences({key: manifest[key] for key in settings if key in manifest}, settings)
   if different:
     raise InputError(
       f"{path.parent} holds images of other settings; give another folder:\n{describe(different)}"
     )
+
+
+def _is_picture(path: pathlib.Path, shape: tuple[int, int, int]) -> bool:
+  """Whether a file is a whole PNG of a shape [H, W, C]."""
+  height, width, channels = shape
+  try:
+    with Image.open(path, formats=("PNG",)) as image:
+      fits = image.size == (width, height) and image.mode == ("L" if channels == 1 else "RGB")
+      if fits:
+        image.verify()  # the checksums of all its parts
+      return fits
+  except Exception:  # Pillow raises whatever a damaged file makes it meet
+    return False
 
 
 def _read(path: pathlib.Path) -> np.ndarray:
