@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dmpo_jax.errors import InputError
-from dmpo_jax.interop import lora_config, lora_file, lora_names, state_dict
+from dmpo_jax.interop import lora_config, lora_file, lora_mmdit, lora_names, state_dict
 from dmpo_jax.interop.lora_layers import read_layers
 from dmpo_jax.models import lora as loras
 from dmpo_jax.models import trees
+
+KOHYA_COMPONENTS = (lora_mmdit.COMPONENT, *lora_names.KOHYA_XL)
 
 # Alphas beyond this are no strength but a mistake.
 MAX_ALPHA = 1e6
@@ -83,7 +85,8 @@ def save_kohya_lora(
 
   Entries are `lora_unet_{layer}.lora_down.weight`, `.lora_up.weight` and `.alpha`, with underscores
   for dots. Text encoders are lora_te, or lora_te1 and lora_te2 for SDXL, whose UNet has its
-  original block names. The strength is in the factors, as in `save_lora`: alpha is the rank.
+  original block names, as has the transformer of SD3, where query, key and value are one layer. The
+  strength is in the factors, as in `save_lora`: alpha is the rank.
 
   Args:
     file: The target, *.safetensors.
@@ -97,25 +100,31 @@ def save_kohya_lora(
     OSError: The file cannot be written.
   """
   names = lora_names.kohya_names(base)
-  state, ranks = {}, []
+  factors: dict[str, tuple[np.ndarray, np.ndarray]] = {}
   for component, part in _checked(lora, base, dtype).items():
-    ranks.append(part.rank)
-    for layer, (down, up) in part.layers.items():
-      if (component, layer) not in names:
-        raise InputError(
-          f"kohya's files have no name for {component}.{layer}; they hold "
-          f"{', '.join(lora_names.KOHYA)}"
-        )
-      name = names[component, layer]
-      state[f"{name}.lora_down.weight"] = _torch_down(down)
-      state[f"{name}.lora_up.weight"] = _torch_up(up, down.ndim)
-      state[f"{name}.alpha"] = np.asarray(part.rank, np.float32)
-  lora_file.write(pathlib.Path(file), state, lora_names.kohya_header(base, max(ranks)))
+    unnamed = [layer for layer in part.layers if (component, layer) not in names]
+    if component == lora_mmdit.COMPONENT:
+      joined, unnamed = lora_mmdit.join(part.layers, base[component])
+      factors |= {f"lora_unet_{k}".replace(".", "_"): pair for k, pair in joined.items()}
+    if unnamed:
+      raise InputError(
+        f"kohya's files have no name for {component}.{unnamed[0]}; they hold "
+        f"{', '.join(KOHYA_COMPONENTS)}"
+      )
+    if component != lora_mmdit.COMPONENT:
+      factors |= {names[component, layer]: pair for layer, pair in part.layers.items()}
+  state = {}
+  for name, (down, up) in factors.items():
+    state[f"{name}.lora_down.weight"] = _torch_down(down)
+    state[f"{name}.lora_up.weight"] = _torch_up(up, down.ndim)
+    state[f"{name}.alpha"] = np.asarray(up.shape[0], np.float32)
+  rank = max(up.shape[0] for _, up in factors.values())
+  lora_file.write(pathlib.Path(file), state, lora_names.kohya_header(base, rank))
 
 
 def kohya_holds(components: Iterable[str]) -> bool:
   """Whether kohya's files have a place for LoRAs of these components."""
-  return set(components) <= lora_names.KOHYA.keys()
+  return set(components) <= set(KOHYA_COMPONENTS)
 
 
 def load_lora(file: str | os.PathLike, base: Mapping[str, trees.Tree]) -> Lora:
@@ -141,7 +150,7 @@ def load_lora(file: str | os.PathLike, base: Mapping[str, trees.Tree]) -> Lora:
   configs = lora_config.read_configs(path, header, peft=lora_file.is_peft(path, state))
   params: dict[str, dict[str, Any]] = {}
   alphas: dict[str, dict[str, float]] = {}
-  layers, problems = read_layers(state, base)
+  layers, problems = read_layers(lora_mmdit.split(state, base), base)
   for (component, layer), factors in layers.items():
     try:
       alpha = _alpha(configs, component, layer, factors.down.shape[-1], factors.alpha)

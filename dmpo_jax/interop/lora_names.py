@@ -12,7 +12,7 @@ from dmpo_jax.models import trees
 TEXT_PREFIX = "text_model."
 
 KOHYA = {"unet": "lora_unet", "text_encoder": "lora_te", "text_encoder_2": "lora_te2"}
-KOHYA_XL = {**KOHYA, "text_encoder": "lora_te1"}
+KOHYA_XL = {**KOHYA, "text_encoder": "lora_te1", "text_encoder_3": "lora_te3"}
 # Prefixes of kohya's trainer, of LyCORIS and of OneTrainer, all of which `load_lora` reads.
 READ_PREFIXES = {
   "unet": ("lora_unet", "lycoris"),
@@ -91,9 +91,9 @@ def kohya_header(base: Mapping[str, trees.Tree], rank: int) -> dict[str, str]:
   """
   unet = trees.flatten(base.get("unet", {}))
   context = {leaf.shape[0] for name, leaf in unet.items() if name.endswith("attn2.to_k.kernel")}
-  version = (
-    "sdxl_base_v1-0" if is_xl(base) else {768: "sd_v1", 1024: "sd_v2"}.get(max(context, default=0))
-  )
+  version = {768: "sd_v1", 1024: "sd_v2"}.get(max(context, default=0))
+  if unet and is_xl(base):
+    version = "sdxl_base_v1-0"
   header = {
     "format": "pt",
     "ss_network_alpha": str(rank),
