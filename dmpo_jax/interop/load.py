@@ -107,6 +107,10 @@ def load_pipeline(
     with files.located(folder / name):
       configs[name] = _with_class(configs[name], classes[name])
   _tell_variants({name: (below[name], configs[name]) for name in loaded}, variant)
+  configs |= {
+    name: read_weights.with_buffers(folder / name, configs[name], variant=variant)
+    for name in loaded
+  }
   params = {
     name: read_weights.read_network(
       folder / name,
@@ -205,6 +209,7 @@ def load_network(
   if variant is not None:
     with files.located(folder):
       _check_variant_of_one(below, config, variant, str(folder))
+  config = read_weights.with_buffers(folder, config, variant=variant)
   params = read_weights.read_network(
     folder, config, variant=variant, dtype=dtype, shardings=shardings, strict=strict
   )

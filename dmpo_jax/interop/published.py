@@ -138,6 +138,61 @@ SD35_LARGE_TRANSFORMER = {
   "qk_norm": "rms_norm",
 }
 
+# T5 v1.1 XXL, whose encoder stable-diffusion-3-medium and 3.5 have
+SD3_TEXT_3 = {
+  "_name_or_path": "google/t5-v1_1-xxl",
+  "architectures": ["T5EncoderModel"],
+  "classifier_dropout": 0.0,
+  "d_ff": 10240,
+  "d_kv": 64,
+  "d_model": 4096,
+  "decoder_start_token_id": 0,
+  "dense_act_fn": "gelu_new",
+  "dropout_rate": 0.1,
+  "eos_token_id": 1,
+  "feed_forward_proj": "gated-gelu",
+  "initializer_factor": 1.0,
+  "is_encoder_decoder": True,
+  "is_gated_act": True,
+  "layer_norm_epsilon": 1e-06,
+  "model_type": "t5",
+  "num_decoder_layers": 24,
+  "num_heads": 64,
+  "num_layers": 24,
+  "output_past": True,
+  "pad_token_id": 0,
+  "relative_attention_max_distance": 128,
+  "relative_attention_num_buckets": 32,
+  "tie_word_embeddings": False,
+  "torch_dtype": "float16",
+  "transformers_version": "4.41.2",
+  "use_cache": True,
+  "vocab_size": 32128,
+}
+
+# stable-diffusion-3-medium, 3.5-medium and 3.5-large
+SD3_VAE = {
+  "_class_name": "AutoencoderKL",
+  "_diffusers_version": "0.29.0.dev0",
+  "act_fn": "silu",
+  "block_out_channels": [128, 256, 512, 512],
+  "down_block_types": ["DownEncoderBlock2D"] * 4,
+  "force_upcast": True,
+  "in_channels": 3,
+  "latent_channels": 16,
+  "latents_mean": None,
+  "latents_std": None,
+  "layers_per_block": 2,
+  "norm_num_groups": 32,
+  "out_channels": 3,
+  "sample_size": 1024,
+  "scaling_factor": 1.5305,
+  "shift_factor": 0.0609,
+  "up_block_types": ["UpDecoderBlock2D"] * 4,
+  "use_post_quant_conv": False,
+  "use_quant_conv": False,
+}
+
 # CLIP-L, stable-diffusion-v1-5
 SD15_TEXT = {
   "_name_or_path": "openai/clip-vit-large-patch14",

@@ -27,6 +27,9 @@ OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_o
 
 LOGGER = logging.getLogger(__name__)
 
+# One array under two names: T5's table of tokens, of which files have either name or both.
+TIED = {"encoder.embed_tokens.weight": "shared.weight"}
+
 THREADS = 8
 
 # File names of shards in an index.
@@ -88,6 +91,39 @@ def read_network(
       return trees.unflatten(dict(zip(names.values(), pool.map(leaf, names), strict=True)))
 
 
+def with_buffers(
+  folder: pathlib.Path, config: Mapping[str, Any], *, variant: str | None
+) -> dict[str, Any]:
+  """The config of a network, with fields for arrays in its file that its other fields do not give.
+
+  Args:
+    folder: Folder of the weights.
+    config: The network's config.
+    variant: Variant of the weights, or None.
+
+  Returns:
+    The config. An array that the file lacks is that of the config.
+
+  Raises:
+    InputError: The weights are missing or damaged, or no config has these arrays.
+  """
+  with files.located(folder):
+    fields: dict[str, Any] = {}
+    if not (buffers := models.buffers(config)):
+      return dict(config)
+    entries = open_folder(folder, config, variant)
+    for name, buffer in buffers.items():
+      if name not in entries:
+        continue
+      if entries[name].shape != buffer.shape:
+        raise InputError(
+          f"{name} is {list(entries[name].shape)}, expected {list(buffer.shape)} by its config"
+        )
+      with files.located(name):
+        fields |= buffer.recover(entries[name].read(None))
+    return {**config, **fields}
+
+
 class _Entry(NamedTuple):
   """A tensor in an open safetensors file; its values are read by `read` alone."""
 
@@ -145,6 +181,10 @@ def _aligned(entries: Mapping[str, _Entry], expected: Mapping[str, str]) -> dict
   aligned: dict[str, _Entry] = {}
   for name, entry in entries.items():
     new = _current_name(name, expected)
+    if name in TIED and TIED[name] in expected:
+      if TIED[name] in entries:
+        continue
+      new = TIED[name]
     if new in aligned:
       raise InputError(
         f"{new} occurs twice, also as {name if aligned[new].name == new else aligned[new].name}; "

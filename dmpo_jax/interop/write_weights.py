@@ -57,6 +57,15 @@ def write_network(
   tensors = {
     name: jax.ShapeDtypeStruct(spec.shape, dtype or spec.dtype) for name, spec in tensors.items()
   }
+  buffers = models.buffers(config)
+  one = next(iter(tensors.values())).dtype
+  tensors |= {name: jax.ShapeDtypeStruct(buffer.shape, one) for name, buffer in buffers.items()}
+
+  def read(name: str) -> np.ndarray:
+    if name in buffers:
+      return buffers[name].compute(str(tensors[name].dtype))
+    return state_dict.to_torch(leaves[names[name]], names[name], dtype)
+
   stem = weight_names.stem(config)
   shards = _split({name: _bytes(spec) for name, spec in tensors.items()}, max_shard_size)
   weight_map = {}
@@ -65,11 +74,7 @@ def write_network(
     if len(shards) > 1:
       file = weight_names.shard(stem, variant, number, len(shards))
     weight_map |= dict.fromkeys(shard, file)
-    _write(
-      folder / file,
-      {name: tensors[name] for name in shard},
-      lambda name: state_dict.to_torch(leaves[names[name]], names[name], dtype),
-    )
+    _write(folder / file, {name: tensors[name] for name in shard}, read)
   if len(shards) > 1:
     size = sum(_bytes(spec) for spec in tensors.values())
     files.write_json(

@@ -15,6 +15,9 @@ from dmpo_jax.models.functional import Buffer, Functional, Model, functional
 from dmpo_jax.models.mmdit import build as mmdit_build
 from dmpo_jax.models.mmdit import config as mmdit_config
 from dmpo_jax.models.mmdit.model import SD3Transformer2DModel
+from dmpo_jax.models.t5 import build as t5_build
+from dmpo_jax.models.t5 import config as t5_config
+from dmpo_jax.models.t5.model import T5EncoderModel
 from dmpo_jax.models.unet import build as unet_build
 from dmpo_jax.models.unet import config as unet_config
 from dmpo_jax.models.unet.model import UNet2DConditionModel
@@ -51,6 +54,7 @@ NETWORKS = {
   vae_config.NAME: Network(vae_config.read, AutoencoderKL, vae_build.functions),
   clip_config.NAME: _CLIP,
   clip_config.WITH_PROJECTION: _CLIP,
+  t5_config.NAME: Network(t5_config.read, T5EncoderModel, t5_build.functions),
 }
 
 

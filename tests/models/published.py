@@ -9,6 +9,7 @@ from dmpo_jax.interop.published import (
   PLAIN_DOWN,
   PLAIN_UP,
   SD3_TRANSFORMER,
+  SD3_VAE,
   SD15_TEXT,
   SD15_UNET,
   SD21_TEXT,
@@ -83,4 +84,9 @@ SDXL_FP16_FIX_VAE = {
   "scaling_factor": 0.13025,
 }
 
-VAES = {"sd": SD_VAE, "sdxl": SDXL_VAE, "sdxl_fp16_fix": SDXL_FP16_FIX_VAE}
+VAES = {
+  "sd": SD_VAE,
+  "sdxl": SDXL_VAE,
+  "sdxl_fp16_fix": SDXL_FP16_FIX_VAE,
+  "sd3": SD3_VAE,
+}

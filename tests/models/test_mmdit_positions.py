@@ -54,6 +54,15 @@ def test_other_positions_are_recovered_from_a_stored_table(other, dtype):
   np.testing.assert_array_equal(positions.table(recovered, 48, 256), stored)
 
 
+@pytest.mark.parametrize("narrow", ["float16", "bfloat16"])
+def test_a_table_that_was_once_stored_in_a_narrower_dtype_is_kept_as_it_was_rounded(narrow):
+  own = positions.published(128, 2, 48)
+  stored = theirs(128, 2, 48)[1].astype(jnp.dtype(narrow)).astype(np.float32)
+  recovered = positions.recover(stored, own)
+  assert recovered == own._replace(dtype=narrow)
+  np.testing.assert_array_equal(positions.table(recovered, 48, WIDTH, "float32"), stored)
+
+
 def test_positions_that_are_no_simple_fractions_are_recovered():
   other = positions.Positions(0.12345678, 0.30102999)
   recovered = positions.recover(positions.table(other, 48, 256), positions.published(128, 2, 48))

@@ -1,5 +1,6 @@
 """Pure functions of an SD3Transformer2DModel, and the table of positions in its file."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,9 +11,11 @@ import numpy as np
 from dmpo_jax.models import trees
 from dmpo_jax.models.functional import Buffer, Functional, Model
 from dmpo_jax.models.mmdit import positions
-from dmpo_jax.models.mmdit.config import POSITIONS, MMDiTConfig
+from dmpo_jax.models.mmdit.config import NAME, POSITIONS, MMDiTConfig
 from dmpo_jax.models.mmdit.model import check_inputs
 from dmpo_jax.models.trees import Tree
+
+LOGGER = logging.getLogger(__name__)
 
 # Initial standard deviation of the kernels of shifts, scales and gates: blocks start near the
 # identity.
@@ -64,9 +67,14 @@ def buffers(config: MMDiTConfig) -> dict[str, Buffer]:
   count, width = config.pos_embed_max_size, config.width
 
   def recover(stored: np.ndarray) -> Mapping[str, Any]:
-    found = positions.recover(stored, config.positions)
-    own = positions.published(config.sample_size, config.patch_size, count)
-    return {} if found == own else {POSITIONS: found._asdict()}
+    found, expected = positions.recover(stored, config.positions), config.positions
+    if found[:2] != expected[:2]:
+      LOGGER.warning(
+        "%s: the stored table of positions, from %g by steps of %g, is used in place of the one "
+        "that the config describes, from %g by steps of %g",
+        *(NAME, *found[:2], *expected[:2]),
+      )
+    return {} if found == expected else {POSITIONS: found._asdict()}
 
   return {
     "pos_embed.pos_embed": Buffer(

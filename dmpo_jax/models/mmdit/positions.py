@@ -32,7 +32,7 @@ class Positions(NamedTuple):
   Attributes:
     first: The position of the first patch.
     step: The distance of two neighbours.
-    dtype: The dtype to which the table is rounded: that in which it was stored.
+    dtype: The dtype to which the table is rounded: the narrowest in which it was ever stored.
   """
 
   first: float
@@ -96,8 +96,8 @@ def recover(stored: np.ndarray, expected: Positions) -> Positions:
     expected: The positions of the config.
 
   Returns:
-    The expected positions where the table is made of them, otherwise other ones; with the stored
-    dtype.
+    The expected positions where the table is made of them, otherwise other ones; with the dtype to
+    which the table was rounded.
 
   Raises:
     InputError: The table is not made of sines and cosines of evenly spaced positions.
@@ -106,12 +106,14 @@ def recover(stored: np.ndarray, expected: Positions) -> Positions:
   grid, dtype = stored.reshape(count, count, channels), stored.dtype.name
   if dtype not in TOLERANCES:
     raise InputError(f"is {dtype}; expected {', '.join(TOLERANCES)}")
+  # A table that was once stored in a narrow dtype stays rounded to it in a wider one.
+  dtypes = list(TOLERANCES)[list(TOLERANCES).index(dtype) :]
   fitted = _fit(grid[0, :, : channels // 2].astype(np.float32))
   simple = Positions(*(_simple(value) for value in fitted))
   for candidate in (expected, simple, fitted):
-    candidate = candidate._replace(dtype=dtype)
-    if _deviation(grid, candidate) <= TOLERANCES[dtype]:
-      return candidate
+    for dtype in dtypes:
+      if _agrees(grid, candidate._replace(dtype=dtype), TOLERANCES[dtype]):
+        return candidate._replace(dtype=dtype)
   raise InputError(
     "is no table of sines and cosines of evenly spaced positions, as diffusers makes it; "
     "learned tables are not supported. Download the file again if it should have none"
@@ -147,13 +149,14 @@ def _simple(value: float | str) -> float | str:
   return float(fractions.Fraction(value).limit_denominator(LARGEST_DENOMINATOR))
 
 
-def _deviation(grid: np.ndarray, positions: Positions) -> float:
-  """The largest deviation of a table `[count, count, channels]` from one of these positions."""
-  count, channels = grid.shape[1:]
-  waves = side(positions, count, channels)
-  worst = 0.0
-  for row, wave in zip(grid, waves, strict=True):  # a row at a time: tables take up to a GB
+def _agrees(grid: np.ndarray, positions: Positions, tolerance: float) -> bool:
+  """Whether a table `[count, count, channels]` is made of these positions."""
+  count, half = grid.shape[1], grid.shape[2] // 2
+  waves = side(positions, count, 2 * half)
+
+  def near(row: np.ndarray, wave: np.ndarray) -> bool:
     row = row.astype(np.float32)
-    off = np.abs(row[:, : channels // 2] - waves), np.abs(row[:, channels // 2 :] - wave[None, :])
-    worst = np.maximum(worst, np.maximum(off[0].max(), off[1].max()))  # NaN stays NaN
-  return float(worst)
+    off = np.abs(row[:, :half] - waves).max(), np.abs(row[:, half:] - wave[None, :]).max()
+    return bool(off[0] <= tolerance and off[1] <= tolerance)  # false for NaN
+
+  return all(map(near, grid, waves))  # a row at a time: tables take up to a GB
