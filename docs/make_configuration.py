@@ -49,7 +49,12 @@ argument to `get_config`. An unknown key is an error that names the nearest know
 """
 CHOICES = {
   "data": ("Data", "a data set and its keys.", DATASETS),
-  "loss": ("Loss", "an objective and its keys. `base` is such a section, too.", losses.LOSSES),
+  "loss": (
+    "Loss",
+    "an objective and its keys. `base` is such a section, too.\n"
+    "[Controls](objectives.md#controls) may stand beside them.",
+    losses.LOSSES,
+  ),
 }
 # Functions whose docstrings show the section's possible values.
 SECTIONS = {

@@ -1,7 +1,7 @@
 """Config sections that choose a function by its name and give its keyword arguments."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from dmpo_jax.errors import InputError, unknown
@@ -13,6 +13,7 @@ def select(
   options: Mapping[str, Callable],
   *,
   renamed: Mapping[str, str] | None = None,
+  also: Iterable[str] = (),
 ) -> tuple[Callable, dict[str, Any]]:
   """The function that a section names, and the section's other keys as its keyword arguments.
 
@@ -21,6 +22,7 @@ def select(
     section: A mapping with `name` and the function's keyword-only arguments.
     options: Functions by name.
     renamed: Former name of a function or a key -> its name.
+    also: Keys of the section beside the function's that were taken out of it, for messages.
 
   Returns:
     (function, keyword arguments).
@@ -36,7 +38,7 @@ def select(
   parameters = keyword_parameters(function)
   for key in arguments:
     if key not in parameters:
-      raise unknown(f"key of {kind} {name!r}:", key, parameters, renamed=renamed)
+      raise unknown(f"key of {kind} {name!r}:", key, [*parameters, *also], renamed=renamed)
   for key, parameter in parameters.items():
     if parameter.default is inspect.Parameter.empty and key not in arguments:
       raise InputError(f"{kind} {name!r} needs the key {key!r}; it has no default")

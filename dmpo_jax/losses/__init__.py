@@ -3,6 +3,7 @@
 from dmpo_jax.losses.alpha_dpo import alpha_dpo
 from dmpo_jax.losses.base import Diagnostics, PairErrors, denoising_error
 from dmpo_jax.losses.contrastive import contrastive
+from dmpo_jax.losses.controls import CONTROLS, control, split_controls
 from dmpo_jax.losses.dmpo import dmpo
 from dmpo_jax.losses.dpo import dpo
 from dmpo_jax.losses.dspo import dspo
@@ -37,14 +38,17 @@ LOSSES = {
 }
 
 __all__ = [
+  "CONTROLS",
   "LOSSES",
   "Diagnostics",
   "PairErrors",
   "Requirements",
   "Residuals",
+  "control",
   "denoising_error",
   "requirements",
   "soft_label_loss",
+  "split_controls",
   "swap",
   *LOSSES,
 ]

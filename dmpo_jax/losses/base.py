@@ -43,12 +43,14 @@ class Diagnostics(NamedTuple):
     reward_l: Implicit reward of the rejected image, -beta/2 (e_l - r_l). None where there are no
       rejected images.
     accuracy: 1 where z > 0, 0 where z < 0, 1/2 on a tie. None where there are no rejected images.
+    beta_scale: Factor of beta that the automatic beta of `control` chose; None without it.
   """
 
   logit: jax.Array | None
   reward_w: jax.Array
   reward_l: jax.Array | None
   accuracy: jax.Array | None
+  beta_scale: jax.Array | None = None
 
 
 def denoising_error(prediction: jax.Array, target: jax.Array) -> jax.Array:

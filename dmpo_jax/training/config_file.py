@@ -98,6 +98,7 @@ def _add(config: ConfigDict, argument: str) -> None:
       raise InputError(f"cannot set config.{key}: {part!r} is a value, not a section")
   if functions := FUNCTIONS.get(path):
     known = choose.keyword_parameters(functions[section.name]) if section.name in functions else ()
+    known = {*known, *(losses.CONTROLS if path == "loss" else ())}
     if name not in known:
       if data.RENAMED.get(name) in known:
         raise renamed_key(key, f"{path}.{data.RENAMED[name]}")

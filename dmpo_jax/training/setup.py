@@ -104,7 +104,8 @@ def make_loss(section: Mapping) -> Loss:
 
   Args:
     section: `name` and the loss's keyword-only arguments; the `base` of a wrapper is a section of
-      the same kind: {"name": "sdpo", "mu": 0.9, "base": {"name": "dpo", "beta": 2000.0}}.
+      the same kind: {"name": "sdpo", "mu": 0.9, "base": {"name": "dpo", "beta": 2000.0}}. Keys of
+      `losses.CONTROLS` put these controls around it.
 
   Returns:
     (errors) or (errors, residuals) -> (loss, diagnostics), see `losses.requirements`.
@@ -114,10 +115,11 @@ def make_loss(section: Mapping) -> Loss:
   """
   if not isinstance(section, Mapping | ConfigDict):
     raise InputError(f"a loss is a section with a name and its arguments, got {section!r}")
-  function, hyperparameters = choose.select("loss", section, losses.LOSSES)
+  own, controls = losses.split_controls(section)
+  function, hyperparameters = choose.select("loss", own, losses.LOSSES, also=losses.CONTROLS)
   if "base" in hyperparameters:
     hyperparameters["base"] = make_loss(hyperparameters["base"])
-  return functools.partial(function, **hyperparameters)
+  return losses.control(functools.partial(function, **hyperparameters), **controls)
 
 
 def make_objective(

@@ -164,6 +164,13 @@ def test_the_loss_is_that_of_the_logged_errors_times_the_weights(name, evaluate)
     loss = loss.keywords["base"]
   if loss.func is losses.dspo:  # whose residuals are not logged; at this beta it is fine-tuning
     np.testing.assert_allclose(example_losses, WEIGHTS * errors.policy_w, rtol=5e-3)
+  elif loss.func is losses.contrastive:  # likewise; its residuals lie within √r and √e of each other
+    ew, el, rw, rl = errors
+    part = (ew - el) / 2 + rw / 2 + 3 / 2 * rl - (np.sqrt(ew) - np.sqrt(rw)) ** 2 / 4
+    assert np.all(example_losses <= WEIGHTS * (part + (np.sqrt(el) + np.sqrt(rl)) ** 2 * 3 / 4))
+    part += (np.sqrt(ew) - np.sqrt(rw)) ** 2 / 4 - (np.sqrt(ew) + np.sqrt(rw)) ** 2 / 4
+    least = WEIGHTS * (part + (np.sqrt(el) - np.sqrt(rl)) ** 2 * 3 / 4)
+    assert np.all(example_losses >= least - 1e-6)
   else:
     np.testing.assert_allclose(example_losses, WEIGHTS * loss(errors)[0], rtol=1e-5, atol=1e-9)
   np.testing.assert_array_equal(logged["weight"], WEIGHTS)
@@ -252,6 +259,24 @@ def test_a_reference_that_is_missing_or_not_needed_is_refused_at_the_start(name,
 def test_a_misspelt_key_of_a_wrapped_objective_is_refused():
   with pytest.raises(ValueError, match=r"'dpo'.*'betta'; did you mean 'beta'"):
     setup.make_loss({"name": "sdpo", "mu": 0.9, "base": {"name": "dpo", "betta": 1.0}})
+
+
+def test_controls_stand_beside_the_keys_of_a_loss_and_are_logged(pipeline, params, batch):
+  config = CONFIGS["digits_dpo"].copy_and_resolve_references()
+  with config.loss.unlocked():
+    config.loss.update({"auto_gradient_factor": 0.2, "sft_weight": 0.5})
+  objective = setup.make_objective(config, pipeline)
+  trained, frozen, reference = params
+  loss, metrics = jax.jit(objective.__call__)(trained, frozen, reference, batch, np.int32(0))
+  size = np.abs(metrics["logit"] / metrics["beta_scale"]).mean()
+  np.testing.assert_allclose(metrics["beta_scale"], np.log(4) / size, rtol=1e-4)
+  dpo = -jax.nn.log_sigmoid(metrics["logit"])
+  np.testing.assert_allclose(loss, WEIGHTS * (dpo + 0.5 * metrics["policy_w"]), rtol=1e-5)
+
+
+def test_a_misspelt_control_is_refused():
+  with pytest.raises(ValueError, match=r"'dpo'.*'sft_wieght'; did you mean 'sft_weight'"):
+    setup.make_loss({"name": "dpo", "beta": 1.0, "sft_wieght": 1.0})
 
 
 def test_a_wrapped_objective_that_is_no_section_is_refused():
