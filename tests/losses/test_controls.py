@@ -48,9 +48,7 @@ def test_the_anchor_is_the_mean_squared_distance_from_the_reference():
   w, l, rw, rl = (np.float64(x) for x in RESIDUALS)
   away = ((w - rw) ** 2).mean((1, 2)) + ((l - rl) ** 2).mean((1, 2))
   assert losses.requirements(loss).residuals
-  np.testing.assert_allclose(
-    apply(loss, ERRORS, RESIDUALS), DPO(ERRORS)[0] + 0.4 * away, rtol=1e-5
-  )
+  np.testing.assert_allclose(apply(loss, ERRORS, RESIDUALS), DPO(ERRORS)[0] + 0.4 * away, rtol=1e-5)
 
 
 def test_the_anchor_pulls_the_policy_towards_the_reference():
@@ -110,7 +108,9 @@ def test_the_automatic_beta_scales_the_residuals_of_a_wrapper():
   base = functools.partial(losses.sdpo, base=DPO, mu=0.9)
   loss = losses.control(base, auto_gradient_factor=0.2)
   scale = float(loss(ERRORS, RESIDUALS)[1].beta_scale[0])
-  other = functools.partial(losses.sdpo, base=functools.partial(losses.dpo, beta=30 * scale), mu=0.9)
+  other = functools.partial(
+    losses.sdpo, base=functools.partial(losses.dpo, beta=30 * scale), mu=0.9
+  )
   for actual, expected in zip(slopes(loss), slopes(other), strict=True):
     np.testing.assert_allclose(actual, expected, rtol=1e-4)
 

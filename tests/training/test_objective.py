@@ -164,7 +164,9 @@ def test_the_loss_is_that_of_the_logged_errors_times_the_weights(name, evaluate)
     loss = loss.keywords["base"]
   if loss.func is losses.dspo:  # whose residuals are not logged; at this beta it is fine-tuning
     np.testing.assert_allclose(example_losses, WEIGHTS * errors.policy_w, rtol=5e-3)
-  elif loss.func is losses.contrastive:  # likewise; its residuals lie within √r and √e of each other
+  elif (
+    loss.func is losses.contrastive
+  ):  # likewise; its residuals lie within √r and √e of each other
     ew, el, rw, rl = errors
     part = (ew - el) / 2 + rw / 2 + 3 / 2 * rl - (np.sqrt(ew) - np.sqrt(rw)) ** 2 / 4
     assert np.all(example_losses <= WEIGHTS * (part + (np.sqrt(el) + np.sqrt(rl)) ** 2 * 3 / 4))
