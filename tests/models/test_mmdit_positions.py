@@ -111,7 +111,7 @@ def test_the_recovered_fields_give_the_stored_table_again():
   fields = models.buffers(CONFIG)["pos_embed.pos_embed"].recover(stored)
   buffer = models.buffers({**CONFIG, **fields})["pos_embed.pos_embed"]
   np.testing.assert_array_equal(buffer.compute(None), stored)
-  assert buffer.recover(stored) == fields
+  assert buffer.recover(stored) == {}
 
 
 def test_a_network_with_other_positions_agrees_with_diffusers_with_that_table():
