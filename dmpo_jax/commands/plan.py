@@ -42,7 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--topology", required=True, help="v5e:4x4, v5p:2x2x4 (chips), v5e-16, v5p-32 (Google's names)"
   )
-  parser.add_argument("--model", default="", help="sd15, sd21 or sdxl instead of config.pipeline")
+  parser.add_argument(
+    "--model",
+    default="",
+    help="sd15, sd21, sdxl, sd3_medium, sd35_medium or sd35_large instead of config.pipeline",
+  )
   parser.add_argument(
     "--inputs",
     default="",

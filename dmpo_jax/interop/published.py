@@ -4,6 +4,7 @@ Fields are as published, without paths and library versions that do not describe
 are no weights and no vocabularies.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from dmpo_jax.errors import unknown
@@ -13,6 +14,7 @@ from dmpo_jax.interop.tokenizer import build_tokenizer
 CONTEXT = "max_position_embeddings"
 CROSS_DOWN, PLAIN_DOWN = "CrossAttnDownBlock2D", "DownBlock2D"
 CROSS_UP, PLAIN_UP = "CrossAttnUpBlock2D", "UpBlock2D"
+WITH_PROJECTION = "CLIPTextModelWithProjection"
 
 # stable-diffusion-v1-5
 SD15_UNET = {
@@ -236,7 +238,7 @@ SDXL_TEXT = {**SD15_TEXT, "torch_dtype": "float16", "transformers_version": "4.3
 # OpenCLIP-bigG, the second text encoder of stable-diffusion-xl-base-1.0
 SDXL_TEXT_2 = {
   **SD15_TEXT,
-  "architectures": ["CLIPTextModelWithProjection"],
+  "architectures": [WITH_PROJECTION],
   "hidden_act": "gelu",
   "hidden_size": 1280,
   "intermediate_size": 5120,
@@ -285,6 +287,29 @@ SD_SCHEDULER = {
   "trained_betas": None,
 }
 
+# stable-diffusion-3-medium, 3.5-medium and 3.5-large
+SD3_SCHEDULER = {
+  "_class_name": "FlowMatchEulerDiscreteScheduler",
+  "_diffusers_version": "0.29.0.dev0",
+  "num_train_timesteps": 1000,
+  "shift": 3.0,
+}
+
+SD3_TEXT = {
+  **SDXL_TEXT,
+  "architectures": [WITH_PROJECTION],
+  "projection_dim": 768,
+}
+
+SD3 = {
+  "_class_name": "StableDiffusion3Pipeline",
+  "vae": SD3_VAE,
+  "text_encoder": SD3_TEXT,
+  "text_encoder_2": SDXL_TEXT_2,
+  "text_encoder_3": SD3_TEXT_3,
+  "scheduler": SD3_SCHEDULER,
+}
+
 # Name -> component -> config, and the class of the pipeline as "_class_name".
 PIPELINES: dict[str, dict[str, Any]] = {
   "sd15": {
@@ -309,6 +334,9 @@ PIPELINES: dict[str, dict[str, Any]] = {
     "text_encoder_2": SDXL_TEXT_2,
     "scheduler": SD_SCHEDULER,
   },
+  "sd3_medium": {**SD3, "transformer": SD3_TRANSFORMER},
+  "sd35_medium": {**SD3, "transformer": SD35_MEDIUM_TRANSFORMER},
+  "sd35_large": {**SD3, "transformer": SD35_LARGE_TRANSFORMER},
 }
 
 
@@ -316,7 +344,7 @@ def pipeline(name: str) -> Pipeline:
   """A pipeline with the configs of a published one and without parameters.
 
   Args:
-    name: "sd15", "sd21" or "sdxl".
+    name: A name in `PIPELINES`.
 
   Returns:
     A `Pipeline` whose tokenizers have no words: only the number of ids is the published one.
@@ -329,8 +357,17 @@ def pipeline(name: str) -> Pipeline:
   configs = dict(PIPELINES[name])
   model_index = {"_class_name": configs.pop("_class_name")}
   tokenizers = {
-    encoder.replace("text_encoder", "tokenizer"): build_tokenizer([], config[CONTEXT])
+    encoder.replace("text_encoder", "tokenizer"): _tokenizer(config)
     for encoder, config in configs.items()
     if encoder.startswith("text_encoder")
   }
   return Pipeline(model_index, configs, {}, tokenizers)
+
+
+def _tokenizer(config: Mapping[str, Any]) -> Any:
+  """A tokenizer without words for a text encoder."""
+  if CONTEXT in config:
+    return build_tokenizer([], config[CONTEXT])
+  from transformers import T5Tokenizer
+
+  return T5Tokenizer(model_max_length=512)
