@@ -12,22 +12,21 @@ from jax.sharding import SingleDeviceSharding
 from ml_collections import ConfigDict
 
 from dmpo_jax import interop, pipelines
+from dmpo_jax.common import files
 from dmpo_jax.errors import InputError
+from dmpo_jax.parallel.array_checksums import tree_checksum
 from dmpo_jax.parallel.processes import Processes
 from dmpo_jax.parallel.to_host import on_host
 from dmpo_jax.pipelines import Params
 from dmpo_jax.training import setup
 from dmpo_jax.training.checkpoint import Checkpoints
-from dmpo_jax.training.config import default
 from dmpo_jax.training.objective import adapt
 from dmpo_jax.training.optimizer import make_optimizer
-from dmpo_jax.training.run_directory import read_run
+from dmpo_jax.training.results import KOHYA_FILE, LORA_FILE, PIPELINE
+from dmpo_jax.training.resume import position, restore
+from dmpo_jax.training.run_directory import DAMAGED, RUN_FILE, read_run, run_config
 from dmpo_jax.training.step import State, initial_state
 
-# The LoRA of a run in its work directory: the file that diffusers looks for, and the form that
-# ComfyUI, AUTOMATIC1111 and kohya's tools read.
-LORA_FILE = pathlib.Path("lora") / "pytorch_lora_weights.safetensors"
-KOHYA_FILE = pathlib.Path("lora") / "kohya.safetensors"
 WRITERS = {"diffusers": interop.save_lora, "kohya": interop.save_kohya_lora}
 
 
@@ -54,7 +53,7 @@ def save_run(
   if not processes.is_first:
     return
   pipeline = load_base()
-  save_pipeline(workdir / "pipeline", config, pipeline, trained)
+  save_pipeline(workdir / PIPELINE, config, pipeline, trained)
   if config.lora.rank:
     save_lora(workdir / LORA_FILE, config, pipeline, trained)
     if interop.kohya_holds(trained):
@@ -123,7 +122,7 @@ def export(workdir: pathlib.Path, folder: pathlib.Path, *, ema: bool = True, **o
     InputError: The directory holds no run or no checkpoint, the checkpoint cannot be read, or an
       option is not valid.
   """
-  config = _config(workdir)
+  config = run_config(workdir)
   step, pipeline, trained = _load(workdir, config, ema)
   save_pipeline(folder, config, pipeline, trained, **options)
   return step
@@ -147,7 +146,7 @@ def export_lora(
     InputError: The directory holds no run or no checkpoint, the checkpoint cannot be read, or the
       run trains whole networks.
   """
-  config = _config(workdir)
+  config = run_config(workdir)
   if not config.lora.rank:
     raise InputError(f"{workdir} trains whole networks, no LoRA: export its pipeline")
   step, pipeline, trained = _load(workdir, config, ema)
@@ -155,9 +154,23 @@ def export_lora(
   return step
 
 
-def _config(workdir: pathlib.Path) -> ConfigDict:
-  """The config of a run; keys that it is too old to have are at their defaults."""
-  return ConfigDict({**default().to_dict(), **read_run(workdir)["config"]})
+def check_base_weights(config: ConfigDict, pipeline: interop.Pipeline, base_weights: Any) -> None:
+  """Raises if a pipeline is not the one that a run started from.
+
+  Args:
+    config: The run's config, for the message.
+    pipeline: config.pipeline as it is now, on the host.
+    base_weights: Checksum of the parameters at the start of the run, from run.json.
+
+  Raises:
+    InputError: The pipeline has other parameters now.
+  """
+  if tree_checksum(pipeline.params) != base_weights:
+    raise InputError(
+      f"config.pipeline {config.pipeline!r} has other parameters than when the run started "
+      f"(base_weights in {RUN_FILE}); put it back and give the same command again: the steps that "
+      "are done are saved"
+    )
 
 
 def _load(
@@ -167,8 +180,11 @@ def _load(
 
   Shapes come from abstract evaluation: beside the checkpoint itself, no optimizer state is made.
   """
-  captions = [] if config.pipeline else setup.load_examples(config).captions
-  pipeline = setup.load_pipeline(config, captions)
+  base_weights = read_run(workdir).get("base_weights")
+  with files.reading(workdir / RUN_FILE, "record of a run", advice=DAMAGED):
+    captions = [] if config.pipeline else setup.load_examples(config).captions
+    pipeline = setup.load_pipeline(config, captions)
+  check_base_weights(config, pipeline, base_weights)
   trained, *_ = setup.split_params(config, pipeline)
   make = functools.partial(
     initial_state, optimizer=make_optimizer(config.optimizer), ema=config.ema_decay > 0
@@ -182,7 +198,7 @@ def _load(
     step = checkpoints.latest()
     if step is None:
       raise InputError(f"{workdir} holds no checkpoint yet")
-    state = State(*checkpoints.restore(step, like)[0])
+    state = restore(checkpoints, step, like, position(config, base_weights, step))
   return step, pipeline, on_host(_export_params(state if ema else state._replace(ema=None)))
 
 

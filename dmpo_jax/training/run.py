@@ -2,11 +2,10 @@
 
 import contextlib
 import functools
-import json
 import logging
 import pathlib
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,7 +13,6 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from dmpo_jax import interop
-from dmpo_jax.common.atomic_files import write_atomically
 from dmpo_jax.errors import InputError, PreemptedError
 from dmpo_jax.parallel import sharding
 from dmpo_jax.parallel.array_checksums import tree_checksum
@@ -24,11 +22,13 @@ from dmpo_jax.training import config as configs
 from dmpo_jax.training import setup
 from dmpo_jax.training.checkpoint import Checkpoints
 from dmpo_jax.training.device_batches import DeviceBatches, check_devices
-from dmpo_jax.training.export import save_run
+from dmpo_jax.training.export import check_base_weights, save_run
 from dmpo_jax.training.loop import Hooks, StepResult, take_steps
 from dmpo_jax.training.monitor.monitor import Monitor
 from dmpo_jax.training.monitor.monitored_run import MonitoredRun
 from dmpo_jax.training.optimizer import make_optimizer
+from dmpo_jax.training.results import PIPELINE, Result, read_summary, write_summary
+from dmpo_jax.training.resume import position, record_versions, restore, versions
 from dmpo_jax.training.run_directory import (
   check_base_pipeline,
   check_fingerprint,
@@ -50,29 +50,6 @@ LOGGER = logging.getLogger(__name__)
 LAYOUT_KEYS = ("num_devices", "mesh", "grad_accumulation_steps", "remat")
 MONITOR_KEYS = ("held_out", "log_every", "profile", "samples", "wandb")
 MUTABLE_KEYS = ("num_steps", "checkpoint", *MONITOR_KEYS, *LAYOUT_KEYS)
-
-
-class Result(NamedTuple):
-  """Summary of a run.
-
-  Attributes:
-    pipeline: Folder in diffusers' format with the trained parameters, the EMA where there is one.
-    steps: Optimizer steps of the run.
-    resumed_at: Step at which the last start resumed; 0 for the first start.
-    seconds: Wall-clock seconds of the last start.
-    compile_seconds: Those of them until the first step began: setup, compilation, and the first
-      held-out evaluation and samples.
-    examples_per_second: Examples (pairs or images) per second after that.
-    captions_truncated: Captions that are longer than the text encoder's context and were cut.
-  """
-
-  pipeline: pathlib.Path
-  steps: int
-  resumed_at: int
-  seconds: float
-  compile_seconds: float
-  examples_per_second: float
-  captions_truncated: int
 
 
 def train(
@@ -128,6 +105,7 @@ def train(
     # One run per work directory, the same in all processes.
     fingerprint = run_fingerprint(config, examples, pipeline, batches.truncated)
     processes.assert_equal("run", fingerprint)
+    processes.assert_equal("version", versions())
     processes.assert_equal("config", {key: config.to_dict()[key] for key in MUTABLE_KEYS})
     if processes.is_first:
       check_fingerprint(workdir, fingerprint)
@@ -158,13 +136,15 @@ def train(
       first = processes.broadcast(checkpoints.latest() or 0)
       if first > total:
         raise InputError(f"{workdir} is at step {first}, past config.num_steps {total}")
-      if first == total and (result := _complete(workdir, total, processes)):
-        return result
+      complete = processes.broadcast(read_summary(workdir, total) if processes.is_first else None)
+      if complete is not None:
+        return Result(workdir / PIPELINE, **complete)
       ema = config.ema_decay > 0
       if first:
         LOGGER.info("resuming from step %d of %d", first, total)
         like = abstract_state(trained, optimizer, mesh, ema=ema)
-        state = restore(checkpoints, first, like, _position(config, fingerprint, first))
+        expected = position(config, fingerprint["base_weights"], first)
+        state = restore(checkpoints, first, like, expected)
       else:
         state = sharded_initial_state(trained, optimizer, mesh, ema=ema)
 
@@ -179,6 +159,7 @@ def train(
         )
         if processes.is_first:
           write_fingerprint(workdir, fingerprint)
+          record_versions(workdir, first)
         if processes.is_first and batches.truncated:
           LOGGER.warning("%d captions are longer than the context and are cut", batches.truncated)
         with contextlib.ExitStack() as stack:
@@ -226,7 +207,7 @@ def train(
     load = functools.partial(load_base_pipeline, config, captions, fingerprint["base_weights"])
     save_run(workdir, config, state, load, processes)
     result = Result(
-      pipeline=workdir / "pipeline",
+      pipeline=workdir / PIPELINE,
       steps=total,
       resumed_at=first,
       seconds=end_time - start_time,
@@ -235,8 +216,7 @@ def train(
       captions_truncated=batches.truncated,
     )
     if processes.is_first:
-      summary = {**result._asdict(), "pipeline": str(result.pipeline)}
-      write_atomically(workdir / "summary.json", json.dumps(summary))
+      write_summary(workdir, result)
     processes.barrier()
     return result
 
@@ -266,27 +246,6 @@ def run_fingerprint(
   }
 
 
-def restore(checkpoints: Checkpoints, step: int, like: State, position: dict[str, Any]) -> State:
-  """The state of a checkpoint.
-
-  Args:
-    checkpoints: The run's checkpoints.
-    step: Steps done.
-    like: Shapes, dtypes and shardings of the state.
-    position: The position in the data that the checkpoint must have.
-
-  Raises:
-    InputError: The checkpoint cannot be read, or has another position in the data.
-  """
-  state, saved = checkpoints.restore(step, like)
-  if saved != position:
-    raise InputError(
-      f"the checkpoint of step {step} has the position {saved} in the data, this run would have "
-      f"{position}: it belongs to a different run; use another work directory"
-    )
-  return State(*state)
-
-
 def load_base_pipeline(
   config: ConfigDict, captions: list[str], base_weights: str
 ) -> interop.Pipeline:
@@ -301,11 +260,7 @@ def load_base_pipeline(
     InputError: The pipeline has other parameters now.
   """
   pipeline = setup.load_pipeline(config, captions)
-  if tree_checksum(pipeline.params) != base_weights:
-    raise InputError(
-      f"config.pipeline {config.pipeline!r} has changed since the run started; put it back and "
-      "start again: all steps are done and saved, only the pipeline folder is missing"
-    )
+  check_base_weights(config, pipeline, base_weights)
   return pipeline
 
 
@@ -354,29 +309,7 @@ class _RunHooks(Hooks):
 def _save(
   config: ConfigDict, fingerprint: dict[str, Any], checkpoints: Checkpoints, step: int, state: State
 ) -> None:
-  checkpoints.save(step, state, _position(config, fingerprint, step))
-
-
-def _position(config: ConfigDict, fingerprint: dict[str, Any], step: int) -> dict[str, Any]:
-  """The position in the data after `step` batches, and the base weights that the reference is.
-
-  The order is a function of the seed alone, whatever the number of processes.
-  """
-  return {
-    "next_batch": step,
-    "batch_size": config.batch_size,
-    "seed": config.seed,
-    "base_weights": fingerprint["base_weights"],
-  }
-
-
-def _complete(workdir: pathlib.Path, steps: int, processes: Processes) -> Result | None:
-  """The summary of a run that is complete with so many steps, or None."""
-  path = workdir / "summary.json"
-  summary = processes.broadcast(json.loads(path.read_text()) if path.exists() else None)
-  if summary and summary["steps"] == steps:
-    return Result(**{**summary, "pipeline": workdir / "pipeline"})
-  return None
+  checkpoints.save(step, state, position(config, fingerprint["base_weights"], step))
 
 
 def _not_finite(

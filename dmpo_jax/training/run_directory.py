@@ -9,19 +9,25 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from dmpo_jax import data
+from dmpo_jax.common import atomic_folders, files
 from dmpo_jax.common.atomic_files import write_atomically
 from dmpo_jax.common.differences import describe, differences
 from dmpo_jax.errors import InputError
 from dmpo_jax.parallel.processes import Processes
-from dmpo_jax.training.config import RENAMED
+from dmpo_jax.training import config as configs
 
 RUN_FILE = "run.json"
 # Version of run.json, of the config keys in it and of the metrics beside it. Raise it when an older
 # run can no longer be resumed or read.
 FORMAT = 1
-# Keys of the fingerprint that may change: a pipeline may move; base_weights checks its content.
-MUTABLE_KEYS = ("config.pipeline",)
+# Versions of the packages that computed the run, see `resume.record_versions`.
+VERSIONS = "versions"
+# Keys of run.json that may change: a pipeline may move; base_weights checks its content.
+MUTABLE_KEYS = ("config.pipeline", VERSIONS)
+DAMAGED = "put it back from a copy, or use another work directory"
 # Seconds until a network file system shows a file that another host has written.
 SYNC_TIMEOUT = 30.0
 
@@ -45,10 +51,15 @@ def run_lock(workdir: pathlib.Path, processes: Processes) -> Iterator[None]:
       lock = stack.enter_context(path.open("a+"))
       try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      except OSError as error:
+      except BlockingIOError as error:
         raise InputError(
           f"another process is training in {workdir}; wait, or use another"
         ) from error
+      except OSError as error:
+        raise OSError(
+          error.errno, f"cannot lock ({error.strerror}); a run needs a disk with locks", str(path)
+        ) from error
+      atomic_folders.recover(workdir)
     if processes.count > 1:
       token = uuid.uuid4().hex
       if processes.is_first:
@@ -102,13 +113,10 @@ def read_run(workdir: pathlib.Path) -> dict[str, Any]:
   path = workdir / RUN_FILE
   if not path.is_file():
     raise InputError(f"{workdir} is no work directory of a run: it has no {RUN_FILE}")
-  try:
-    content = json.loads(path.read_text())
-    config, version = content["config"], content.get("format")
-  except (ValueError, KeyError, TypeError, AttributeError) as error:
-    raise InputError(
-      f"{path} is not a valid {RUN_FILE} ({error!r}); use another work directory"
-    ) from error
+  content = files.read_json(path, advice=DAMAGED)
+  config, version = content.get("config"), content.get("format")
+  if not isinstance(config, dict):
+    raise InputError(f"{path} is no valid {RUN_FILE}: it has no config; {DAMAGED}")
   if version is None:
     renames = _renames(config)
     raise InputError(
@@ -124,14 +132,43 @@ def read_run(workdir: pathlib.Path) -> dict[str, Any]:
   return content
 
 
+def run_config(workdir: pathlib.Path) -> ConfigDict:
+  """The config of a run; keys that it is too old to have are at their defaults.
+
+  Args:
+    workdir: Work directory of a run.
+
+  Returns:
+    A checked config.
+
+  Raises:
+    InputError: See `read_run`; or a key is unknown, or a value has the wrong type or range.
+  """
+  path, stored = workdir / RUN_FILE, read_run(workdir)["config"]
+  with files.reading(path, "record of a run", advice=DAMAGED), files.located(path):
+    defaults = configs.default()
+    # Keys that have no default, and that run.json lacks because they may change.
+    defaults.num_steps = defaults.checkpoint.every = 1
+    return configs.check(ConfigDict({**defaults.to_dict(), **stored}))
+
+
 def _renames(config: dict[str, Any]) -> list[str]:
   """Lines "former -> new" for the renamed keys and data sets in a config."""
-  lines = [f"  config.{old} -> config.{new}" for old, new in RENAMED.items() if old in config]
+  lines = [
+    f"  config.{old} -> config.{new}" for old, new in configs.RENAMED.items() if old in config
+  ]
+
+  def section_of(*keys: str) -> dict[str, Any]:
+    value: Any = config
+    for key in keys:
+      value = value.get(key) if isinstance(value, dict) else None
+    return value if isinstance(value, dict) else {}
+
   for prefix, section in (
-    ("config.data", config.get("data", {})),
-    ("config.health.data", config.get("health", {}).get("data", {})),
+    ("config.data", section_of("data")),
+    ("config.health.data", section_of("health", "data")),
   ):
-    if section.get("name") in data.RENAMED:
+    if section.get("name") in list(data.RENAMED):
       name = section["name"]
       lines.append(f"  {prefix}.name {name!r} -> {data.RENAMED[name]!r}")
     lines += [

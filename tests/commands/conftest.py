@@ -13,9 +13,12 @@ import pytest
 from dmpo_jax import interop
 from dmpo_jax.commands.main import main
 from dmpo_jax.common.atomic_files import write_atomically
+from dmpo_jax.parallel.array_checksums import tree_checksum
 from dmpo_jax.training import config as configs
 from dmpo_jax.training.checkpoint import Checkpoints
 from dmpo_jax.training.optimizer import make_optimizer
+from dmpo_jax.training.resume import position
+from dmpo_jax.training.run import MUTABLE_KEYS
 from dmpo_jax.training.run_directory import FORMAT
 from dmpo_jax.training.step import State
 from tests.interop import tiny
@@ -59,15 +62,19 @@ def make_run(start, workdir, *, steps, ema):
   config.data.name, config.loss.name = "digits", "dmpo"
   config.loss.beta, config.loss.alpha = 100.0, 0.01
   config.optimizer.learning_rate = 1e-4
+  config.batch_size = 4
   config.ema_decay = 0.9 if ema else 0.0
-  write_atomically(workdir / "run.json", json.dumps({"format": FORMAT, "config": config.to_dict()}))
-  unet = interop.load_pipeline(start).params["unet"]
+  params = interop.load_pipeline(start).params
+  base_weights, unet = tree_checksum(params), params["unet"]
+  fixed = {key: value for key, value in config.to_dict().items() if key not in MUTABLE_KEYS}
+  run = {"format": FORMAT, "config": fixed, "base_weights": base_weights}
+  write_atomically(workdir / "run.json", json.dumps(run))
   checkpoints = Checkpoints(workdir / "checkpoints", keep=None)
   for step in steps:
     last, averaged = {"unet": moved(unet, 0.01 * step)}, {"unet": moved(unet, 0.005 * step)}
     optimizer = make_optimizer(config.optimizer)
     state = State(np.int32(step), last, optimizer.init(last), averaged if ema else None)
-    checkpoints.save(step, jax.tree.map(np.asarray, state), {"next": step})
+    checkpoints.save(step, jax.tree.map(np.asarray, state), position(config, base_weights, step))
   checkpoints.close()
   return Run(workdir, start, last, averaged)
 

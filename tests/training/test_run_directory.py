@@ -5,8 +5,11 @@ import json
 import pytest
 
 from dmpo_jax.commands.main import main
+from dmpo_jax.configs import digits_dmpo
 from dmpo_jax.errors import InputError
-from dmpo_jax.training.run_directory import FORMAT, read_run, write_fingerprint
+from dmpo_jax.training import config as configs
+from dmpo_jax.training.run import MUTABLE_KEYS
+from dmpo_jax.training.run_directory import FORMAT, read_run, run_config, write_fingerprint
 
 FINGERPRINT = {"config": {"loss": {"alpha": 0.01}, "pipeline": "a"}, "data": "a"}
 
@@ -70,11 +73,49 @@ def test_sampling_from_a_work_directory_names_its_pipeline(tmp_path, capsys):
   assert f"is a work directory; sample from {tmp_path / 'pipeline'}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}"])
-def test_an_invalid_run_json_is_refused(tmp_path, text):
+@pytest.mark.parametrize(
+  "text", ["", "{", "[]", "{}", '{"format": 1}', '{"format": 1, "config": []}', "\0\0", "[" * 5000]
+)
+def test_an_invalid_run_json_is_refused_in_one_line(tmp_path, text):
   (tmp_path / "run.json").write_text(text)
-  with pytest.raises(InputError, match=r"run\.json is not a valid"):
+  with pytest.raises(InputError, match=r"^[^\n]*run\.json [^\n]*put it back from a copy[^\n]*$"):
     read_run(tmp_path)
+
+
+def stored_run(workdir, **changes):
+  config = digits_dmpo.get_config().to_dict()
+  fixed = {key: value for key, value in config.items() if key not in MUTABLE_KEYS}
+  (workdir / "run.json").write_text(json.dumps({"format": FORMAT, "config": {**fixed, **changes}}))
+
+
+def test_the_config_of_a_run_is_that_in_run_json_with_defaults_for_keys_it_lacks(tmp_path):
+  stored_run(tmp_path, seed=7)
+  config = run_config(tmp_path)
+  assert config.seed == 7
+  assert config.loss.name == "dmpo"
+  assert config.held_out.every == configs.default().held_out.every
+
+
+@pytest.mark.parametrize(
+  ("key", "value"),
+  [
+    ("batch_size", "many"),
+    ("batch_size", [4]),
+    ("batch_size", None),
+    ("optimizer", 3),
+    ("optimizer", {}),
+    ("lora", []),
+    ("ema_decay", float("nan")),
+    ("model", "SDXL"),
+    ("nothing", 1),
+  ],
+)
+def test_a_damaged_config_in_run_json_is_one_line_of_export(tmp_path, capsys, key, value):
+  stored_run(tmp_path, **{key: value})
+  assert main(["export", "--workdir", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+  error = capsys.readouterr().err
+  assert error.count("\n") == 1
+  assert "run.json" in error
 
 
 def test_a_newer_format_is_refused(tmp_path):

@@ -8,6 +8,7 @@ import logging
 from ml_collections import ConfigDict
 
 from dmpo_jax import data
+from dmpo_jax.common import files
 from dmpo_jax.common.atomic_files import write_atomically
 from dmpo_jax.common.differences import describe, differences
 from dmpo_jax.errors import InputError
@@ -114,7 +115,10 @@ class HeldOutEvaluation:
   def _check_settings(self) -> None:
     """Raises if held_out.jsonl has records of another evaluation: its curves would not compare."""
     path = self._workdir / "held_out.json"
-    if path.exists() and (different := differences(json.loads(path.read_text()), self._settings)):
+    if not path.exists():
+      return
+    stored = files.read_json(path, advice="move held_out.json and held_out.jsonl away")
+    if different := differences(stored, self._settings):
       raise InputError(
         f"{path} says that held_out.jsonl is of other settings; set config.held_out as it was, or "
         f"move held_out.json and held_out.jsonl away:\n{describe(different)}"
@@ -132,7 +136,7 @@ class HeldOutEvaluation:
       self._errors, initial, frozen, self._batches()
     )
     records = [record for record in read(self._workdir, "held_out") if record["step"] <= step]
-    self._warned = any(record["preferred_rises"] for record in records)
+    self._warned = any(record.get("preferred_rises") for record in records)
 
   def evaluate(
     self, step: int, trained: Params, frozen: Params, writer: MetricsWriter | None
@@ -160,5 +164,6 @@ class HeldOutEvaluation:
       LOGGER.warning("%s", held_out_errors.warning(step, record))
     if self._can_plot:
       title = f"{self._workdir.name}: {self._settings['pairs']} held-out examples"
-      records = read(self._workdir, "held_out")
+      bins = self._settings["bins"]  # a damaged file may hold records of another number
+      records = [r for r in read(self._workdir, "held_out") if len(r["bins"]) == bins]
       held_out_plot.plot(records, self._workdir / "held_out.png", title=title)

@@ -1,25 +1,30 @@
 """Metrics of a run: JSON lines, TensorBoard and W&B, consistent after a resume."""
 
 import json
+import logging
 import pathlib
+import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from dmpo_jax.common import optional
-from dmpo_jax.common.atomic_files import write_atomically
+from dmpo_jax.common import files, optional
+from dmpo_jax.common.atomic_files import write_atomically, writing
 from dmpo_jax.errors import InputError
 from dmpo_jax.training.monitor.tensorboard import Events
+
+LOGGER = logging.getLogger(__name__)
 
 
 class MetricsWriter:
   """Writes records to `metrics.jsonl` and `held_out.jsonl`, and all of them to TensorBoard and W&B.
 
   A resumed run removes the records after its checkpoint (TensorBoard hides them), because it
-  computes them again.
+  computes them again. Lines that are no records, of a damaged file, are set aside in
+  `metrics.damaged` or `held_out.damaged`, with a warning.
 
   Args:
     workdir: Work directory.
@@ -35,8 +40,17 @@ class MetricsWriter:
     for name in ("metrics", "held_out"):
       path = workdir / f"{name}.jsonl"
       if name == "metrics" or path.exists():
-        records = [record for record in read(workdir, name) if record["step"] <= step]
-        write_atomically(path, "".join(json.dumps(record) + "\n" for record in records))
+        records, damaged = _read_lines(path)
+        if damaged:
+          _set_aside(path, damaged)
+        if not step and records:
+          LOGGER.warning(
+            "%s records %d steps and no checkpoint of them is left: the run starts at step 0 again",
+            path,
+            max(record["step"] for record in records),
+          )
+        kept = (record for record in records if record["step"] <= step)
+        write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
     self._workdir = workdir
     self._events = Events(workdir / "tensorboard", step=step + 1)
     self._wandb = wandb
@@ -70,9 +84,11 @@ class MetricsWriter:
       self._wandb.run.finish()
 
   def _append(self, name: str, record: Mapping[str, Any]) -> None:
-    if name not in self._lines:
-      self._lines[name] = (self._workdir / f"{name}.jsonl").open("a", buffering=1)
-    self._lines[name].write(json.dumps(record) + "\n")
+    path = self._workdir / f"{name}.jsonl"
+    with writing(path):
+      if name not in self._lines:
+        self._lines[name] = path.open("a", buffering=1, encoding="utf-8")
+      self._lines[name].write(json.dumps(record) + "\n")
 
   def _write_scalars(self, step: int, values: Mapping[str, float]) -> None:
     self._events.scalars(step, values)
@@ -123,11 +139,14 @@ def open_wandb(project: str, workdir: pathlib.Path, config: Mapping[str, Any]) -
   path = workdir / "wandb_id"
   if not path.exists():
     write_atomically(path, secrets.token_hex(8) + "\n")
+  run_id = files.read_text(path, max_bytes=1000).strip()
+  if not re.fullmatch("[A-Za-z0-9_-]{1,64}", run_id):
+    raise InputError(f"{path} holds no id of a W&B run; remove it for a new W&B run")
   try:
     run = module.init(
       project=project,
       name=workdir.name,
-      id=path.read_text().strip(),
+      id=run_id,
       resume="allow",
       dir=str(workdir),
       config=dict(config),
@@ -149,10 +168,65 @@ def read(workdir: pathlib.Path, name: str = "metrics") -> list[dict]:
     name: "metrics" or "held_out".
 
   Returns:
-    The records; empty without a file. An incomplete last line, of a killed run, is left out.
+    The records; empty without a file. Lines that are no records are passed over with a warning. An
+    incomplete last line, of a killed run, is left out.
   """
   path = workdir / f"{name}.jsonl"
+  records, damaged = _read_lines(path)
+  if damaged:
+    LOGGER.warning("%s is damaged: %s are passed over", path, _list(damaged))
+  return records
+
+
+def _read_lines(path: pathlib.Path) -> tuple[list[dict], dict[int, bytes]]:
+  """The records in a file, and number and bytes of the lines that are none."""
   if not path.exists():
-    return []
-  complete = path.read_text().split("\n")[:-1]  # the rest is empty or an incomplete line
-  return [json.loads(line) for line in complete]
+    return [], {}
+  is_record = _is_held_out if path.name == "held_out.jsonl" else _is_metrics
+  records, damaged = [], {}
+  complete = path.read_bytes().split(b"\n")[:-1]  # the rest is empty or an incomplete line
+  for number, line in enumerate(complete, 1):
+    try:
+      record = files.parse_json(line, path)
+    except InputError:
+      record = {}
+    if is_record(record):
+      records.append(record)
+    else:
+      damaged[number] = line
+  return records, damaged
+
+
+def _is_metrics(record: Mapping[str, Any]) -> bool:
+  step, values = record.get("step"), record.values()
+  is_step = isinstance(step, int) and not isinstance(step, bool) and step >= 0
+  return is_step and all(isinstance(value, int | float) for value in values)
+
+
+def _is_held_out(record: Mapping[str, Any]) -> bool:
+  bins = record.get("bins")
+  return (
+    _is_metrics({key: value for key, value in record.items() if key != "bins"})
+    and isinstance(bins, list)
+    and all(
+      isinstance(metrics, dict)
+      and {"from", "to"} <= metrics.keys()
+      and _is_metrics({"step": 0, **metrics})
+      for metrics in bins
+    )
+  )
+
+
+def _set_aside(path: pathlib.Path, damaged: Mapping[int, bytes]) -> None:
+  """Appends damaged lines to a file beside the records."""
+  aside = path.with_suffix(".damaged")
+  with writing(aside), aside.open("ab") as stream:
+    stream.write(b"".join(line + b"\n" for line in damaged.values()))
+  LOGGER.warning("%s is damaged: %s are set aside in %s", path, _list(damaged), aside)
+
+
+def _list(numbers: Iterable[int]) -> str:
+  """ "lines 1, 2, 3" and at most two more, for a message."""
+  numbers = list(numbers)
+  shown = ", ".join(map(str, numbers[:5]))
+  return f"line(s) {shown}" + f" and {len(numbers) - 5} more" * (len(numbers) > 5)

@@ -101,6 +101,6 @@ def write_grid(folder: pathlib.Path, step: int, grid: np.ndarray, prompts: Seque
     prompts: One prompt per row.
   """
   folder.mkdir(exist_ok=True)
-  (folder / "prompts.txt").write_text("\n".join(prompts) + "\n", encoding="utf-8")
+  write_atomically(folder / "prompts.txt", "\n".join(prompts) + "\n")
   image = Image.fromarray(grid[..., 0] if grid.shape[-1] == 1 else grid)
   write_atomically(folder / f"step_{step:06d}.png", lambda stream: image.save(stream, format="PNG"))

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from dmpo_jax.common.atomic_files import writing
+
 FLUSH_SECONDS = 10.0
 
 
@@ -30,6 +32,7 @@ class Events:
     from tensorboardX.proto import event_pb2
 
     folder.mkdir(parents=True, exist_ok=True)
+    self._folder = folder
     self._summary, self._proto = summary, event_pb2
     self._file = event_file_writer.EventsWriter(str(folder / "events"))
     self._flushed = -FLUSH_SECONDS
@@ -49,10 +52,12 @@ class Events:
 
   def close(self) -> None:
     """Flushes and closes the file."""
-    self._file.close()
+    with writing(self._folder):
+      self._file.close()
 
   def _write(self, step: int, **content) -> None:
-    self._file.write_event(self._proto.Event(step=step, wall_time=time.time(), **content))
-    if time.monotonic() >= self._flushed + FLUSH_SECONDS:
-      self._file.flush()
-      self._flushed = time.monotonic()
+    with writing(self._folder):
+      self._file.write_event(self._proto.Event(step=step, wall_time=time.time(), **content))
+      if time.monotonic() >= self._flushed + FLUSH_SECONDS:
+        self._file.flush()
+        self._flushed = time.monotonic()

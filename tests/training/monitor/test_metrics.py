@@ -12,6 +12,7 @@ import pytest
 from dmpo_jax.errors import InputError
 from dmpo_jax.training.monitor.metrics import MetricsWriter, check_wandb, open_wandb, read
 from dmpo_jax.training.monitor.throughput import TIMINGS, StepTimer
+from tests.common.full_disk import full_disk
 
 
 def _held_out_row(change: float) -> dict:
@@ -21,6 +22,7 @@ def _held_out_row(change: float) -> dict:
 def test_records_after_the_checkpoint_and_an_incomplete_line_are_dropped_on_resume(tmp_path):
   lines = [json.dumps({"step": step, "loss": 0.5}) for step in (1, 2, 3)]
   (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 4, "lo')
+  lines = [json.dumps({"step": step, **_held_out_row(0.5)}) for step in (1, 2, 3)]
   (tmp_path / "held_out.jsonl").write_text("\n".join(lines) + '\n{"step": 4, "lo')
   writer = MetricsWriter(tmp_path, step=2)
   writer.write(3, {"loss": 0.25})
@@ -28,6 +30,88 @@ def test_records_after_the_checkpoint_and_an_incomplete_line_are_dropped_on_resu
   writer.close()
   assert [(r["step"], r["loss"]) for r in read(tmp_path)] == [(1, 0.5), (2, 0.5), (3, 0.25)]
   assert [record["step"] for record in read(tmp_path, "held_out")] == [1, 2, 3]
+
+
+GOOD = [json.dumps({"step": step, "loss": 0.5}) for step in (1, 2, 3)]
+BAD = [
+  '{"step" 2, "loss": 0.5}',
+  "",
+  "[]",
+  "3",
+  "[" * 5000,
+  '{"loss": 0.5}',
+  '{"step": "2", "loss": 0.5}',
+  '{"step": true, "loss": 0.5}',
+  '{"step": 2, "loss": "0.5"}',
+  '{"step": 2, "loss": null}',
+  "\0" * 40,
+  '{"step": 2, "loss": 0.5}{"step": 2, "loss": 0.5}',
+]
+
+
+@pytest.mark.parametrize("line", BAD)
+def test_a_damaged_line_is_set_aside_with_a_warning_and_the_others_stay(tmp_path, caplog, line):
+  path = tmp_path / "metrics.jsonl"
+  path.write_text("\n".join([GOOD[0], line, GOOD[2]]) + "\n")
+  MetricsWriter(tmp_path, step=3).close()
+  assert [record["step"] for record in read(tmp_path)] == [1, 3]
+  assert (tmp_path / "metrics.damaged").read_text() == f"{line}\n"
+  assert "metrics.jsonl is damaged: line(s) 2 are set aside in" in caplog.text
+  assert path.read_text() == f"{GOOD[0]}\n{GOOD[2]}\n"
+
+
+def test_a_damaged_tail_of_any_bytes_is_set_aside(tmp_path):
+  tail = bytes(range(256)) + b"\n" + bytes(300) + b"\n"
+  (tmp_path / "metrics.jsonl").write_bytes(f"{GOOD[0]}\n".encode() + tail)
+  MetricsWriter(tmp_path, step=3).close()
+  assert [record["step"] for record in read(tmp_path)] == [1]
+  assert (tmp_path / "metrics.damaged").read_bytes() == tail
+
+
+@pytest.mark.parametrize(
+  "change", [{"bins": None}, {"bins": [3]}, {"bins": [{"from": 0}]}, {"preferred_change": "x"}]
+)
+def test_a_damaged_record_of_the_held_out_evaluation_is_set_aside(tmp_path, change):
+  good = json.dumps({"step": 0, **_held_out_row(0.25)})
+  bad = json.dumps({"step": 1, **_held_out_row(0.25), **change})
+  (tmp_path / "held_out.jsonl").write_text(f"{good}\n{bad}\n")
+  MetricsWriter(tmp_path, step=3).close()
+  assert [record["step"] for record in read(tmp_path, "held_out")] == [0]
+  assert (tmp_path / "held_out.damaged").read_text() == f"{bad}\n"
+
+
+def test_a_reader_passes_over_damaged_lines_with_a_warning_and_changes_nothing(tmp_path, caplog):
+  text = "\n".join([GOOD[0], *BAD]) + "\n"
+  (tmp_path / "metrics.jsonl").write_text(text)
+  assert [record["step"] for record in read(tmp_path)] == [1]
+  assert "line(s) 2, 3, 4, 5, 6 and 7 more are passed over" in caplog.text
+  assert (tmp_path / "metrics.jsonl").read_text() == text
+
+
+def test_a_start_at_step_0_says_that_the_checkpoints_of_recorded_steps_are_gone(tmp_path, caplog):
+  (tmp_path / "metrics.jsonl").write_text("\n".join(GOOD) + "\n")
+  MetricsWriter(tmp_path, step=0).close()
+  assert (
+    "records 3 steps and no checkpoint of them is left: the run starts at step 0" in caplog.text
+  )
+
+
+@pytest.mark.parametrize("name", ["metrics", "held_out"])
+def test_a_full_disk_names_the_file_of_the_records(tmp_path, name):
+  writer = MetricsWriter(tmp_path, step=0)
+  write = writer.write if name == "metrics" else writer.write_held_out
+  match = rf"cannot write \(File too large\); free space.*{name}\.jsonl'"
+  with full_disk(30), pytest.raises(OSError, match=match):
+    write(1, _held_out_row(0.125) if name == "held_out" else {"loss": 0.123456789012345})
+  writer.close()
+
+
+@pytest.mark.parametrize("text", ["", "../other", "a b", "\xff", "x" * 65])
+def test_a_damaged_id_of_the_wandb_run_is_refused(tmp_path, text):
+  pytest.importorskip("wandb")
+  (tmp_path / "wandb_id").write_text(text)
+  with pytest.raises(InputError, match="wandb_id holds no id of a W&B run; remove it"):
+    open_wandb("toys", tmp_path, {})
 
 
 def test_wandb_is_needed_only_if_a_project_is_named(monkeypatch, tmp_path):
