@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from dmpo_jax import data
 from dmpo_jax.common import atomic_folders, files
 from dmpo_jax.common.atomic_files import write_atomically
-from dmpo_jax.common.differences import describe, differences
+from dmpo_jax.common.differences import ABSENT, describe, differences
 from dmpo_jax.errors import InputError
 from dmpo_jax.parallel.processes import Processes
 from dmpo_jax.training import config as configs
@@ -26,7 +26,7 @@ FORMAT = 1
 # Versions of the packages that computed the run, see `resume.record_versions`.
 VERSIONS = "versions"
 # Keys of run.json that may change: a pipeline may move; base_weights checks its content.
-MUTABLE_KEYS = ("config.pipeline", VERSIONS)
+MUTABLE_KEYS = ("config.pipeline",)
 DAMAGED = "put it back from a copy, or use another work directory"
 # Seconds until a network file system shows a file that another host has written.
 SYNC_TIMEOUT = 30.0
@@ -198,7 +198,13 @@ def check_fingerprint(workdir: pathlib.Path, fingerprint: dict[str, Any]) -> Non
       )
     return
   different = differences(read_run(workdir), {"format": FORMAT, **fingerprint})
-  different = {key: values for key, values in different.items() if key not in MUTABLE_KEYS}
+  different = {
+    key: (stored, value)
+    for key, (stored, value) in different.items()
+    if key.split(".")[0] != VERSIONS
+    and key not in MUTABLE_KEYS
+    and not (stored is ABSENT and _is_default(key, value))
+  }
   if different:
     note = "base_weights: the reference would not be the initial policy\n"
     raise InputError(
@@ -208,6 +214,15 @@ def check_fingerprint(workdir: pathlib.Path, fingerprint: dict[str, Any]) -> Non
       + note * ("base_weights" in different)
       + "Use another work directory, or delete this one to start over"
     )
+
+
+def _is_default(key: str, value: Any) -> bool:
+  """Whether a dotted key of run.json is a config key with its default, which older runs lack."""
+  section, *parts = key.split(".")
+  default: Any = configs.default().to_dict() if section == "config" else {}
+  for part in parts:
+    default = default.get(part, ABSENT) if isinstance(default, dict) else ABSENT
+  return default is not ABSENT and not differences({"": default}, {"": value})
 
 
 def write_fingerprint(workdir: pathlib.Path, fingerprint: dict[str, Any]) -> None:

@@ -30,6 +30,17 @@ def test_the_base_pipeline_may_move(tmp_path):
   write_fingerprint(tmp_path, {**FINGERPRINT, "config": {"loss": {"alpha": 0.01}, "pipeline": "b"}})
 
 
+@pytest.mark.parametrize(("rate", "is_same"), [(0.0, True), (0.1, False)])
+def test_a_key_that_an_older_run_lacks_is_the_same_run_at_its_default(tmp_path, rate, is_same):
+  write_fingerprint(tmp_path, FINGERPRINT)
+  newer = {**FINGERPRINT, "config": {**FINGERPRINT["config"], "label_flip_rate": rate}}
+  if is_same:
+    write_fingerprint(tmp_path, newer)
+  else:
+    with pytest.raises(InputError, match=r"config\.label_flip_rate: absent there, 0\.1 here"):
+      write_fingerprint(tmp_path, newer)
+
+
 @pytest.fixture
 def old_run(tmp_path):
   """A work directory of the version before run.json had a format."""
