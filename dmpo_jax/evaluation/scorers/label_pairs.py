@@ -3,21 +3,24 @@
 import csv
 import io
 import itertools
-import json
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from dmpo_jax.common import files
 from dmpo_jax.common.atomic_files import write_atomically
 from dmpo_jax.data import images, pairs
-from dmpo_jax.errors import InputError
+from dmpo_jax.errors import InputError, short
 from dmpo_jax.evaluation.scorers import Scorer
 from dmpo_jax.sampling.image_folder import MANIFEST
 
 COLUMNS = (
   *("id", "prompt", "image_0", "image_1", "label_0", "score_0", "score_1", "model_0", "model_1"),
 )
+
+
+ADVICE = "sample into a new folder"
 
 
 class LabelledPairs(NamedTuple):
@@ -94,18 +97,20 @@ def write_table(path: pathlib.Path, rows: list[dict]) -> None:
 def _read_manifest(folder: pathlib.Path) -> tuple[str, dict[str, list[dict]]]:
   """Model that made a folder of samples, and its images by prompt."""
   path = folder / MANIFEST
-  try:
-    manifest = json.loads(path.read_text(encoding="utf-8"))
-    model, by_prompt = manifest["pipeline"], {}
-    for image in manifest["images"]:
-      by_prompt.setdefault(image["prompt"], []).append(image)
-  except OSError as error:
+  if not path.is_file():
     raise InputError(
-      f"{folder} has no finished samples ({MANIFEST}: {error.strerror}); generate them with "
-      "dmpo-jax sample"
-    ) from error
-  except (ValueError, KeyError, TypeError) as error:
-    raise InputError(f"{path} is not a manifest of dmpo-jax sample: {error!r}") from error
+      f"{folder} has no finished samples (no {MANIFEST}); generate them with dmpo-jax sample"
+    )
+  manifest = files.read_json(path, advice=ADVICE)
+  model = _value(manifest, "pipeline", str, path)
+  by_prompt: dict[str, list[dict]] = {}
+  for position, image in enumerate(_value(manifest, "images", list, path)):
+    where = f"{path}, image {position}"
+    if not isinstance(image, dict):
+      raise InputError(f"{where} is {short(image)}, expected an object; {ADVICE}")
+    for key, kind in (("file", str), ("prompt", str), ("seed", int)):
+      _value(image, key, kind, where)
+    by_prompt.setdefault(image["prompt"], []).append(image)
   single = [prompt for prompt, samples in by_prompt.items() if len(samples) < 2]
   if single or not by_prompt:
     raise InputError(
@@ -115,6 +120,20 @@ def _read_manifest(folder: pathlib.Path) -> tuple[str, dict[str, list[dict]]]:
   return model, by_prompt
 
 
+def _value(values: dict, key: str, kind: type, where: object) -> Any:
+  value = values.get(key)
+  if not isinstance(value, kind) or isinstance(value, bool):
+    what = f"{key} is {short(value)}" if key in values else f"there is no {key}"
+    raise InputError(f"{where}: {what}, expected a {kind.__name__}; {ADVICE}")
+  return value
+
+
 def _score(folder: pathlib.Path, file: str, prompt: str, scorer: Scorer) -> float:
   pixels = np.asarray(images.decode(images.load(file, folder).encoded))  # [H, W, 3]
-  return float(scorer(pixels[None] / 127.5 - 1, [prompt])[0])
+  scores = np.asarray(scorer(pixels[None] / 127.5 - 1, [prompt]))
+  if scores.shape != (1,) or not np.isfinite(scores).all():
+    raise InputError(
+      f"the score of {folder / file} for the prompt {short(prompt)} is {short(scores.tolist())}, "
+      "expected one finite number an image; check the scorer"
+    )
+  return float(scores[0])

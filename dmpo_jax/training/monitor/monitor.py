@@ -7,12 +7,13 @@ one run.
 
 import logging
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
+from dmpo_jax.errors import InputError, short
 from dmpo_jax.models import flops
 from dmpo_jax.training import setup
 from dmpo_jax.training.batch import Batch
@@ -148,10 +149,27 @@ class Monitor:
       if self._is_due(self._config.held_out.every, step):
         self._held_out.evaluate(step, state.params, frozen, self._writer)
       if self._is_due(self._config.samples.every, step):
-        grid = self._grid.sample(state.params if state.ema is None else state.ema, frozen)
+        grid, bad = self._grid.sample(state.params if state.ema is None else state.ema, frozen)
+        self._check_finite(step, bad)
         if self._writer is not None:
           write_grid(self._workdir / "samples", step, grid, self._config.samples.prompts)
           self._writer.write_image(step, "samples", grid)
+
+  def _check_finite(self, step: int, bad: Sequence[tuple[str, int]]) -> None:
+    """Raises InputError for samples of the initial pipeline that are not finite; warns later."""
+    if not bad:
+      return
+    (prompt, seed), count = bad[0], len(bad)
+    text = (
+      f"{count} of the samples at step {step} are not finite, the first of the prompt "
+      f"{short(prompt, 200)}, seed {seed}"
+    )
+    if step == 0:
+      raise InputError(
+        f"{text}: the pipeline overflows in config.dtype or at config.samples.guidance "
+        f"{self._config.samples.guidance}; config.samples.every=0 trains without samples"
+      )
+    LOGGER.warning("%s; they are black in the grid", text)
 
   def close(self) -> None:
     """Ends the profile and closes all files."""

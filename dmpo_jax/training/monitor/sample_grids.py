@@ -4,6 +4,7 @@ import pathlib
 from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -54,16 +55,20 @@ class SampleGrid:
     self._columns, self._unused, self._sharding = section.seeds, unused, sharding.batch(mesh)
     prompts = [prompt for prompt in section.prompts for _ in range(section.seeds)]
     seeds = np.tile(np.arange(section.seeds, dtype=np.uint32), len(section.prompts))
+    self._prompts = prompts
     self._inputs, self.truncated = pipelines.sampling_inputs(functions, prompts, seeds)
     largest = mesh.size * (64 if functions.autoencoder is None else 1)
     self._batch_size = min(largest, -(-len(prompts) // mesh.size) * mesh.size)
 
-    def sample(trained: Params, frozen: Params, inputs: pipelines.SamplingInputs) -> jax.Array:
-      return sampling.to_uint8(sampler(combine(frozen, trained), inputs))
+    def sample(
+      trained: Params, frozen: Params, inputs: pipelines.SamplingInputs
+    ) -> tuple[jax.Array, jax.Array]:
+      images = sampler(combine(frozen, trained), inputs)
+      return sampling.to_uint8(images), jnp.isfinite(images).all(axis=(1, 2, 3))
 
     self._sample = jax.jit(sample, out_shardings=sharding.replicated(mesh))
 
-  def sample(self, trained: Params, frozen: Params) -> np.ndarray:
+  def sample(self, trained: Params, frozen: Params) -> tuple[np.ndarray, list[tuple[str, int]]]:
     """Samples the grid: a row of images for each prompt, a column for each seed.
 
     Args:
@@ -71,20 +76,27 @@ class SampleGrid:
       frozen: Parameters that are not trained.
 
     Returns:
-      uint8 `[rows * H, columns * W, C]`.
+      The grid, uint8 `[rows * H, columns * W, C]`; and prompt and seed of the images that are not
+      finite, whose pixels are 0 there.
     """
     frozen = {**self._unused, **frozen}
-    count, batches = len(self._inputs.seeds), []
+    count, batches, finite = len(self._inputs.seeds), [], []
     for first in range(0, count, self._batch_size):
       # The last batch repeats the last image, so that all have one shape.
       rows = np.minimum(np.arange(first, first + self._batch_size), count - 1)
       inputs = jax.tree.map(lambda x, rows=rows: self._shard(np.asarray(x)[rows]), self._inputs)
-      images = np.asarray(self._sample(trained, frozen, inputs))
+      images, are_finite = map(np.asarray, self._sample(trained, frozen, inputs))
       batches.append(images[: count - first])
+      finite += are_finite[: count - first].tolist()
     images = np.concatenate(batches)  # [N, H, W, C]
+    bad = [
+      (prompt, int(seed))
+      for prompt, seed, is_finite in zip(self._prompts, self._inputs.seeds, finite, strict=True)
+      if not is_finite
+    ]
     _, height, width, channels = images.shape
     grid = images.reshape(-1, self._columns, height, width, channels).swapaxes(1, 2)
-    return grid.reshape(-1, self._columns * width, channels)
+    return grid.reshape(-1, self._columns * width, channels), bad
 
   def _shard(self, rows: np.ndarray) -> jax.Array:
     """Shards rows, which every process has, over the devices."""

@@ -34,6 +34,9 @@ def samples(tmp_path_factory):
   return folder
 
 
+ONE_IMAGE = '{"pipeline": "x", "images": [{"prompt": "a", "file": "0.png", "seed": 0}]}'
+
+
 def solid(*colours):
   """Images of one colour each, `[N, 4, 4, 3]`."""
   return np.stack([np.broadcast_to(np.array(c, float) * 2 - 1, (4, 4, 3)) for c in colours])
@@ -133,9 +136,16 @@ def test_the_command_refuses_an_unknown_score_and_lists_the_scorers(samples, cap
   ("manifest", "message"),
   [
     (None, "has no finished samples"),
-    ("{", "is not a manifest"),
-    ('{"images": []}', "is not a manifest"),
-    ('{"pipeline": "x", "images": [{"prompt": "a"}]}', "1 of 1 prompts .* have one image"),
+    ("{", "manifest.json is no valid JSON"),
+    ("[]", "expected a JSON object"),
+    ('{"images": []}', "there is no pipeline, expected a str; sample into a new folder"),
+    ('{"pipeline": 3, "images": []}', "pipeline is 3, expected a str"),
+    ('{"pipeline": "x", "images": {}}', "images is {}, expected a list"),
+    ('{"pipeline": "x", "images": ["a"]}', "image 0 is 'a', expected an object"),
+    ('{"pipeline": "x", "images": [{"prompt": "a"}]}', "image 0: there is no file"),
+    (ONE_IMAGE.replace('"0.png"', "7"), "image 0: file is 7, expected a str"),
+    (ONE_IMAGE.replace("0}", "true}"), "image 0: seed is True, expected a int"),
+    (ONE_IMAGE, "1 of 1 prompts .* have one image"),
     ('{"pipeline": "x", "images": []}', "0 of 0 prompts"),
   ],
 )
@@ -144,3 +154,24 @@ def test_a_folder_without_samples_to_compare_is_refused(tmp_path, manifest, mess
     (tmp_path / "manifest.json").write_text(manifest)
   with pytest.raises(InputError, match=message):
     label_pairs(tmp_path, scorer=pixels.warmth, temperature=0.1, seed=0)
+
+
+@pytest.mark.parametrize("file", ["../secret.png", "/etc/passwd", "a" * 5000, "absent.png"])
+def test_a_manifest_reaches_no_file_outside_of_its_folder(file, tmp_path):
+  Image.new("RGB", (8, 8)).save(tmp_path / "secret.png")
+  folder = tmp_path / "samples"
+  folder.mkdir()
+  images = [{"prompt": "a", "file": file, "seed": seed} for seed in (0, 1)]
+  (folder / "manifest.json").write_text(json.dumps({"pipeline": "x", "images": images}))
+  with pytest.raises(InputError) as error:
+    label_pairs(folder, scorer=pixels.warmth, temperature=0.1, seed=0)
+  assert len(str(error.value)) < 600
+
+
+@pytest.mark.parametrize("score", [np.nan, np.inf, [0.1, 0.2]])
+def test_a_score_that_is_not_finite_stops_and_names_the_image(score, samples):
+  def scorer(images, prompts):
+    return np.atleast_1d(np.asarray(score, float))
+
+  with pytest.raises(InputError, match=r"00000_0000000000.png for the prompt 'square 0' is \["):
+    label_pairs(samples, scorer=scorer, temperature=0.1, seed=0)

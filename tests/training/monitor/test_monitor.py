@@ -110,6 +110,14 @@ def test_the_first_grid_is_sampled_from_the_initial_pipeline_and_the_noise_stays
   assert (monitored / "samples" / "prompts.txt").read_text().splitlines() == list(PROMPTS)
 
 
+def test_samples_of_the_initial_pipeline_that_are_not_finite_stop_the_run(pipeline, tmp_path):
+  config = monitored_config(pipeline)
+  config.samples.guidance = 3e38
+  message = "4 of the samples at step 0 are not finite, the first of the prompt 'the digit seven'"
+  with pytest.raises(InputError, match=message):
+    train(config, tmp_path, show_progress=False)
+
+
 def test_evaluations_and_grids_are_in_tensorboard_and_the_evaluation_has_a_figure(monitored):
   events = EventAccumulator(str(monitored / "tensorboard"), size_guidance={"images": 0}).Reload()
   changes = {event.step: event.value for event in events.Scalars("held_out/preferred_change")}
