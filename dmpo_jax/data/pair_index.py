@@ -1,11 +1,10 @@
 """Metadata of the pairs of a split, 28 bytes each, which a run loads before any record."""
 
 import pathlib
-import tokenize
 
 import numpy as np
 
-from dmpo_jax.errors import InputError
+from dmpo_jax.common import files
 
 DTYPE = np.dtype(
   [
@@ -15,6 +14,8 @@ DTYPE = np.dtype(
     ("tokens", "<u4"),
   ]
 )
+
+HEADER_BYTES = 4096  # more than the header of the file has
 
 
 def name(split: str) -> str:
@@ -52,13 +53,14 @@ def read(folder: pathlib.Path, split: str, count: int) -> np.ndarray:
     InputError: The file is missing, damaged, or of another number of pairs.
   """
   path = pathlib.Path(folder) / name(split)
-  try:
-    index = np.load(path, allow_pickle=False)  # parses the header with Python's tokenizer
-  except (OSError, ValueError, EOFError, SyntaxError, tokenize.TokenError) as error:
-    raise InputError(f"cannot read {path}: {error}; copy it again or convert again") from error
-  if index.dtype != DTYPE or index.shape != (count,):
-    raise InputError(
-      f"{path} holds {index.dtype} {index.shape}, not the index of {count} pairs; "
-      "copy it again or convert again"
-    )
+  with files.reading(path, "index of pairs", advice="copy it again or convert again"):
+    if path.stat().st_size > count * DTYPE.itemsize + HEADER_BYTES:
+      raise ValueError(f"it is too large for {count} pairs")
+    index = np.load(path, allow_pickle=False)
+    if index.dtype != DTYPE or index.shape != (count,):
+      raise ValueError(f"it holds {index.dtype} {index.shape}, not the index of {count} pairs")
+    if not ((index["p0"] >= 0) & (index["p0"] <= 1)).all():
+      raise ValueError("a probability is not in [0, 1]")
+    if not ((index["weight"] > 0) & np.isfinite(index["weight"])).all():
+      raise ValueError("a weight is not positive and finite")
   return index

@@ -10,13 +10,13 @@ examples serialised by TFDS's features, in ArrayRecord with group_size:1, under 
 
 import errno
 import functools
-import json
 import os
 import pathlib
 
-from dmpo_jax.common import unfinished
+from dmpo_jax.common import json_types, unfinished
 from dmpo_jax.common.atomic_files import write_error
-from dmpo_jax.data.pairs import Pair
+from dmpo_jax.common.files import read_json, reading
+from dmpo_jax.data.pairs import Pair, check_probability, check_weight
 from dmpo_jax.errors import InputError, unknown
 
 NAME = "preference_pairs"
@@ -30,6 +30,26 @@ Splits are by prompt."""
 BYTES = ("image_0", "image_1", "condition")
 TEXTS = ("id", "prompt", "prompt_id", "source", "model_0", "model_1", "user_id")
 SIZES = ("size_0", "size_1")
+AGAIN = "copy the folder again, or delete it and convert again"
+_SPLIT = "[a-z][a-z0-9_]*"
+_COUNTS = json_types.Dict(json_types.COUNT)
+REPORT_SCHEMA = {
+  "source": str,
+  "record": str,
+  "options": dict,
+  "read": {"rows": json_types.COUNT, "pairs": json_types.COUNT},
+  "found": _COUNTS,
+  "dropped": _COUNTS,
+  "kept": json_types.COUNT,
+  "splits": json_types.Dict({"pairs": json_types.COUNT, "prompts": json_types.COUNT}, _SPLIT),
+  "reencoded_images": _COUNTS,
+  "passed_over": json_types.List(str),
+  "columns_not_read": json_types.List(str),
+  "files": json_types.Dict(
+    {"records": json_types.POSITIVE, "bytes": json_types.POSITIVE},
+    rf"{NAME}-{_SPLIT}\.array_record-[0-9]{{5}}-of-[0-9]{{5}}",
+  ),
+}
 
 
 @functools.cache
@@ -74,12 +94,16 @@ def deserialize(record: bytes) -> Pair:
 
   Returns:
     The pair; `p0` and `weight` rounded to float32.
+
+  Raises:
+    InputError: `p0` or `weight` is out of range. Damaged records raise errors of other classes.
   """
   fields = _undecoded().deserialize_example_np(record)
   return Pair(
     **{name: fields[name].decode("utf-8") for name in TEXTS},
     **{name: fields[name] for name in BYTES},
-    **{name: float(fields[name]) for name in ("p0", "weight")},
+    p0=check_probability("p0", float(fields["p0"])),
+    weight=check_weight(float(fields["weight"])),
     **{name: tuple(fields[name].tolist()) for name in SIZES},
   )
 
@@ -123,7 +147,7 @@ def read_report(folder: pathlib.Path) -> dict:
   """The report of a converted folder, see `convert.report`.
 
   Raises:
-    InputError: The folder holds no finished data set.
+    InputError: The folder holds no finished data set, or the report is damaged.
   """
   folder = pathlib.Path(folder)
   if not (folder / "dataset_info.json").is_file():
@@ -131,10 +155,9 @@ def read_report(folder: pathlib.Path) -> dict:
       f"{folder} holds no finished data set (dataset_info.json is missing); run the command of an "
       "interrupted conversion again to resume it"
     )
-  try:
-    return json.loads((folder / REPORT).read_text(encoding="utf-8"))
-  except (OSError, ValueError) as error:
-    raise InputError(f"cannot read {folder / REPORT}: {error}") from error
+  path = folder / REPORT
+  report = {"passed_over": [], "columns_not_read": []} | read_json(path, advice=AGAIN)
+  return json_types.check(report, REPORT_SCHEMA, path, advice=AGAIN)
 
 
 def check_files(folder: pathlib.Path) -> dict:
@@ -150,13 +173,13 @@ def check_files(folder: pathlib.Path) -> dict:
     InputError: A shard is missing or damaged, or the records are of an incompatible version.
   """
   report = read_report(folder)
-  version = str(report.get("record"))
+  version = report["record"]
   if version.split(".")[0] != VERSION.split(".")[0]:
     raise InputError(
       f"{folder} holds records of version {version}, this version of dmpo-jax reads {VERSION}; "
       "convert again"
     )
-  check_shards(folder, report["files"], "convert again")
+  check_shards(folder, report["files"], AGAIN)
   return report
 
 
@@ -289,7 +312,8 @@ def open_folder(folder: pathlib.Path):
   import tensorflow_datasets as tfds
 
   check_files(folder)
-  return tfds.builder_from_directory(folder)
+  with reading(folder, "TFDS data set", advice=AGAIN):
+    return tfds.builder_from_directory(folder)
 
 
 class PairSource:

@@ -153,10 +153,11 @@ def lines(report: dict) -> str:
   out = [f"read {read['rows']} rows, {read['pairs']} pairs in valid rows"]
   out.append("found " + ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in found.items()))
   if names := report["passed_over"]:
-    out.append(f"passed over, as no image or caption: {_listed(names, found['passed_over'])}")
+    count = found.get("passed_over", len(names))
+    out.append(f"passed over, as no image or caption: {_listed(names, count)}")
   if names := report["columns_not_read"]:
     out.append(f"columns that are not read: {_listed(names, len(names))}")
-  out += [f"dropped {n} {DROPPED[name]}" for name, n in report["dropped"].items() if n]
+  out += [f"dropped {n} {DROPPED.get(name, name)}" for name, n in report["dropped"].items() if n]
   if report["reencoded_images"]:
     reasons = report["reencoded_images"].items()
     out.append("re-encoded as RGB: " + ", ".join(f"{n} {name}" for name, n in reasons))
@@ -166,7 +167,7 @@ def lines(report: dict) -> str:
       f"{s['pairs']} in {n} ({s['prompts']} prompts)" for n, s in report["splits"].items()
     )
   )
-  return "\n".join(out)
+  return printable("\n".join(out))
 
 
 def _listed(names: Sequence[str], count: int) -> str:

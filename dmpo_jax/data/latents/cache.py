@@ -21,7 +21,7 @@ from dmpo_jax.data.latents.rounding import merge
 from dmpo_jax.data.latents.shard import Job, LatentEncoders, cache_shard
 from dmpo_jax.data.mixture import FolderSplit, Mixture
 from dmpo_jax.data.resumable import ResumableFolder
-from dmpo_jax.errors import InputError
+from dmpo_jax.errors import InputError, printable
 
 WORKING = "caching"
 
@@ -136,4 +136,4 @@ def lines(manifest: dict) -> str:
     if "of_spread" in error:
       line += f"; rms {error['of_spread']:.3g} of the posterior's standard deviation"
     text.append(line)
-  return "\n".join(text)
+  return printable("\n".join(text))

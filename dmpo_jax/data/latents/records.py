@@ -15,31 +15,21 @@ import hashlib
 import json
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
 
+from dmpo_jax.common import files
 from dmpo_jax.data import pair_index, tfds_folder
-from dmpo_jax.errors import InputError
+from dmpo_jax.data.latents import manifest_types
+from dmpo_jax.data.latents.manifest_types import CAPTION, DTYPES, GEOMETRY, KINDS, LATENTS, Layout
+from dmpo_jax.errors import InputError, short
 
 VERSION = "2.0.0"
 MANIFEST = "manifest.json"
-KINDS = ("pairs", "captions")
-DTYPES = {
-  "bfloat16": np.dtype(ml_dtypes.bfloat16),
-  "float16": np.dtype("<f2"),
-  "float32": np.dtype("<f4"),
-  "int32": np.dtype("<i4"),
-}
-# Arrays of a pair's record that are not token ids.
-LATENTS, GEOMETRY, CAPTION = "latents", "geometry", "caption"
 MEAN, LOG_VARIANCE = 0, 1  # indices along the axis of the VAE posterior
 AGAIN = "cache the latents again (dmpo-jax data cache-latents)"
-
-# [[name, dtype, shape], ...]
-Layout = Sequence[tuple[str, str, Sequence[int]]]
 
 
 class CachedPair(NamedTuple):
@@ -68,8 +58,8 @@ def token_ids(pair: Mapping[str, Any]) -> dict[str, Any]:
 
 def bytes_by_kind(manifest: Mapping[str, Any]) -> dict[str, int]:
   """Bytes of the files of each kind."""
-  files = manifest["files"]
-  return {k: sum(f["bytes"] for n, f in files.items() if n.startswith(f"{k}-")) for k in KINDS}
+  made = manifest["files"]
+  return {k: sum(f["bytes"] for n, f in made.items() if n.startswith(f"{k}-")) for k in KINDS}
 
 
 def size_of(layout: Layout) -> int:
@@ -141,21 +131,19 @@ def read_manifest(folder: pathlib.Path) -> dict:
       f"{folder} holds no finished cache of latents ({MANIFEST} is missing); run an interrupted "
       "dmpo-jax data cache-latents again to resume it"
     )
-  damaged = f"{path} is damaged; copy the folder again or {AGAIN}"
-  try:
-    manifest = json.loads(path.read_text(encoding="utf-8"))
-    version, stored = manifest["version"], manifest.pop("sha256")
-  except (OSError, ValueError, KeyError, TypeError) as error:
-    raise InputError(damaged) from error
-  if version != VERSION:
+  advice = f"copy the folder again or {AGAIN}"
+  manifest = files.read_json(path, advice=advice)
+  version, stored = manifest.get("version"), manifest.pop("sha256", None)
+  if isinstance(version, str) and version != VERSION:
     raise InputError(
-      f"{path} has version {version!r}, this version of dmpo-jax reads {VERSION}, in which arrays "
-      f"have the names that the pipeline gives them; {AGAIN}"
+      f"{path} has version {short(version)}, this version of dmpo-jax reads {VERSION}, in which "
+      f"arrays have the names that the pipeline gives them; {AGAIN}"
     )
   if stored != checksum(manifest):
-    raise InputError(damaged)
-  files, split = manifest["files"], manifest["options"]["split"]
-  tfds_folder.check_shards(folder, files, AGAIN)
+    raise InputError(f"{path} is damaged: its checksum is wrong; {advice}")
+  manifest_types.check(manifest, path, advice)
+  split = manifest["options"]["split"]
+  tfds_folder.check_shards(folder, manifest["files"], AGAIN)
   path = folder / pair_index.name(split)
   if not path.is_file() or sha256(path) != manifest["index"]:
     raise InputError(f"{path} is missing or damaged; copy it again or {AGAIN}")
@@ -182,11 +170,11 @@ class CachedPairSource:
     self.views = self.manifest["options"]["augmentations"]
     self.pairs_per_shard = self.manifest["options"]["pairs_per_shard"]
     self.records, self.starts = {}, {}
-    files = self.manifest["files"]
+    made = self.manifest["files"]
     for kind, layout in self.layout.items():
       if not layout:
         continue
-      shards = {name: files[name] for name in sorted(files) if name.startswith(f"{kind}-")}
+      shards = {name: made[name] for name in sorted(made) if name.startswith(f"{kind}-")}
       self.starts[kind] = np.cumsum([0, *(file["records"] for file in shards.values())])
       self.records[kind] = tfds_folder.open_shards(self.folder, shards)
 
@@ -215,8 +203,11 @@ class CachedPairSource:
     pair = unpack(self.layout["pairs"], self.records["pairs"][row * self.views + view])
     if not embeddings:
       return CachedPair(pair, {})
-    first = int(self.starts["captions"][row // self.pairs_per_shard])
-    return CachedPair(pair, self._text(first + int(pair[CAPTION])))
+    shard, number = row // self.pairs_per_shard, int(pair[CAPTION])
+    first, end = (int(self.starts["captions"][i]) for i in (shard, shard + 1))
+    if not 0 <= number < end - first:
+      raise ValueError(f"it has caption {number} of {end - first}")
+    return CachedPair(pair, self._text(first + number))
 
   def null(self) -> dict[str, np.ndarray]:
     """The text embeddings of the empty caption, float32 by name, without a batch axis."""

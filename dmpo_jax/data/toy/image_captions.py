@@ -6,17 +6,19 @@
 Without the column `split` all rows belong to "train". Other columns are ignored.
 """
 
-import csv
 import pathlib
+from collections.abc import Iterator
 
 import numpy as np
 
 from dmpo_jax.data import crops, images
+from dmpo_jax.data.convert import row_values, tables
 from dmpo_jax.data.in_memory import Examples
 from dmpo_jax.data.pairs import check_prompt
 from dmpo_jax.errors import InputError, unknown
 
 TABLE, IMAGES = "captions.csv", "images"
+COLUMNS, OPTIONAL = ("file", "caption"), ("split",)
 
 
 def load(folder: pathlib.Path, *, size: int, split: str) -> Examples:
@@ -37,14 +39,16 @@ def load(folder: pathlib.Path, *, size: int, split: str) -> Examples:
   crops.check(size=size, crop="center", channels=3)
   table = pathlib.Path(folder) / TABLE
   examples, splits = [], set()
-  for number, row in enumerate(_rows(table)):
-    splits.add(row.get("split", "train"))
-    if row.get("split", "train") != split:
-      continue
+  for number, row in _rows(table):
     try:
-      picture = images.load(row["file"], table.parent)
+      row_split = row_values.label(row, "split") if "split" in row else "train"
+      splits.add(row_split)
+      if row_split != split:
+        continue
+      picture = images.load(row_values.text(row, "file"), table.parent)
       pixels, _ = crops.load(picture.encoded, crops.CENTER, size=size, channels=3)
-      examples.append((number, check_prompt(row["caption"]), pixels))
+      caption = check_prompt(row_values.text(row, "caption").lstrip("\ufeff"))
+      examples.append((number, caption, pixels))
     except InputError as error:
       raise InputError(f"{table}, row {number}: {error}") from error
   if not examples:
@@ -58,19 +62,12 @@ def load(folder: pathlib.Path, *, size: int, split: str) -> Examples:
   )
 
 
-def _rows(table: pathlib.Path) -> list[dict]:
-  try:
-    with table.open(encoding="utf-8-sig", newline="") as stream:
-      reader = csv.DictReader(stream, strict=True)
-      missing = {"file", "caption"} - set(reader.fieldnames or ())
-      if missing:
-        raise InputError(f"{table} lacks the column {min(missing)!r}; its first line names them")
-      rows = list(reader)
-  except OSError as error:
-    raise InputError(f"cannot read {table}: {error.strerror}") from error
-  except (csv.Error, UnicodeDecodeError) as error:
-    raise InputError(f"{table} is no table in UTF-8: {error}") from error
-  for number, row in enumerate(rows):
-    if None in row or None in row.values():
-      raise InputError(f"{table}, row {number} has another number of values than the first line")
-  return rows
+def _rows(table: pathlib.Path) -> Iterator[tuple[int, dict]]:
+  """(number, values by column) of the rows of the table."""
+  if not table.is_file():
+    raise InputError(f"there is no table {table}")
+  for chunk in tables.plan(table.parent, table.name, COLUMNS, optional=OPTIONAL, rows=1000).chunks:
+    for number, row in tables.read(table.parent, chunk, (*COLUMNS, *OPTIONAL)):
+      if isinstance(row, InputError):
+        raise InputError(f"{table}, row {number}: {row}") from row
+      yield number, row

@@ -121,8 +121,9 @@ def test_a_missing_or_damaged_index_is_named(copy, damage):
 @pytest.mark.parametrize(
   ("change", "message"),
   [
-    (lambda m: "{", "manifest.json is damaged"),
-    (lambda m: "[]", "manifest.json is damaged"),
+    (lambda m: "{", "manifest.json is no valid JSON"),
+    (lambda m: "[]", r"manifest.json holds \[\]"),
+    (lambda m: "[" * 5000, "manifest.json is nested deeper"),
     (lambda m: json.dumps({**m, "layout": {}}), "manifest.json is damaged"),
     (
       lambda m: json.dumps({**m, "version": "0.9"}),

@@ -48,6 +48,12 @@ def test_without_a_column_split_all_images_are_of_the_training_split(folder):
   np.testing.assert_array_equal(examples.images[0, 0, 0, 0], [-1, 1, -1])
 
 
+def test_a_table_of_a_spreadsheet_is_read_as_a_plain_one(folder):
+  text = ",file,caption,note,note\r\n0,images/a.PNG,\ufeffa black square,x,y\r\n"
+  (folder / "captions.csv").write_bytes(("\ufeff" + text).encode("utf-16-le"))
+  assert image_captions.load(folder, size=8, split="train").captions == ["a black square"]
+
+
 def test_a_config_can_name_the_data_set(folder):
   examples = data.DATASETS["image_captions"](folder=str(folder), size=8)
   assert len(examples) == 2
@@ -57,13 +63,13 @@ def test_a_config_can_name_the_data_set(folder):
 @pytest.mark.parametrize(
   ("lines", "message"),
   [
-    (["file,split", "images/a.png,train"], "lacks the column 'caption'"),
-    (["file,caption", "images/a.png"], "row 0 has another number of values"),
+    (["file,split", "images/a.png,train"], "lacks the column caption"),
+    (["file,caption", "images/a.png"], "row 0: the row has 1 fields, the header"),
     (["file,caption", "images/a.png,x", "images/c.png,"], "row 1: the caption is empty"),
     (["file,caption", "images/d.png,x"], "row 0: there is no file 'images/d.png'"),
     (["file,caption", "../a.png,x"], "row 0: the path '../a.png' leaves the folder"),
     (["file,caption", "captions.csv,x"], "row 0: .*not an image"),
-    (["file,caption"], "unknown split"),
+    (["file,caption"], "holds no row"),
   ],
 )
 def test_an_invalid_table_is_refused(folder, lines, message):
@@ -78,5 +84,5 @@ def test_the_error_of_an_unknown_split_names_the_known_ones(folder):
 
 
 def test_a_folder_without_the_table_is_refused(tmp_path):
-  with pytest.raises(InputError, match=r"cannot read .*captions.csv"):
+  with pytest.raises(InputError, match=r"there is no table .*captions\.csv"):
     image_captions.load(tmp_path, size=8, split="train")
