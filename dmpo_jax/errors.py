@@ -42,7 +42,10 @@ def short(value: object, limit: int = 80) -> str:
   """The repr of a value for a message, of at most `limit` characters."""
   if isinstance(value, str | bytes | bytearray):  # the repr of a long text costs its length
     value = value if len(value) <= 4 * limit else value[: 2 * limit] + value[-2 * limit :]
-  return cut(repr(value), limit)
+  try:
+    return cut(repr(value), limit)
+  except ValueError:  # Python prints no integer of more than 4,300 digits
+    return f"{type(value).__name__} of too many digits"
 
 
 def cut(text: str, limit: int) -> str:

@@ -17,6 +17,7 @@ from dmpo_jax import losses
 from dmpo_jax.data.datasets import DATASETS
 from dmpo_jax.diffusion import flow_timesteps, flow_weights, timesteps, weights
 from dmpo_jax.training import config
+from dmpo_jax.training.config_ranges import RANGES
 
 PAGE = pathlib.Path(__file__).with_name("configuration.md")
 INTRO = """\
@@ -44,8 +45,12 @@ def get_config():
 ```
 
 `--config.loss.alpha=0.05` sets a key on the command line, `--config FILE:ARGUMENT` passes an
-argument to `get_config`. An unknown key is an error that names the nearest known one. The files in
+argument to `get_config`. An unknown key is an error that names the nearest known one, and so is a
+number out of its range (numbers as float32 rounds them) or a value of another type. The files in
 [configs](../configs) are complete experiments.
+
+A config file is a program: `dmpo-jax train --config FILE` runs it, and it can do all that you can.
+Only run configs that you trust; read those of others first.
 """
 CHOICES = {
   "data": ("Data", "a data set and its keys.", DATASETS),
@@ -80,12 +85,16 @@ def page() -> str:
     # The comment of a section within a section stands for its keys.
     meaning = comment or (comments[key.rpartition(".")[0]] if key.count(".") > 1 else "")
     sections[key.partition(".")[0] if "." in key else ""].append(
-      (f"`{key}`", f"`{plain!r}`", meaning)
+      (f"`{key}`", f"`{plain!r}`", str(RANGES.get(key, "")), meaning)
     )
   parts = [INTRO]
   for name, rows in sections.items():
     title = f"## The section `{name}`\n" if name else "## Keys\n"
-    parts += [title, _text(comments.get(name)), _table(rows)]
+    parts += [
+      title,
+      _text(comments.get(name)),
+      _table(rows, ("key", "default", "range", "meaning")),
+    ]
   for name, (title, text, functions) in CHOICES.items():
     parts += [f"## {title}\n", f"`config.{name}` has the `name` of {text}\n"]
     for option, function in functions.items():
@@ -133,10 +142,12 @@ def _meanings(doc: str) -> dict[str, str]:
   return {name: " ".join(text.split()) for name, text in entries}
 
 
-def _table(rows: list[tuple[str, str, str]]) -> str:
+def _table(
+  rows: list[tuple[str, ...]], head: tuple[str, ...] = ("key", "default", "meaning")
+) -> str:
   if not rows:
     return ""
-  lines = [("key", "default", "meaning"), ("---", "---", "---"), *rows]
+  lines = [head, ("---",) * len(head), *rows]
   return "".join("| " + " | ".join(x.replace("|", "\\|") for x in line) + " |\n" for line in lines)
 
 

@@ -2,6 +2,7 @@
 
 The same command resumes a run from its last checkpoint. Any key of the config can be set on the
 command line: --config.loss.alpha=0.05 --config.num_steps=100
+A config is a Python program that runs with your rights: only run configs that you trust.
 
 With several processes (hosts), each runs this command: with --distributed on TPU pods and under
 Slurm, MPI or Kubernetes, where jax finds the others; elsewhere with --coordinator, --num-processes

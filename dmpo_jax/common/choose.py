@@ -1,10 +1,13 @@
 """Config sections that choose a function by its name and give its keyword arguments."""
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Integral, Real
 from typing import Any
 
-from dmpo_jax.errors import InputError, unknown
+from dmpo_jax.errors import InputError, short, unknown
 
 
 def select(
@@ -28,7 +31,8 @@ def select(
     (function, keyword arguments).
 
   Raises:
-    InputError: The name or a key is unknown, or an argument without default is missing.
+    InputError: The name or a key is unknown, an argument without default is missing, or a value has
+      another type than its parameter.
   """
   arguments = dict(section)
   name = arguments.pop("name", None)
@@ -42,6 +46,11 @@ def select(
   for key, parameter in parameters.items():
     if parameter.default is inspect.Parameter.empty and key not in arguments:
       raise InputError(f"{kind} {name!r} needs the key {key!r}; it has no default")
+    if key in arguments and not _has_type(arguments[key], parameter.annotation):
+      raise InputError(
+        f"{kind} {name!r}: {key} must be {_in_words(parameter.annotation)}, "
+        f"got {short(arguments[key])}"
+      )
   return function, arguments
 
 
@@ -52,3 +61,30 @@ def keyword_parameters(function: Callable) -> dict[str, inspect.Parameter]:
     for key, parameter in inspect.signature(function).parameters.items()
     if parameter.kind is inspect.Parameter.KEYWORD_ONLY
   }
+
+
+def _has_type(value: Any, annotation: Any) -> bool:
+  """Whether a value of a config can be the argument of a parameter with that annotation.
+
+  A number of a config is no bool, an integer may stand for a float, and a list for any sequence.
+  Annotations of other kinds (a wrapped function) accept everything.
+  """
+  if isinstance(annotation, types.UnionType):
+    return any(_has_type(value, option) for option in typing.get_args(annotation))
+  origin = typing.get_origin(annotation) or annotation
+  if origin is Sequence:
+    is_sequence = isinstance(value, tuple | list)
+    return is_sequence and all(_has_type(x, *typing.get_args(annotation)) for x in value)
+  if origin in (int, float):
+    number = Integral if origin is int else Real
+    return isinstance(value, number) and not isinstance(value, bool)
+  return isinstance(value, origin) if origin in (bool, str, types.NoneType) else True
+
+
+def _in_words(annotation: Any) -> str:
+  if isinstance(annotation, types.UnionType):
+    return " or ".join(_in_words(option) for option in typing.get_args(annotation))
+  if typing.get_origin(annotation) is Sequence:
+    return f"a tuple, each of its elements {_in_words(*typing.get_args(annotation))}"
+  words = {bool: "True or False", int: "an integer", float: "a number", str: "a text"}
+  return words.get(annotation, "None")

@@ -68,6 +68,13 @@ def make(
   if values is None:
     return None
   table = np.asarray(values, np.float64)
+  with np.errstate(over="ignore"):
+    rounded = table.astype(np.float32)
+  if not (np.isfinite(rounded).all() and rounded.max() >= np.finfo(np.float32).tiny):
+    raise InputError(
+      f"timestep weights of {config['name']!r} lie from {table.min():g} to {table.max():g}, which "
+      "float32 does not hold; choose others"
+    )
   return lambda t: lookup(table, t)
 
 

@@ -1,14 +1,13 @@
 """The four errors of a pair, their logit, and the checks of every loss."""
 
 import functools
-import math
 from collections.abc import Callable
-from numbers import Real
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from dmpo_jax.common.ranges import Interval, check_number
 from dmpo_jax.errors import InputError
 from dmpo_jax.losses.requirements import Requirements
 
@@ -78,22 +77,10 @@ def denoising_error(prediction: jax.Array, target: jax.Array) -> jax.Array:
   return jnp.mean(jnp.square(difference), axis=tuple(range(1, difference.ndim)))
 
 
-class Interval(NamedTuple):
-  """An interval of finite numbers; its ends are excluded unless they are closed."""
-
-  low: float
-  high: float
-  closed_low: bool = False
-  closed_high: bool = False
-
-  def __str__(self) -> str:
-    left, right = "[" if self.closed_low else "(", "]" if self.closed_high else ")"
-    return f"{left}{self.low:g}, {self.high:g}{right}"
-
-
 FOUR_ERRORS = Requirements()
-POSITIVE = Interval(0, math.inf)
-NOT_NEGATIVE = Interval(0, math.inf, closed_low=True)
+# Beyond these, float32 has no room left for the errors that a hyperparameter multiplies.
+POSITIVE = Interval(1e-30, 1e30, closed_low=True, closed_high=True)
+NOT_NEGATIVE = Interval(0, 1e30, closed_low=True, closed_high=True)
 
 
 def checked(
@@ -161,21 +148,6 @@ def check_errors(errors: PairErrors, loss: str, needs: Requirements) -> PairErro
         "(losses.denoising_error does), for beta multiplies their rounding"
       )
   return PairErrors(**{k: None if v is None else v.astype(jnp.float32) for k, v in arrays.items()})
-
-
-def check_number(name: str, value: float, interval: Interval) -> float:
-  """The value as a float, after a check that it is a finite real number in an interval.
-
-  Raises:
-    InputError: It is not; the message names it.
-  """
-  is_number = isinstance(value, Real) or getattr(value, "ndim", None) == 0
-  number = float(value) if is_number and not isinstance(value, bool) else math.nan
-  low, high, closed_low, closed_high = interval
-  inside = low < number < high or (closed_low and number == low)
-  if not (math.isfinite(number) and (inside or (closed_high and number == high))):
-    raise InputError(f"{name} must be a number in {interval}, got {value!r}")
-  return number
 
 
 def diagnose(errors: PairErrors, *, beta: float) -> Diagnostics:

@@ -1,15 +1,19 @@
 """The keys of an experiment's config, their defaults, and their checks."""
 
 import functools
-import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
+from ml_collections.config_dict import RequiredValueError, placeholder
 
-from dmpo_jax import models
-from dmpo_jax.errors import InputError, unknown
+from dmpo_jax import losses, models
+from dmpo_jax.common.ranges import check_range
+from dmpo_jax.errors import InputError, short, unknown
+from dmpo_jax.training import setup
+from dmpo_jax.training.config_ranges import RANGES
 
 OPTIMIZERS = ("adamw", "adafactor")
 # Former name of a key or section -> its name now, for the error about the former one.
@@ -168,84 +172,76 @@ def check(config: ConfigDict) -> ConfigDict:
     A locked copy.
 
   Raises:
-    InputError: A key is unknown (with the nearest known one), missing, or out of range.
+    InputError: A key is unknown (with the nearest known one) or missing, or a value has another
+      type or is out of range (with its name and the range).
   """
-  config = ConfigDict(config)
-  _check_keys(default(), config, "")
+  config, defaults = ConfigDict(config), default()
+  _check_keys(defaults, config, "")
 
   def require(holds: bool, key: str, expected: str) -> None:
     if not holds:
-      raise InputError(f"config.{key} must be {expected}, got {_get(config, key)!r}")
+      raise InputError(f"config.{key} must be {expected}, got {_shown(_get(config, key))}")
 
-  for key in ("pipeline", "revision", "variant"):
-    require(isinstance(_get(config, key), str), key, "a text")
-    if not config.pipeline:
+  if not config.pipeline:
+    for key in ("revision", "variant"):
       require(not _get(config, key), key, "empty without a pipeline; set config.pipeline")
-  require(config.batch_size > 0, "batch_size", "at least 1")
-  require(config.num_steps > 0, "num_steps", "at least 1")
-  require(0 <= config.seed < 2**32, "seed", "in [0, 2**32)")
-  require(0 <= config.caption_dropout < 1, "caption_dropout", "in [0, 1)")
-  require(0 <= config.ema_decay < 1, "ema_decay", "in [0, 1), 0 for none")
-  require(0 <= config.label_flip_rate <= 1, "label_flip_rate", "in [0, 1]")
-  require(config.num_devices >= 0, "num_devices", "at least 0 (0: all)")
-  require(config.mesh.data >= 0, "mesh.data", "at least 0 (0: what fsdp leaves)")
-  require(config.mesh.fsdp > 0, "mesh.fsdp", "at least 1")
-  require(config.remat in models.remat.POLICIES, "remat", f"one of {list(models.remat.POLICIES)}")
-  require(config.grad_accumulation_steps > 0, "grad_accumulation_steps", "at least 1")
+  for key, allowed in RANGES.items():
+    value = _get(config, key)
+    if value is not None or _get(defaults, key) is not None:
+      check_range(f"config.{key}", value, allowed)
+  _check_names(config, require)
   require(
     config.batch_size % config.grad_accumulation_steps == 0,
     "grad_accumulation_steps",
     f"a divisor of config.batch_size {config.batch_size}",
   )
-  require(config.log_every > 0, "log_every", "at least 1")
-  require(config.checkpoint.every > 0, "checkpoint.every", "at least 1")
-  require(config.checkpoint.keep > 0, "checkpoint.keep", "at least 1")
-  for key in ("dtype", "reference_dtype", "optimizer.moment_dtype"):
-    require(_get(config, key) in ("float32", "bfloat16"), key, "'float32' or 'bfloat16'")
   require(
     config.reference_dtype == "float32" or config.dtype == "bfloat16",
     "reference_dtype",
     "'float32' where config.dtype is: rounded weights would make the reference another network",
   )
-  require(config.lora.rank >= 0, "lora.rank", "at least 0 (0: no LoRA)")
   if config.lora.rank:
-    require(config.lora.alpha > 0, "lora.alpha", "positive beside a rank (often the rank itself)")
+    require(config.lora.alpha >= 1e-6, "lora.alpha", "positive beside a rank (often the rank)")
   else:
     require(config.lora.alpha == 0, "lora.alpha", "0 without a rank; set config.lora.rank")
   optimizer = config.optimizer
-  require(optimizer.name in OPTIMIZERS, "optimizer.name", f"one of {OPTIMIZERS}")
   if optimizer.name != "adamw":
     require(
       optimizer.moment_dtype == "float32", "optimizer.moment_dtype", "'float32' but for AdamW"
     )
-  require(optimizer.learning_rate > 0, "optimizer.learning_rate", "positive")
-  require(optimizer.warmup_steps >= 0, "optimizer.warmup_steps", "at least 0")
-  require(optimizer.weight_decay >= 0, "optimizer.weight_decay", "at least 0")
-  require(optimizer.clip_norm > 0, "optimizer.clip_norm", "positive")
-  require(0 <= optimizer.b1 < 1, "optimizer.b1", "in [0, 1)")
-  require(0 <= optimizer.b2 < 1, "optimizer.b2", "in [0, 1)")
-  _check_watching(config, require)
+  require(
+    optimizer.learning_rate * optimizer.weight_decay < 1,
+    "optimizer.weight_decay",
+    f"below 1/learning_rate (config.optimizer.learning_rate is {optimizer.learning_rate:g}): a "
+    "step shrinks parameters by learning_rate * weight_decay",
+  )
+  if config.samples.every:
+    expected = "at least one text where samples.every is set"
+    require(len(config.samples.prompts) > 0, "samples.prompts", expected)
+  _check_loss(config.loss)
   return config.lock()
 
 
-def _check_watching(config: ConfigDict, require: Callable[[bool, str, str], None]) -> None:
-  """The sections of what a run does beside its steps."""
-  require(config.held_out.every >= 0, "held_out.every", "at least 0 (0: none)")
-  require(config.held_out.pairs > 0, "held_out.pairs", "at least 1")
-  require(config.held_out.bins > 0, "held_out.bins", "at least 1")
-  samples = config.samples
-  require(samples.every >= 0, "samples.every", "at least 0 (0: none)")
-  prompts = samples.prompts
-  are_prompts = isinstance(prompts, tuple | list) and all(isinstance(p, str) for p in prompts)
-  require(are_prompts, "samples.prompts", "a tuple of texts")
-  if samples.every:
-    require(len(prompts) > 0, "samples.prompts", "at least one text where samples.every is set")
-  require(samples.seeds > 0, "samples.seeds", "at least 1")
-  require(samples.steps > 0, "samples.steps", "at least 1")
-  scale = samples.guidance
-  require(scale is None or math.isfinite(scale), "samples.guidance", "a finite number or None")
-  require(config.profile.start >= 0, "profile.start", "at least 0")
-  require(config.profile.steps >= 0, "profile.steps", "at least 0 (0: no trace)")
+def _check_names(config: ConfigDict, require: Callable[[bool, str, str], None]) -> None:
+  """The values that are one of a few names."""
+  require(config.remat in models.remat.POLICIES, "remat", f"one of {list(models.remat.POLICIES)}")
+  require(config.optimizer.name in OPTIMIZERS, "optimizer.name", f"one of {OPTIMIZERS}")
+  for key in ("dtype", "reference_dtype", "optimizer.moment_dtype"):
+    require(_get(config, key) in ("float32", "bfloat16"), key, "'float32' or 'bfloat16'")
+
+
+def _check_loss(section: ConfigDict) -> None:
+  """Evaluates the loss on the shapes of one pair, which checks its hyperparameters."""
+  loss = setup.make_loss(section)
+  number = jax.ShapeDtypeStruct((1,), jnp.float32)
+  errors = losses.PairErrors(number, number, number, number)
+  inputs = [errors]
+  if losses.requirements(loss).residuals:
+    inputs.append(losses.Residuals(*[jax.ShapeDtypeStruct((1, 1), jnp.float32)] * 4))
+  try:
+    jax.eval_shape(lambda *inputs: loss(*inputs), *inputs)
+  except InputError as error:
+    raise InputError(f"config.loss: {error}") from error
 
 
 def unknown_key(key: str, known: Iterable[str]) -> InputError:
@@ -274,11 +270,38 @@ def _get(config: ConfigDict, key: str) -> Any:
 
 
 def _check_keys(schema: ConfigDict, config: ConfigDict, prefix: str) -> None:
+  """Checks the keys of a section and the types of its values."""
+  if not isinstance(config, ConfigDict):
+    raise InputError(f"config.{prefix[:-1]} must be a section (a ConfigDict), got {short(config)}")
   for key in config:
     if key not in schema:
-      raise unknown_key(prefix + key, [prefix + k for k in schema])
+      raise unknown_key(f"{prefix}{key}", [prefix + k for k in schema])
   for key, value in schema.items():
+    name = prefix + key
     if key not in config:
-      raise InputError(f"config.{prefix}{key} is missing; start from dmpo_jax's default config")
-    if isinstance(value, ConfigDict) and prefix + key not in OPEN_SECTIONS:
-      _check_keys(value, config[key], f"{prefix}{key}.")
+      raise InputError(f"config.{name} is missing; start from dmpo_jax's default config")
+    try:
+      actual = config[key]
+    except RequiredValueError as error:
+      raise InputError(f"config.{name} is not set: {error}") from error
+    if isinstance(value, ConfigDict):
+      _check_keys(_keys_of(name, value, actual), actual, f"{name}.")
+    elif isinstance(value, bool | str) and not isinstance(actual, type(value)):
+      expected = "a text" if isinstance(value, str) else "True or False"
+      raise InputError(f"config.{name} must be {expected}, got {_shown(actual)}")
+    elif isinstance(value, tuple):
+      texts = [actual] if prefix == "lora.targets." and isinstance(actual, str) else actual
+      if not (isinstance(texts, tuple | list) and all(isinstance(x, str) for x in texts)):
+        raise InputError(f"config.{name} must be a tuple of texts, got {_shown(actual)}")
+
+
+def _shown(value: Any) -> str:
+  return short(value.to_dict() if isinstance(value, ConfigDict) else value)
+
+
+def _keys_of(name: str, schema: ConfigDict, config: Any) -> ConfigDict:
+  """The schema of a section; one of `OPEN_SECTIONS` has any keys beside a `name`."""
+  if name not in OPEN_SECTIONS or not isinstance(config, ConfigDict):
+    return schema
+  patterns = ("",) if name == "lora.targets" else None
+  return ConfigDict({**dict.fromkeys(config, patterns), **schema})

@@ -2,14 +2,17 @@
 
 import ast
 import pathlib
-from collections.abc import Sequence
+import sys
+import traceback
+import types
+from collections.abc import Mapping, Sequence
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from dmpo_jax import data, losses
 from dmpo_jax.common import choose
-from dmpo_jax.errors import InputError
+from dmpo_jax.errors import InputError, cut, short
 from dmpo_jax.training.config import OPEN_SECTIONS, RENAMED, renamed_key, unknown_key
 
 # Open section -> functions by name, whose keyword-only arguments are the section's keys.
@@ -18,6 +21,8 @@ FUNCTIONS = {"data": data.DATASETS, "held_out.data": data.DATASETS, "loss": loss
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
   """The config of a file, with keys set by arguments `--config.KEY=VALUE`.
+
+  The file is a program, which runs: it can do what its user can.
 
   Args:
     path: A Python file with `get_config()`; `FILE:ARGUMENT` passes an argument to it.
@@ -28,38 +33,81 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
     argument may also add a key, whose value is a Python literal or else a string.
 
   Raises:
-    InputError: The file is not there or fails, an argument sets no key of the config (with the
-      nearest one), or a value has the wrong type.
+    InputError: The file is not there or fails in any way (with the line), an argument sets no key
+      of the config (with the nearest one), or a value has the wrong type.
   """
-  file = pathlib.Path(path.split(":")[0])
-  if not file.is_file():
-    raise InputError(f"no config file {file}; configs/ holds those of the project")
-  try:
-    config = _parse([f"--config={path}"])
-  except (AttributeError, KeyError, TypeError, flags.Error) as error:
-    # ml_collections puts a whole traceback into its message; the last line says what was wrong.
-    reason = str(error.args[0] if error.args else error).strip().splitlines()[-1]
-    reason = reason.removeprefix(f"{InputError.__module__}.{InputError.__name__}: ")
-    if (key := reason.strip("\"'")) in RENAMED:
-      reason = str(unknown_key(key, ()))
-    raise InputError(f"config file {file} fails: {reason}") from error
+  config = _run(*path.split(":", 1))
   fixed, added = [], []
   for argument in overrides:
     (fixed if _exists(config, argument) else added).append(argument)
-  try:
-    config = _parse([f"--config={path}", *fixed])
-  except (flags.Error, TypeError, ValueError) as error:
-    raise InputError(f"cannot set {' '.join(fixed)}: {error}") from error
+  config = _override(config, fixed)
   for argument in added:
     _add(config, argument)
   return config
 
 
-def _parse(arguments: list[str]) -> ConfigDict:
+def _run(path: str, *arguments: str) -> ConfigDict:
+  """The result of a config file's get_config(*arguments)."""
+  file = pathlib.Path(path)
+  if not file.is_file():
+    raise InputError(f"no config file {file}; configs/ holds those of the project")
+  source = file.read_bytes()
+  # Compiled here and not imported, which would read the cache of an earlier version of a file that
+  # changed within the same second.
+  module = types.ModuleType("dmpo_jax_config")
+  module.__file__ = str(file)
+  sys.modules[module.__name__] = module  # as dataclasses expect
+  try:
+    exec(compile(source, str(file), "exec"), module.__dict__)
+    if not callable(get_config := getattr(module, "get_config", None)):
+      raise InputError("there is no function get_config()")
+    config = get_config(*arguments)
+    if not isinstance(config, Mapping | ConfigDict):
+      raise InputError(
+        f"get_config() returns {short(config)}, and not the ConfigDict that "
+        "dmpo_jax.training.config.default() makes, with changes"
+      )
+    return ConfigDict(config).unlock().lock()
+  except KeyboardInterrupt:
+    raise
+  except BaseException as error:  # also sys.exit(0), which would end a command as if it were done
+    line = _line(error, str(file))
+    where = f"{file}, line {line}" if line else str(file)
+    raise InputError(f"config file {where}: {_reason(error)}") from error
+  finally:
+    sys.modules.pop(module.__name__, None)
+
+
+def _line(error: BaseException, file: str) -> int | None:
+  """The last line of a file that an error passed through; None if there is none."""
+  if isinstance(error, SyntaxError) and error.filename == file:
+    return error.lineno
+  frames = traceback.extract_tb(error.__traceback__)
+  return next((frame.lineno for frame in reversed(frames) if frame.filename == file), None)
+
+
+def _reason(error: BaseException) -> str:
+  """An error in one line."""
+  if isinstance(error, InputError):
+    return str(error)
+  message = " ".join((error.msg if isinstance(error, SyntaxError) else str(error)).split())
+  if isinstance(error, AttributeError | KeyError) and (key := message.strip("\"'")) in RENAMED:
+    return str(unknown_key(key, ()))
+  if isinstance(error, flags.Error):  # flag --config.KEY=VALUE: reason
+    return message.partition(": ")[2] or message
+  return f"{type(error).__name__}: {message}" if message else type(error).__name__
+
+
+def _override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
+  """The config with existing keys set by arguments."""
   values = flags.FlagValues()
   arguments = ["dmpo-jax", *arguments]
-  config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
-  values(arguments)
+  try:
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=arguments)
+    values(arguments)
+  except Exception as error:
+    shown = " ".join(cut(argument, 100) for argument in arguments[1:])
+    raise InputError(f"cannot set {shown}: {_reason(error)}") from error
   return values["config"].value
 
 
@@ -105,7 +153,7 @@ def _add(config: ConfigDict, argument: str) -> None:
       raise unknown_key(key, [f"{path}.{option}" for option in known])
   try:
     value = ast.literal_eval(text)
-  except (ValueError, SyntaxError):
+  except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
     value = {"true": True, "false": False}.get(text.lower(), text)
   with section.unlocked():
     section[name] = value

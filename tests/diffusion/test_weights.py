@@ -44,6 +44,16 @@ def test_none_is_no_weight_and_a_table_is_looked_up():
     ({"name": "table", "values": (1, 2)}, "must be 6 finite numbers.*got 2"),
     ({"name": "table", "values": (1, 1, 1, 1, 1, float("nan"))}, "finite"),
     ({"name": "table", "values": (0,) * 6}, "not all 0"),
+    (
+      {"name": "table", "values": (1, 1, 1, 1, 1, 1e39)},
+      "from 1 to 1e\\+39, which float32 does not",
+    ),
+    (
+      {"name": "table", "values": (0, 0, 0, 0, 0, 1e-50)},
+      "from 0 to 1e-50, which float32 does not",
+    ),
+    ({"name": "min_snr", "gamma": 1e-50}, "which float32 does not hold"),
+    ({"name": "min_snr", "gamma": "5"}, "gamma must be a number, got '5'"),
   ],
 )
 def test_what_is_no_weight_is_refused(config, words):

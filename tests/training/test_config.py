@@ -1,15 +1,19 @@
 """Configs: what is refused, and with which words."""
 
 import functools
+import math
 
 import pytest
+from ml_collections import ConfigDict, config_dict
 
 from dmpo_jax import data, losses
 from dmpo_jax.common.choose import select
 from dmpo_jax.configs import digits_dmpo, digits_reference, sd15_dmpo, sdxl_dmpo, sdxl_dmpo_lora
 from dmpo_jax.errors import InputError
-from dmpo_jax.training.config import RENAMED, check
+from dmpo_jax.training import setup
+from dmpo_jax.training.config import OPEN_SECTIONS, RENAMED, check, default
 from dmpo_jax.training.config_file import load_config
+from dmpo_jax.training.config_ranges import RANGES
 
 DMPO = digits_dmpo.__file__
 
@@ -113,15 +117,60 @@ def test_a_missing_key_is_named():
     check(config)
 
 
+def changed(key, value):
+  """The config of the digits with one key of any value, of whatever type."""
+  config = digits_dmpo.get_config().unlock()
+  *sections, name = key.split(".")
+  section = functools.reduce(lambda section, part: section[part], sections, config)
+  with section.ignore_type():
+    section[name] = value
+  return config
+
+
+def leaves(section, prefix=""):
+  for key, value in section.items():
+    if not isinstance(value, ConfigDict):
+      yield prefix + key, value
+    elif prefix + key not in OPEN_SECTIONS:
+      yield from leaves(value, f"{prefix}{key}.")
+
+
+def test_every_number_of_the_config_has_a_range():
+  numbers = {key for key, value in leaves(default()) if type(value) in (int, float)}
+  assert numbers <= set(RANGES) <= {key for key, _ in leaves(default())}
+
+
+@pytest.mark.parametrize("key", RANGES)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1e300, 1e300, "1"])
+def test_a_number_that_is_absurd_is_refused_by_name_and_range(key, value):
+  with pytest.raises(InputError, match=rf"^config\.{key} must be an? \w+ (in|from) .*, got ."):
+    check(changed(key, value))
+
+
 @pytest.mark.parametrize(
   ("key", "value"),
   [
     ("batch_size", 0),
+    ("batch_size", True),
+    ("batch_size", 4.0),
+    ("batch_size", None),
+    ("batch_size", 10**40),
+    ("seed", 2**32),
     ("num_steps", -1),
+    ("num_steps", 2**31),
     ("caption_dropout", 1.0),
+    ("caption_dropout", 0.99999999999),
     ("ema_decay", 1.5),
+    ("ema_decay", 0.99999999999),
+    ("lora.rank", 10**9),
+    ("optimizer.b2", 0.99999999999),
+    ("optimizer.eps", -1.0),
+    ("optimizer.eps", 0.0),
     ("optimizer.learning_rate", 0.0),
+    ("optimizer.learning_rate", 1e-50),
     ("optimizer.clip_norm", -1.0),
+    ("optimizer.clip_norm", 1e-300),
+    ("optimizer.warmup_steps", 10**14),
     ("checkpoint.every", 0),
     ("dtype", "float16"),
     ("held_out.every", -1),
@@ -130,10 +179,88 @@ def test_a_missing_key_is_named():
     ("profile.steps", -1),
   ],
 )
-def test_a_number_out_of_range_is_named(key, value):
-  config = digits_dmpo.get_config()
-  config.update_from_flattened_dict({key: value})
-  with pytest.raises(ValueError, match=rf"config\.{key} must be .*{value}"):
+def test_a_value_out_of_range_is_named(key, value):
+  with pytest.raises(InputError, match=rf"^config\.{key} must be .*{value}"):
+    check(changed(key, value))
+
+
+@pytest.mark.parametrize(
+  ("key", "value", "expected"),
+  [
+    ("optimizer", 3, "a section"),
+    ("data", "digits", "a section"),
+    ("loss.name", 3, "a text, got 3"),
+    ("loss.name", ConfigDict({"x": 1}), "a text, got {'x': 1}"),
+    ("reference", 1, "True or False, got 1"),
+    ("pipeline", None, "a text, got None"),
+    ("trained", "unet", "a tuple of texts, got 'unet'"),
+    ("trained", ("unet", 3), "a tuple of texts"),
+    ("samples.prompts", "a fox", "a tuple of texts"),
+    ("lora.targets.unet", 3, "a tuple of texts, got 3"),
+    ("lora.alpha", 4.0, "0 without a rank"),
+    ("optimizer.weight_decay", 1e5, r"below 1/learning_rate \(.*is 5e-05\)"),
+    ("reference_dtype", "bfloat16", "'float32' where"),
+    ("grad_accumulation_steps", 3, "a divisor of config.batch_size 32"),
+  ],
+)
+def test_a_value_of_another_kind_is_named(key, value, expected):
+  with pytest.raises(InputError, match=rf"^config\.{key} must be {expected}"):
+    check(changed(key, value))
+
+
+@pytest.mark.parametrize("key", ["ema_decay", "caption_dropout", "optimizer.weight_decay"])
+def test_an_integer_may_stand_for_a_float(key):
+  check(changed(key, 0))
+
+
+def test_patterns_of_a_component_may_be_one_text():
+  check(changed("lora.targets.unet", "*"))
+
+
+@pytest.mark.parametrize(
+  ("section", "message"),
+  [
+    ({"name": "dmpo", "beta": math.nan, "alpha": 0.01}, r"config\.loss: beta must be a number in"),
+    ({"name": "dmpo", "beta": 1e39, "alpha": 0.01}, r"config\.loss: beta must be a number in"),
+    ({"name": "dmpo", "beta": 1e-300, "alpha": 0.01}, r"config\.loss: beta must be a number in"),
+    ({"name": "dmpo", "beta": 2.0, "alpha": 0.5}, r"config\.loss: alpha must be .*\(0, 0\.5\)"),
+    ({"name": "dmpo", "beta": "2", "alpha": 0.1}, r"loss 'dmpo': beta must be a number, got '2'"),
+    ({"name": "mapo", "beta": 1.0}, r"config\.loss: snr must be a number"),
+    (
+      {"name": "sdpo", "mu": 0.5, "base": {"name": "dpo", "beta": math.inf}},
+      r"config\.loss: beta must be",
+    ),
+    (
+      {"name": "f_dpo", "divergence": "kl", "beta": 1.0, "inner_scale": 1.0},
+      "unknown divergence 'kl'",
+    ),
+  ],
+)
+def test_hyperparameters_of_the_loss_are_checked_with_the_config(section, message):
+  with pytest.raises(InputError, match=message):
+    check(changed("loss", ConfigDict(section)))
+
+
+@pytest.mark.parametrize(
+  ("key", "value", "message"),
+  [
+    ("seed", -1, "seed must be an integer from 0 to 1844"),
+    ("num_pairs", 10**11, "num_pairs must be an integer from 1 to 1000000, got 100000000000"),
+    ("temperature", math.nan, "temperature must be a number in"),
+    ("temperature", 1e-300, "temperature must be a number in"),
+    ("split_seed", -1, "split_seed must be an integer"),
+    ("test_fraction", math.nan, r"test_fraction must be a number in \(0, 1\)"),
+    ("split", 3, "split must be a text, got 3"),
+  ],
+)
+def test_numbers_of_the_digits_are_checked_before_anything_is_made(key, value, message):
+  with pytest.raises(InputError, match=message):
+    setup.load_examples(changed(f"data.{key}", value))
+
+
+def test_a_placeholder_without_a_value_is_named():
+  config = changed("num_steps", config_dict.required_placeholder(int))
+  with pytest.raises(InputError, match=r"^config\.num_steps is not set"):
     check(config)
 
 
@@ -187,3 +314,104 @@ def test_a_renamed_option_of_a_data_set_is_refused_with_its_new_name():
     InputError, match=r"config\.data\.time_ids is called .*micro_conditioning now"
   ):
     load_config(sd15_dmpo.__file__, ["--config.data.time_ids=True"])
+
+
+GOOD = "from dmpo_jax.configs import digits_dmpo\n"
+IN_FUNCTION = "def get_config():\n  "
+BROKEN = {
+  "syntax": ("def get_config(:\n", "line 1: SyntaxError: invalid syntax"),
+  "indentation": ("def get_config():\nreturn 1\n", "line 2: IndentationError"),
+  "encoding": ("# a\nx = '\udcff'\n", "line 2: SyntaxError.*utf-8"),
+  "nul": ("x = 1\n\0", ": SyntaxError: source code string cannot contain null bytes"),
+  "nesting": ("x = " + "(" * 5000, "line 1: SyntaxError: too many nested"),
+  "import": ("import no_such_module\n", "line 1: ModuleNotFoundError: .*no_such_module"),
+  "index": (f"{IN_FUNCTION}return [][1]\n", "line 2: IndexError: list index"),
+  "zero": (f"{IN_FUNCTION}return 1 / 0\n", "line 2: ZeroDivisionError: division by zero"),
+  "recursion": (f"{IN_FUNCTION}return get_config()\n", "line 2: RecursionError"),
+  "file": (f"{IN_FUNCTION}open('/absent')\n", "line 2: FileNotFoundError"),
+  "assert": (f"{IN_FUNCTION}assert False\n", "line 2: AssertionError$"),
+  "lines": (f"{IN_FUNCTION}raise ValueError('a\\nb\\x1b[2J')\n", r"line 2: ValueError: a b\\x1b"),
+  "exit": ("import sys\nsys.exit(0)\n", "line 2: SystemExit: 0"),
+  "base": ("class E(BaseException): pass\nraise E('no')\n", "line 2: E: no"),
+  "three": (f"{IN_FUNCTION}return 3\n", r": get_config\(\) returns 3, and not"),
+  "none": (f"{IN_FUNCTION}pass\n", r": get_config\(\) returns None"),
+  "empty": ("", r": there is no function get_config\(\)"),
+  "no function": ("get_config = 3\n", r": there is no function get_config\(\)"),
+  "type": (
+    f"{GOOD}{IN_FUNCTION}c = digits_dmpo.get_config()\n  c.batch_size = 'x'\n  return c\n",
+    "line 4: TypeError: .*batch_size",
+  ),
+  "argument": (f"{IN_FUNCTION}return 3\n", r": TypeError: get_config\(\) takes 0", ":all"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_config_file_gives_file_line_and_reason(name, tmp_path):
+  source, reason, *argument = BROKEN[name]
+  file = tmp_path / "mine.py"
+  file.write_bytes(source.encode(errors="surrogateescape"))
+  with pytest.raises(InputError, match=rf"^config file {file}(, )?{reason}") as error:
+    load_config(f"{file}{''.join(argument)}")
+  assert "\n" not in str(error.value)
+
+
+def test_an_interrupt_in_a_config_file_is_an_interrupt(tmp_path):
+  file = tmp_path / "mine.py"
+  file.write_text("raise KeyboardInterrupt\n")
+  with pytest.raises(KeyboardInterrupt):
+    load_config(str(file))
+
+
+def test_a_config_file_that_changes_is_read_again(tmp_path):
+  file = tmp_path / "mine.py"
+  for steps in (111, 222):  # of one size, within one second
+    file.write_text(
+      f"{GOOD}{IN_FUNCTION}c = digits_dmpo.get_config()\n  c.num_steps = {steps}\n  return c\n"
+    )
+    assert load_config(str(file)).num_steps == steps
+  assert [f.name for f in tmp_path.iterdir()] == ["mine.py"]
+
+
+@pytest.mark.parametrize("kind", ["dict", "FrozenConfigDict"])
+def test_a_config_file_may_return_another_kind_of_mapping(kind, tmp_path):
+  file = tmp_path / "mine.py"
+  make = "c.to_dict()" if kind == "dict" else "FrozenConfigDict(c)"
+  file.write_text(
+    f"{GOOD}from ml_collections import FrozenConfigDict\n"
+    f"{IN_FUNCTION}c = digits_dmpo.get_config()\n  return {make}\n"
+  )
+  config = check(load_config(str(file), ["--config.num_steps=7"]))
+  assert (config.num_steps, config.loss.name) == (7, "dmpo")
+
+
+def test_a_config_file_may_define_dataclasses(tmp_path):
+  file = tmp_path / "mine.py"
+  file.write_text(
+    "import dataclasses\n@dataclasses.dataclass\nclass A:\n  x: 'int' = 1\n"
+    f"{GOOD}get_config = digits_dmpo.get_config\n"
+  )
+  assert load_config(str(file)).num_steps > 0
+
+
+@pytest.mark.parametrize(
+  ("argument", "reason"),
+  [
+    ("num_steps=1e3", r"invalid literal for int\(\) with base 10: '1e3'"),
+    ("num_steps=" + "9" * 5000, "Exceeds the limit"),
+    ("loss.beta=x", "could not convert string to float: 'x'"),
+    ("optimizer=3", "Failed to parse '3' as a ConfigDict"),
+    ("loss={", "Failed to parse '{' as a ConfigDict"),
+    ("reference=maybe", "Non-boolean argument"),
+  ],
+)
+def test_an_argument_that_cannot_be_read_is_refused_in_one_short_line(argument, reason):
+  with pytest.raises(InputError, match=rf"^cannot set --config\..*: .*{reason}") as error:
+    load_config(DMPO, [f"--config.{argument}"])
+  assert len(str(error.value)) < 600
+  assert "\n" not in str(error.value)
+
+
+def test_a_new_key_of_many_brackets_is_a_text():
+  config = load_config(DMPO, ["--config.data.split_seed=" + "(" * 5000])
+  with pytest.raises(InputError, match="split_seed must be an integer"):
+    setup.load_examples(config)

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 
 from dmpo_jax.commands.main import main
 from dmpo_jax.errors import InputError
+from dmpo_jax.training import config_ranges
 from dmpo_jax.training.checkpoint import Checkpoints
 from dmpo_jax.training.export import export
 from dmpo_jax.training.monitor.metrics import read
@@ -22,11 +23,14 @@ FOUR = {"num_devices": 4, "mesh": {"fsdp": 2}}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def small_arrays_are_split():
-  """As in the processes, whose config sets it."""
-  before, processes_config.sharding.SMALLEST = processes_config.sharding.SMALLEST, 64
+def settings_of_the_processes():
+  """What their config sets: small arrays are split, and ranges are wider."""
+  before, ranges = processes_config.sharding.SMALLEST, dict(config_ranges.RANGES)
+  processes_config.sharding.SMALLEST = 64
+  config_ranges.RANGES.update(processes_config.FREE)
   yield
   processes_config.sharding.SMALLEST = before
+  config_ranges.RANGES.update(ranges)
 
 
 def config(kind, **changes):

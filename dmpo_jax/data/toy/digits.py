@@ -1,14 +1,18 @@
 """Scikit-learn's handwritten digits, and synthetic preferences between them."""
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from dmpo_jax.common.optional import import_optional
+from dmpo_jax.common.ranges import Integers, Interval, check_integer, check_number
 from dmpo_jax.errors import InputError
 
+# All pairs are in memory, half a kilobyte each.
+MAX_PAIRS = 10**6
+SEEDS = Integers(0, 2**64 - 1)
+TEMPERATURES = Interval(1e-12, 1e12, closed_low=True, closed_high=True)
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
@@ -86,7 +90,7 @@ def split(digits: Digits, *, test_fraction: float, seed: int) -> tuple[Digits, D
   Args:
     digits: The digits.
     test_fraction: Fraction of each digit's images in the test split, in (0, 1).
-    seed: Seed of the split.
+    seed: Seed of the split, below 2**64.
 
   Returns:
     (train, test), each in the order of `digits`.
@@ -94,8 +98,8 @@ def split(digits: Digits, *, test_fraction: float, seed: int) -> tuple[Digits, D
   Raises:
     InputError: The fraction is out of range, or a split would hold no image of some digit.
   """
-  if not 0 < test_fraction < 1:
-    raise InputError(f"test_fraction must lie between 0 and 1, got {test_fraction!r}")
+  check_number("test_fraction", test_fraction, Interval(0, 1))
+  check_integer("split_seed", seed, SEEDS)
   rng = np.random.default_rng(seed)
   is_test = np.zeros(len(digits.labels), bool)
   for label in np.unique(digits.labels):
@@ -154,10 +158,9 @@ def preference_pairs(digits: Digits, *, num_pairs: int, temperature: float, seed
   Raises:
     InputError: A number is out of range, or a digit has only one image.
   """
-  if num_pairs < 1:
-    raise InputError(f"num_pairs must be at least 1, got {num_pairs!r}")
-  if not (temperature > 0 and math.isfinite(temperature)):
-    raise InputError(f"temperature must be a positive number, got {temperature!r}")
+  check_integer("num_pairs", num_pairs, Integers(1, MAX_PAIRS))
+  check_number("temperature", temperature, TEMPERATURES)
+  check_integer("seed", seed, SEEDS)
   count = np.bincount(digits.labels, minlength=10)
   if not len(digits.labels) or (count == 1).any():
     raise InputError(f"each digit needs two images to make a pair; images per digit: {count}")

@@ -73,7 +73,7 @@ def test_another_seed_gives_another_split(real):
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1])
 def test_a_fraction_outside_zero_to_one_is_refused(real, fraction):
-  with pytest.raises(InputError, match="test_fraction must lie between 0 and 1"):
+  with pytest.raises(InputError, match=r"test_fraction must be a number in \(0, 1\)"):
     digits.split(real, test_fraction=fraction, seed=0)
 
 
@@ -150,9 +150,9 @@ def test_pairs_depend_on_the_seed_alone(real, pairs):
 @pytest.mark.parametrize(
   ("wrong", "message"),
   [
-    ({"temperature": 0.0}, "temperature must be a positive number, got 0.0"),
-    ({"temperature": float("nan")}, "temperature must be a positive number, got nan"),
-    ({"num_pairs": 0}, "num_pairs must be at least 1, got 0"),
+    ({"temperature": 0.0}, r"temperature must be a number in \[1e-12, .*\], got 0\.0"),
+    ({"temperature": float("nan")}, "temperature must be a number in .*, got nan"),
+    ({"num_pairs": 0}, "num_pairs must be an integer from 1 to 1000000, got 0"),
   ],
 )
 def test_numbers_out_of_range_are_refused(real, wrong, message):
