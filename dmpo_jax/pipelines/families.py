@@ -7,7 +7,7 @@ from typing import Any
 
 from dmpo_jax import interop
 from dmpo_jax.errors import InputError, unknown
-from dmpo_jax.pipelines import stable_diffusion
+from dmpo_jax.pipelines import stable_diffusion, stable_diffusion_3
 from dmpo_jax.pipelines.interface import Family, TextToImage
 
 # Class in model_index.json -> family.
@@ -16,6 +16,7 @@ FAMILIES: dict[str, Family] = {
   "StableDiffusionXLPipeline": stable_diffusion.FAMILY,
   "StableDiffusionInstructPix2PixPipeline": stable_diffusion.FAMILY,
   "StableDiffusionXLInstructPix2PixPipeline": stable_diffusion.FAMILY,
+  "StableDiffusion3Pipeline": stable_diffusion_3.FAMILY,
 }
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from dmpo_jax import pipelines
 from dmpo_jax.errors import InputError
-from dmpo_jax.pipelines import stable_diffusion
+from dmpo_jax.pipelines import stable_diffusion, stable_diffusion_3
 from tests.interop import tiny
 
 
@@ -19,8 +19,9 @@ def _write_class(folder, name, **index):
 
 
 @pytest.mark.parametrize("name", pipelines.FAMILIES)
-def test_published_classes_belong_to_stable_diffusion(name):
-  assert pipelines.family_of({"_class_name": name}) is stable_diffusion.FAMILY
+def test_published_classes_belong_to_their_family(name):
+  family = (stable_diffusion_3 if "Diffusion3" in name else stable_diffusion).FAMILY
+  assert pipelines.family_of({"_class_name": name}) is family
 
 
 def test_a_class_made_of_the_components_of_stable_diffusion_belongs_to_its_family(tmp_path):
