@@ -20,13 +20,14 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from dmpo_jax import configs as config_files
-from dmpo_jax import pipelines, sampling
+from dmpo_jax import sampling
 from dmpo_jax.common.atomic_files import write_atomically
 from dmpo_jax.data import datasets
 from dmpo_jax.data.toy import digits
 from dmpo_jax.demos.digits import classifier
 from dmpo_jax.demos.digits.measurement import measure
 from dmpo_jax.demos.digits.report import render
+from dmpo_jax.demos.digits.samples import ModelSampler
 from dmpo_jax.errors import InputError
 from dmpo_jax.evaluation import image_grids, statistics
 from dmpo_jax.evaluation.diffusers_parity import compare_with_diffusers
@@ -36,7 +37,7 @@ from dmpo_jax.training.run import Result, train
 
 ALIGNED = {"dmpo": "DMPO", "dpo": "DPO", "cdpo": "cDPO"}
 SOLVER_STEPS, GUIDANCE, SAMPLING_BATCH_SIZE = 20, 2.0, 100
-SHOWN_PER_CAPTION = 8  # in the sample grids
+SHOWN_PER_CAPTION, MOST_PER_CAPTION = 8, 10_000  # in the sample grids; in all
 COLOURS = ("#ffffff", "#14161c")  # of blank paper and full ink
 PARITY_IMAGES = 20
 PACKAGES = (*("dmpo-jax", "jax", "flax", "optax", "orbax-checkpoint", "diffusers", "scikit-learn"),)
@@ -57,7 +58,7 @@ def run(
 
   Args:
     workdir: Directory of the runs and the report.
-    images_per_caption: Samples per caption and model, at least `SHOWN_PER_CAPTION`.
+    images_per_caption: Samples per caption and model, `SHOWN_PER_CAPTION` to `MOST_PER_CAPTION`.
     reference_steps: Training steps of the reference; None: its config's.
     steps: Alignment steps of each objective; None: their configs'.
     show_progress: Whether to show progress bars.
@@ -66,12 +67,12 @@ def run(
     The dict that `report.render` takes.
 
   Raises:
-    InputError: `images_per_caption` is too small, or see `training.run.train`.
+    InputError: `images_per_caption` is out of range, or see `training.run.train`.
   """
-  if images_per_caption < SHOWN_PER_CAPTION:
-    raise InputError(
-      f"--images-per-caption must be at least {SHOWN_PER_CAPTION}, got {images_per_caption}"
-    )
+  if not SHOWN_PER_CAPTION <= images_per_caption <= MOST_PER_CAPTION:
+    bound = "least" if images_per_caption < SHOWN_PER_CAPTION else "most"
+    limit = SHOWN_PER_CAPTION if bound == "least" else MOST_PER_CAPTION
+    raise InputError(f"--images-per-caption must be at {bound} {limit}, got {images_per_caption}")
   workdir.mkdir(parents=True, exist_ok=True)
   configs, runs = _train_all(workdir, reference_steps, steps, show_progress)
   prompts, labels, seeds = prompts_and_seeds(images_per_caption)
@@ -156,31 +157,20 @@ def _sample_all(
   seeds: np.ndarray,
   show_progress: bool,
 ) -> dict[str, np.ndarray]:
-  """Samples `[N, H, W, C]` of each model by name; they are saved in the runs' directories."""
-  images, sampler = {}, None
-  for name, result in runs.items():
-    path = workdir / name / f"samples_{len(prompts) // 10}.npz"
-    written = (result.pipeline / "model_index.json").stat().st_mtime
-    if path.exists() and path.stat().st_mtime > written:
-      images[name] = np.load(path)["images"]
-      continue
-    pipeline = pipelines.load(result.pipeline)
-    # The models differ in parameters alone, so one compiled sampler serves them all.
-    functions = pipelines.build(pipeline, dtype=pipelines.default_dtype())
-    sampler = sampler or pipelines.make_sampler(
-      functions, functions.make_solver(SOLVER_STEPS), guidance=GUIDANCE
-    )
-    images[name] = pipelines.sample_all(
-      sampler,
-      pipeline.params,
-      pipelines.sampling_inputs(functions, prompts, seeds)[0],
-      batch_size=SAMPLING_BATCH_SIZE,
+  """Samples `[N, H, W, C]` of each model by name; they are kept in the runs' directories."""
+  sampler = ModelSampler(num_steps=SOLVER_STEPS, guidance=GUIDANCE, batch_size=SAMPLING_BATCH_SIZE)
+  return {
+    name: sampler.samples(
+      result.pipeline,
+      workdir / name / f"samples_{len(prompts) // 10}.npz",
+      prompts,
+      seeds,
       progress=functools.partial(
         tqdm, desc=f"sampling {name}", unit="batch", disable=not show_progress
       ),
     )
-    write_atomically(path, functools.partial(np.savez_compressed, images=images[name]))
-  return images
+    for name, result in runs.items()
+  }
 
 
 def _measure_all(
