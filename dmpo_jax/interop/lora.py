@@ -1,5 +1,6 @@
 """LoRA files of diffusers, of peft and of kohya's trainer, read and written."""
 
+import logging
 import os
 import pathlib
 from collections.abc import Iterable, Mapping
@@ -17,6 +18,9 @@ KOHYA_COMPONENTS = (lora_mmdit.COMPONENT, *lora_names.KOHYA_XL)
 
 # Alphas beyond this are no strength but a mistake.
 MAX_ALPHA = 1e6
+
+
+log = logging.getLogger(__name__)
 
 
 class Lora(NamedTuple):
@@ -135,7 +139,8 @@ def load_lora(file: str | os.PathLike, base: Mapping[str, trees.Tree]) -> Lora:
   layer's rank, as in diffusers.
 
   Args:
-    file: A safetensors file, or a folder with one.
+    file: A safetensors file, a folder with one, or a folder with a folder of peft's for each
+      component.
     base: Component -> tree of the network it is for (`Pipeline.params`, or abstract).
 
   Returns:
@@ -145,10 +150,18 @@ def load_lora(file: str | os.PathLike, base: Mapping[str, trees.Tree]) -> Lora:
     InputError: The file is missing, damaged or pickled, is of a method other than plain LoRA, or
       does not fit the base; everything that does not fit is listed.
   """
-  path = lora_file.locate(pathlib.Path(file))
+  path = pathlib.Path(file)
+  if folders := lora_file.component_folders(path, lora_names.COMPONENTS):
+    unknown = sorted(folders.keys() - base.keys())
+    if unknown:
+      raise InputError(f"{path} has a LoRA for {', '.join(unknown)}, which the pipeline lacks")
+    parts = [load_lora(folder, {name: base[name]}) for name, folder in folders.items()]
+    params = {name: tree for part in parts for name, tree in part.params.items()}
+    return Lora(params, {name: alpha for part in parts for name, alpha in part.alphas.items()})
+  path = lora_file.locate(path)
   state, header = lora_file.read(path)
   configs = lora_config.read_configs(path, header, peft=lora_file.is_peft(path, state))
-  params: dict[str, dict[str, Any]] = {}
+  flat: dict[str, dict[str, Any]] = {}
   alphas: dict[str, dict[str, float]] = {}
   layers, problems = read_layers(lora_mmdit.split(state, base), base)
   for (component, layer), factors in layers.items():
@@ -157,14 +170,16 @@ def load_lora(file: str | os.PathLike, base: Mapping[str, trees.Tree]) -> Lora:
     except InputError as error:
       problems.append(f"{component}.{layer}: {error}")
       continue
-    params.setdefault(component, {})[f"{layer}.down"] = factors.down
-    params[component][f"{layer}.up"] = factors.up
+    flat.setdefault(component, {})[f"{layer}.down"] = factors.down
+    flat[component][f"{layer}.up"] = factors.up
     alphas.setdefault(component, {})[layer] = alpha
-  if problems or not params:
+  if problems or not flat:
     raise InputError(
       f"{path} is no LoRA for this pipeline:{_listed(problems or ['it has no entries'])}"
     )
-  return Lora({name: trees.unflatten(flat) for name, flat in params.items()}, alphas)
+  if not any(alphas[c][layer] and np.any(f.up) for (c, layer), f in layers.items()):
+    log.warning("%s has no effect: its up factors or its alphas are zero", path)
+  return Lora({name: trees.unflatten(leaves) for name, leaves in flat.items()}, alphas)
 
 
 def _alpha(

@@ -11,12 +11,15 @@ import safetensors.numpy
 
 from dmpo_jax.common import files
 from dmpo_jax.common.atomic_files import write_atomically
-from dmpo_jax.errors import InputError
-from dmpo_jax.interop import lora_config
+from dmpo_jax.errors import InputError, short
+from dmpo_jax.interop import lora_config, state_dict
 from dmpo_jax.interop.weight_names import PICKLES, SUFFIX
 
 # The names that diffusers and peft give their files.
 DIFFUSERS_FILE, PEFT_FILE = "pytorch_lora_weights.safetensors", "adapter_model.safetensors"
+
+# Dtypes of safetensors that numpy has, or ml_dtypes.
+CODES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"}
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +50,12 @@ def locate(path: pathlib.Path) -> pathlib.Path:
   return path
 
 
+def component_folders(path: pathlib.Path, components: Iterable[str]) -> dict[str, pathlib.Path]:
+  """Component -> its folder, where peft saved one for each network of a pipeline."""
+  folders = {name: path / name for name in components}
+  return {name: folder for name, folder in folders.items() if (folder / PEFT_FILE).is_file()}
+
+
 def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
   """The tensors of a file and its header.
 
@@ -58,7 +67,15 @@ def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     files.reading(path, "safetensors file", advice=advice),
     safetensors.safe_open(path, framework="numpy") as opened,
   ):
-    state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    state = {}
+    for name in opened.keys():  # noqa: SIM118
+      code = opened.get_slice(name).get_dtype()
+      if code not in CODES:
+        raise InputError(
+          f"{path}: {short(name)} is {code}; expected {' or '.join(state_dict.FLOATS)}: convert it "
+          "with torch"
+        )
+      state[name] = opened.get_tensor(name)
     return state, opened.metadata() or {}
 
 
@@ -97,7 +114,7 @@ def write(path: pathlib.Path, state: Mapping[str, np.ndarray], header: Mapping[s
 def _with_sorted_header(content: bytes) -> bytes:
   """The file with its metadata in the order of their names; safetensors shuffles them."""
   size = int.from_bytes(content[:8], "little")
-  fields = json.loads(content[8 : 8 + size])
+  fields = files.parse_json(content[8 : 8 + size], "the header")
   fields["__metadata__"] = dict(sorted(fields["__metadata__"].items()))
   text = json.dumps(fields, separators=(",", ":")).encode()
   text += b" " * (-len(text) % 8)

@@ -5,6 +5,8 @@ import json
 import jax
 import numpy as np
 import pytest
+import safetensors.torch
+import torch
 from safetensors.numpy import load_file, save_file
 
 from dmpo_jax import interop
@@ -174,6 +176,15 @@ def test_factors_that_are_not_finite_are_refused(sd, tmp_path):
 
   with pytest.raises(InputError, match="to_q: has values that are not finite"):
     interop.load_lora(rewritten(sd, tmp_path, change), sd.base)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float64, torch.int8])
+def test_factors_of_another_dtype_are_refused(sd, tmp_path, dtype):
+  file = rewritten(sd, tmp_path, lambda state: None)
+  state = {k: v.to(dtype) for k, v in safetensors.torch.load_file(file).items()}
+  safetensors.torch.save_file(state, file)
+  with pytest.raises(InputError, match="float32 or float16 or bfloat16"):
+    interop.load_lora(file, sd.base)
 
 
 def test_control_characters_of_an_entry_are_escaped(sd, tmp_path):

@@ -218,6 +218,28 @@ def test_a_folder_that_peft_saved_is_read_with_its_config(sd, options, tmp_path)
   same_weights(fused(model.base_model.model), merged)
 
 
+def test_folders_of_peft_for_several_networks_are_read_as_one(sd, tmp_path):
+  trained_by_peft(sd, lora_alpha=12).save_pretrained(tmp_path / "unet")
+  text = entries(sd, "base_model.model.{}".format, component="text_encoder", kinds=(".q_proj",))
+  (tmp_path / "text_encoder").mkdir()
+  save_file(text, tmp_path / "text_encoder" / "adapter_model.safetensors")
+  fields = {"peft_type": "LORA", "r": 2, "lora_alpha": 5}
+  (tmp_path / "text_encoder" / "adapter_config.json").write_text(json.dumps(fields))
+  alphas = interop.load_lora(tmp_path, sd.base).alphas
+  assert {name: set(values.values()) for name, values in alphas.items()} == {
+    "unet": {12},
+    "text_encoder": {5},
+  }
+
+
+def test_a_lora_without_effect_is_told(sd, tmp_path, caplog):
+  state = {name: 0 * array for name, array in SPELLINGS["kohya"](sd).items()}
+  save_file(state, tmp_path / "a.safetensors")
+  with caplog.at_level(logging.WARNING):
+    interop.load_lora(tmp_path / "a.safetensors", sd.base)
+  assert "has no effect" in caplog.text
+
+
 @pytest.mark.parametrize(
   ("options", "problem"),
   [({"use_dora": True}, "DoRA|use_dora"), ({"init_lora_weights": "pissa"}, "changes the base")],
