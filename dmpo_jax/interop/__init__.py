@@ -2,12 +2,14 @@
 
 from dmpo_jax.interop.load import load_network, load_pipeline, read_model_index
 from dmpo_jax.interop.lora import Lora, kohya_holds, load_lora, save_kohya_lora, save_lora
-from dmpo_jax.interop.pipeline import Pipeline, components_of, pixel_pipeline
+from dmpo_jax.interop.pipeline import INDEX, SCHEDULER, Pipeline, components_of, pixel_pipeline
 from dmpo_jax.interop.save import save_pipeline
 from dmpo_jax.interop.state_dict import from_torch_state, to_torch_state
 from dmpo_jax.interop.tokenizer import Tokens, build_tokenizer, tokenize
 
 __all__ = [
+  "INDEX",
+  "SCHEDULER",
   "Lora",
   "Pipeline",
   "Tokens",

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dmpo_jax import interop
-from dmpo_jax.errors import InputError, unknown
+from dmpo_jax.errors import InputError, short, unknown
 from dmpo_jax.pipelines import stable_diffusion, stable_diffusion_3
 from dmpo_jax.pipelines.interface import Family, TextToImage
 
@@ -36,6 +36,8 @@ def family_of(model_index: Mapping[str, Any]) -> Family:
     InputError: No family has that class.
   """
   name = model_index.get("_class_name", "StableDiffusionPipeline")
+  if not isinstance(name, str):
+    raise InputError(f"{interop.INDEX}: _class_name is {short(name)}, expected the name of a class")
   if name in FAMILIES:
     return FAMILIES[name]
   if stable_diffusion.DENOISER in model_index:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from dmpo_jax.errors import InputError, unknown
 from dmpo_jax.models.clip import config as clip_config
 from dmpo_jax.models.unet import config as unet_config
 from dmpo_jax.pipelines import autoencoder, fingerprints, stable_diffusion_flops
+from dmpo_jax.pipelines import stable_diffusion_parts as parts
 from dmpo_jax.pipelines.autoencoder import AUTOENCODER
 from dmpo_jax.pipelines.interface import Conditioning, Family, Params, Text, TextToImage
 
@@ -51,12 +53,7 @@ def build(
       raise InputError(f"{name} is a {kind}, which is not supported")
   unet = unet_config.read(configs[DENOISER])
   encoders = tuple(name for name in TEXT_ENCODERS if name in configs)
-  if (unet.text_time is not None) != (len(encoders) == 2):
-    raise InputError(
-      f"unet/config.json: addition_embed_type is {configs[DENOISER].get('addition_embed_type')!r} "
-      f"beside {len(encoders)} text encoder{'s' * (len(encoders) != 1)}; pipelines of SDXL have "
-      "'text_time' and two, all others neither"
-    )
+  lengths = parts.check(pipeline, unet, encoders)
   frozen = dataclasses.replace(compute, remat="none")
   denoiser = models.build(configs[DENOISER], compute=compute).apply
   encode = [models.build(configs[name], compute=frozen).apply for name in encoders]
@@ -91,8 +88,7 @@ def build(
   if AUTOENCODER in configs:
     vae = autoencoder.make(configs[AUTOENCODER], dtype, frozen)
   forced = pipeline.model_index.get("force_zeros_for_empty_prompt", True)
-  lengths = [clip_config.read(configs[name]).max_position_embeddings for name in encoders]
-  scheduler = _scheduler(pipeline)
+  scheduler = parts.scheduler(pipeline)
   return TextToImage(
     components=COMPONENTS,
     denoiser=DENOISER,
@@ -107,7 +103,7 @@ def build(
     uses_geometry=unet.text_time is not None,
     zero_null_text=len(encoders) == 2 and bool(forced),
     default_guidance=(5.0 if len(encoders) == 2 else 7.5) if vae else 2.0,
-    default_size=functools.partial(_default_size, configs, vae),
+    default_size=functools.partial(_default_size, pipeline, vae),
     lora_targets={
       DENOISER: models.lora.ATTENTION,
       **dict.fromkeys(encoders, models.lora.TEXT_ATTENTION),
@@ -119,7 +115,7 @@ def build(
     posterior=vae and vae.posterior,
     scale=vae.scale if vae else lambda x: x,
     decode=vae.decode if vae else lambda params, x: x,
-    sample_shape=functools.partial(_sample_shape, configs, vae),
+    sample_shape=functools.partial(_sample_shape, unet.in_channels, vae),
     make_solver=functools.partial(_make_solver, scheduler),
     solver_settings=functools.partial(_solver_settings, scheduler),
     flops=functools.partial(stable_diffusion_flops.of_batch, configs),
@@ -197,11 +193,12 @@ def create(model: Mapping[str, Any], captions: Sequence[str], seed: int) -> inte
   if missing := components - set(model):
     raise InputError(f"config.pipeline is empty and config.model lacks {sorted(missing)}")
   words = sorted({word for caption in captions for word in caption.split()})
-  length = model["text_encoder"]["max_position_embeddings"]
+  length = clip_config.read(model["text_encoder"]).max_position_embeddings
   tokenizer = interop.build_tokenizer(words, length)
   model["text_encoder"] = {
     **model["text_encoder"],
     "vocab_size": len(tokenizer),
+    "max_position_embeddings": length,
     "bos_token_id": tokenizer.bos_token_id,
     "eos_token_id": tokenizer.eos_token_id,
     "pad_token_id": tokenizer.pad_token_id,
@@ -228,15 +225,43 @@ def encoder_fingerprint(pipeline: interop.Pipeline, *, embeddings: bool) -> dict
   return fingerprints.of_encoders(pipeline, encoders, embeddings=embeddings)
 
 
+def load(
+  source: str | os.PathLike, *, revision: str | None = None, **options: Any
+) -> interop.Pipeline:
+  """Reads a pipeline of this family.
+
+  Args:
+    source: A folder, or the "owner/name" of a repository on the hub.
+    revision: Branch, tag or commit of the repository.
+    **options: Those of `interop.load_pipeline`, but networks and required.
+
+  Returns:
+    `interop.Pipeline`.
+
+  Raises:
+    InputError: The pipeline cannot be read, or is a refiner.
+  """
+  components = interop.components_of(interop.read_model_index(source, revision=revision))
+  first, second = TEXT_ENCODERS
+  if second in components and first not in components:
+    raise InputError(
+      f"{source} is a refiner of SDXL (it has a {second} and no {first}), which is not supported; "
+      "take the base pipeline"
+    )
+  return interop.load_pipeline(
+    source,
+    revision=revision,
+    networks=COMPONENTS,
+    required=(DENOISER, first, interop.SCHEDULER),
+    **options,
+  )
+
+
 FAMILY = Family(
   build=build,
   encoder_fingerprint=encoder_fingerprint,
   create=create,
-  load=functools.partial(
-    interop.load_pipeline,
-    networks=COMPONENTS,
-    required=(DENOISER, TEXT_ENCODERS[0], "scheduler"),
-  ),
+  load=load,
 )
 
 
@@ -246,20 +271,16 @@ def _ids(text_encoder: str) -> str:
 
 
 def _default_size(
-  configs: Mapping[str, Any], vae: autoencoder.Autoencoder | None
+  pipeline: interop.Pipeline, vae: autoencoder.Autoencoder | None
 ) -> tuple[int, int]:
-  size = configs[DENOISER].get("sample_size")
-  if size is None:
-    raise InputError("unet/config.json has no sample_size: give height and width")
+  height, width = parts.sample_size(pipeline)
   factor = vae.downscale if vae else 1
-  height, width = (size, size) if isinstance(size, int) else size
   return height * factor, width * factor
 
 
 def _sample_shape(
-  configs: Mapping[str, Any], vae: autoencoder.Autoencoder | None, size: tuple[int, int]
+  channels: int, vae: autoencoder.Autoencoder | None, size: tuple[int, int]
 ) -> tuple[int, int, int]:
-  channels = configs[DENOISER]["in_channels"]
   factor, allowed = (vae.downscale, (vae.latent_channels,)) if vae else (1, (1, 3))
   if channels not in allowed:
     raise InputError(
@@ -273,17 +294,6 @@ def _sample_shape(
         f"{name} is {value}; expected a multiple of {factor}, the pixels of a latent"
       )
   return size[0] // factor, size[1] // factor, channels
-
-
-def _scheduler(pipeline: interop.Pipeline) -> Mapping[str, Any]:
-  """The scheduler's config as diffusers' pipeline of the same class uses it.
-
-  StableDiffusionPipeline sets two fields when it is loaded, whatever the file says.
-  """
-  config = pipeline.configs["scheduler"]
-  if pipeline.model_index.get("_class_name") == "StableDiffusionPipeline":
-    return {**config, "steps_offset": 1, "clip_sample": False}
-  return config
 
 
 def _make_solver(
