@@ -11,7 +11,8 @@ from dmpo_jax.errors import InputError, short
 Row = Mapping[str, object]
 # A number as programs write it. Python's float also takes "0_1" and other scripts' digits.
 NUMBER = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
-DECIMAL_COMMA = re.compile(r"[-+]?[0-9]*,[0-9]+")
+# A comma is a decimal comma, unless it may separate thousands: "0,75" and "4,5", but not "1,234".
+DECIMAL_COMMA = re.compile(r"[-+]?(?![1-9][0-9]{0,2},[0-9]{3}$)[0-9]*,[0-9]+")
 TRUTH = {"true": 1.0, "false": 0.0}
 
 
@@ -96,12 +97,13 @@ def number_of_text(value: str, name: str) -> float:
     InputError: The text is no number.
   """
   plain = value.strip()
+  if DECIMAL_COMMA.fullmatch(plain):
+    plain = plain.replace(",", ".")
   if NUMBER.fullmatch(plain):
     return float(plain)
   if plain.lstrip("+-").lower() in ("nan", "inf", "infinity"):
     raise InputError(f"{name} must be a finite number, got {_quote(value)}")
-  hint = "; write a decimal point" if DECIMAL_COMMA.fullmatch(plain) else ""
-  raise InputError(f"{name} must be a number, got {_quote(value)}{hint}")
+  raise InputError(f"{name} must be a number, got {_quote(value)}")
 
 
 def probability(row: Row, name: str) -> float:

@@ -165,7 +165,17 @@ def test_winner_and_loser_folders_are_pairs_in_random_order(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ("label", "p0"), [("True", 1), (" false", 0), (".5", 0.5), ("1.", 1), ("25e-2", 0.25), ("+1", 1)]
+  ("label", "p0"),
+  [
+    ("True", 1),
+    (" false", 0),
+    (".5", 0.5),
+    ("1.", 1),
+    ("25e-2", 0.25),
+    ("+1", 1),
+    ('"0,75"', 0.75),
+    ('"1,0"', 1),
+  ],
 )
 def test_a_label_is_a_number_or_true_or_false(tmp_path, label, p0):
   path = sets.custom(tmp_path, ["prompt,image_0,image_1,label_0", f"a,0.png,1.png,{label}"])
@@ -177,7 +187,8 @@ def test_a_label_is_a_number_or_true_or_false(tmp_path, label, p0):
   [
     ("0_1", "must be a number, got str '0_1'"),
     ("０", "must be a number"),
-    ('"0,75"', "must be a number, got str '0,75'; write a decimal point"),
+    ('"1,234"', "must be a number, got str '1,234'"),
+    ('"0,7,5"', "must be a number"),
     ("NA", "must be a number"),
     ("nan", "must be a finite number"),
     ("Infinity", "must be a finite number"),

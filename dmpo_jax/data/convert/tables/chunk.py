@@ -60,8 +60,10 @@ def check_columns(path: pathlib.Path, required: Sequence[str], present: Sequence
   if not missing:
     return
   only = present[0] if len(present) == 1 else ""
-  separator = next((c for c in ";\t|" if c in only), None)
-  hint = f"; fields must be separated by commas, not by {separator!r}" if separator else ""
+  separator = next((c for c in ",;\t|" if c in only), None)
+  hint = ""
+  if separator:
+    hint = f"; its fields are separated by {separator!r}, which is not read in {path.suffix}"
   names = ", ".join(name if name.isidentifier() else short(name, 40) for name in present[:40])
   raise MissingColumnsError(
     f"{path} lacks the column{'s' if len(missing) > 1 else ''} {', '.join(missing)}; "

@@ -9,6 +9,8 @@ from typing import IO, NamedTuple
 from dmpo_jax.data.convert.tables import utf8
 from dmpo_jax.errors import InputError, short
 
+# Characters between fields by suffix, the usual one first.
+DELIMITERS = {".csv": (",", ";", "\t"), ".tsv": ("\t",)}
 # (byte at which the row starts, its values by column or its error)
 Rows = Iterator[tuple[int, dict | InputError]]
 
@@ -18,11 +20,13 @@ class Header(NamedTuple):
 
   Attributes:
     names: Name of each field, "" where it has none.
-    spaced: Whether commas are followed by spaces, which are no part of the fields.
+    delimiter: Character between fields: a comma, a semicolon or a tab.
+    spaced: Whether delimiters are followed by spaces, which are no part of the fields.
     end: Byte after the line.
   """
 
   names: list[str]
+  delimiter: str
   spaced: bool
   end: int
 
@@ -46,11 +50,21 @@ def header(path: pathlib.Path, stream: IO[bytes], columns: Sequence[str]) -> Hea
   Raises:
     InputError: The line is no CSV, names no column, or names one of `columns` twice.
   """
-  position = [stream.tell()]
-  try:
-    fields = next(_reader(path, stream, position, spaced=False), [])
-  except csv.Error as error:
-    raise InputError(f"{path}: the header is no CSV: {error}") from error
+  start, lines, problem = stream.tell(), [], None
+  for delimiter in DELIMITERS[path.suffix.lower()]:
+    stream.seek(start)
+    position = [start]
+    try:
+      fields = next(_reader(path, stream, position, delimiter, spaced=False), [])
+      lines.append((fields, delimiter, position[0]))
+    except csv.Error as error:
+      problem = problem or error
+  if not lines:
+    raise InputError(f"{path}: the header is no CSV: {problem}") from problem
+  # Of the delimiters the one that gives the most of the columns, the first one of several.
+  fields, delimiter, end = max(
+    lines, key=lambda line: sum(field.strip() in columns for field in line[0])
+  )
   names = [name.strip() for name in fields]
   if not any(names):
     raise InputError(f"{path}: the first line must name the columns; it names none")
@@ -60,7 +74,7 @@ def header(path: pathlib.Path, stream: IO[bytes], columns: Sequence[str]) -> Hea
       f"{path}: the first line must name each column once; {short(repeated[0])} occurs twice"
     )
   spaced = len(fields) > 1 and all(field.startswith(" ") for field in fields[1:])
-  return Header(names, spaced, position[0])
+  return Header(names, delimiter, spaced, end)
 
 
 def rows(path: pathlib.Path, stream: IO[bytes], columns: Sequence[str], at) -> Rows:
@@ -82,7 +96,7 @@ def rows(path: pathlib.Path, stream: IO[bytes], columns: Sequence[str], at) -> R
   start, number = at or (head.end, 0)
   stream.seek(start)
   position = [start]
-  reader = _reader(path, stream, position, head.spaced)
+  reader = _reader(path, stream, position, head.delimiter, spaced=head.spaced)
   while True:
     start = position[0]
     try:
@@ -103,7 +117,9 @@ def _row(head: Header, values: list[str]) -> dict | InputError:
   return {name: value for name, value in zip(head.names, values, strict=False) if name}
 
 
-def _reader(path: pathlib.Path, stream: IO[bytes], position: list[int], spaced: bool):
+def _reader(
+  path: pathlib.Path, stream: IO[bytes], position: list[int], delimiter: str, *, spaced: bool
+):
   """csv's reader; `position[0]` is the byte after the last line that it took."""
 
   def text() -> Iterator[str]:
@@ -112,5 +128,4 @@ def _reader(path: pathlib.Path, stream: IO[bytes], position: list[int], spaced: 
       yield line.decode("utf-8", utf8.LENIENT)
 
   csv.field_size_limit(utf8.MAX_ROW)  # a column that is not needed may hold more than 131,072
-  delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
   return csv.reader(text(), delimiter=delimiter, skipinitialspace=spaced, strict=True)
