@@ -31,11 +31,15 @@ def printable(text: str) -> str:
   more than `LINE_LIMIT` characters loses its middle, a message of more than `LINES_LIMIT` lines its
   end.
   """
-  text = "".join(c if c.isprintable() or c in "\n\u00a0\u3000" else _escape(c) for c in text)
-  lines = text.split("\n")
+  lines = escaped(text).split("\n")
   if len(lines) > LINES_LIMIT:
     lines[LINES_LIMIT - 1 :] = [f"... and {len(lines) - LINES_LIMIT + 1} more lines"]
   return "\n".join(cut(line, LINE_LIMIT) for line in lines)
+
+
+def escaped(text: str) -> str:
+  """A text in which control and formatting characters are escaped, except line feeds."""
+  return "".join(c if c.isprintable() or c in "\n\u00a0\u3000" else _escape(c) for c in text)
 
 
 def short(value: object, limit: int = 80) -> str:

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import dmpo_jax
 from dmpo_jax.common.logging_setup import LEVELS, log_to_stderr
-from dmpo_jax.errors import exit_status, flush
+from dmpo_jax.errors import exit_status, flush, printable
 
 LOGGER = logging.getLogger("dmpo_jax")  # by name: in `python -m` this module is __main__
 DESCRIPTION = """\
@@ -37,6 +37,13 @@ Align text-to-image diffusion models with preference pairs, in JAX.
 """
 
 
+class Parser(argparse.ArgumentParser):
+  """A parser whose messages are safe to print, whatever the arguments hold."""
+
+  def error(self, message: str) -> NoReturn:
+    super().error(printable(message))
+
+
 def main(arguments: list[str] | None = None) -> int:
   """Runs a subcommand.
 
@@ -51,14 +58,14 @@ def main(arguments: list[str] | None = None) -> int:
   from dmpo_jax.commands import data, export, inspect, objectives, plan, quickstart, sample, train
 
   # A parser of its own takes the option before and after the names of commands.
-  logging_options = argparse.ArgumentParser("dmpo-jax", add_help=False, allow_abbrev=False)
+  logging_options = Parser("dmpo-jax", add_help=False, allow_abbrev=False)
   logging_options.add_argument(
     "--log-level",
     choices=LEVELS,
     help="lowest level of the messages on stderr (default: info; warning on processes but the "
     "first)",
   )
-  parser = argparse.ArgumentParser(
+  parser = Parser(
     "dmpo-jax",
     description=DESCRIPTION,
     parents=[logging_options],

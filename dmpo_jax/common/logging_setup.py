@@ -10,6 +10,8 @@ import logging
 import sys
 from collections.abc import Iterator
 
+from dmpo_jax.errors import printable
+
 LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -38,7 +40,10 @@ class StderrHandler(logging.Handler):
   def format(self, record: logging.LogRecord) -> str:
     shown = record.levelno in (logging.DEBUG, logging.WARNING)
     level = f"{record.levelname.lower()}: " if shown else ""
-    return f"dmpo-jax: {self._prefix}{level}{super().format(record)}"
+    text = super().format(record)
+    if record.exc_info is None:
+      text = printable(text)  # it may hold words of a stranger's file
+    return f"dmpo-jax: {self._prefix}{level}{text}"
 
   def emit(self, record: logging.LogRecord) -> None:
     try:

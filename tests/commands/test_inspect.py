@@ -447,3 +447,84 @@ def test_sources_without_a_common_component_are_refused(refused, start, tmp_path
 
 def test_options_of_the_other_source_need_one(refused, start):
   assert "without --against" in refused(start, "--against-weights", "last")
+
+
+# --- strangers' files ---
+
+
+@pytest.mark.parametrize(
+  ("option", "kind"), [("--weights", "no run"), ("--variant", "a single file")]
+)
+def test_an_option_that_has_no_effect_is_refused(option, kind, refused, start):
+  path = start / WEIGHTS if option == "--variant" else start
+  error = refused(path, option, "last")
+  assert f"is {kind}, on which the option {option[2:]} has no effect" in error
+
+
+def test_a_variant_of_a_run_is_refused(refused, run):
+  assert "is a run, on which the option variant has no effect" in refused(
+    run.workdir, "--variant", "fp16"
+  )
+
+
+@pytest.mark.parametrize(
+  ("file", "content", "message"),
+  [
+    ("unet/config.json", {"_class_name": ["a"]}, "_class_name = ['a'] is not supported"),
+    ("text_encoder/config.json", {"architectures": [["a"]]}, "architectures = [['a']]"),
+    ("model_index.json", {"../../secret": ["diffusers", "X"]}, "'../../secret' is no name"),
+    ("model_index.json", {"unet": [1, 2]}, "component unet is [1, 2]"),
+  ],
+)
+def test_a_config_of_the_wrong_types_is_one_line(file, content, message, refused, copy):
+  (copy / file).write_text(json.dumps(content))
+  error = refused(copy)
+  assert message in error
+  assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"pipeline": 3}, "pipeline"),
+    ({"model": {"unet": 3}}, "unet"),
+    ({"model": {"unet": {"architectures": [3]}}}, "architectures"),
+    ({"lora": 3}, "lora"),
+    ({"trained": 3}, "trained"),
+    ({"data": 7}, "data"),
+  ],
+)
+def test_a_run_of_the_wrong_types_is_one_line(change, message, refused, run, tmp_path):
+  workdir = shutil.copytree(run.workdir, tmp_path / "run")
+  content = json.loads((workdir / "run.json").read_text())
+  content["config"] |= change
+  (workdir / "run.json").write_text(json.dumps(content))
+  error = refused(workdir)
+  assert message in error
+  assert "Traceback" not in error
+  assert len(error.splitlines()) == 1
+
+
+def test_control_characters_of_a_file_do_not_reach_the_terminal(tables, copy):
+  for file in ("unet/config.json", "scheduler/scheduler_config.json"):
+    config = json.loads((copy / file).read_text())
+    title = "\x1b]0;owned\x07\u202e"
+    config |= {"sample_size": title, "prediction_type": title, "_class_name": f"X{title}\n"}
+    (copy / file).write_text(json.dumps(config))
+  output = tables(copy)
+  assert not [c for c in output if not c.isprintable() and c != "\n"]
+  assert "\\x1b]0;owned" in output
+
+
+def test_a_long_value_of_a_config_is_cut(tables, copy):
+  config = json.loads((copy / "unet/config.json").read_text())
+  config |= {"sample_size": "x" * 100_000, "block_out_channels": [1] * 100_000}
+  (copy / "unet/config.json").write_text(json.dumps(config))
+  assert len(tables(copy)) < 10_000
+
+
+@pytest.mark.parametrize("name", ["²", "٣", "9" * 5000])
+def test_a_folder_that_is_named_like_a_number_is_no_checkpoint(name, inspect, run, tmp_path):
+  workdir = shutil.copytree(run.workdir, tmp_path / "run")
+  (workdir / "checkpoints" / name[:200] / "state").mkdir(parents=True)
+  assert inspect(workdir)["facts"]["step"].startswith("4 ")

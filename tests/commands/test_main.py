@@ -77,6 +77,15 @@ def test_help_needs_no_slow_import():
   assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
+def test_control_characters_of_arguments_do_not_reach_the_terminal(capsys):
+  with pytest.raises(SystemExit) as stop:
+    main(["objectives", "\x1b]0;owned\x07"])
+  assert stop.value.code == 2
+  error = capsys.readouterr().err
+  assert "\x1b" not in error
+  assert "\\x1b]0;owned" in error
+
+
 # --- Ctrl-C ---
 
 ENTRY = """

@@ -13,6 +13,8 @@ import argparse
 import math
 from typing import Any
 
+EMA = {"ema": True, "last": False, None: None}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Declares the command's options."""
@@ -30,7 +32,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
       f"--{prefix}weights",
       choices=["ema", "last"],
-      default="ema",
       help=f"if {what} is a run: EMA weights where it has them (default), or the last weights",
     )
 
@@ -43,36 +44,39 @@ def run(options: argparse.Namespace) -> None:
   from dmpo_jax.commands.inspect.describe import describe
   from dmpo_jax.commands.inspect.sources import open_source
   from dmpo_jax.commands.inspect.text import comparison_text, description_text
-  from dmpo_jax.errors import InputError
+  from dmpo_jax.errors import InputError, escaped
 
   source = open_source(
     options.path,
     variant=options.variant,
     revision=options.revision,
-    ema=options.weights == "ema",
+    ema=EMA[options.weights],
   )
   description = describe(source)
   if options.against is None:
-    if options.against_variant or options.against_revision or options.against_weights != "ema":
+    if options.against_variant or options.against_revision or options.against_weights:
       raise InputError(
         "--against-variant, --against-revision and --against-weights have no effect without "
         "--against"
       )
-    print(json.dumps(description, indent=2) if options.json else description_text(description))
+    if options.json:
+      print(json.dumps(description, indent=2))
+    else:
+      print(escaped(description_text(description)))
     return
   other = open_source(
     options.against,
     variant=options.against_variant,
     revision=options.against_revision,
-    ema=options.against_weights == "ema",
+    ema=EMA[options.against_weights],
   )
   comparison = compare(source, other)
   if options.json:
     description |= {"against": describe(other), "differences": _finite(comparison)}
     print(json.dumps(description, indent=2))
   else:
-    print(description_text(description))
-    print(comparison_text(comparison, options.path, options.against))
+    print(escaped(description_text(description)))
+    print(escaped(comparison_text(comparison, options.path, options.against)))
 
 
 def _finite(value: Any) -> Any:

@@ -1,16 +1,19 @@
 """Parameters in a run's checkpoint under torch's names, read in groups."""
 
 import pathlib
+import re
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from dmpo_jax.common import files
 from dmpo_jax.errors import InputError
 from dmpo_jax.interop import state_dict
 from dmpo_jax.models import trees
 
 # Bytes per restore: each restore costs tens of milliseconds, whatever its size.
 CHUNK_BYTES = 256 * 2**20
+STEP = re.compile(r"[0-9]{1,18}", re.ASCII)
 
 
 class Checkpoint(NamedTuple):
@@ -67,7 +70,7 @@ def run_of(path: pathlib.Path) -> tuple[pathlib.Path | None, int | None]:
   run, step = path, None
   if path.name == "checkpoints":
     run = path.parent
-  elif path.parent.name == "checkpoints" and path.name.isdigit():
+  elif path.parent.name == "checkpoints" and STEP.fullmatch(path.name):
     run, step = path.parent.parent, int(path.name)
   return (run, step) if (run / "run.json").is_file() else (None, None)
 
@@ -88,29 +91,30 @@ def open_checkpoint(run: pathlib.Path, step: int | None, *, ema: bool) -> Checkp
   """
   directory = run / "checkpoints"
   entries = directory.iterdir() if directory.is_dir() else ()
-  steps = sorted(int(p.name) for p in entries if p.name.isdigit() and (p / "state").is_dir())
+  steps = sorted(int(p.name) for p in entries if STEP.fullmatch(p.name) and (p / "state").is_dir())
   if not steps:
     raise InputError(f"{run} has no checkpoint yet")
   if step is not None and step not in steps:
     raise InputError(f"{run} has no checkpoint {step}; it has {', '.join(map(str, steps))}")
   step = steps[-1] if step is None else step
   reader = _Reader(directory / str(step) / "state")
-  part, weights = "params", "last weights"
-  if ema and reader.tree.get("ema") is not None:
-    part, weights = "ema", "EMA weights"
-  elif ema:
-    weights += " (the run has no EMA)"
-  components = {}
-  for name, tree in reader.tree[part].items():
-    flat = trees.flatten(tree)
-    reader.expect({f"{part}.{name}.{path}": leaf for path, leaf in flat.items()})
-    # The factors of a LoRA have no torch names in a checkpoint, so these are the names in its tree.
-    is_lora = all(path.rpartition(".")[2] in ("down", "up") for path in flat)
-    names = dict(zip(flat, flat, strict=True)) if is_lora else state_dict.torch_names(tree)
-    components[name] = {
-      torch_name: Leaf(reader, f"{part}.{name}.{path}", flat[path])
-      for torch_name, path in names.items()
-    }
+  with files.reading(directory / str(step), "checkpoint", advice="export another step"):
+    part, weights = "params", "last weights"
+    if ema and reader.tree.get("ema") is not None:
+      part, weights = "ema", "EMA weights"
+    elif ema:
+      weights += " (the run has no EMA)"
+    components = {}
+    for name, tree in reader.tree[part].items():
+      flat = trees.flatten(tree)
+      reader.expect({f"{part}.{name}.{path}": leaf for path, leaf in flat.items()})
+      # The factors of a LoRA have no torch names in a checkpoint: these are the names in its tree.
+      is_lora = all(path.rpartition(".")[2] in ("down", "up") for path in flat)
+      names = dict(zip(flat, flat, strict=True)) if is_lora else state_dict.torch_names(tree)
+      components[name] = {
+        torch_name: Leaf(reader, f"{part}.{name}.{path}", flat[path])
+        for torch_name, path in names.items()
+      }
   return Checkpoint(step, steps, weights, components)
 
 

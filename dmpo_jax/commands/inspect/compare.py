@@ -1,5 +1,6 @@
 """Differences of two sources, tensor by tensor."""
 
+import filecmp
 import math
 import pathlib
 from collections.abc import Mapping
@@ -105,7 +106,7 @@ def differences(component: Component, other: Component) -> Json:
 def _file_difference(here: pathlib.Path | None, there: pathlib.Path | None) -> str:
   if here is None or there is None:
     return "only there" if here is None else "only here"
-  return "" if here.read_bytes() == there.read_bytes() else "differs"
+  return "" if filecmp.cmp(here, there, shallow=False) else "differs"
 
 
 def _aligned(name: str) -> str:

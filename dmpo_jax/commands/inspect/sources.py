@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import safetensors
 
 from dmpo_jax.commands.inspect import checkpoint as inspect_checkpoint
-from dmpo_jax.errors import InputError
+from dmpo_jax.errors import InputError, short
 from dmpo_jax.interop import files, hub, pipeline, read_weights, weight_names
+from dmpo_jax.models import config_fields
 
 CONFIGS = ("config.json", "scheduler_config.json", "preprocessor_config.json")
 
@@ -57,7 +58,7 @@ class Source(NamedTuple):
 
 
 def open_source(
-  location: str, *, variant: str | None, ema: bool, revision: str | None = None
+  location: str, *, variant: str | None, ema: bool | None, revision: str | None = None
 ) -> Source:
   """Opens a source of any kind; of its weights only names, shapes and dtypes are read.
 
@@ -66,7 +67,7 @@ def open_source(
       safetensors file, the directory of a run, or one of its checkpoints.
     variant: Variant of the weights of a pipeline or component; None: weights without a variant, or
       else the first one.
-    ema: Whether to take the EMA weights of a run that has them.
+    ema: Whether to take the EMA weights of a run that has them; None: where it has them.
     revision: Branch, tag or commit of a repository.
 
   Returns:
@@ -82,6 +83,7 @@ def open_source(
       "revisions"
     )
   if path.is_file():
+    _check_no_effect(location, "a single file", variant=variant, ema=ema)
     return _file(location, path)
   if not path.is_dir() and hub.REPOSITORY.fullmatch(location):
     path = hub.locate(
@@ -91,7 +93,9 @@ def open_source(
     raise InputError(f"{location} is neither a file nor a folder, nor a repository's owner/name")
   run, step = inspect_checkpoint.run_of(path)
   if run is not None:
-    return _run(location, run, step, ema)
+    _check_no_effect(location, "a run", variant=variant)
+    return _run(location, run, step, ema is not False)
+  _check_no_effect(location, "no run", ema=ema)
   if (path / pipeline.INDEX).is_file():
     return _pipeline(location, path, variant)
   if any((path / name).is_file() for name in CONFIGS):
@@ -99,12 +103,22 @@ def open_source(
     return Source(location, "one component", {}, {path.resolve().name: component})
   single = sorted(path.glob(f"*{weight_names.SUFFIX}"))
   if len(single) == 1:
+    _check_no_effect(location, "a single file", variant=variant)
     return _file(location, single[0])
   raise InputError(
     f"{location} is not a pipeline ({pipeline.INDEX}), component (config.json) or run (run.json), "
     f"and does not have exactly one {weight_names.SUFFIX} file: "
     f"{', '.join(sorted(os.listdir(path))[:8]) or 'nothing'}"
   )
+
+
+def _check_no_effect(
+  location: str, what: str, *, variant: str | None = None, ema: bool | None = None
+) -> None:
+  """Raises InputError for an option that has no effect on a source of this kind."""
+  for option, value in (("variant", variant), ("weights", ema)):
+    if value is not None:
+      raise InputError(f"{location} is {what}, on which the option {option} has no effect")
 
 
 def _pipeline(location: str, path: pathlib.Path, variant: str | None) -> Source:
@@ -130,7 +144,8 @@ def _pipeline(location: str, path: pathlib.Path, variant: str | None) -> Source:
 def _component(folder: pathlib.Path, variant: str | None, kind: str) -> Component:
   by_name = {file.name: file for file in sorted(folder.iterdir()) if file.is_file()}
   config = next((files.read_json(by_name[name]) for name in CONFIGS if name in by_name), {})
-  kind = config.get("_class_name") or next(iter(config.get("architectures") or []), None) or kind
+  with files.located(folder):
+    kind = next(iter(config_fields.class_names(config)), kind)
   stem = next((s for s in weight_names.STEMS if weight_names.variants(list(by_name), s)), None)
   if stem is None:
     pickled = [name for name in by_name if name.endswith(weight_names.PICKLES)]
@@ -166,9 +181,9 @@ def _file(location: str, path: pathlib.Path) -> Source:
 
 def _run(location: str, run: pathlib.Path, step: int | None, ema: bool) -> Source:
   """Run with the trained components of a checkpoint and the others of the base pipeline."""
-  from dmpo_jax.training.run_directory import read_run
+  from dmpo_jax.training.run_directory import run_config
 
-  config = read_run(run)["config"]
+  config = run_config(run).to_dict()
   checkpoint = inspect_checkpoint.open_checkpoint(run, step, ema=ema)
   components: dict[str, Component] = {}
   origin = config["pipeline"] or "new networks"
@@ -178,8 +193,11 @@ def _run(location: str, run: pathlib.Path, step: int | None, ema: bool) -> Sourc
   elif config["pipeline"]:
     origin += " (no such folder; frozen components are not shown)"
   for name, fields in config["model"].items():
+    if not isinstance(fields, Mapping):
+      raise InputError(f"{run}: config.model.{name} is {short(fields)}, expected a section")
     base = components.get(name, Component("", {}, {}, 0))
-    kind = fields.get("_class_name") or next(iter(fields.get("architectures") or []), base.kind)
+    with files.located(f"{run}: config.model.{name}"):
+      kind = next(iter(config_fields.class_names(fields)), base.kind)
     components[name] = base._replace(kind=kind, config={**base.config, **fields})
   lora, trained = config.get("lora") or {}, set()
   for name, tensors in checkpoint.components.items():

@@ -3,8 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dmpo_jax.errors import cut
+
 MODULES_SHOWN = 10
 NAMES_SHOWN = 5
+# Longest text of a config's value, and most entries of a list in it.
+VALUE_SHOWN, VALUES_SHOWN = 200, 50
 
 
 def description_text(description: Mapping[str, Any]) -> str:
@@ -173,6 +177,9 @@ def _size(count: int) -> str:
 
 
 def _value(value: Any) -> str:
-  return (
-    "[" + ", ".join(map(_value, value)) + "]" if isinstance(value, list | tuple) else str(value)
+  text = (
+    "[" + ", ".join(map(_value, value[:VALUES_SHOWN])) + "]"
+    if isinstance(value, list | tuple)
+    else str(value)
   )
+  return cut(text.replace("\n", "\\n"), VALUE_SHOWN)
