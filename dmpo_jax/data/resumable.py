@@ -20,6 +20,7 @@ from dmpo_jax.common import files
 from dmpo_jax.common.atomic_files import write_atomically
 from dmpo_jax.common.differences import describe, differences
 from dmpo_jax.common.file_lock import lock
+from dmpo_jax.data.pairs import check_text
 from dmpo_jax.errors import InputError, short
 
 PLAN = "plan.json"
@@ -77,9 +78,11 @@ class ResumableFolder(NamedTuple):
       Whether the folder is complete already.
 
     Raises:
-      InputError: See `start`; or another process does the work of this host, or works with another
-        number of hosts.
+      InputError: See `start`; or the host's number is out of range; or another process does the
+        work of this host, or works with another number of hosts.
     """
+    check_text("the path of the output folder", str(self.out))  # libraries take no other
+    check_hosts(host, hosts)
     self._check(plan)
     if self.is_complete():
       yield self.start(plan)
@@ -245,8 +248,8 @@ class ResumableFolder(NamedTuple):
     return [self._read_marker(i)["result"] for i in range(count)]
 
   def missing(self, count: int) -> list[int]:
-    """Numbers of the shards that are not finished."""
-    return [i for i in range(count) if not self.is_done(i)]
+    """Numbers of the shards that are not finished; none in a complete folder."""
+    return [] if self.is_complete() else [i for i in range(count) if not self.is_done(i)]
 
   def finish(
     self, count: int, complete: Callable[[], dict], read: Callable[[pathlib.Path], dict]
@@ -284,6 +287,14 @@ def read_plan(out: pathlib.Path) -> dict:
     InputError: It is damaged.
   """
   return files.read_json(pathlib.Path(out) / PLAN, advice="choose another folder")
+
+
+def check_hosts(host: int, hosts: int) -> None:
+  """Raises InputError unless `host` is one of the numbers 0 to hosts - 1."""
+  if not (1 <= hosts <= MAX_HOSTS and 0 <= host < hosts):
+    raise InputError(
+      f"host {short(host)} of {short(hosts)}: hosts count from 0, and there are 1 to {MAX_HOSTS:,}"
+    )
 
 
 def shards(out: pathlib.Path) -> int:

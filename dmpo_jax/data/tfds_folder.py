@@ -16,7 +16,7 @@ import pathlib
 from dmpo_jax.common import json_types, unfinished
 from dmpo_jax.common.atomic_files import write_error
 from dmpo_jax.common.files import read_json, reading
-from dmpo_jax.data.pairs import Pair, check_probability, check_weight
+from dmpo_jax.data.pairs import Pair, check_probability, check_text, check_weight
 from dmpo_jax.errors import InputError, unknown
 
 NAME = "preference_pairs"
@@ -150,6 +150,7 @@ def read_report(folder: pathlib.Path) -> dict:
     InputError: The folder holds no finished data set, or the report is damaged.
   """
   folder = pathlib.Path(folder)
+  check_text("the path of the folder", str(folder))  # ArrayRecord takes no other
   if not (folder / "dataset_info.json").is_file():
     raise InputError(
       f"{folder} holds no finished data set (dataset_info.json is missing); run the command of an "

@@ -122,6 +122,12 @@ def test_a_split_that_does_not_exist_is_named(folder):
     tfds_folder.PairSource(folder, "trian")
 
 
+def test_a_path_that_is_no_utf8_is_named(folder):
+  other = folder.rename(folder.parent / "\udcff")
+  with pytest.raises(InputError, match="the path of the folder is not valid UTF-8"):
+    tfds_folder.PairSource(other, "train")
+
+
 def test_an_unfinished_conversion_is_no_data_set(folder):
   (folder / "dataset_info.json").unlink()
   with pytest.raises(InputError, match="holds no finished data set"):

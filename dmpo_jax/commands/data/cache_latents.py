@@ -79,7 +79,8 @@ def run(options: argparse.Namespace) -> None:
   import jax
   from tqdm import tqdm
 
-  from dmpo_jax.data import tfds_folder
+  from dmpo_jax.common.files import reason
+  from dmpo_jax.data import resumable, tfds_folder
   from dmpo_jax.data.latents import cache
   from dmpo_jax.data.latents import options as cache_options
   from dmpo_jax.errors import InputError
@@ -94,8 +95,15 @@ def run(options: argparse.Namespace) -> None:
   if options.distributed:
     if (host, hosts) != (0, 1):
       raise InputError("--distributed sets host and hosts; leave --host and --hosts out")
-    jax.distributed.initialize()
+    try:
+      jax.distributed.initialize()
+    except ValueError as error:
+      raise InputError(
+        f"cannot find the other processes: {reason(error)}; jax does by itself on TPU pods and "
+        "under Slurm, MPI or Kubernetes; elsewhere give --hosts and --host"
+      ) from error
     host, hosts = jax.process_index(), jax.process_count()
+  resumable.check_hosts(host, hosts)
   total = len(tfds_folder.PairSource(options.folder, options.split))
   embeddings = settings.embeddings
   pipeline = latent_encoders.load(

@@ -21,7 +21,7 @@ from dmpo_jax.data.convert import options as convert_options
 from dmpo_jax.data.convert.options import Options
 from dmpo_jax.data.convert.shard import convert_chunk
 from dmpo_jax.data.convert.tables import Table
-from dmpo_jax.errors import InputError
+from dmpo_jax.errors import InputError, short
 
 PLAN_VERSION = "2.1.0"
 MAX_WORKERS = 4096
@@ -56,12 +56,9 @@ def convert(
     OSError: A file cannot be written.
   """
   convert_options.check(options)
-  most = resumable.MAX_HOSTS
-  if not (1 <= workers <= MAX_WORKERS and 1 <= hosts <= most and 0 <= host < hosts):
-    raise InputError(
-      f"workers {workers}, host {host} of {hosts}: hosts count from 0; at most {MAX_WORKERS} "
-      f"workers and {most} hosts"
-    )
+  resumable.check_hosts(host, hosts)
+  if not 1 <= workers <= MAX_WORKERS:
+    raise InputError(f"workers must be from 1 to {MAX_WORKERS:,}, got {short(workers)}")
   if options.tokenizer is not None:
     captions.tokenizer(options.tokenizer)  # before anything is written
   folder, tables = paths.folder(out), source_reader.plan(source, rows=options.rows_per_shard)

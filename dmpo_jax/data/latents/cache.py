@@ -21,7 +21,7 @@ from dmpo_jax.data.latents.rounding import merge
 from dmpo_jax.data.latents.shard import Job, LatentEncoders, cache_shard
 from dmpo_jax.data.mixture import FolderSplit, Mixture
 from dmpo_jax.data.resumable import ResumableFolder
-from dmpo_jax.errors import InputError, printable
+from dmpo_jax.errors import printable
 
 WORKING = "caching"
 
@@ -57,10 +57,7 @@ def cache_latents(
     OSError: A file cannot be written.
   """
   cache_options.check(options, channels=encoders.channels)
-  if not (1 <= hosts <= resumable.MAX_HOSTS and 0 <= host < hosts):
-    raise InputError(
-      f"host {host} of {hosts}: hosts count from 0; at most {resumable.MAX_HOSTS} hosts"
-    )
+  resumable.check_hosts(host, hosts)
   pairs = tfds_folder.PairSource(pathlib.Path(source), options.split)
   split = FolderSplit(str(source), options.split, "soft", len(pairs), pairs.__getitem__)
   count = -(-len(pairs) // options.pairs_per_shard)

@@ -24,6 +24,7 @@ from dmpo_jax.common import files
 from dmpo_jax.data import pair_index, tfds_folder
 from dmpo_jax.data.latents import manifest_types
 from dmpo_jax.data.latents.manifest_types import CAPTION, DTYPES, GEOMETRY, KINDS, LATENTS, Layout
+from dmpo_jax.data.pairs import check_text
 from dmpo_jax.errors import InputError, short
 
 VERSION = "2.0.0"
@@ -125,6 +126,7 @@ def read_manifest(folder: pathlib.Path) -> dict:
     InputError: The folder is unfinished or of another version, or a file is missing or damaged.
   """
   folder = pathlib.Path(folder)
+  check_text("the path of the folder", str(folder))  # ArrayRecord takes no other
   path = folder / MANIFEST
   if not path.is_file():
     raise InputError(

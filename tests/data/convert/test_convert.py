@@ -438,8 +438,11 @@ def test_an_invalid_option_is_refused(tmp_path, choices, message):
     convert.convert(source, tmp_path / "out", Options()._replace(**choices))
 
 
-@pytest.mark.parametrize("settings", [{"workers": 0}, {"host": 2, "hosts": 2}, {"host": -1}])
+SETTINGS = [{"workers": 0}, {"workers": 10**8}, {"hosts": 0}, {"hosts": 10**9}]
+
+
+@pytest.mark.parametrize("settings", [*SETTINGS, {"host": 2, "hosts": 2}, {"host": -1}])
 def test_hosts_count_from_zero(tmp_path, settings):
   source = pickapic(tmp_path, [sets.pickapic_row(0)])
-  with pytest.raises(InputError, match="hosts count from 0"):
+  with pytest.raises(InputError, match=r"hosts count from 0|workers must be from 1 to 4,096"):
     convert.convert(source, tmp_path / "out", Options(), **settings)
