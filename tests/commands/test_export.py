@@ -1,6 +1,12 @@
 """`dmpo-jax export`: its folder in torch diffusers."""
 
 import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
 
 import ml_dtypes
 import numpy as np
@@ -14,6 +20,7 @@ from dmpo_jax.commands.main import main
 from dmpo_jax.models import trees
 
 UNET = "unet/diffusion_pytorch_model"
+KILLS = int(os.environ.get("DMPO_JAX_KILLS", "2"))
 
 
 @pytest.mark.parametrize("weights", ["ema", "last"])
@@ -59,3 +66,29 @@ def test_an_unknown_dtype_is_refused(tmp_path, capsys):
     main(["export", "--workdir", str(tmp_path), "--out", str(tmp_path / "out"), "--dtype", "int3"])
   assert stop.value.code == 2
   assert "fp16" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_an_export_that_is_killed_leaves_the_old_pipeline_or_the_new_one(run, exported, tmp_path):
+  whole = [files(exported("--weights", weights)) for weights in ("ema", "last")]
+  out = shutil.copytree(exported("--weights", "ema"), tmp_path / "out")
+  chance, kills = random.Random(0), 0
+  while kills < KILLS:
+    weights = ("last", "ema")[whole.index(files(out))]
+    arguments = ["export", "--workdir", run.workdir, "--out", out, "--weights", weights]
+    process = subprocess.Popen([sys.executable, "-m", "dmpo_jax.commands.main", *arguments])
+    while process.poll() is None and not set(os.listdir(tmp_path)) - {"out"}:
+      time.sleep(0.001)
+    time.sleep(chance.uniform(0, 0.2))
+    process.kill()
+    kills += process.wait() == -9
+    assert files(out) in whole
+    assert len(os.listdir(tmp_path)) <= 2  # one hidden folder at most, that of the last writer
+  assert main(["export", "--workdir", str(run.workdir), "--out", str(out)]) == 0
+  assert os.listdir(tmp_path) == ["out"]
+
+
+def files(folder):
+  """Name and bytes of all files in a folder."""
+  paths = (path for path in folder.rglob("*") if path.is_file())
+  return {str(path.relative_to(folder)): path.read_bytes() for path in paths}

@@ -2,7 +2,11 @@
 
 import dataclasses
 import json
+import os
+import pathlib
 import shutil
+import subprocess
+import sys
 import tracemalloc
 
 import jax
@@ -209,6 +213,19 @@ def test_a_pipeline_can_be_saved_over_the_folder_that_it_carries_from(published)
 
 
 # Whole or not at all
+
+# Kills of writers at random moments; docs/fault_tolerance.md has the figures of a long run.
+KILLS = os.environ.get("DMPO_JAX_KILLS", "4")
+
+
+def test_a_killed_writer_leaves_a_whole_pipeline_and_the_next_one_removes_its_folder(
+  pixels_folder, tmp_path
+):
+  command = [sys.executable, "-m", "tests.interop.export_kills", str(pixels_folder), str(tmp_path)]
+  root = pathlib.Path(__file__).parents[2]
+  result = subprocess.run([*command, KILLS], capture_output=True, text=True, cwd=root)
+  assert result.returncode == 0, result.stderr
+  print(result.stdout)
 
 
 @pytest.fixture(scope="module")

@@ -1,15 +1,25 @@
 """run.json: the fingerprint of a run, its format, and work directories of earlier versions."""
 
+import errno
+import fcntl
 import json
 
 import pytest
 
 from dmpo_jax.commands.main import main
+from dmpo_jax.common.unfinished import temporary_name
 from dmpo_jax.configs import digits_dmpo
 from dmpo_jax.errors import InputError
+from dmpo_jax.parallel.processes import Processes
 from dmpo_jax.training import config as configs
 from dmpo_jax.training.run import MUTABLE_KEYS
-from dmpo_jax.training.run_directory import FORMAT, read_run, run_config, write_fingerprint
+from dmpo_jax.training.run_directory import (
+  FORMAT,
+  read_run,
+  run_config,
+  run_lock,
+  write_fingerprint,
+)
 
 FINGERPRINT = {"config": {"loss": {"alpha": 0.01}, "pipeline": "a"}, "data": "a"}
 
@@ -133,3 +143,23 @@ def test_a_newer_format_is_refused(tmp_path):
   (tmp_path / "run.json").write_text(json.dumps({"format": FORMAT + 1, **FINGERPRINT}))
   with pytest.raises(InputError, match=rf"has format {FORMAT + 1}, .* reads format {FORMAT}"):
     read_run(tmp_path)
+
+
+def test_a_start_removes_what_a_killed_one_left_of_its_exports(tmp_path):
+  left = tmp_path / ("." + temporary_name(tmp_path / "pipeline", "partial"))
+  (left / "new" / "unet").mkdir(parents=True)
+  (left / "lock").touch()
+  with run_lock(tmp_path, Processes()):
+    assert {path.name for path in tmp_path.iterdir()} == {"lock"}
+
+
+def test_a_disk_without_locks_is_an_error_of_the_system(tmp_path, monkeypatch):
+  def refuse(*arguments):
+    raise OSError(errno.ENOLCK, "No locks available")
+
+  monkeypatch.setattr(fcntl, "flock", refuse)
+  with (
+    pytest.raises(OSError, match=r"cannot lock \(No locks available\).*/lock'"),
+    run_lock(tmp_path, Processes()),
+  ):
+    pass
