@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from dmpo_jax.common.idle import is_off, tell
 from dmpo_jax.diffusion import flow_solvers, flow_timesteps, sigmas
 from dmpo_jax.diffusion.flow import FlowProcess
 from dmpo_jax.diffusion.solver import Solver
@@ -170,11 +171,14 @@ def read(config: Mapping[str, Any]) -> FlowSchedule:
   fields = {field.name: field.default for field in dataclasses.fields(FlowSchedule)}
   others = {"flow_shift", "use_flow_sigmas", "prediction_type", "invert_sigmas"}
   others |= {field for refused in _REFUSED.values() for field in refused}
+  idle = []
   for field, value in config.items():
-    if field.startswith("_") or field in _IDLE or field in others or value is None:
+    if field.startswith("_") or field in _IDLE or field in others or field in fields:
       continue
-    if field not in fields:
+    if not is_off(value):
       raise unknown("field of a flow matching scheduler", field, {*fields, *others, *_IDLE})
+    idle.append(field)
+  tell("scheduler config", idle)
   if name == CLASSES["dpm_solver_pp_2m"]:
     config = {**config, "shift": config.get("flow_shift", 1.0)}
   values = {key: config[key] for key in fields if config.get(key) is not None}

@@ -7,10 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from dmpo_jax.common.idle import is_off, tell
 from dmpo_jax.diffusion import ddim, dpm_solver, euler
 from dmpo_jax.diffusion.ddpm import DiscreteProcess
 from dmpo_jax.diffusion.solver import Solver
-from dmpo_jax.errors import InputError, unknown
+from dmpo_jax.errors import InputError, short, unknown
+
+# Largest values that are believed: tables have a row for each timestep.
+MAX_TIMESTEPS, MAX_NUMBER = 100_000, 1e6
 
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 
@@ -51,6 +55,7 @@ _OFFERED: dict[str, dict[str, tuple[Any, ...]]] = {
 # What diffusers takes for a field that a file leaves out, where it differs by the class that the
 # file names; for a field the class does not have, what that class's own sampler does.
 _BY_SIGMA = {"timestep_spacing": "linspace"}
+_LATENT_BETAS = {"beta_start": 0.00085, "beta_end": 0.012}
 _DEFAULTS: dict[str, dict[str, Any]] = {
   "DDIMScheduler": {"clip_sample": True},
   "DDPMScheduler": {"clip_sample": True},
@@ -62,7 +67,15 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
   "DEISMultistepScheduler": _BY_SIGMA,
   "UniPCMultistepScheduler": _BY_SIGMA,
   "LMSDiscreteScheduler": _BY_SIGMA,
-  "HeunDiscreteScheduler": {**_BY_SIGMA, "beta_start": 0.00085, "beta_end": 0.012},
+  "HeunDiscreteScheduler": {**_BY_SIGMA, **_LATENT_BETAS},
+  "KDPM2DiscreteScheduler": {**_BY_SIGMA, **_LATENT_BETAS},
+  "KDPM2AncestralDiscreteScheduler": {**_BY_SIGMA, **_LATENT_BETAS},
+  "DPMSolverSDEScheduler": {**_BY_SIGMA, **_LATENT_BETAS},
+  "SASolverScheduler": _BY_SIGMA,
+  "LCMScheduler": {**_LATENT_BETAS, "beta_schedule": "scaled_linear"},
+  "TCDScheduler": {**_LATENT_BETAS, "beta_schedule": "scaled_linear"},
+  "DDIMParallelScheduler": {"clip_sample": True},
+  "DDPMParallelScheduler": {"clip_sample": True},
 }
 _FIELDS: dict[str, Any] = {
   "num_train_timesteps": 1000,
@@ -82,7 +95,8 @@ _FIELDS: dict[str, Any] = {
 # Fields that would change the noise process or the sampler in ways that are not offered, with the
 # values that leave them alone.
 _REFUSED: dict[str, tuple[Any, ...]] = {
-  "thresholding": (False,),
+  "thresholding": (False, None),
+  "predict_epsilon": (True, None),
   "use_flow_sigmas": (False, None),
   "use_dynamic_shifting": (False, None),
   "shift_terminal": (None,),
@@ -95,9 +109,18 @@ _OTHER_SOLVERS = frozenset(
     "_class_name",
     "_diffusers_version",
     "_use_default_values",
+    "args",
+    "corrector_order",
     "dynamic_thresholding_ratio",
+    "noise_sampler_seed",
+    "original_inference_steps",
+    "predictor_order",
     "sample_max_value",
     "skip_prk_steps",
+    "tau_func",
+    "tensor_format",
+    "timestep_scaling",
+    "timestep_values",
     "interpolation_type",
     "timestep_type",
     "use_karras_sigmas",
@@ -133,10 +156,11 @@ def from_config(config: Mapping[str, Any]) -> DiscreteProcess:
 
   With `rescale_betas_zero_snr`, sqrt(abar) is shifted and scaled so that its last value is 0 and
   its first is kept. Whatever solver a file names, the noise process of training is the same: files
-  of DDIM, DDPM, PNDM, Euler, Heun, LMS, DPM-Solver, DEIS and UniPC are read, fields that only steer
-  another solver have no effect, and a field that is left out has the default of the class that is
-  named (DDIM where none is; clip_sample is false where that class has no such field). Some of those
-  solvers put 2^-24 in the place of a zero abar; here it is 0, as in training.
+  of DDIM, DDPM, PNDM, Euler, Heun, LMS, DPM-Solver, DEIS, UniPC, SA-Solver, KDPM2, LCM and TCD are
+  read, fields that only steer another solver have no effect, and a field that is left out has the
+  default of the class that is named (DDIM where none is; clip_sample is false where that class has
+  no such field). Unknown fields that are off are listed in a warning. Some of those solvers put
+  2^-24 in the place of a zero abar; here it is 0, as in training.
 
   Args:
     config: The file's fields.
@@ -151,6 +175,8 @@ def from_config(config: Mapping[str, Any]) -> DiscreteProcess:
   """
   config = dict(config)
   name = config.get("_class_name", "DDIMScheduler")
+  if not isinstance(name, str):
+    raise InputError(f"scheduler _class_name is {short(name)}; expected the name of a class")
   if name.startswith("FlowM"):
     raise InputError(
       f"the scheduler is {name}, of flow matching; this pipeline's network predicts noise and "
@@ -158,27 +184,38 @@ def from_config(config: Mapping[str, Any]) -> DiscreteProcess:
     )
   if name not in _DEFAULTS:
     raise unknown("scheduler _class_name", name, _DEFAULTS)
-  for field in config:
-    if field not in _FIELDS and field not in _REFUSED and field not in _OTHER_SOLVERS:
-      raise unknown("scheduler field", field, {*_FIELDS, *_REFUSED, *_OTHER_SOLVERS})
+  known = {*_FIELDS, *_REFUSED, *_OTHER_SOLVERS}
+  others = [field for field in config if field not in known and not field.startswith("_")]
+  for field in others:
+    if not is_off(config[field]):
+      raise unknown("scheduler field", field, known)
+  tell("scheduler config", others)
   for field, allowed in _REFUSED.items():
     if config.get(field, allowed[0]) not in allowed:
       raise InputError(
-        f"scheduler field {field} is {config[field]!r}, which is not supported; "
+        f"scheduler field {field} is {short(config[field])}, which is not supported; "
         f"expected {' or '.join(map(repr, allowed))}"
       )
   fields = {**_FIELDS, **_DEFAULTS[name], **{k: config[k] for k in _FIELDS if k in config}}
   for field in ("rescale_betas_zero_snr", "set_alpha_to_one", "clip_sample"):
-    if not isinstance(fields[field], bool):
-      raise InputError(f"scheduler field {field} is {fields[field]!r}; expected true or false")
+    if fields[field] is not None and not isinstance(fields[field], bool):
+      raise InputError(f"scheduler field {field} is {short(fields[field])}; expected true or false")
+    fields[field] = bool(fields[field])  # null means false, as in diffusers
   for field, least in (("num_train_timesteps", 1), ("steps_offset", 0)):
     value = fields[field]
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
-      raise InputError(f"scheduler field {field} is {value!r}; expected an integer >= {least}")
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not whole or not least <= value <= MAX_TIMESTEPS:
+      raise InputError(
+        f"scheduler field {field} is {short(value)}; expected an integer from {least} to "
+        f"{MAX_TIMESTEPS}"
+      )
   for field in ("beta_start", "beta_end", "clip_sample_range"):
     value = fields[field]
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not value > 0:
-      raise InputError(f"scheduler field {field} is {value!r}; expected a number > 0")
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not number or not 0 < value <= MAX_NUMBER:
+      raise InputError(
+        f"scheduler field {field} is {short(value)}; expected a number > 0, at most {MAX_NUMBER}"
+      )
 
   abar = np.cumprod(1 - _betas(fields))
   if fields["rescale_betas_zero_snr"]:
@@ -202,7 +239,12 @@ def _betas(fields: Mapping[str, Any]) -> np.ndarray:
   steps, name = fields["num_train_timesteps"], fields["beta_schedule"]
   start, end = fields["beta_start"], fields["beta_end"]
   if fields["trained_betas"] is not None:
-    betas = np.asarray(fields["trained_betas"], np.float64)
+    try:
+      betas = np.asarray(fields["trained_betas"], np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+      raise InputError(
+        f"trained_betas is {short(fields['trained_betas'])}; expected a list of numbers"
+      ) from error
     if betas.shape != (steps,):
       raise InputError(
         f"trained_betas has shape {betas.shape}; expected one beta for each of the {steps} "

@@ -6,7 +6,8 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from dmpo_jax.errors import InputError, printable, short, unknown
+from dmpo_jax.common.idle import is_off, tell
+from dmpo_jax.errors import InputError, short, unknown
 
 LOGGER = logging.getLogger(__name__)
 
@@ -81,40 +82,23 @@ def read(
       if value:
         _warn_of_dropout(model, name, value)
     elif name not in constants:
-      if not _is_off(value):
+      if not is_off(value):
         raise unknown(f"field of a {model} config", name, [*defaults, *constants, *ignored])
       idle.append(name)
     elif not _equals(to_tuples(value), to_tuples(constants[name])):
       raise unsupported(model, name, value, repr(constants[name]))
-  if idle:
-    _warn_of_idle(model, tuple(sorted(idle)))
+  tell(f"{model} config", idle)
   return {name: to_tuples(config.get(name, default)) for name, default in defaults.items()}
 
 
 def _equals(value: Any, constant: Any) -> bool:
   """Whether a field, or each entry of its list, has the one supported value or is off like it."""
-  if _is_off(value) and _is_off(constant):
+  if is_off(value) and is_off(constant):
     return True
   if isinstance(value, bool) != isinstance(constant, bool) and not isinstance(value, tuple):
     return False
   return value == constant or (
     isinstance(value, tuple) and value != () and all(_equals(v, constant) for v in value)
-  )
-
-
-def _is_off(value: Any) -> bool:
-  """Whether a field of any meaning is switched off."""
-  if isinstance(value, list | tuple):
-    return all(map(_is_off, value))
-  return value is None or value is False or value == {}
-
-
-@functools.cache
-def _warn_of_idle(model: str, names: tuple[str, ...]) -> None:
-  LOGGER.warning(
-    "%s config: unknown fields that are null or false are passed over: %s",
-    model,
-    printable(", ".join(names)),
   )
 
 

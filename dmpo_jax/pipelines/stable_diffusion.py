@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dmpo_jax import diffusion, interop, models
+from dmpo_jax.common.files import located
 from dmpo_jax.errors import InputError, unknown
 from dmpo_jax.models.clip import config as clip_config
 from dmpo_jax.models.unet import config as unet_config
@@ -89,12 +90,14 @@ def build(
     vae = autoencoder.make(configs[AUTOENCODER], dtype, frozen)
   forced = pipeline.model_index.get("force_zeros_for_empty_prompt", True)
   scheduler = parts.scheduler(pipeline)
+  with located("scheduler/scheduler_config.json"):
+    process = diffusion.from_config(configs["scheduler"])
   return TextToImage(
     components=COMPONENTS,
     denoiser=DENOISER,
     text_encoders=encoders,
     autoencoder=AUTOENCODER if vae else None,
-    process=diffusion.from_config(configs["scheduler"]),
+    process=process,
     image_channels=vae.channels if vae else unet.in_channels,
     text_shapes={
       _ids(name): jax.ShapeDtypeStruct((length,), jnp.int32)
@@ -304,7 +307,8 @@ def _make_solver(
   karras: bool | None = None,
   size: tuple[int, int] | None = None,
 ) -> diffusion.Solver:
-  return diffusion.make_solver(scheduler, num_steps, name=name, karras=karras)
+  with located("scheduler/scheduler_config.json"):
+    return diffusion.make_solver(scheduler, num_steps, name=name, karras=karras)
 
 
 def _solver_settings(

@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from dmpo_jax import diffusion, interop, models
+from dmpo_jax.common.files import located
 from dmpo_jax.diffusion import flow_config
 from dmpo_jax.errors import InputError, unknown
 from dmpo_jax.models.clip import config as clip_config
 from dmpo_jax.models.mmdit import config as mmdit_config
 from dmpo_jax.models.t5 import config as t5_config
-from dmpo_jax.pipelines import autoencoder, fingerprints, stable_diffusion_3_flops
+from dmpo_jax.pipelines import autoencoder, fingerprints, stable_diffusion_3_flops, tokenizers
 from dmpo_jax.pipelines.autoencoder import AUTOENCODER
 from dmpo_jax.pipelines.interface import Conditioning, Family, Params, Text, TextToImage
 
@@ -77,7 +78,8 @@ def build(
     vae = autoencoder.make(configs[AUTOENCODER], dtype, frozen, patch=mmdit.patch_size)
   _check_channels(mmdit, vae)
   scheduler = configs["scheduler"]
-  process = flow_config.from_config(scheduler)
+  with located("scheduler/scheduler_config.json"):
+    process = flow_config.from_config(scheduler)
 
   def encode_text(params: Params, text: Text) -> Conditioning:
     if "pooled_projections" in text:
@@ -106,11 +108,7 @@ def build(
   def denoise(params: Params, x_t: jax.Array, t: jax.Array, text: Conditioning) -> jax.Array:
     return denoiser(params[DENOISER], x_t, process.num_timesteps * t, **text, dtype=dtype)
 
-  shapes = {
-    _ids(name): clip_config.read(configs[name]).max_position_embeddings for name in CLIP_ENCODERS
-  }
-  if T5 in configs:
-    shapes[_ids(T5)] = t5_tokens
+  shapes = {_ids(k): n for k, n in _lengths(pipeline, encoders, t5_tokens).items()}
   return TextToImage(
     components=COMPONENTS,
     denoiser=DENOISER,
@@ -321,6 +319,21 @@ def _check_widths(configs: Mapping[str, Any], mmdit: mmdit_config.MMDiTConfig) -
       f"transformer/config.json: joint_attention_dim is {mmdit.joint_attention_dim}, but {T5} has "
       f"d_model {d}"
     )
+
+
+def _lengths(pipeline: interop.Pipeline, encoders: Sequence[str], t5_tokens: int) -> dict[str, int]:
+  """Context lengths by text encoder; raises InputError unless the tokenizers fit the encoders."""
+  known, lengths = pipeline.tokenizers or {}, {}
+  first = known["tokenizer"].model_max_length if "tokenizer" in known else None
+  for name in encoders:
+    read = t5_config.read if name == T5 else clip_config.read
+    fields, length = read(pipeline.configs[name]), t5_tokens if name == T5 else first
+    most = t5_tokens if name == T5 else fields.max_position_embeddings
+    known_one = known.get(name.replace("text_encoder", "tokenizer"))
+    lengths[name] = tokenizers.check(
+      known_one, name, vocabulary=fields.vocab_size, positions=most, length=length
+    )
+  return lengths
 
 
 def _check_channels(mmdit: mmdit_config.MMDiTConfig, vae: autoencoder.Autoencoder | None) -> None:

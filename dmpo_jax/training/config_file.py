@@ -112,7 +112,10 @@ def _override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
 
 
 def _exists(config: ConfigDict, argument: str) -> bool:
-  """Whether the config has the key that an argument sets; False if it is new in an open section."""
+  """Whether the config has the key that an argument sets, with a type that the value must have.
+
+  False in an open section for a new key, and for one that is None or a list.
+  """
   key, separator, _ = argument.partition("=")
   if not key.startswith("--config.") or not separator:
     raise InputError(f"cannot read {argument!r}; keys are set as --config.KEY=VALUE")
@@ -124,7 +127,7 @@ def _exists(config: ConfigDict, argument: str) -> bool:
       known = list(section) if isinstance(section, ConfigDict) else []
       raise unknown_key(prefix + part, [prefix + k for k in known])
     section, prefix = section[part], f"{prefix}{part}."
-  return True
+  return not (_is_open(prefix) and (section is None or isinstance(section, list)))
 
 
 def _is_open(prefix: str) -> bool:
@@ -155,5 +158,5 @@ def _add(config: ConfigDict, argument: str) -> None:
     value = ast.literal_eval(text)
   except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
     value = {"true": True, "false": False}.get(text.lower(), text)
-  with section.unlocked():
+  with section.unlocked(), section.ignore_type():
     section[name] = value

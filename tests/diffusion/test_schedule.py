@@ -294,6 +294,16 @@ def test_the_scheduler_file_of_stable_diffusion_1_5_is_read():
     ({"beta_end": float("nan")}, "beta_end is nan"),
     ({"clip_sample": "yes"}, "clip_sample is 'yes'"),
     ({"clip_sample_range": -1.0}, "clip_sample_range is -1.0"),
+    ({"num_train_timesteps": 2**31}, "num_train_timesteps is 2147483648; .* to 100000"),
+    ({"beta_start": 10**400}, "beta_start is 1000"),
+    ({"trained_betas": "x"}, "trained_betas is 'x'; expected a list of numbers"),
+    ({"trained_betas": [[0.1], 0.2]}, "trained_betas is .* a list of numbers"),
+    ({"trained_betas": {}}, "trained_betas is {}; expected a list of numbers"),
+    ({"prediction_type": ["epsilon"]}, "unknown prediction_type"),
+    ({"beta_schedule": ["linear"]}, "unknown beta_schedule"),
+    ({"predict_epsilon": False}, "predict_epsilon is False"),
+    ({"_class_name": ["DDIMScheduler"]}, "_class_name is .* the name of a class"),
+    ({"new_field": 0.5}, "unknown scheduler field 'new_field'"),
     ({"trained_betas": [0.1, 0.2]}, "trained_betas has shape .*1000"),
     ({"trained_betas": [0.1, 0.0], "num_train_timesteps": 2}, "beta at timestep 1 is 0"),
     (
@@ -305,6 +315,41 @@ def test_the_scheduler_file_of_stable_diffusion_1_5_is_read():
 def test_a_scheduler_file_that_cannot_be_used_is_refused_by_field_and_value(fields, message):
   with pytest.raises(InputError, match=message):
     diffusion.from_config(fields)
+
+
+def test_unknown_fields_that_are_off_are_passed_over_and_listed(caplog):
+  plain = diffusion.from_config({})
+  odd = diffusion.from_config({"new_a": None, "new_b": False, "_note": "x", "clip_sample": None})
+  np.testing.assert_array_equal(odd.alphas_cumprod, plain.alphas_cumprod)
+  assert not odd.clip_sample
+  assert (
+    "scheduler config: unknown fields that are null or false are passed over: new_a, new_b"
+    in (caplog.text)
+  )
+
+
+@pytest.mark.parametrize(
+  "name",
+  [
+    "LCMScheduler",
+    "TCDScheduler",
+    "KDPM2DiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "SASolverScheduler",
+    "DDIMParallelScheduler",
+    "DDPMParallelScheduler",
+  ],
+)
+def test_the_noise_process_of_a_class_without_its_solver_is_that_of_diffusers(name):
+  import json
+
+  import diffusers
+
+  theirs = getattr(diffusers, name)()
+  written = json.loads(theirs.to_json_string())
+  for config in (written, {"_class_name": name}):
+    actual = diffusion.from_config(config).alphas_cumprod
+    np.testing.assert_allclose(actual, theirs.alphas_cumprod, rtol=1e-4)
 
 
 def test_epsilon_prediction_with_zero_terminal_snr_is_refused():

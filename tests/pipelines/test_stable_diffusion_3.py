@@ -223,6 +223,16 @@ def test_a_pipeline_that_cannot_be_used_is_refused_by_field_and_value(
     pipelines.build(pipelines.load(folder, components=()))
 
 
+@pytest.mark.parametrize("number", ["", "_2", "_3"])
+def test_a_tokenizer_with_more_ids_than_its_encoder_is_refused(folders, number):
+  pipeline = pipelines.load(folders[True], components=())
+  name = f"text_encoder{number}"
+  config = {**pipeline.configs[name], "vocab_size": 9}
+  changed = dataclasses.replace(pipeline, configs={**pipeline.configs, name: config})
+  with pytest.raises(InputError, match=f"tokenizer{number} has ids up to .* embeddings of 9"):
+    pipelines.build(changed)
+
+
 def test_a_flow_scheduler_beside_a_unet_is_refused(tmp_path):
   from tests.interop import tiny
 

@@ -304,6 +304,28 @@ def test_a_key_that_the_file_leaves_out_of_an_open_section_can_be_added(argument
   check(config)
 
 
+@pytest.mark.parametrize(
+  ("key", "value"),
+  [
+    ("prediction_type", "v_prediction"),
+    ("trained_betas", [0.1, 0.2]),
+    ("timestep_values", [3]),
+    ("rescale_betas_zero_snr", True),
+  ],
+)
+def test_every_field_of_the_scheduler_is_set_from_the_command_line(tmp_path, key, value):
+  file = tmp_path / "config.py"
+  file.write_text(
+    "from ml_collections import ConfigDict\n"
+    "from dmpo_jax.training.config import default\n\n\n"
+    "def get_config():\n  config = default()\n  config.model.scheduler = ConfigDict(\n"
+    '    {"trained_betas": None, "prediction_type": "epsilon", "timestep_values": [1, 2]}\n  )\n'
+    "  return config\n"
+  )
+  config = load_config(str(file), [f"--config.model.scheduler.{key}={value}"])
+  assert config.model.scheduler[key] == value
+
+
 def test_a_key_below_a_value_is_refused():
   with pytest.raises(InputError, match=r"unknown config key 'loss\.beta\.high'"):
     load_config(DMPO, ["--config.loss.beta.high=1"])
