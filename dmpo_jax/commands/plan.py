@@ -19,6 +19,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 
+from dmpo_jax.common.atomic_files import write_atomically
 from dmpo_jax.errors import InputError
 
 LOGGER = logging.getLogger(__name__)
@@ -86,7 +87,7 @@ def run(options: argparse.Namespace) -> int:
   else:
     plan = _in_child(options, options.pairs_per_chip)
   if options.json:
-    options.json.write_text(json.dumps(plan, indent=2) + "\n")
+    write_atomically(options.json, json.dumps(plan, indent=2) + "\n")
   print(plan_text.describe(plan))
   return 0 if plan["fits"] else DOES_NOT_FIT
 

@@ -34,7 +34,8 @@ def write_atomically(
   process left of its temporary files in that folder is removed.
 
   Args:
-    path: The file; one that exists is replaced.
+    path: The file; one that exists is replaced. A pipe or a device, such as /dev/stdout, is written
+      directly.
     contents: Text (written as UTF-8), bytes, or a function that writes to the binary stream it is
       called with.
     scratch: Folder of the temporary file, on the same disk; None: the file's own folder.
@@ -43,15 +44,16 @@ def write_atomically(
     OSError: The file cannot be written. An existing file stays as it is.
   """
   path = pathlib.Path(path)
+  if path.exists() and not path.is_file() and not path.is_dir():
+    with writing(path), path.open("wb") as stream:
+      _write(stream, contents)
+    return
   folder = path.parent if scratch is None else pathlib.Path(scratch)
   unfinished.remove_files(folder.absolute())
   temporary = folder / unfinished.temporary_name(path)
   try:
     with writing(path), open(unfinished.create(temporary), "wb") as stream:
-      if callable(contents):
-        contents(stream)
-      else:
-        stream.write(contents.encode() if isinstance(contents, str) else contents)
+      _write(stream, contents)
       stream.flush()
       os.fsync(stream.fileno())
       temporary.replace(path)  # before it is closed, which ends the lock
@@ -60,6 +62,13 @@ def write_atomically(
     if isinstance(error, OSError):
       raise write_error(path, error.strerror or str(error), error.errno) from error
     raise
+
+
+def _write(stream: IO[bytes], contents: str | bytes | Callable[[IO[bytes]], Any]) -> None:
+  if callable(contents):
+    contents(stream)
+  else:
+    stream.write(contents.encode() if isinstance(contents, str) else contents)
 
 
 @contextlib.contextmanager

@@ -2,13 +2,13 @@
 
 import io
 import os
-import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from dmpo_jax.common.atomic_files import write_atomically
 from dmpo_jax.errors import InputError
 from dmpo_jax.evaluation.plots import LIGHT
 
@@ -213,5 +213,5 @@ def _png(image: Image.Image, path: str | os.PathLike | None, *, quantize: bool) 
     image = image.quantize(256, dither=Image.Dither.NONE)
   image.save(buffer, "PNG", optimize=True)
   if path is not None:
-    pathlib.Path(path).write_bytes(buffer.getvalue())
+    write_atomically(path, buffer.getvalue())
   return buffer.getvalue()

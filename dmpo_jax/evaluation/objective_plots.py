@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dmpo_jax import losses
+from dmpo_jax.common.atomic_files import write_atomically
 from dmpo_jax.common.optional import import_optional
 from dmpo_jax.errors import InputError
 from dmpo_jax.evaluation.plots import LIGHT, Theme
@@ -150,8 +151,7 @@ def picture(
   buffer = io.BytesIO()
   figure.savefig(buffer, format="png", metadata={"Software": None})
   if path is not None:
-    with open(path, "wb") as file:
-      file.write(buffer.getvalue())
+    write_atomically(path, buffer.getvalue())
   return buffer.getvalue()
 
 

@@ -75,6 +75,15 @@ def test_a_missing_folder_is_an_error_that_names_the_file(tmp_path):
     write_atomically(tmp_path / "there" / "a", "new")
 
 
+def test_a_pipe_is_written_and_stays_a_pipe(tmp_path):
+  os.mkfifo(tmp_path / "pipe")
+  reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+  write_atomically(tmp_path / "pipe", "text")
+  assert os.read(reader, 100) == b"text"
+  os.close(reader)
+  assert (tmp_path / "pipe").is_fifo()
+
+
 # What killed commands leave
 
 KILLED = """

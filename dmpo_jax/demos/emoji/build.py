@@ -10,13 +10,13 @@ import io
 import json
 import pathlib
 import re
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont, features
 
+from dmpo_jax.common import atomic_folders
 from dmpo_jax.data.images import MIN_SIDE
 from dmpo_jax.data.pairs import check_splits, prompt_key, split_of
 from dmpo_jax.data.toy import image_captions
@@ -205,10 +205,8 @@ def build(
       raise unknown("group of emoji", group, groups_of_file)
 
   drawing_font, left_out, digests = Font(font), Counter(), Counter()
-  unfinished = out.with_name(f"{out.name}.unfinished")
-  shutil.rmtree(unfinished, ignore_errors=True)  # left by a killed process
-  (unfinished / image_captions.IMAGES).mkdir(parents=True)
-  try:
+  with atomic_folders.folder_atomically(out) as folder:
+    (folder / image_captions.IMAGES).mkdir()
     rows = []
     for emoji in progress(everything):
       if groups and emoji.group not in groups:
@@ -222,7 +220,7 @@ def build(
         image.save(stream, "PNG")
         digests[hashlib.sha256(image.tobytes()).digest()] += 1
         file = f"{image_captions.IMAGES}/{emoji.codepoints.replace(' ', '-')}.png"
-        (unfinished / file).write_bytes(stream.getvalue())
+        (folder / file).write_bytes(stream.getvalue())
         split = split_of(prompt_key(emoji.plain_caption), splits)
         rows.append({"file": file, "split": split, **emoji._asdict()})
     if not rows:
@@ -238,13 +236,9 @@ def build(
       "by_group": dict(Counter(row["group"] for row in rows)),
       "by_split": {name: sum(row["split"] == name for row in rows) for name in splits},
     }
-    _write_table(unfinished, rows, splits)
+    _write_table(folder, rows, splits)
     text = json.dumps(report, indent=1) + "\n"
-    (unfinished / "report.json").write_text(text, encoding="utf-8")
-    unfinished.rename(out)
-  except BaseException:
-    shutil.rmtree(unfinished, ignore_errors=True)
-    raise
+    (folder / "report.json").write_text(text, encoding="utf-8")
   return report
 
 
