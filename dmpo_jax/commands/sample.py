@@ -32,13 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   add("--first-seed", type=int, default=0, help="seed of the first image (default: 0)")
   add(
     "--solver",
-    help="ddim, euler, euler_ancestral, dpm_solver_pp_2m; of SD3 euler, heun, dpm_solver_pp_2m "
-    "(default: the pipeline's)",
+    help="ddim, euler, euler_ancestral, dpm_solver_pp_2m, heun or pndm (default: the pipeline's)",
   )
   add(
     "--karras",
     action=argparse.BooleanOptionalAction,
-    help="Karras sigmas for euler and dpm_solver_pp_2m (default: the pipeline's)",
+    help="Karras sigmas for euler, heun and dpm_solver_pp_2m (default: the pipeline's)",
   )
   add("--steps", type=int, default=50, help="steps of the solver (default: 50)")
   add(
@@ -98,7 +97,7 @@ def run(options: argparse.Namespace) -> None:
   dtype = options.dtype or pipelines.default_dtype()
   functions = pipelines.build(pipeline, dtype=dtype)
   settings = _settings(options, functions, prompts, dtype)
-  scheduler = settings.pop("scheduler")  # its numbers are in the solver's digest
+  scheduler = settings.pop("scheduler", None)  # its numbers are in the solver's digest
   _check_effects(options, functions, settings["guidance"])
   size = (settings["height"], settings["width"])
   solver = functions.make_solver(

@@ -109,7 +109,7 @@ def make(process: DiscreteProcess, num_steps: int, *, eta: float = 0.0) -> Solve
     on_x=direction * noise_x,
     on_f=direction * noise_f,
     on_clean=np.sqrt(there),
-    on_before=np.zeros(num_steps),
+    on_before=np.zeros((num_steps, 1)),
     on_noise=np.sqrt(np.maximum(variance, 0)),
   )
   clip = process.clip_sample_range if process.clip_sample else math.inf

@@ -91,7 +91,7 @@ def make(
     on_x=(there * signal_there) / (here * signal),
     on_f=np.zeros(num_steps),
     on_clean=moved * (1 + look_back),
-    on_before=-moved * look_back,
+    on_before=(-moved * look_back)[:, None],
     on_noise=np.zeros(num_steps),
   )
   return Solver(steps, initial_scale=1.0)

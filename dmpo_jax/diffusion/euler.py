@@ -28,13 +28,10 @@ def make(process: DiscreteProcess, num_steps: int, *, karras: bool = False) -> S
 
   Source: arXiv 2206.00364, Algorithm 1; diffusers' EulerDiscreteScheduler.
   """
-  t, levels = _levels(process, num_steps)
-  if karras:
-    levels = sigmas.karras(levels[0], levels[-1], num_steps)
-    t = sigmas.to_timesteps(levels, sigmas.table(process))
-  levels = sigmas.with_end(levels)
-  noise = np.zeros(num_steps)
-  return _solver(process, t, levels, reached=levels[1:], noise=noise, stochastic=False)
+  t, every, scale = levels(process, num_steps, karras=karras)
+  every = sigmas.with_end(every)
+  steps = _steps(process, t, every, reached=every[1:], noise=np.zeros(num_steps))
+  return Solver(steps, initial_scale=scale)
 
 
 def make_ancestral(process: DiscreteProcess, num_steps: int) -> Solver:
@@ -56,39 +53,60 @@ def make_ancestral(process: DiscreteProcess, num_steps: int) -> Solver:
 
   Source: diffusers' EulerAncestralDiscreteScheduler.
   """
-  t, levels = _levels(process, num_steps)
-  levels = sigmas.with_end(levels)
-  here, there = levels[:-1], levels[1:]
+  t, every, scale = levels(process, num_steps)
+  every = sigmas.with_end(every)
+  here, there = every[:-1], every[1:]
   # down = sigma_{i+1}^2 / sigma_i, by the two equations above.
   up = there * np.sqrt((1 - there / here) * (1 + there / here))
-  return _solver(process, t, levels, reached=there**2 / here, noise=up, stochastic=True)
+  steps = _steps(process, t, every, reached=there**2 / here, noise=up)
+  return Solver(steps, initial_scale=scale, stochastic=True)
 
 
-def _levels(process: DiscreteProcess, num_steps: int) -> tuple[np.ndarray, np.ndarray]:
-  """Timesteps and sigma at each step, float64 `[S]`."""
+def levels(
+  process: DiscreteProcess, num_steps: int, *, karras: bool = False
+) -> tuple[np.ndarray, np.ndarray, float]:
+  """Timesteps and noise levels of S steps on images x = x_0 + sigma eps.
+
+  Args:
+    process: The noise process; "linspace" visits fractional timesteps.
+    num_steps: S, 1 to the process's T.
+    karras: Takes Karras' levels between the first and the last one of the spacing; their timesteps
+      are fractional.
+
+  Returns:
+    (timesteps float64 or int32 `[S]`, sigma float64 `[S]`, scale of the noise at the start:
+    sigma_0 or, for "leading", sqrt(1 + sigma_0^2)).
+
+  Raises:
+    InputError: S lies outside of [1, T], or the offset pushes the first timestep past T - 1.
+  """
   if process.timestep_spacing == "linspace":
     ddim.check_count(process, num_steps)
     t = np.linspace(0, process.num_timesteps - 1, num_steps)[::-1].astype(np.float32)
   else:
     t = ddim.timesteps(process, num_steps)
   every = sigmas.table(process)
-  return t, np.interp(t, np.arange(len(every)), every)
+  sigma = np.interp(t, np.arange(len(every)), every)
+  if karras:
+    sigma = sigmas.karras(sigma[0], sigma[-1], num_steps)
+    t = sigmas.to_timesteps(sigma, every)
+  scale = np.hypot(sigma[0], 1.0) if process.timestep_spacing == "leading" else sigma[0]
+  return t, sigma, float(scale)
 
 
-def _solver(
+def _steps(
   process: DiscreteProcess,
   t: np.ndarray,
-  levels: np.ndarray,
+  every: np.ndarray,
   *,
   reached: np.ndarray,
   noise: np.ndarray,
-  stochastic: bool,
-) -> Solver:
-  here = levels[:-1]
+) -> Steps:
+  here = every[:-1]
   signal = 1 / np.sqrt(1 + here**2)
   clean_x, clean_f = clean_weights(process.prediction_type, signal, here * signal)
   kept = reached / here
-  steps = Steps(
+  return Steps(
     timestep=t.astype(np.float32),
     input_scale=signal,
     clean_x=clean_x * signal,
@@ -96,9 +114,6 @@ def _solver(
     on_x=kept,
     on_f=np.zeros_like(here),
     on_clean=1 - kept,
-    on_before=np.zeros_like(here),
+    on_before=np.zeros((len(here), 1)),
     on_noise=noise,
   )
-  leading = process.timestep_spacing == "leading"
-  scale = np.hypot(levels[0], 1.0) if leading else levels[0]
-  return Solver(steps, initial_scale=float(scale), stochastic=stochastic)

@@ -34,7 +34,7 @@ def euler(levels: np.ndarray) -> Solver:
     on_x=one,
     on_f=there - here,
     on_clean=zero,
-    on_before=zero,
+    on_before=zero[:, None],
     on_noise=zero,
   )
   return Solver(steps, initial_scale=1.0)
@@ -96,7 +96,7 @@ def heun(levels: np.ndarray) -> Solver:
     on_x=np.ones(rows),
     on_f=np.where(correction, change / 2, change),
     on_clean=zero,
-    on_before=np.where(correction, -change / 2, 0.0),
+    on_before=np.where(correction, -change / 2, 0.0)[:, None],
     on_noise=zero,
   )
   return Solver(steps, initial_scale=1.0)
@@ -135,7 +135,7 @@ def dpm_solver_pp_2m(levels: np.ndarray, *, num_timesteps: int) -> Solver:
     on_x=there / here,
     on_f=zero,
     on_clean=moved * (1 + look_back),
-    on_before=-moved * look_back,
+    on_before=(-moved * look_back)[:, None],
   )
   return Solver(steps, initial_scale=1.0)
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from dmpo_jax.common.idle import is_off, tell
-from dmpo_jax.diffusion import ddim, dpm_solver, euler
+from dmpo_jax.diffusion import ddim, dpm_solver, euler, heun, pndm
 from dmpo_jax.diffusion.ddpm import DiscreteProcess
 from dmpo_jax.diffusion.solver import Solver
 from dmpo_jax.errors import InputError, short, unknown
@@ -23,7 +23,11 @@ CLASSES = {
   "euler": "EulerDiscreteScheduler",
   "euler_ancestral": "EulerAncestralDiscreteScheduler",
   "dpm_solver_pp_2m": "DPMSolverMultistepScheduler",
+  "heun": "HeunDiscreteScheduler",
+  "pndm": "PNDMScheduler",
 }
+# Solvers that may take Karras' levels.
+_KARRAS = ("euler", "dpm_solver_pp_2m", "heun")
 
 # Fields that change what a class does, in ways that are not offered, with the values that leave it
 # alone. Fields of other classes have no effect there, as in diffusers.
@@ -49,6 +53,8 @@ _OFFERED: dict[str, dict[str, tuple[Any, ...]]] = {
     "final_sigmas_type": ("zero",),
     "lambda_min_clipped": (float("-inf"),),
   },
+  "heun": {"use_exponential_sigmas": (False, None), "use_beta_sigmas": (False, None)},
+  "pndm": {"skip_prk_steps": (False, True)},
 }
 
 
@@ -279,7 +285,7 @@ def solver_name(config: Mapping[str, Any]) -> str:
     A key of `CLASSES`.
 
   Raises:
-    InputError: The class has no counterpart here (PNDM and DDPM among others).
+    InputError: The class has no counterpart here (DDPM among others).
   """
   wanted = config.get("_class_name", "DDIMScheduler")
   for name, offered in CLASSES.items():
@@ -307,10 +313,11 @@ def make_solver(
 
   Args:
     config: The fields of `scheduler_config.json`.
-    num_steps: S, the number of network evaluations.
+    num_steps: S, the number of steps; network evaluations too, but for "heun" (2 S - 1) and "pndm"
+      (S + 1, or S + 9 with its Runge-Kutta start).
     name: A key of `CLASSES`; by default the one that the file's class says.
     karras: Whether Karras' levels are used; by default as the file's `use_karras_sigmas` says.
-      Of effect in euler and dpm_solver_pp_2m alone.
+      Of effect in euler, heun and dpm_solver_pp_2m alone.
     eta: Of ddim: 0 is deterministic, 1 ancestral.
 
   Returns:
@@ -332,17 +339,20 @@ def make_solver(
   process = from_config({**config, "_class_name": CLASSES[name]})
   if eta and name != "ddim":
     raise InputError(f"eta is {eta}, which solver {name!r} does not have; only 'ddim' does")
-  if name in ("ddim", "euler_ancestral"):
-    if karras:
-      raise InputError(
-        f"Karras sigmas are asked for, which solver {name!r} does not have; only 'euler' and "
-        "'dpm_solver_pp_2m' do"
-      )
-    if name == "ddim":
-      return ddim.make(process, num_steps, eta=eta)
+  if karras and name not in _KARRAS:
+    raise InputError(
+      f"Karras sigmas are asked for, which solver {name!r} does not have; only "
+      f"{', '.join(map(repr, _KARRAS))} do"
+    )
+  if name == "ddim":
+    return ddim.make(process, num_steps, eta=eta)
+  if name == "euler_ancestral":
     return euler.make_ancestral(process, num_steps)
+  if name == "pndm":
+    skip = bool(config.get("skip_prk_steps", False))
+    return pndm.make(process, num_steps, skip_prk_steps=skip)
   karras = bool(config.get("use_karras_sigmas")) if karras is None else karras
-  if name == "euler":
-    return euler.make(process, num_steps, karras=karras)
+  if name in ("euler", "heun"):
+    return (euler if name == "euler" else heun).make(process, num_steps, karras=karras)
   cosine = config.get("beta_schedule") == "squaredcos_cap_v2"
   return dpm_solver.make(process, num_steps, karras=karras, round_timesteps=not cosine)

@@ -1,8 +1,8 @@
 """The step that all solvers share, driven by a table of constants that is computed once.
 
 Between two evaluations of the network every solver here is linear in the image, the prediction, the
-clean images it implies now and implied one step before, and fresh noise. So a solver is a table of
-the weights of these five, and one loop serves them all.
+clean images it implies now and implied in the K rows before, and fresh noise. So a solver is a
+table of their weights, and one loop serves them all.
 """
 
 import math
@@ -16,17 +16,20 @@ from dmpo_jax.errors import InputError
 
 
 class Steps(NamedTuple):
-  """The constants of S steps, numpy `[S]` each, in the order in which they are taken.
+  """The constants of the evaluations of a network, one row each, in their order; numpy `[R]`.
 
       f_i     = network(input_scale_i x_i, timestep_i)
       m_i     = clip(clean_x_i x_i + clean_f_i f_i)         the clean image that f_i implies
-      x_{i+1} = on_x_i x_i + on_f_i f_i + on_clean_i m_i + on_before_i m_{i-1} + on_noise_i z_i
+      x_{i+1} = on_x_i x_i + on_f_i f_i + on_clean_i m_i + Σ_k on_before_ik m_{i-k} + on_noise_i z_i
 
   Attributes:
     timestep: The network's time input, int32, or float32 where it may be fractional.
     input_scale: float64, as all that follow.
-    clean_x, clean_f: Weights of the clean image.
-    on_x, on_f, on_clean, on_before, on_noise: Weights of the next image; on_before_0 is 0.
+    clean_x, clean_f: Weights of the clean image. A multistep method that remembers predictions has
+      0 and 1 here.
+    on_x, on_f, on_clean, on_noise: Weights of the next image.
+    on_before: Weights of the K clean images before, the latest first, `[R, K]`; 0 where there are
+      none yet.
   """
 
   timestep: np.ndarray
@@ -41,7 +44,7 @@ class Steps(NamedTuple):
 
 
 class Solver(NamedTuple):
-  """A way from noise to an image in S evaluations of a network.
+  """A way from noise to an image in R evaluations of a network.
 
   Attributes:
     steps: The constants of its steps.
@@ -71,12 +74,12 @@ def step(
     constants: One row of a solver's table, a scalar each.
     prediction: f_i, the network's output, `[B, ...]`.
     x: x_i, of prediction's shape.
-    before: m_{i-1}, of x's shape; of no effect at the first step.
+    before: m_{i-1}, ..., m_{i-K}, `[K, B, ...]`; of no effect in the first rows.
     noise: z_i, standard normal, of x's shape; None where the solver is not stochastic.
     clip: Bound of the clipping of clean images, see `Solver`.
 
   Returns:
-    x_{i+1} and m_i, of x's shape, float32 (or wider, if x is).
+    x_{i+1}, of x's shape, and `before` of the next row, float32 (or wider, if x is).
 
   Raises:
     InputError: The prediction has another shape than x.
@@ -89,8 +92,16 @@ def step(
   clean = at.clean_x * x + at.clean_f * prediction
   if math.isfinite(clip):
     clean = jnp.clip(clean, -clip, clip)
-  after = at.on_x * x + at.on_f * prediction + at.on_clean * clean + at.on_before * before
-  return (after if noise is None else after + at.on_noise * noise), clean
+  after = at.on_x * x + at.on_f * prediction + at.on_clean * clean
+  for k in range(len(before)):
+    after += at.on_before[k] * before[k]
+  remembered = jnp.concatenate([clean[None], before[:-1]])
+  return (after if noise is None else after + at.on_noise * noise), remembered
+
+
+def no_images_before(solver: Solver, x: jax.Array) -> jax.Array:
+  """The `before` of a solver's first row: zeros `[K, B, ...]` for images x `[B, ...]`."""
+  return jnp.zeros((np.shape(solver.steps.on_before)[1], *x.shape), x.dtype)
 
 
 def clean_weights(

@@ -315,6 +315,6 @@ def _solver_settings(
   scheduler: Mapping[str, Any], name: str | None = None, karras: bool | None = None
 ) -> dict[str, Any]:
   name = name or diffusion.solver_name(scheduler)
-  if karras is None and name in ("euler", "dpm_solver_pp_2m"):
+  if karras is None and name in ("euler", "heun", "dpm_solver_pp_2m"):
     karras = bool(scheduler.get("use_karras_sigmas"))
   return {"scheduler": dict(scheduler), "solver": name, "karras": bool(karras)}

@@ -57,7 +57,9 @@ def solve(
   table = jax.tree.map(lambda column: jnp.asarray(column, jnp.float32), solver.steps)
   start = noise.astype(jnp.promote_types(noise.dtype, jnp.float32)) * solver.initial_scale
   inputs = (table, jnp.arange(1, len(table.timestep) + 1))
-  (images, _), _ = jax.lax.scan(advance, (start, jnp.zeros_like(start)), inputs)
+  (images, _), _ = jax.lax.scan(
+    advance, (start, diffusion.solver.no_images_before(solver, start)), inputs
+  )
   return images  # [B, H, W, C]
 
 

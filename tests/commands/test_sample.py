@@ -347,12 +347,12 @@ def test_bad_values_are_named_and_nothing_is_written(
 
 
 def test_an_unsupported_scheduler_needs_a_solver(pipeline, tmp_path, capsys):
-  folder = shutil.copytree(pipeline, tmp_path / "pndm")
+  folder = shutil.copytree(pipeline, tmp_path / "unipc")
   file = folder / "scheduler" / "scheduler_config.json"
   config = json.loads(file.read_text())
-  file.write_text(json.dumps({**config, "_class_name": "PNDMScheduler"}))
+  file.write_text(json.dumps({**config, "_class_name": "UniPCMultistepScheduler"}))
   assert sample(folder, tmp_path / "out") == 2
-  assert "scheduler is PNDMScheduler, which is not offered" in capsys.readouterr().err
+  assert "scheduler is UniPCMultistepScheduler, which is not offered" in capsys.readouterr().err
 
 
 def test_a_height_between_two_latents_is_refused(tmp_path, capsys):

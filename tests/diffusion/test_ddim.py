@@ -119,7 +119,7 @@ def test_ancestral_sampling_from_pure_noise_lands_on_the_clean_sample_with_fresh
   x0, start, noise = jnp.asarray(rng.standard_normal((3, *SHAPE)), jnp.float32)
   for num_steps in (2, 10, 1000):
     solver = ddim.make(schedule, num_steps, eta=1.0)
-    x = step(solver, 0, x0, start, jnp.zeros_like(x0), noise)
+    x = step(solver, 0, x0, start, jnp.zeros((1, *x0.shape)), noise)
     t_prev = jnp.array(ddim.previous(schedule, num_steps)[0])
     np.testing.assert_allclose(x, schedule.add_noise(x0, noise, t_prev), atol=1e-6)
 
@@ -141,7 +141,7 @@ def test_a_step_behind_the_last_level_returns_the_clean_sample(zero):
     t = jnp.array(solver.steps.timestep[-1])
     x_t = schedule.add_noise(x0, noise, t)
     output = schedule.target(x0, noise, t)
-    x = step(solver, -1, output, x_t, jnp.zeros_like(x0))
+    x = step(solver, -1, output, x_t, jnp.zeros((1, *x0.shape)))
     np.testing.assert_allclose(x, x0, atol=1e-5)
 
 
@@ -153,7 +153,7 @@ def test_with_the_true_target_a_step_lands_on_the_noised_sample_of_the_level_bel
   x_t = schedule.add_noise(x0, noise, jnp.array(700))
   assert solver.steps.timestep[2] == 700
   np.testing.assert_allclose(
-    step(solver, 2, noise, x_t, jnp.zeros_like(x0)),
+    step(solver, 2, noise, x_t, jnp.zeros((1, *x0.shape))),
     schedule.add_noise(x0, noise, jnp.array(600)),
     atol=1e-5,
   )

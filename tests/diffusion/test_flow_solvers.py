@@ -115,7 +115,7 @@ def test_with_the_true_velocity_every_solver_ends_at_the_clean_image(name):
   rng = np.random.default_rng(0)
   clean, noise = rng.standard_normal((2, *SHAPE)).astype(np.float32)
   level = 1.0 if name == "heun" else -solver.steps.clean_f[0]
-  x, before = np.float32((1 - level) * clean + level * noise), clean
+  x, before = np.float32((1 - level) * clean + level * noise), clean[None]
   for row in zip(*solver.steps, strict=True):
     x, before = diffusion.solver.step(type(solver.steps)(*row), noise - clean, x, before)
   np.testing.assert_allclose(x, clean, atol=1e-5)

@@ -118,7 +118,7 @@ def test_with_the_true_clean_image_every_solver_returns_it(name):
   solver = diffusion.make_solver({**STABLE, "prediction_type": "sample"}, 5, name=name)
   rng = np.random.default_rng(0)
   clean, x, noise = rng.standard_normal((3, 2, 3, 3, 1)).astype(np.float32)
-  before = np.zeros_like(x)
+  before = diffusion.solver.no_images_before(solver, x)
   for i in range(5):
     constants = type(solver.steps)(*(column[i] for column in solver.steps))
     fresh = noise if solver.stochastic else None
@@ -169,7 +169,7 @@ def test_another_solver_reads_a_published_file_as_diffusers_from_config_does(nam
   assert solver.initial_scale == pytest.approx(float(scheduler.init_noise_sigma), rel=1e-4)
 
 
-@pytest.mark.parametrize("name", ["PNDMScheduler", "DDPMScheduler", "UniPCMultistepScheduler"])
+@pytest.mark.parametrize("name", ["DDPMScheduler", "UniPCMultistepScheduler"])
 def test_a_class_without_counterpart_asks_for_a_solver_by_name(name):
   with pytest.raises(InputError, match=f"{name}, which is not offered.*dpm_solver_pp_2m"):
     diffusion.make_solver({"_class_name": name}, 5)
@@ -227,4 +227,4 @@ def test_a_prediction_of_another_shape_is_refused():
   solver = diffusion.make_solver(STABLE, 1, name="euler")
   x = np.zeros((2, 3, 3, 1), np.float32)
   with pytest.raises(InputError, match=r"the prediction \(2, 3, 3, 2\)"):
-    diffusion.solver.step(solver.steps, np.concatenate([x, x], -1), x, x)
+    diffusion.solver.step(solver.steps, np.concatenate([x, x], -1), x, x[None])

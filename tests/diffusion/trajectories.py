@@ -27,7 +27,7 @@ def scheduler_of(name, config, num_steps, exact=True):
     if name != "ddim":
       abar = np.maximum(abar, 2.0**-24)
     scheduler.alphas_cumprod = torch.from_numpy(abar.copy())
-    if name == "ddim" and not scheduler.config.set_alpha_to_one:
+    if name in ("ddim", "pndm") and not scheduler.config.set_alpha_to_one:
       scheduler.final_alpha_cumprod = scheduler.alphas_cumprod[0]
   scheduler.set_timesteps(num_steps)
   return scheduler
@@ -38,8 +38,9 @@ def theirs(name, config, num_steps, start, noises, eta=0.0, exact=True, monkeypa
   scheduler = scheduler_of(name, config, num_steps, exact)
   x = torch.from_numpy(start) * scheduler.init_noise_sigma
   seen, found = [], []
-  for i, t in enumerate(scheduler.timesteps[:num_steps]):
-    # "trailing" of diffusers adds, for a few numbers of steps, one at timestep -1.
+  # "trailing" of diffusers adds, for a few numbers of steps, one at timestep -1.
+  rows = None if name in ("heun", "pndm") else num_steps
+  for i, t in enumerate(scheduler.timesteps[:rows]):
     scaled = scheduler.scale_model_input(x, t)
     seen.append(scaled.numpy())
     output, noise = network(scaled, t, torch), torch.from_numpy(noises[i])
@@ -61,8 +62,8 @@ def theirs(name, config, num_steps, start, noises, eta=0.0, exact=True, monkeypa
 def ours(solver, start, noises):
   """Inputs of the network in our solver, `[S, ...]`, and x after every step, `[S, ...]`."""
   x = jnp.asarray(start) * solver.initial_scale
-  before, seen, found = jnp.zeros_like(x), [], []
-  for i, noise in enumerate(noises):
+  before, seen, found = diffusion.solver.no_images_before(solver, x), [], []
+  for i, noise in enumerate(noises[: len(solver.steps.timestep)]):
     constants = type(solver.steps)(*(column[i] for column in solver.steps))
     scaled = np.float32(constants.input_scale) * x
     output = network(scaled, np.float32(constants.timestep), jnp)
@@ -79,12 +80,13 @@ def check(
   """Asserts that the network's inputs and the images agree after every single step."""
   rng = np.random.default_rng(0)
   start = rng.standard_normal(SHAPE).astype(np.float32)
-  noises = rng.standard_normal((num_steps, *SHAPE)).astype(np.float32)
+  noises = rng.standard_normal((2 * num_steps + 12, *SHAPE)).astype(np.float32)
   solver = diffusion.make_solver(config, num_steps, name=name, karras=karras, eta=eta)
   settings = {k: v for k, v in config.items() if k != "_class_name"}
   expected = theirs(name, settings, num_steps, start, noises, eta, exact, monkeypatch)
   found = ours(solver, start, noises)
   for a, b in zip(found, expected, strict=True):
+    assert a.shape == b.shape
     assert np.all(np.isfinite(b))
     scale = np.abs(b).max(axis=(1, 2, 3, 4), keepdims=True)
     np.testing.assert_allclose(a / scale, b / scale, atol=rtol)

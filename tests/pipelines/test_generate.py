@@ -68,6 +68,13 @@ WIDE = {"guidance_scale": 4.0, "negative_prompt": "one", "height": 16, "width": 
 CASES = {
   "sd by its own scheduler": ("sd", None, {}, WIDE),
   "sd, karras": ("sd", "euler", {"use_karras_sigmas": True}, WIDE),
+  "sd by the scheduler that Stable Diffusion 1.5 is published with": (
+    "sd",
+    "pndm",
+    {"skip_prk_steps": True, "steps_offset": 1, "set_alpha_to_one": False},
+    WIDE,
+  ),
+  "sd, heun": ("sd", "heun", {}, WIDE),
   "sd, velocity, karras": (
     "sd",
     "dpm_solver_pp_2m",

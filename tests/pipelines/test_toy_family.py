@@ -74,7 +74,7 @@ def euler(num_steps, *, name=None, karras=None, size=None) -> Solver:
     on_x=ones,
     on_f=np.diff(times),
     on_clean=zeros,
-    on_before=zeros,
+    on_before=zeros[:, None],
     on_noise=zeros,
   )
   return Solver(steps, initial_scale=1.0)
