@@ -37,7 +37,7 @@ REPORT_SCHEMA = {
   "source": str,
   "record": str,
   "options": dict,
-  "read": {"rows": json_types.COUNT, "pairs": json_types.COUNT},
+  "read": dict.fromkeys(("rows", "pairs", "tables", "announced_tables"), json_types.COUNT),
   "found": _COUNTS,
   "dropped": _COUNTS,
   "kept": json_types.COUNT,
@@ -158,6 +158,8 @@ def read_report(folder: pathlib.Path) -> dict:
     )
   path = folder / REPORT
   report = {"passed_over": [], "columns_not_read": []} | read_json(path, advice=AGAIN)
+  if isinstance(report.get("read"), dict):  # not in reports of earlier versions
+    report["read"] = {"tables": 0, "announced_tables": 0} | report["read"]
   return json_types.check(report, REPORT_SCHEMA, path, advice=AGAIN)
 
 

@@ -114,8 +114,8 @@ def _run(jobs: list[tuple], workers: int) -> Iterable[int]:
   )
   with pool:
     waiting = iter(jobs)
-    running = _submit(pool, itertools.islice(waiting, 2 * workers))
     try:
+      running = _submit(pool, itertools.islice(waiting, 2 * workers))
       while running:
         done, running = concurrent.futures.wait(
           running, return_when=concurrent.futures.FIRST_COMPLETED
@@ -129,6 +129,10 @@ def _run(jobs: list[tuple], workers: int) -> Iterable[int]:
         "a worker process was killed, perhaps by the system for lack of memory; run the same "
         "command again to resume, with fewer --workers if memory was the reason"
       ) from error
+    except KeyboardInterrupt:  # what a chunk wrote so far is worth nothing
+      for worker in list((pool._processes or {}).values()):
+        worker.kill()
+      raise
     finally:
       pool.shutdown(cancel_futures=True)
 
@@ -136,15 +140,23 @@ def _run(jobs: list[tuple], workers: int) -> Iterable[int]:
 def _submit(pool: concurrent.futures.ProcessPoolExecutor, jobs: Iterable[tuple]) -> set:
   """Submits chunks; workers that start meanwhile never see Ctrl-C, not even before `_start_worker`.
 
-  A new process inherits the signals that are blocked; here a Ctrl-C waits until they have started.
+  A new process inherits the signals that this thread blocks. Another thread may still take a
+  Ctrl-C, so it is kept until the workers have started: half a start would be a traceback of theirs.
   """
-  if threading.current_thread() is not threading.main_thread():  # it gets no signals
+  handler = signal.getsignal(signal.SIGINT)
+  if threading.current_thread() is not threading.main_thread() or not callable(handler):
     return {pool.submit(convert_chunk, *job) for job in jobs}
-  before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+  pressed = []
+  signal.signal(signal.SIGINT, lambda *arguments: pressed.append(arguments))
+  blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
   try:
-    return {pool.submit(convert_chunk, *job) for job in jobs}
+    futures = {pool.submit(convert_chunk, *job) for job in jobs}
   finally:
-    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    signal.signal(signal.SIGINT, handler)
+  if pressed:
+    handler(*pressed[0])
+  return futures
 
 
 def _start_worker() -> None:

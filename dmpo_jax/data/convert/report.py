@@ -11,6 +11,7 @@ from dmpo_jax.data import captions, tfds_folder
 from dmpo_jax.data.convert import options as convert_options
 from dmpo_jax.data.convert.chunk_index import LONG_CAPTION, REENCODED, SIZE_MISMATCH, TIE
 from dmpo_jax.data.convert.options import Options
+from dmpo_jax.data.convert.sources import layouts
 from dmpo_jax.data.convert.tables import Table
 from dmpo_jax.data.pairs import Pair
 from dmpo_jax.errors import cut, printable
@@ -107,11 +108,17 @@ def summary(
   reencoded = {k.split("/")[1]: n for k, n in sorted(counts.items()) if k.startswith("reencoded/")}
   passed_over = [name for table in tables for name in table.passed_over]
   not_read = dict.fromkeys(printable(name) for table in tables for name in table.not_read)
+  names = list(dict.fromkeys(chunk.file for table in tables for chunk in table.chunks))
   return {
     "source": kind,
     "record": tfds_folder.VERSION,
     "options": convert_options.immutable(options),
-    "read": {"rows": counts["rows"], "pairs": counts["pairs"]},
+    "read": {
+      "rows": counts["rows"],
+      "pairs": counts["pairs"],
+      "tables": len(names),
+      "announced_tables": layouts.announced(names),
+    },
     "found": {
       "ties": counts["ties"],
       "unlabelled": counts["unlabelled"],
@@ -151,6 +158,8 @@ def lines(report: dict) -> str:
   """The report as a few lines of text."""
   read, found = report["read"], report["found"]
   out = [f"read {read['rows']} rows, {read['pairs']} pairs in valid rows"]
+  if (count := read["tables"]) < (announced := read["announced_tables"]):
+    out.append(f"only {count} of {announced} tables are there, by their names")
   out.append("found " + ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in found.items()))
   if names := report["passed_over"]:
     count = found.get("passed_over", len(names))

@@ -75,6 +75,8 @@ def check(manifest: Mapping[str, Any], path: pathlib.Path, advice: str) -> None:
     options = Options(**manifest["options"])
     cache_options.check(options)
     check_name(options.split, "split")
+    if set(manifest["layout"]) != set(KINDS):
+      raise InputError(f"layout is of {short(sorted(manifest['layout']))}")
     for kind in KINDS:
       _check_layout(manifest["layout"][kind], kind, path)
     _check_pairs(manifest["layout"]["pairs"], options)
@@ -123,6 +125,9 @@ def _check_records(manifest: Mapping[str, Any], options: Options) -> None:
   pairs, shards = manifest["source"]["pairs"], manifest["shards"]
   if shards != -(-pairs // options.pairs_per_shard):
     raise InputError(f"{pairs} pairs in {shards} shards of {options.pairs_per_shard}")
+  others = [n for n in manifest["files"] if n.split("-", 1)[1].split(".")[0] != options.split]
+  if others:
+    raise InputError(f"{short(others[0])} is no file of split {options.split!r}")
   for kind in KINDS:
     prefix = f"{kind}-{options.split}."
     records = [f["records"] for name, f in manifest["files"].items() if name.startswith(prefix)]

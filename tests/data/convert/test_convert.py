@@ -170,6 +170,14 @@ def test_a_table_whose_own_name_is_no_utf8_is_read(tmp_path):
   assert [p.id for p in all_pairs(tmp_path / "out")] == ["p\\xe9.csv:0"]
 
 
+def test_a_set_of_which_tables_are_missing_says_so(tmp_path):
+  sets.pickapic(tmp_path / "in/train-00001-of-00003.parquet", [sets.pickapic_row(0)])
+  report = convert.convert(
+    source_reader.find("pickapic", tmp_path / "in"), tmp_path / "out", Options()
+  )
+  assert "only 1 of 3 tables are there" in reports.lines(report)
+
+
 def test_columns_that_are_not_read_are_in_the_report(tmp_path):
   lines = ["prompt,image_0,image_1,label_0,wieght", "a,0.png,1.png,1,3"]
   source = source_reader.find("custom", sets.custom(tmp_path / "source", lines))

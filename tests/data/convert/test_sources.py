@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dmpo_jax.data.convert import source_reader
-from dmpo_jax.data.convert.sources import SOURCES, RawPair, SourceModule
+from dmpo_jax.data.convert.sources import SOURCES, RawPair, SourceModule, layouts
 from dmpo_jax.errors import InputError
 from tests.data import sets
 
@@ -36,6 +36,29 @@ def test_pickapic_keeps_label_weight_models_annotator_and_uids(tmp_path):
     "3:3a:3b", "caption 1", b"", b"", 0.0, 0.5, "left", "right", "7"
   )
   assert pairs[3].image_1 == sets.pickapic_row(3)["jpg_1"]
+
+
+def test_tables_in_the_folder_or_its_folder_data_are_found_but_not_in_both(tmp_path):
+  (tmp_path / "data").mkdir()
+  sets.pickapic(tmp_path / "train-0.parquet", [sets.pickapic_row(0)])
+  assert len(raw_pairs("pickapic", tmp_path)) == 1
+  sets.pickapic(tmp_path / "data/train-1.parquet", [sets.pickapic_row(1)])
+  with pytest.raises(InputError, match=r"holds train-0\.parquet and data/train-1\.parquet"):
+    raw_pairs("pickapic", tmp_path)
+
+
+@pytest.mark.parametrize(
+  ("names", "count"),
+  [
+    (["data/train-00000-of-00003.parquet"], 3),
+    (["train-00000-of-00002-0123abcd.parquet", "train-00001-of-00002-89efabcd.parquet"], 2),
+    (["train-0.parquet"], 1),
+    (["a-00000-of-00002.parquet", "b-00000-of-00002.parquet"], 4),
+    (["train.json"], 1),
+  ],
+)
+def test_names_of_tables_announce_how_many_there_are(names, count):
+  assert layouts.announced(names) == count
 
 
 def test_pickapic_rows_without_a_label_have_no_probability(tmp_path):

@@ -204,6 +204,14 @@ def test_a_missing_column_of_a_parquet_file_is_named(tmp_path):
     tables.plan(tmp_path, "a.parquet", ["caption"], rows=10)
 
 
+def test_a_column_that_a_parquet_file_has_twice_is_named_if_it_is_read(tmp_path):
+  table = pa.table([["x"], ["y"], ["z"]], names=["a", "b", "b"])
+  pq.write_table(table, tmp_path / "a.parquet")
+  assert everything(tmp_path, "a.parquet", 10, ["a"]) == [(0, {"a": "x"})]
+  with pytest.raises(InputError, match=r"a\.parquet has two columns 'b'"):
+    tables.plan(tmp_path, "a.parquet", ["a"], optional=["b"], rows=10)
+
+
 def test_a_parquet_file_whose_inside_is_damaged_is_named(tmp_path):
   path = tmp_path / "a.parquet"
   pq.write_table(pa.table({"a": [f"{i}" * 50 for i in range(1000)]}), path)

@@ -28,6 +28,8 @@ def plan(
   with _open(path) as table, _naming(path):
     names = table.schema_arrow.names
     check_columns(path, columns, names)
+    if repeated := [name for name in (*columns, *optional) if names.count(name) > 1]:
+      raise InputError(f"{path} has two columns {repeated[0]!r}; rename one of them")
     groups = [table.metadata.row_group(i).num_rows for i in range(table.num_row_groups)]
   chunks, first, start = [], 0, 0
   count = 0
