@@ -3,11 +3,12 @@
 import contextlib
 import fcntl
 import json
+import os
 import pathlib
 import time
 import uuid
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import IO, Any
 
 from ml_collections import ConfigDict
 
@@ -36,6 +37,8 @@ SYNC_TIMEOUT = 30.0
 def run_lock(workdir: pathlib.Path, processes: Processes) -> Iterator[None]:
   """Locks the work directory for the processes of one run.
 
+  A run that is refused before it has written anything leaves no new directory.
+
   Args:
     workdir: Work directory; created if missing.
     processes: The processes of the run; all of them call this.
@@ -44,28 +47,58 @@ def run_lock(workdir: pathlib.Path, processes: Processes) -> Iterator[None]:
     InputError: Another run has locked the directory, or this process sees another directory than
       process 0.
   """
-  workdir.mkdir(parents=True, exist_ok=True)
   path = workdir / "lock"
+  made = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
+  new = [file for file in (workdir / "checkpoints", path) if not file.exists()]
+  workdir.mkdir(parents=True, exist_ok=True)
   with contextlib.ExitStack() as stack:
     if processes.is_first:
-      lock = stack.enter_context(path.open("a+"))
-      try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      except BlockingIOError as error:
-        raise InputError(
-          f"another process is training in {workdir}; wait, or use another"
-        ) from error
-      except OSError as error:
-        raise OSError(
-          error.errno, f"cannot lock ({error.strerror}); a run needs a disk with locks", str(path)
-        ) from error
+      stack.enter_context(_lock(path))
       atomic_folders.recover(workdir)
     if processes.count > 1:
       token = uuid.uuid4().hex
       if processes.is_first:
         path.write_text(token)
       _check_shared(path, processes.broadcast(token))
-    yield
+    try:
+      yield
+    except InputError:
+      if processes.count == 1 and not (workdir / RUN_FILE).exists():
+        _remove_empty([*new, *made])
+      raise
+
+
+def _lock(path: pathlib.Path) -> IO[str]:
+  """An open file, which this process has locked."""
+  while True:
+    stream = path.open("a+")
+    try:
+      fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      if os.path.samestat(os.fstat(stream.fileno()), path.stat()):
+        return stream
+    except FileNotFoundError:
+      path.parent.mkdir(parents=True, exist_ok=True)
+    except BlockingIOError as error:
+      stream.close()
+      raise InputError(
+        f"another process is training in {path.parent}; wait, or use another"
+      ) from error
+    except OSError as error:
+      stream.close()
+      raise OSError(
+        error.errno, f"cannot lock ({error.strerror}); a run needs a disk with locks", str(path)
+      ) from error
+    stream.close()  # a run that was refused has removed the file meanwhile
+
+
+def _remove_empty(paths: Iterable[pathlib.Path]) -> None:
+  """Removes files and folders in order, as far as they are empty."""
+  for path in paths:
+    with contextlib.suppress(OSError):
+      if path.is_dir():
+        path.rmdir()
+      elif path.stat().st_size == 0:
+        path.unlink()
 
 
 def _check_shared(path: pathlib.Path, token: str) -> None:

@@ -163,3 +163,38 @@ def test_a_disk_without_locks_is_an_error_of_the_system(tmp_path, monkeypatch):
     run_lock(tmp_path, Processes()),
   ):
     pass
+
+
+@pytest.mark.parametrize("existing", [(), ("a",), ("a/b",), ("a/b", "a/b/checkpoints")])
+def test_a_run_that_is_refused_leaves_no_new_directory(tmp_path, existing):
+  for name in existing:
+    (tmp_path / name).mkdir(parents=True, exist_ok=True)
+  before = sorted(tmp_path.rglob("*"))
+
+  def refused():
+    with run_lock(tmp_path / "a" / "b", Processes()):
+      (tmp_path / "a" / "b" / "checkpoints").mkdir(exist_ok=True)
+      raise InputError("no such pipeline")
+
+  with pytest.raises(InputError, match="no such pipeline"):
+    refused()
+  assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_lock_of_a_refused_run_that_was_removed_meanwhile_is_made_again(tmp_path, monkeypatch):
+  flock, removed = fcntl.flock, []
+
+  def after_removal(stream, operation):
+    if not removed:
+      (tmp_path / "lock").unlink()
+      removed.append(True)
+    flock(stream, operation)
+
+  monkeypatch.setattr(fcntl, "flock", after_removal)
+  with run_lock(tmp_path, Processes()):
+    assert (tmp_path / "lock").exists()
+    with (
+      pytest.raises(InputError, match="another process is training"),
+      run_lock(tmp_path, Processes()),
+    ):
+      pass
