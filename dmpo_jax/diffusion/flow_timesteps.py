@@ -215,7 +215,8 @@ def _shift(name: str, quantile: Quantile, shift: float | None, default: float | 
       f"sampler {name!r} needs a shift: set config.timesteps.shift, e.g. to 3.0, or to 1.0 for none"
     )
   shift = default if shift is None else shift
-  _require(_number(shift) and 0 < shift <= 1e4, name, "shift", shift, "> 0, at most 10000")
+  fits = _number(shift) and 1e-4 <= shift <= 1e4
+  _require(fits, name, "shift", shift, "from 0.0001 to 10000")
   return lambda u: shifted(quantile(u), shift)
 
 

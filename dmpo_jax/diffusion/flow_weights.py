@@ -1,7 +1,5 @@
 """How much the velocity errors of each noise level of flow matching count."""
 
-import math
-import numbers
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from dmpo_jax.common import choose
-from dmpo_jax.errors import InputError
+from dmpo_jax.common.ranges import check_number
+from dmpo_jax.diffusion.weights import GAMMAS
 
 # t float [B] -> w_t, float32 [B]
 Weights = Callable[[jax.Array], jax.Array]
@@ -54,9 +53,7 @@ def _x0() -> Weights:
 
 
 def _min_snr(*, gamma: float) -> Weights:
-  real = isinstance(gamma, numbers.Real) and not isinstance(gamma, bool)
-  if not (real and math.isfinite(gamma) and gamma > 0):
-    raise InputError(f"gamma of timestep weight 'min_snr' must be positive, got {gamma!r}")
+  gamma = check_number("gamma of timestep weight 'min_snr'", gamma, GAMMAS)
   epsilon, x0 = _epsilon(), _x0()
   return lambda t: jnp.minimum(epsilon(t), gamma * x0(t))
 

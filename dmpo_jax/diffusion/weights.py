@@ -9,8 +9,12 @@ import jax
 import numpy as np
 
 from dmpo_jax.common import choose
+from dmpo_jax.common.ranges import Interval, check_number
 from dmpo_jax.diffusion.table import lookup
 from dmpo_jax.errors import InputError
+
+# γ of min-SNR; published: 5.
+GAMMAS = Interval(1e-6, 1e6, closed_low=True, closed_high=True)
 
 
 def min_snr(alphas_cumprod: np.ndarray, prediction_type: str, gamma: float) -> list[float]:
@@ -83,8 +87,7 @@ def _none(alphas_cumprod: np.ndarray, prediction_type: str) -> None:
 
 
 def _min_snr(alphas_cumprod: np.ndarray, prediction_type: str, *, gamma: float) -> list[float]:
-  if not (_weight(gamma) and gamma > 0):
-    raise InputError(f"gamma of timestep weight 'min_snr' must be positive, got {gamma!r}")
+  gamma = check_number("gamma of timestep weight 'min_snr'", gamma, GAMMAS)
   return min_snr(alphas_cumprod, prediction_type, gamma)
 
 

@@ -166,6 +166,7 @@ def plan_train_step(
   state = abstract_state(trained, optimizer, mesh, ema=config.ema_decay > 0)
   frozen, reference = (sharding.abstract(mesh, tree) for tree in (frozen, reference))
   objective = setup.make_objective(config, pipeline, mesh=mesh, attention="splash")
+  objective = objective._replace(starts_at_reference=True)
   if inputs.kind == "latents_and_embeddings" and objective.null_text is not None:
     # The embedding of the empty caption comes from the cache, which a plan does not have.
     null = {name: jnp.zeros(x.shape[1:]) for name, x in batch.text.items()}

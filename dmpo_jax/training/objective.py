@@ -200,6 +200,9 @@ class Objective(NamedTuple):
       reference are the same program and round alike where nothing else makes them.
     weights: t -> w_t, factor of the errors at a timestep; None: 1.
     label_flip_rate: Probability that the images of a pair are swapped.
+    starts_at_reference: Whether the policy of step 0 is the reference, as in a run. Its errors then
+      are the reference's too, so that every logit is exactly 0; two programs that compute them
+      would differ by rounding, which beta multiplies.
   """
 
   pipeline: TextToImage
@@ -212,6 +215,7 @@ class Objective(NamedTuple):
   recompute: bool = False
   weights: Callable[[jax.Array], jax.Array] | None = None
   label_flip_rate: float = 0.0
+  starts_at_reference: bool = False
 
   def __call__(
     self, trained: Params, frozen: Params, reference: Params | None, batch: Batch, step: jax.Array
@@ -277,17 +281,23 @@ class Objective(NamedTuple):
     x0 = clean_samples(self.pipeline, frozen, batch, self.seed, step)
     sample = sample_noise(self.seed, step, batch, x0.shape[2:], self.caption_dropout)
 
-    def evaluate(params: Params) -> tuple[jax.Array, jax.Array]:
-      return image_errors(self.pipeline, params, batch, x0, sample, self.null_text)
+    count = 2 if losses.requirements(self.loss).residuals else 1
+
+    def evaluate(params: Params) -> tuple[jax.Array, ...]:
+      return image_errors(self.pipeline, params, batch, x0, sample, self.null_text)[:count]
 
     if self.recompute:
       evaluate = jax.checkpoint(evaluate)
-    policy = evaluate(self.combine(frozen, trained))
-    frozen_policy = (None, None) if reference is None else evaluate({**frozen, **reference})
-    pairs = pair_up(losses.PairErrors, policy[0], frozen_policy[0])
-    if not losses.requirements(self.loss).residuals:
-      return pairs, None
-    return pairs, pair_up(losses.Residuals, policy[1], frozen_policy[1])
+    policy, unchanged = evaluate(self.combine(frozen, trained)), (None,) * count
+    if reference is not None:
+      unchanged = evaluate({**frozen, **reference})
+      if self.starts_at_reference:
+        # The barrier makes them the same numbers wherever they are used.
+        policy = jax.lax.optimization_barrier(policy)
+        unchanged = jax.tree.map(lambda r, e: jnp.where(step == 0, e, r), unchanged, policy)
+    kinds = (losses.PairErrors, losses.Residuals)[:count]
+    pairs = [pair_up(*columns) for columns in zip(kinds, policy, unchanged, strict=True)]
+    return pairs[0], pairs[1] if count == 2 else None
 
   def loss_of(
     self, batch: Batch, pairs: losses.PairErrors, residuals: losses.Residuals | None

@@ -112,6 +112,7 @@ def train(
 
     # Step.
     objective = setup.make_objective(config, pipeline, examples, mesh=mesh)
+    objective = objective._replace(starts_at_reference=True)  # as split_params makes the policy
     trained, frozen, reference = (
       sharding.put(tree, shardings(tree)) for tree in setup.split_params(config, pipeline, examples)
     )

@@ -96,7 +96,7 @@ def test_errors_of_the_velocity_have_no_weight(name):
     ({"name": "x_0"}, "unknown timestep weight 'x_0'; did you mean 'x0'"),
     ({"name": "min_snr"}, "needs the key 'gamma'"),
     ({"name": "min_snr", "gamma": float("nan")}, "gamma of timestep weight 'min_snr'"),
-    ({"name": "min_snr", "gamma": 0}, "must be positive, got 0"),
+    ({"name": "min_snr", "gamma": 0}, r"must be a number in \[1e-06, 1e\+06\], got 0"),
     ({"name": "epsilon", "gamma": 5}, "unknown key of timestep weight 'epsilon': 'gamma'"),
   ],
 )

@@ -53,8 +53,8 @@ def test_a_run_leaves_metrics_events_checkpoints_and_a_pipeline(finished):
 
 def test_the_first_row_stands_where_policy_equals_reference(finished):
   first = read(finished)[0]
-  np.testing.assert_allclose(first["loss"], 1.614463, atol=1e-3)
-  assert abs(first["logit"]) < 1e-3
+  np.testing.assert_allclose(first["loss"], -np.log(4 * 0.01 * 0.99) / 2, rtol=1e-6)
+  assert (first["logit"], first["accuracy"]) == (0, 0.5)
 
 
 def test_a_complete_run_started_again_changes_nothing(finished, pipeline):

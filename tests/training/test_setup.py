@@ -36,6 +36,23 @@ def _layers(lora):
   return {name.rpartition(".")[0] for name in trees.flatten(lora)}
 
 
+def test_the_policy_of_a_run_starts_as_the_reference(pipeline, config):
+  config.reference = True
+  trained, _, reference = setup.split_params(config, pipeline)
+  for a, b in zip(*(trees.flatten(x["unet"]).values() for x in (trained, reference)), strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+def test_the_policy_of_a_run_with_lora_starts_as_the_reference(pipeline, lora_config):
+  lora_config.reference = True
+  trained, frozen, reference = setup.split_params(lora_config, pipeline)
+  assert reference == {}
+  for name, lora in trained.items():
+    merged = trees.flatten(models.lora.merge(frozen[name], lora, alpha=2.0))
+    for layer, leaf in trees.flatten(frozen[name]).items():
+      np.testing.assert_array_equal(merged[layer], leaf)
+
+
 def test_the_variant_that_the_config_names_is_trained(tmp_path, config):
   folder = tiny_pipelines.write_tiny_pixels(tmp_path / "pixels")
   file = folder / "unet/diffusion_pytorch_model.safetensors"
