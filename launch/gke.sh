@@ -87,6 +87,10 @@ string() {
   local text="${1//\\/\\\\}"
   text="${text//\"/\\\"}"
   text="${text//\$(/\$\$(}"
+  # YAML reads these three characters (U+0085, U+2028, U+2029) as line breaks.
+  text="${text//$'\xc2\x85'/\\u0085}"
+  text="${text//$'\xe2\x80\xa8'/\\u2028}"
+  text="${text//$'\xe2\x80\xa9'/\\u2029}"
   printf '"%s"' "$text"
 }
 
@@ -262,9 +266,11 @@ case "$COMMAND" in
     container+=" \"volumeMounts\": [$place]}"
     run "${KUBECTL[@]}" run "$pod" --image=busybox --restart=Never \
       "--overrides={\"spec\": {\"containers\": [$container], \"volumes\": [$volume]}}"
+    # The pod goes whether or not the copy succeeds, or the next fetch could not make it.
+    [ -n "$DRY_RUN" ] || trap 'run "${KUBECTL[@]}" delete pod "$pod"' EXIT
     run "${KUBECTL[@]}" wait --for=condition=Ready "pod/$pod" --timeout=600s
     run "${KUBECTL[@]}" cp "$pod:$FROM" "$TO"
-    run "${KUBECTL[@]}" delete pod "$pod"
+    [ -z "$DRY_RUN" ] || run "${KUBECTL[@]}" delete pod "$pod"
     ;;
 
   status)

@@ -18,14 +18,16 @@ import functools
 import logging
 import os
 import pathlib
+import re
 from typing import NoReturn
 
 from dmpo_jax.commands.supervise import supervise
 from dmpo_jax.common import logging_setup
-from dmpo_jax.errors import PROCESS_LOST, InputError, exit_status
+from dmpo_jax.errors import PROCESS_LOST, InputError, exit_status, short
 
 LOGGER = logging.getLogger(__name__)
 TAKES_CONFIG = True
+LONGEST_HEARTBEAT, MOST_PROCESSES = 86_400, 65_536
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -91,8 +93,9 @@ def _is_one_of_several(options: argparse.Namespace) -> bool:
   """Whether the run has several processes; raises InputError if the options do not fit together."""
   count, index = options.num_processes, options.process_id
   explicit = [options.coordinator, count, index]
-  if options.heartbeat < 1:
-    raise InputError(f"--heartbeat must be at least 1 second, got {options.heartbeat}")
+  if not 1 <= options.heartbeat <= LONGEST_HEARTBEAT:
+    bound = "at least 1 second" if options.heartbeat < 1 else "at most a day"
+    raise InputError(f"--heartbeat must be {bound}, got {short(options.heartbeat)}")
   if options.distributed and any(x is not None for x in explicit):
     raise InputError(
       "--distributed finds the processes by itself; give either --distributed, or --coordinator, "
@@ -102,11 +105,20 @@ def _is_one_of_several(options: argparse.Namespace) -> bool:
     return options.distributed
   if None in explicit:
     raise InputError("--coordinator, --num-processes and --process-id must be given together")
+  if not 1 <= count <= MOST_PROCESSES:
+    raise InputError(f"--num-processes must be 1 to {MOST_PROCESSES}, got {short(count)}")
   if not 0 <= index < count:
-    raise InputError(f"--process-id must be 0 to --num-processes - 1, got {index} of {count}")
-  host, _, port = options.coordinator.rpartition(":")
-  if not host or not port.isdigit():
-    raise InputError(f"--coordinator must be HOST:PORT, got {options.coordinator!r}")
+    raise InputError(
+      f"--process-id must be 0 to --num-processes - 1, got {short(index)} of {count}"
+    )
+  address = re.fullmatch(
+    r"(?:\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})", options.coordinator
+  )
+  if address is None or not 1 <= int(address[1]) <= 65_535:
+    raise InputError(
+      "--coordinator must be HOST:PORT with a port from 1 to 65535, got "
+      f"{short(options.coordinator)}"
+    )
   return True
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from dmpo_jax.commands.main import main
 
+TWO = ["--num-processes", "2", "--process-id", "0"]
 RUN = ["train", "--config", "none.py", "--workdir", "none"]
 
 
@@ -19,6 +20,11 @@ RUN = ["train", "--config", "none.py", "--workdir", "none"]
     (["--coordinator", "a", "--num-processes", "2", "--process-id", "0"], "must be HOST:PORT"),
     (["--distributed", "--process-id", "0"], "finds the processes by itself"),
     (["--heartbeat", "0"], "at least 1 second"),
+    (["--heartbeat", "9" * 30], "--heartbeat must be at most a day"),
+    (["--coordinator", "a:65536", *TWO], "a port from 1 to 65535, got 'a:65536'"),
+    (["--coordinator", "a:²", *TWO], "must be HOST:PORT"),
+    (["--coordinator", "a b:80", *TWO], "must be HOST:PORT"),
+    (["--coordinator", "a:1", "--num-processes", "9" * 30, "--process-id", "0"], "1 to 65536"),
   ],
 )
 def test_options_that_do_not_fit_together_are_bad_input(options, message, capsys):

@@ -186,7 +186,7 @@ def _kubectl(room: dict, arguments: list[str]) -> int:
     room["jobset"] = sys.stdin.read()
   if verb == "delete":
     room["jobset"] = None
-  return 0
+  return int(verb == "cp" and room["copy_fails"])
 
 
 def _squeue(room: dict, arguments: list[str]) -> int:

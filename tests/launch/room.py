@@ -27,6 +27,7 @@ class Room:
     queue: Successive states of a queued resource after its request.
     request, slice: Current states of the queued resource and of the slice.
     gcloud_fails: Number of next calls of gcloud that fail.
+    copy_fails: Whether kubectl cannot copy.
   """
 
   def __init__(self, folder: pathlib.Path):
@@ -49,6 +50,7 @@ class Room:
       slice=None,
       home=str(folder / "worker"),
       gcloud_fails=0,
+      copy_fails=False,
       ssh_key=True,
       jobset=None,
       job=None,

@@ -165,6 +165,21 @@ def test_the_first_pod_stops_the_run_when_starts_leave_no_new_checkpoint(room):
   assert _start_pod(room, jobset, 0, share).returncode == 76
 
 
+def test_line_separators_of_unicode_reach_the_pod_unchanged(room):
+  value = "--config.note=a\u2028b\u2029c"
+  result = room.run("gke.sh", "yaml", *RUN, *TRAIN, value)
+  if result.returncode == 2:  # where the locale counts them as control characters
+    assert "has a control character" in result.stderr
+    return
+  assert _pod(yaml.safe_load(result.stdout))["containers"][0]["args"][-1] == value
+
+
+def test_fetch_removes_its_pod_when_the_copy_fails(room):
+  room.set(copy_fails=True)
+  assert room.run("gke.sh", "fetch", "--claim=share", "--from=/mnt/dmpo/x").returncode == 1
+  assert room.called("kubectl", "--namespace=default", "delete", "pod")
+
+
 @pytest.mark.parametrize("name", ["no", "true", "null", "on"])
 def test_a_name_that_yaml_reads_as_another_value_stays_a_name(name, room):
   jobset = _jobset(room, f"--name={name}", f"--namespace={name}", f"--claim={name}")

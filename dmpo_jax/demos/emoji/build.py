@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont, features
 
-from dmpo_jax.common import atomic_folders
+from dmpo_jax.common import atomic_folders, files
 from dmpo_jax.data.images import MIN_SIDE
 from dmpo_jax.data.pairs import check_splits, prompt_key, split_of
 from dmpo_jax.data.toy import image_captions
@@ -32,7 +32,7 @@ SPLITS = {"train": 0.9, "test": 0.1}
 
 NO_CHARACTER = "\U0010ffff"  # no font has a glyph for it, so this draws the glyph for missing ones
 LINE = re.compile(
-  r"(?P<codepoints>[0-9A-F]+(?: [0-9A-F]+)*)\s*;\s*(?P<status>[a-z-]+)\s*#"
+  r"(?P<codepoints>[0-9A-F]{1,6}(?: [0-9A-F]{1,6}){0,20})\s*;\s*(?P<status>[a-z-]+)\s*#"
   r"\s*\S+\s+E\d+\.\d+\s+(?P<name>\S.*)"
 )
 TONE = re.compile(r"(?:medium-light|medium-dark|light|medium|dark) skin tone")
@@ -83,14 +83,14 @@ def parse(text: str) -> tuple[list[Emoji], Counter]:
   """
   emojis, statuses = [], Counter()
   group = subgroup = ""
-  for number, line in enumerate(text.splitlines(), 1):
+  for number, line in enumerate(files.split_lines(text), 1):
     if line.startswith("# group: "):
       group = _slug(line.removeprefix("# group: "))
     elif line.startswith("# subgroup: "):
       subgroup = line.removeprefix("# subgroup: ").strip()
     elif line.strip() and not line.startswith("#"):
       match = LINE.fullmatch(line.strip())
-      if not match or any(int(code, 16) > 0x10FFFF for code in match["codepoints"].split()):
+      if not match or not all(map(_is_character, match["codepoints"].split())):
         raise InputError(
           f"line {number}: {line[:80]!r} is not of the form 'CODES ; STATUS # emoji E1.0 name'"
         )
@@ -119,11 +119,9 @@ class Font:
         "this Pillow was built without libraqm, which joins the characters of an emoji; install it "
         "with pip install pillow, whose wheels have libraqm"
       )
-    try:
+    with files.reading(path, "font", advice=f"give one with glyphs of {EM} pixels"):
       self.font = ImageFont.truetype(str(path), EM, layout_engine=ImageFont.Layout.RAQM)
-    except OSError as error:
-      raise InputError(f"{path} is not a font with glyphs of {EM} pixels: {error}") from error
-    self.missing = self._layer(NO_CHARACTER)
+      self.missing = self._layer(NO_CHARACTER)
 
   def draw(self, text: str, size: int) -> Image.Image | str:
     """Drawing in the middle of a white square, scaled to `size` with Pillow's LANCZOS filter.
@@ -196,10 +194,9 @@ def build(
   if out.exists():
     raise InputError(f"{out} exists; give another folder or delete it")
   _check_there(font, names)
-  try:
-    everything, statuses = parse(names.read_text(encoding="utf-8"))
-  except ValueError as error:  # InputError too
-    raise InputError(f"{names}: {error}") from error
+  text = files.read_text(names, advice="expected Unicode's emoji-test.txt")
+  with files.located(names):
+    everything, statuses = parse(text)
   for group in groups:
     if group not in (groups_of_file := {emoji.group for emoji in everything}):
       raise unknown("group of emoji", group, groups_of_file)
@@ -213,7 +210,7 @@ def build(
         left_out["other groups"] += 1
       elif skin_tones == "drop" and TONE.search(emoji.caption):
         left_out["skin tones"] += 1
-      elif isinstance(image := drawing_font.draw(emoji.text, size), str):
+      elif isinstance(image := _draw(drawing_font, font, emoji, size), str):
         left_out[image] += 1
       else:
         stream = io.BytesIO()
@@ -225,8 +222,9 @@ def build(
         rows.append({"file": file, "split": split, **emoji._asdict()})
     if not rows:
       raise InputError(f"no emoji is left of {len(everything)} ({dict(left_out)})")
+    family = " ".join(filter(None, drawing_font.font.getname()))
     report = {
-      "font": {"path": str(font), "name": " ".join(drawing_font.font.getname()), **_digest(font)},
+      "font": {"path": str(font), "name": family, **_digest(font)},
       "names": {"path": str(names), **_digest(names)},
       "options": {"size": size, "groups": list(groups), "skin_tones": skin_tones, "splits": splits},
       "lines": dict(statuses),
@@ -240,6 +238,17 @@ def build(
     text = json.dumps(report, indent=1) + "\n"
     (folder / "report.json").write_text(text, encoding="utf-8")
   return report
+
+
+def _draw(font: Font, path: pathlib.Path, emoji: Emoji, size: int) -> Image.Image | str:
+  """`Font.draw`, with the file and the emoji in the message about a damaged glyph."""
+  with files.reading(path, "font", advice=f"its glyph of {emoji.codepoints} cannot be drawn"):
+    return font.draw(emoji.text, size)
+
+
+def _is_character(code: str) -> bool:
+  """Whether a hexadecimal code point is a character, and not half a surrogate pair."""
+  return int(code, 16) <= 0x10FFFF and not 0xD800 <= int(code, 16) <= 0xDFFF
 
 
 def _write_table(folder: pathlib.Path, rows: list[dict], splits: Iterable[str]) -> None:

@@ -1,5 +1,6 @@
 """Captioned emoji: Unicode's names, a font's drawings."""
 
+import contextlib
 import csv
 import json
 
@@ -58,9 +59,26 @@ def test_a_line_of_another_form_is_named(line):
     emoji.parse(f"# group: Food & Drink\n{line}\n")
 
 
-def test_a_code_beyond_unicode_is_refused():
+@pytest.mark.parametrize("codes", ["FFFFFF", "1F34E D83D", "1" * 5000, " ".join(["1F34E"] * 500)])
+def test_codes_that_are_no_characters_are_refused(codes):
   with pytest.raises(InputError, match="line 1"):
-    emoji.parse("FFFFFF ; fully-qualified # x E0.6 nothing\n")
+    emoji.parse(f"{codes} ; fully-qualified # x E0.6 nothing\n")
+
+
+def test_a_font_that_is_cut_short_is_one_line(made, tmp_path):
+  content = made[0].read_bytes()
+  for length in range(50, len(content), len(content) // 15):
+    font = tmp_path / "cut.ttf"
+    font.write_bytes(content[:length])
+    with contextlib.suppress(InputError):  # some of them still have the drawings
+      emoji.build(tmp_path / f"out{length}", size=32, font=font, names=made[1])
+
+
+def test_a_folder_beside_the_new_one_is_left_alone(made, tmp_path):
+  (tmp_path / "out.unfinished").mkdir()
+  (tmp_path / "out.unfinished" / "mine").write_text("mine")
+  emoji.build(tmp_path / "out", size=32, font=made[0], names=made[1])
+  assert (tmp_path / "out.unfinished" / "mine").read_text() == "mine"
 
 
 def test_a_text_without_emoji_is_refused():
@@ -162,13 +180,13 @@ def test_a_missing_custom_font_names_no_package(made, tmp_path):
 
 
 def test_a_file_that_is_not_a_font_is_refused(made, tmp_path):
-  with pytest.raises(InputError, match=r"emoji-test.txt is not a font"):
+  with pytest.raises(InputError, match=r"emoji-test.txt is a damaged font: .*; give one with"):
     emoji.build(tmp_path / "out", font=made[1], names=made[1])
   assert not list(tmp_path.iterdir())
 
 
 def test_names_that_are_not_text_are_refused(made, tmp_path):
-  with pytest.raises(InputError, match=r"three\.ttf: "):
+  with pytest.raises(InputError, match=r"three\.ttf, line 1: byte"):
     emoji.build(tmp_path / "out", font=made[0], names=made[0])
 
 
