@@ -16,7 +16,6 @@ from safetensors.numpy import load_file, save_file
 from dmpo_jax import interop, pipelines
 from dmpo_jax.commands import sample
 from dmpo_jax.data import captions, images
-from dmpo_jax.data.latents import cache, records
 from dmpo_jax.errors import InputError
 from dmpo_jax.sampling import image_folder
 from dmpo_jax.training import results, run_directory
@@ -24,9 +23,8 @@ from dmpo_jax.training.checkpoint import Checkpoints
 from dmpo_jax.training.config_file import load_config
 from dmpo_jax.training.monitor import metrics as metrics_file
 from tests.commands.conftest import make_run
-from tests.data import sets, test_folder_pairs
-from tests.data.latents import caches
-from tests.fuzz.damage import sealed
+from tests.data import sets
+from tests.fuzz.data_readers import DATA_READERS
 from tests.fuzz.harness import Reader, command
 from tests.interop import tiny
 from tests.interop.lora_case import Case
@@ -208,47 +206,6 @@ def parquet_table(root: pathlib.Path) -> Reader:
   return _table(root, "train-0.parquet", "binary")
 
 
-def converted_folder(root: pathlib.Path) -> Reader:
-  """A converted set of pairs."""
-  source = root.parent / f"{root.name}-source"
-  source.mkdir()
-  out = pathlib.Path(test_folder_pairs.write(source, [test_folder_pairs.row(i) for i in range(6)]))
-  out.rename(root / "set")
-
-  def read(folder):
-    next(iter(test_folder_pairs.load(str(folder / "set"), batch_size=2)))
-
-  files = {
-    f"set/{path.name}": "json" if path.suffix == ".json" else "binary"
-    for path in sorted((root / "set").iterdir())
-    if path.is_file() and path.suffix != ".html"
-  }
-  return Reader(root, files, read)
-
-
-def cached_latents(root: pathlib.Path) -> Reader:
-  """Cached latents."""
-  source = root.parent / f"{root.name}-source"
-  source.mkdir()
-  pairs = test_folder_pairs.write(source, [test_folder_pairs.row(i) for i in range(6)])
-  cache.cache_latents(pairs, root / "set", caches.encoders(), caches.VIEWS)
-
-  def seal(manifest):
-    manifest = {k: v for k, v in manifest.items() if k != "checksum"}
-    return manifest | {"checksum": records.checksum(manifest)}
-
-  files = {
-    f"set/{path.name}": sealed(seal) if path.suffix == ".json" else "binary"
-    for path in sorted((root / "set").iterdir())
-    if path.is_file()
-  }
-
-  def read(folder):
-    next(iter(caches.load(folder / "set", batch_size=2)))
-
-  return Reader(root, files, read)
-
-
 def samples(root: pathlib.Path) -> Reader:
   """`dmpo-jax data judge` of a folder of samples."""
   shots = []
@@ -388,8 +345,7 @@ READERS = {
     json_table,
     json_lines_table,
     parquet_table,
-    converted_folder,
-    cached_latents,
+    *DATA_READERS,
     samples,
     sample_folder,
     prompts,
