@@ -32,7 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   add("--first-seed", type=int, default=0, help="seed of the first image (default: 0)")
   add(
     "--solver",
-    help="ddim, euler, euler_ancestral, dpm_solver_pp_2m, heun or pndm (default: the pipeline's)",
+    help="ddim, euler, euler_ancestral, dpm_solver_pp_2m, heun or pndm; of SD3 euler, heun or "
+    "dpm_solver_pp_2m (default: the pipeline's)",
   )
   add(
     "--karras",

@@ -3,6 +3,7 @@
 import importlib.util
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,7 @@ def compare_with_diffusers(
   *,
   num_steps: int,
   guidance: float,
+  **options: Any,
 ) -> dict | None:
   """Largest difference between our samples and those of torch diffusers, for a pixel pipeline.
 
@@ -27,6 +29,7 @@ def compare_with_diffusers(
     images: Our samples from the same noise, `[N, H, W, C]`.
     num_steps: Steps of the solver.
     guidance: Scale of classifier-free guidance.
+    **options: Further arguments of the pipeline's call in diffusers.
 
   Returns:
     {"images", "max_abs_difference", "diffusers_version", "torch_version"}, or None if torch is not
@@ -43,7 +46,10 @@ def compare_with_diffusers(
 
   logging.set_verbosity_error()
   logging.disable_progress_bar()
-  pipeline = diffusers.StableDiffusionPipeline.from_pretrained(folder, vae=None)
+  # A component that the index leaves out must be left out by name.
+  index = diffusers.DiffusionPipeline.load_config(folder)
+  absent = {name: None for name, value in index.items() if value == [None, None]}
+  pipeline = diffusers.DiffusionPipeline.from_pretrained(folder, **absent)
   pipeline.set_progress_bar_config(disable=True)
   latents = torch.tensor(np.moveaxis(noise, -1, 1))
   with torch.inference_mode():
@@ -53,6 +59,7 @@ def compare_with_diffusers(
       num_inference_steps=num_steps,
       guidance_scale=guidance,
       output_type="latent",
+      **options,
     ).images
   theirs = np.moveaxis(np.asarray(theirs), 1, -1)  # [N, H, W, C]
   if theirs.shape != images.shape:

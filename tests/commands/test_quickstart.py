@@ -107,3 +107,13 @@ def test_too_few_images_per_caption_are_refused(tmp_path, capsys):
   arguments = ["--workdir", str(tmp_path), "--images-per-caption", "2"]
   assert main(["quickstart", *arguments]) == 2
   assert "--images-per-caption must be at least 8, got 2" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_with_flow_matching_the_same_experiment_has_its_own_networks_and_report(tmp_path):
+  assert main(["quickstart", "--flow", "--workdir", str(tmp_path), *ARGUMENTS]) == 0
+  results = json.loads((tmp_path / "results.json").read_text())
+  assert [model["name"] for model in results["models"]] == ["reference", "dmpo", "dpo"]
+  assert results["export"]["torch_check"]["max_abs_difference"] < 1e-3
+  assert "transformer/config.json" in results["export"]["files"]
+  assert "dmpo-jax quickstart --flow" in (tmp_path / "report.html").read_text()

@@ -8,7 +8,20 @@ from ml_collections import ConfigDict, config_dict
 
 from dmpo_jax import data, losses
 from dmpo_jax.common.choose import select
-from dmpo_jax.configs import digits_dmpo, digits_reference, sd15_dmpo, sdxl_dmpo, sdxl_dmpo_lora
+from dmpo_jax.configs import (
+  digits_dmpo,
+  digits_flow_dmpo,
+  digits_flow_dpo,
+  digits_flow_reference,
+  digits_reference,
+  sd3_dmpo_lora,
+  sd15_dmpo,
+  sd35_dmpo,
+  sd35_dmpo_lora,
+  sdxl_dmpo,
+  sdxl_dmpo_lora,
+)
+from dmpo_jax.diffusion import FlowProcess
 from dmpo_jax.errors import InputError
 from dmpo_jax.training import setup
 from dmpo_jax.training.config import OPEN_SECTIONS, RENAMED, check, default
@@ -18,14 +31,16 @@ from dmpo_jax.training.config_ranges import RANGES
 DMPO = digits_dmpo.__file__
 
 
-@pytest.mark.parametrize(
-  "module", [digits_dmpo, digits_reference, sd15_dmpo, sdxl_dmpo, sdxl_dmpo_lora]
-)
+STABLE_DIFFUSION = [sd15_dmpo, sdxl_dmpo, sdxl_dmpo_lora, sd3_dmpo_lora, sd35_dmpo, sd35_dmpo_lora]
+DIGITS = [digits_dmpo, digits_reference, digits_flow_reference, digits_flow_dmpo, digits_flow_dpo]
+
+
+@pytest.mark.parametrize("module", [*DIGITS, *STABLE_DIFFUSION])
 def test_the_projects_configs_pass_the_check(module):
   check(module.get_config())
 
 
-@pytest.mark.parametrize("module", [sd15_dmpo, sdxl_dmpo, sdxl_dmpo_lora])
+@pytest.mark.parametrize("module", STABLE_DIFFUSION)
 def test_the_configs_of_stable_diffusion_read_cached_latents(module):
   config = load_config(f"{module.__file__}:cached_latents", ["--config.data.folder=data/latents"])
   assert check(config).data.name == "cached_latents"
@@ -34,6 +49,18 @@ def test_the_configs_of_stable_diffusion_read_cached_latents(module):
     load_config(f"{module.__file__}:latents")
   with pytest.raises(ValueError, match="'encoded' is called 'cached_latents' now"):
     load_config(f"{module.__file__}:encoded")
+
+
+@pytest.mark.parametrize("module", [sd3_dmpo_lora, sd35_dmpo, sd35_dmpo_lora])
+def test_the_configs_of_stable_diffusion_3_train_by_flow_matching(module):
+  config = module.get_config()
+  process = FlowProcess(shift=3.0)
+  process.timestep_sampler(config.timesteps.to_dict())
+  assert process.weights(config.timestep_weights.to_dict()) is None
+  # A LoRA's rate goes with a small beta, the whole network's with a large one.
+  assert (
+    (config.loss.beta < 1000) == (config.lora.rank > 0) == (config.optimizer.learning_rate > 1e-5)
+  )
 
 
 def test_a_key_is_set_from_the_command_line():

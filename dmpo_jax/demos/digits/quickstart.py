@@ -13,6 +13,7 @@ import pathlib
 import platform
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -35,7 +36,6 @@ from dmpo_jax.training.config_file import load_config
 from dmpo_jax.training.monitor import metrics
 from dmpo_jax.training.run import Result, train
 
-ALIGNED = {"dmpo": "DMPO", "dpo": "DPO", "cdpo": "cDPO"}
 SOLVER_STEPS, GUIDANCE, SAMPLING_BATCH_SIZE = 20, 2.0, 100
 SHOWN_PER_CAPTION, MOST_PER_CAPTION = 8, 10_000  # in the sample grids; in all
 COLOURS = ("#ffffff", "#14161c")  # of blank paper and full ink
@@ -43,10 +43,51 @@ PARITY_IMAGES = 20
 PACKAGES = (*("dmpo-jax", "jax", "flax", "optax", "orbax-checkpoint", "diffusers", "scikit-learn"),)
 
 
+class Experiment(NamedTuple):
+  """A kind of network, its configs, and how its report names them.
+
+  Attributes:
+    configs: Beginning of the config files' names, before "_reference" and the objectives.
+    aligned: Objective, the end of a config file's name -> label.
+    title: Title of the report.
+    solver: Name of the pipeline's own solver.
+    command: Command that makes the report.
+    diffusers: Options of the call by which diffusers samples the same images.
+  """
+
+  configs: str
+  aligned: Mapping[str, str]
+  title: str
+  solver: str
+  command: str
+  diffusers: Mapping[str, Any]
+
+
+EXPERIMENTS = {
+  "unet": Experiment(
+    configs="digits",
+    aligned={"dmpo": "DMPO", "dpo": "DPO", "cdpo": "cDPO"},
+    title="DMPO on handwritten digits",
+    solver="DDIM",
+    command="launch/quickstart.sh",
+    diffusers={},
+  ),
+  "flow": Experiment(
+    configs="digits_flow",
+    aligned={"dmpo": "DMPO", "dpo": "DPO"},
+    title="DMPO on handwritten digits, a transformer with flow matching",
+    solver="Euler",
+    command="dmpo-jax quickstart --flow",
+    diffusers={"max_sequence_length": 0},
+  ),
+}
+
+
 def run(
   workdir: pathlib.Path,
   *,
   images_per_caption: int,
+  experiment: Experiment = EXPERIMENTS["unet"],
   reference_steps: int | None = None,
   steps: int | None = None,
   show_progress: bool = True,
@@ -59,6 +100,7 @@ def run(
   Args:
     workdir: Directory of the runs and the report.
     images_per_caption: Samples per caption and model, `SHOWN_PER_CAPTION` to `MOST_PER_CAPTION`.
+    experiment: One of `EXPERIMENTS`.
     reference_steps: Training steps of the reference; None: its config's.
     steps: Alignment steps of each objective; None: their configs'.
     show_progress: Whether to show progress bars.
@@ -74,13 +116,15 @@ def run(
     limit = SHOWN_PER_CAPTION if bound == "least" else MOST_PER_CAPTION
     raise InputError(f"--images-per-caption must be at {bound} {limit}, got {images_per_caption}")
   workdir.mkdir(parents=True, exist_ok=True)
-  configs, runs = _train_all(workdir, reference_steps, steps, show_progress)
+  configs, runs = _train_all(workdir, experiment, reference_steps, steps, show_progress)
   prompts, labels, seeds = prompts_and_seeds(images_per_caption)
   started = time.perf_counter()
   images = _sample_all(workdir, runs, prompts, seeds, show_progress)
   sampled = time.perf_counter()
-  results = _measure_all(workdir, configs, runs, images, labels)
-  results["export"] = _check_export(runs["dmpo"].pipeline, prompts, seeds, images["dmpo"])
+  results = _measure_all(workdir, experiment, configs, runs, images, labels)
+  results["export"] = _check_export(
+    runs["dmpo"].pipeline, prompts, seeds, images["dmpo"], experiment.diffusers
+  )
   results["seconds"] = {
     **{_training_phase(name, result): result.seconds for name, result in runs.items()},
     "sampling": sampled - started,
@@ -125,14 +169,19 @@ def text_table(results: Mapping) -> str:
 
 
 def _train_all(
-  workdir: pathlib.Path, reference_steps: int | None, steps: int | None, show_progress: bool
+  workdir: pathlib.Path,
+  experiment: Experiment,
+  reference_steps: int | None,
+  steps: int | None,
+  show_progress: bool,
 ) -> tuple[dict[str, ConfigDict], dict[str, Result]]:
   """Configs and results of the reference and the aligned models, by name."""
   # A run that resumes loads its compiled step from here.
   jax.config.update("jax_compilation_cache_dir", str((workdir / "compiled").absolute()))
   folder = pathlib.Path(config_files.__file__).parent
   configs = {
-    name: load_config(str(folder / f"digits_{name}.py")) for name in ("reference", *ALIGNED)
+    name: load_config(str(folder / f"{experiment.configs}_{name}.py"))
+    for name in ("reference", *experiment.aligned)
   }
   runs = {}
   for name, config in configs.items():
@@ -175,6 +224,7 @@ def _sample_all(
 
 def _measure_all(
   workdir: pathlib.Path,
+  experiment: Experiment,
   configs: Mapping[str, ConfigDict],
   runs: Mapping[str, Result],
   images: Mapping[str, np.ndarray],
@@ -200,7 +250,7 @@ def _measure_all(
     models.append(
       {
         "name": name,
-        "label": ALIGNED.get(name, "reference"),
+        "label": experiment.aligned.get(name, "reference"),
         "hyperparameters": {
           **{k: v for k, v in config.loss.items() if k != "name"},
           "steps": result.steps,
@@ -221,12 +271,12 @@ def _measure_all(
       }
     )
   return {
-    "title": "DMPO on handwritten digits",
+    "title": experiment.title,
     "created": datetime.datetime.now(datetime.UTC).date().isoformat(),
     "machine": f"{os.cpu_count()} x {platform.machine()} ({jax.default_backend()}), "
     f"{platform.system()}",
     "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-    "command": "launch/quickstart.sh",
+    "command": experiment.command,
     "data": {
       "train_images": len(train_digits.labels),
       "test_images": len(test_digits.labels),
@@ -247,7 +297,7 @@ def _measure_all(
       ),
     },
     "sampling": {
-      "solver": "DDIM",
+      "solver": experiment.solver,
       "steps": SOLVER_STEPS,
       "guidance": GUIDANCE,
       "images per caption": per_digit,
@@ -267,7 +317,11 @@ def _curves(rows: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
 
 
 def _check_export(
-  folder: pathlib.Path, prompts: Sequence[str], seeds: np.ndarray, images: np.ndarray
+  folder: pathlib.Path,
+  prompts: Sequence[str],
+  seeds: np.ndarray,
+  images: np.ndarray,
+  options: Mapping[str, Any],
 ) -> dict:
   """Files of an exported pipeline, and how far torch diffusers' samples differ from ours."""
   rows = np.linspace(0, len(seeds) - 1, PARITY_IMAGES).astype(int)
@@ -278,6 +332,7 @@ def _check_export(
     images[rows],
     num_steps=SOLVER_STEPS,
     guidance=GUIDANCE,
+    **options,
   )
   files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
   return {"path": str(folder), "files": files, "torch_check": check}
