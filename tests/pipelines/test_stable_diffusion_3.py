@@ -10,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from dmpo_jax import pipelines, sampling
+from dmpo_jax.commands.main import main
 from dmpo_jax.diffusion import flow_config
 from dmpo_jax.errors import InputError
 from dmpo_jax.pipelines import stable_diffusion_3
@@ -282,3 +284,14 @@ def test_a_lora_adapts_both_streams_of_attention(folders):
   functions = pipelines.build(pipelines.load(folders[False], components=()))
   assert set(functions.lora_targets["transformer"]) == set(stable_diffusion_3.ATTENTION)
   assert functions.text_encoders == ("text_encoder", "text_encoder_2")
+
+
+def test_the_command_samples_and_refuses_what_the_family_does_not_have(folders, tmp_path, capsys):
+  command = ["sample", "--pipeline", str(folders[False]), "--prompt", "one", "--steps", "2"]
+  command += ["--height", "8", "--width", "16", "--guidance", "1"]
+  assert main([*command, "--solver", "heun", "--out", str(tmp_path / "out")]) == 0
+  assert Image.open(tmp_path / "out" / "grid.png").height == 8
+  assert main([*command, "--solver", "ddim", "--out", str(tmp_path / "ddim")]) == 2
+  assert "unknown solver of flow matching 'ddim'" in capsys.readouterr().err
+  assert main([*command, "--width", "18", "--out", str(tmp_path / "odd")]) == 2
+  assert "width is 18; expected a multiple of 4" in capsys.readouterr().err
