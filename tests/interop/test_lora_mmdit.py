@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 import torch
+from diffusers import SD3Transformer2DModel
 from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
 from safetensors.numpy import load_file, save_file
 
@@ -12,6 +13,7 @@ from dmpo_jax.errors import InputError
 from dmpo_jax.interop import lora_mmdit
 from dmpo_jax.models import lora, trees
 from tests.interop.lora_case import filled
+from tests.interop.test_lora_files import fused
 
 CONFIG = {
   "_class_name": "SD3Transformer2DModel",
@@ -96,6 +98,18 @@ def test_a_joint_layer_read_and_written_again_keeps_its_rank(base, tmp_path):
   interop.save_kohya_lora(tmp_path / "b.safetensors", again, base)
   a, b = (load_file(tmp_path / f"{name}.safetensors") for name in "ab")
   assert {k: v.shape for k, v in a.items()} == {k: v.shape for k, v in b.items()}
+
+
+def test_diffusers_applies_the_update_of_our_file(base, tmp_path):
+  network = SD3Transformer2DModel(**{k: v for k, v in CONFIG.items() if k != "_class_name"})
+  before = {name: array.clone() for name, array in network.state_dict().items()}
+  adapter = make(base, ("*attn*", "*.ff*", "norm_out.linear", "proj_out", "pos_embed.proj"))
+  interop.save_lora(tmp_path / "a.safetensors", adapter, base)
+  network.load_lora_adapter(str(tmp_path / "a.safetensors"), prefix="transformer")
+  after = fused(network)
+  for name, array in update(base, adapter).items():
+    change = after[name] - before[name].numpy()
+    np.testing.assert_allclose(change, array, atol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize("prefix", ["transformer.", "base_model.model.", ""])
