@@ -5,7 +5,7 @@
 
 beta and weight_l are the published ones.
 
-Time: see configs/digits_dmpo.py. Result: docs/objectives.md (one run, not tuned).
+Time: see configs/digits_dmpo.py. Not tuned.
 """
 
 from ml_collections import ConfigDict

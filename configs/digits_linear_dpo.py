@@ -5,7 +5,7 @@
 
 beta and eta are those published for SD1.5: a pair saturates where its margin of errors is 0.025.
 
-Time: see configs/digits_dmpo.py. Result: docs/objectives.md (one run, not tuned).
+Time: see configs/digits_dmpo.py. Not tuned.
 """
 
 from ml_collections import ConfigDict
