@@ -61,7 +61,14 @@ def tokenizer(folder: str):
     files.read_json(path / name)
   # Its own class: AutoTokenizer would offer to run a class that the folder brings along.
   with files.reading(path, "CLIP tokenizer", advice="give the folder of another one"):
-    loaded = CLIPTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    # tokenizer_config.json may name files anywhere, which these arguments replace.
+    own = {
+      argument: str(path / name) if (path / name).is_file() else None
+      for argument, name in CLIPTokenizer.vocab_files_names.items()
+    }
+    loaded = CLIPTokenizer.from_pretrained(
+      path, local_files_only=True, trust_remote_code=False, **own
+    )
     loaded("a", truncation=False, verbose=False)
   return loaded
 

@@ -1,10 +1,12 @@
 """File names of a network's weights in diffusers and transformers."""
 
+import json
 import re
+import shlex
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from dmpo_jax.errors import InputError
+from dmpo_jax.errors import InputError, short
 from dmpo_jax.interop import files
 
 SUFFIX = ".safetensors"
@@ -115,11 +117,18 @@ def explain_absence(
       "huggingface_hub.snapshot_download and give the folder; the error then says how to convert it"
     )
   library = "diffusers" if config.get("_class_name") else "transformers"
+  name = files.class_name(config, where)
+  if not name.isidentifier():
+    return InputError(f"{reason}Its config names the class {short(name)}, which is no name")
+  # A shell must not evaluate words of the folder or of its files.
+  folder = json.dumps(where)
+  code = (
+    f"from {library} import {name} as M; "
+    f"M.from_pretrained({folder}, use_safetensors=False).save_pretrained({folder})"
+  )
   return InputError(
     f"{reason}If you trust the file, convert it once, with torch installed:\n"
-    f'  python -c "from {library} import {files.class_name(config, where)} as M; '
-    f"M.from_pretrained({where!r}, use_safetensors=False)"
-    f'.save_pretrained({where!r})"'
+    f"  python -c {shlex.quote(code)}"
   )
 
 

@@ -27,7 +27,7 @@ CORRECTED = frozenset(
 CORRECTED_SIZE, CORRECTED_BEFORE = 64, (0, 9)
 
 # Largest sample_size, in latents or pixels.
-MAX_SIZE = 1 << 14
+MAX_SIZE = 1 << 12
 
 
 def scheduler(pipeline: interop.Pipeline) -> Mapping[str, Any]:

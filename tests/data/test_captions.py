@@ -66,6 +66,19 @@ def test_a_class_that_the_folder_brings_along_is_neither_run_nor_offered(
   assert not (tmp_path / "ran").exists()
 
 
+def test_the_config_of_a_tokenizer_names_no_file_elsewhere(saved, tmp_path):
+  other = tmp_path / "other"
+  CLIPTokenizer(
+    vocab={"<|startoftext|>": 0, "<|endoftext|>": 1, "a": 2, "b</w>": 3, "ab</w>": 4},
+    merges=[("a", "b</w>")],
+  ).save_pretrained(other)
+  folder = shutil.copytree(saved, tmp_path / "evil")
+  config = json.loads((folder / "tokenizer_config.json").read_text())
+  config["tokenizer_file"] = str(other / "tokenizer.json")
+  (folder / "tokenizer_config.json").write_text(json.dumps(config))
+  assert captions.tokenizer(str(folder)).get_vocab().keys() >= {"a</w>"}
+
+
 @pytest.mark.parametrize(
   ("name", "content"),
   [

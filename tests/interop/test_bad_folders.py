@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 
 import numpy as np
@@ -227,6 +228,27 @@ def test_the_conversion_command_for_a_pickled_checkpoint_works(broken, pipeline,
   weights.unlink()
   with pytest.raises(InputError, match=f"pickled \\({pickled}\\)") as error:
     interop.load_pipeline(broken)
-  exec(re.search(r'python -c "(.*)"', str(error.value)).group(1), {})
+  command = shlex.split(str(error.value).rpartition("\n")[2])
+  assert command[:2] == ["python", "-c"]
+  exec(command[2], {})
   loaded = interop.load_pipeline(broken)
   helpers.assert_same_trees(loaded.params[component], pipeline.params[component])
+
+
+def test_the_conversion_command_holds_no_words_that_a_shell_evaluates(broken):
+  folder = broken.rename(broken.with_name("a$(touch x) 'b"))
+  (folder / UNET_FILE).rename(folder / "unet/diffusion_pytorch_model.bin")
+  with pytest.raises(InputError, match="pickled") as error:
+    interop.load_pipeline(folder)
+  code = shlex.split(str(error.value).rpartition("\n")[2])[2]
+  assert code.count(f'"{folder / "unet"}"') == 2
+
+
+def test_a_class_that_is_no_name_is_in_no_command(broken):
+  (broken / TEXT_FILE).rename(broken / "text_encoder/pytorch_model.bin")
+  edit_json(
+    broken / "text_encoder/config.json", architectures=["X as M; import os; M", "CLIPTextModel"]
+  )
+  with pytest.raises(InputError, match="pickled") as error:
+    interop.load_network(broken / "text_encoder")
+  assert "python -c" not in str(error.value)
