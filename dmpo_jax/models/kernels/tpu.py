@@ -23,7 +23,7 @@ LAYOUT = dict.fromkeys(("q_layout", "k_layout", "v_layout"), splash_attention.QK
 TILES = (512, 256, 128)
 WIDE_TILES = (256, 128)
 # Keys whose gradients fit a core's memory at once, by bytes of a head padded to 128 channels.
-KEYS_AT_ONCE = (2048, 1024, *TILES)
+KEYS_AT_ONCE = (2048, 1536, 1024, *TILES)
 MOST_BYTES = 2048 * 128 * 2
 WIDE_HEAD, LARGEST_HEAD = 256, 512
 

@@ -18,6 +18,15 @@ def _named(x: jax.Array, compute: Compute) -> jax.Array:
   return remat.checkpoint_name(x, remat.PROJECTION, compute.remat)
 
 
+def _settled(x: jax.Array) -> jax.Array:
+  """Queries or keys per head, in their dtype.
+
+  Without the barrier XLA converts them to the norm's float32 first and moves twice the bytes to the
+  layout of heads.
+  """
+  return jax.lax.optimization_barrier(x)
+
+
 class Modulation(nnx.Module):
   """Shifts, scales and gates: the activated conditioning `[B, C]` to `parts` arrays `[B, C]`."""
 
@@ -110,12 +119,12 @@ class Attention(nnx.Module):
     """Scaled queries per head."""
     if norm is None:
       return self._heads(linear(x, scale))
-    return norm(self._heads(linear(x)), scale)
+    return norm(_settled(self._heads(linear(x))), scale)
 
   def _project(self, x: jax.Array, linear: Linear, norm: RMSNorm | None = None) -> jax.Array:
     """Keys or values per head."""
     y = self._heads(linear(x))
-    return y if norm is None else norm(y)
+    return y if norm is None else norm(_settled(y))
 
   def _heads(self, x: jax.Array) -> jax.Array:
     """`[B, L, C]` to `[B, L, N, C / N]`."""
