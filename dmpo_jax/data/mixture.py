@@ -16,6 +16,7 @@ from dmpo_jax.data.shuffle import Shuffle
 from dmpo_jax.errors import InputError, unknown
 
 TIES = ("soft", "drop")
+LEAST_FRACTION = 1e-6  # of the examples that a folder of a mixture may have
 MAX_IDS = 2**32  # an example id has 32 bits
 
 
@@ -102,6 +103,12 @@ class Mixture:
       raise InputError(f"{len(folders)} folders and {len(weights)} weights: give as many of each")
     if not all(w > 0 and math.isfinite(w) for w in weights):
       raise InputError(f"weights of folders must be positive numbers, got {list(weights)}")
+    for folder, weight in zip(folders, weights, strict=True):
+      if not weight / sum(weights) >= LEAST_FRACTION:
+        raise InputError(
+          f"the weight {weight:g} of {folder.path} gives it less than {LEAST_FRACTION:g} of the "
+          f"examples beside {list(weights)}; leave the folder out, or raise the weight"
+        )
     self.folders, self.weights = list(folders), list(weights)
     if len(self) > MAX_IDS:
       raise InputError(f"{len(self)} pairs are more than there are example ids ({MAX_IDS})")

@@ -140,15 +140,15 @@ class ResumableFolder(NamedTuple):
       InputError: The folder holds something else, or its plan differs. Nothing is written then.
     """
     self._check(plan)
-    path = self.out / PLAN
-    if not path.exists():
-      self.working.mkdir(parents=True, exist_ok=True)
-      write_atomically(path, to_json(_plain(plan)), scratch=self.working)
-      self._check(plan)  # another host may have been faster
+    path, text = self.out / PLAN, to_json(_plain(plan))
     if self.is_complete():
       self.remove_working_folder()
-    else:
-      self.working.mkdir(parents=True, exist_ok=True)
+      return True
+    self.working.mkdir(parents=True, exist_ok=True)
+    # The stored plan may have the same values in other words, if a byte of it was damaged.
+    if not path.exists() or path.read_bytes() != text.encode():
+      write_atomically(path, text, scratch=self.working)
+      self._check(plan)  # another host may have been faster
     return self.is_complete()
 
   def _check(self, plan: Mapping[str, Any]) -> None:

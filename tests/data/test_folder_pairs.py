@@ -249,6 +249,12 @@ def mixed(folder, certain, weights=(3, 1), seed=0):
   return pairs.loader(tokenize, channels=3, batch_size=4, seed=seed)
 
 
+@pytest.mark.parametrize("weights", [(1e-300, 1e300), (1, 1e-7), (1e308, 1e308)])
+def test_weights_by_which_a_folder_has_no_example_are_refused(folder, certain, weights):
+  with pytest.raises(InputError, match="gives it less than 1e-06 of the examples"):
+    mixed(folder, certain, weights)
+
+
 def test_folders_are_mixed_by_their_weights_at_every_position(folder, certain):
   ids = gather(mixed(folder, certain), range(20))["example_id"]
   assert set(ids) == set(range(14))

@@ -88,6 +88,14 @@ def test_a_folder_with_other_files_is_refused(folder):
     folder.start(PLAN)
 
 
+def test_a_plan_of_the_same_values_in_other_bytes_is_written_again(folder):
+  folder.start(PLAN)
+  before = (folder.out / resumable.PLAN).read_bytes()
+  (folder.out / resumable.PLAN).write_bytes(before.replace(b"{", b"{ ", 1))
+  folder.start(PLAN)
+  assert (folder.out / resumable.PLAN).read_bytes() == before
+
+
 def contents(folder: pathlib.Path) -> dict[str, bytes]:
   return {str(p): p.read_bytes() if p.is_file() else b"" for p in sorted(folder.rglob("*"))}
 
