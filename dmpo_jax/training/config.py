@@ -16,6 +16,8 @@ from dmpo_jax.training import setup
 from dmpo_jax.training.config_ranges import RANGES
 
 OPTIMIZERS = ("adamw", "adafactor")
+# Numbers that may be None; the comment of the key says what it means.
+NULLABLE = ("samples.guidance",)
 # Former name of a key or section -> its name now, for the error about the former one.
 RENAMED = {
   "accumulation": "grad_accumulation_steps",
@@ -175,8 +177,8 @@ def check(config: ConfigDict) -> ConfigDict:
     InputError: A key is unknown (with the nearest known one) or missing, or a value has another
       type or is out of range (with its name and the range).
   """
-  config, defaults = ConfigDict(config), default()
-  _check_keys(defaults, config, "")
+  config = ConfigDict(config)
+  _check_keys(default(), config, "")
 
   def require(holds: bool, key: str, expected: str) -> None:
     if not holds:
@@ -187,7 +189,7 @@ def check(config: ConfigDict) -> ConfigDict:
       require(not _get(config, key), key, "empty without a pipeline; set config.pipeline")
   for key, allowed in RANGES.items():
     value = _get(config, key)
-    if value is not None or _get(defaults, key) is not None:
+    if value is not None or key not in NULLABLE:
       check_range(f"config.{key}", value, allowed)
   _check_names(config, require)
   require(

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict, config_flags
 from dmpo_jax import data, losses
 from dmpo_jax.common import choose
 from dmpo_jax.errors import InputError, cut, short
-from dmpo_jax.training.config import OPEN_SECTIONS, RENAMED, renamed_key, unknown_key
+from dmpo_jax.training.config import NULLABLE, OPEN_SECTIONS, RENAMED, renamed_key, unknown_key
 
 # Open section -> functions by name, whose keyword-only arguments are the section's keys.
 FUNCTIONS = {"data": data.DATASETS, "held_out.data": data.DATASETS, "loss": losses.LOSSES}
@@ -90,7 +90,10 @@ def _reason(error: BaseException) -> str:
   """An error in one line."""
   if isinstance(error, InputError):
     return str(error)
-  message = " ".join((error.msg if isinstance(error, SyntaxError) else str(error)).split())
+  try:
+    message = " ".join(str(error.msg if isinstance(error, SyntaxError) else error).split())
+  except Exception:  # an error of the config file's own may fail to say what it is
+    message = ""
   if isinstance(error, AttributeError | KeyError) and (key := message.strip("\"'")) in RENAMED:
     return str(unknown_key(key, ()))
   if isinstance(error, flags.Error):  # flag --config.KEY=VALUE: reason
@@ -114,19 +117,23 @@ def _override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
 def _exists(config: ConfigDict, argument: str) -> bool:
   """Whether the config has the key that an argument sets, with a type that the value must have.
 
-  False in an open section for a new key, and for one that is None or a list.
+  False in an open section for a new key, and for one that is None or a list; and for a number that
+  is set to None, where that has a meaning.
   """
-  key, separator, _ = argument.partition("=")
+  key, separator, text = argument.partition("=")
   if not key.startswith("--config.") or not separator:
     raise InputError(f"cannot read {argument!r}; keys are set as --config.KEY=VALUE")
+  key = key.removeprefix("--config.")
   section, prefix = config, ""
-  for part in key.removeprefix("--config.").split("."):
+  for part in key.split("."):
     if not isinstance(section, ConfigDict) or part not in section:
       if isinstance(section, ConfigDict) and _is_open(prefix):
         return False
       known = list(section) if isinstance(section, ConfigDict) else []
       raise unknown_key(prefix + part, [prefix + k for k in known])
     section, prefix = section[part], f"{prefix}{part}."
+  if text == "None" and key in NULLABLE:
+    return False
   return not (_is_open(prefix) and (section is None or isinstance(section, list)))
 
 

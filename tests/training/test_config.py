@@ -382,6 +382,10 @@ BROKEN = {
   "lines": (f"{IN_FUNCTION}raise ValueError('a\\nb\\x1b[2J')\n", r"line 2: ValueError: a b\\x1b"),
   "exit": ("import sys\nsys.exit(0)\n", "line 2: SystemExit: 0"),
   "base": ("class E(BaseException): pass\nraise E('no')\n", "line 2: E: no"),
+  "mute": (
+    "class E(Exception):\n  def __str__(self):\n    return 1 / 0\nraise E\n",
+    "line 4: E$",
+  ),
   "three": (f"{IN_FUNCTION}return 3\n", r": get_config\(\) returns 3, and not"),
   "none": (f"{IN_FUNCTION}pass\n", r": get_config\(\) returns None"),
   "empty": ("", r": there is no function get_config\(\)"),
@@ -458,6 +462,18 @@ def test_an_argument_that_cannot_be_read_is_refused_in_one_short_line(argument, 
     load_config(DMPO, [f"--config.{argument}"])
   assert len(str(error.value)) < 600
   assert "\n" not in str(error.value)
+
+
+def test_a_number_that_may_be_none_is_set_to_none_on_the_command_line(tmp_path):
+  file = tmp_path / "mine.py"
+  file.write_text(
+    f"{GOOD}{IN_FUNCTION}c = digits_dmpo.get_config()\n  c.samples.guidance = 5.0\n  return c\n"
+  )
+  assert load_config(str(file)).samples.guidance == 5
+  config = load_config(str(file), ["--config.samples.guidance=None", "--config.num_steps=7"])
+  assert check(config).samples.guidance is None
+  with pytest.raises(InputError, match=r"cannot set --config\.num_steps=None"):
+    load_config(str(file), ["--config.num_steps=None"])
 
 
 def test_a_new_key_of_many_brackets_is_a_text():
