@@ -79,6 +79,14 @@ def reason(error: BaseException) -> str:
   return f"{type(error).__name__}: {text}" if isinstance(error, KeyError | IndexError) else text
 
 
+def is_file(path: str | os.PathLike) -> bool:
+  """Whether there is a file; False for a name that no file can have, such as one too long."""
+  try:
+    return pathlib.Path(path).is_file()
+  except (OSError, ValueError):
+    return False
+
+
 def read_text(
   path: str | os.PathLike,
   *,

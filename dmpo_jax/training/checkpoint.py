@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from dmpo_jax.common import files
 from dmpo_jax.common.differences import describe, differences
 from dmpo_jax.errors import InputError
 from dmpo_jax.parallel.array_checksums import checksums
@@ -31,6 +32,9 @@ class Checkpoints:
     directory: Folder of the checkpoints; created if missing.
     keep: Number of latest checkpoints to keep; None: all.
     read_only: Write and delete nothing, because another process may be writing here.
+
+  Raises:
+    InputError: orbax cannot read its own records in the folder.
   """
 
   def __init__(self, directory: pathlib.Path, *, keep: int | None, read_only: bool = False):
@@ -44,7 +48,14 @@ class Checkpoints:
     )
     handlers = {"state": ocp.StandardCheckpointHandler(), "data": ocp.JsonCheckpointHandler()}
     self._saving, self._failure = None, None
-    self._manager = ocp.CheckpointManager(self._directory, options=options, item_handlers=handlers)
+    with files.reading(
+      self._directory,
+      "folder of checkpoints",
+      advice="move the newest step's folder away to continue from the one before",
+    ):
+      self._manager = ocp.CheckpointManager(
+        self._directory, options=options, item_handlers=handlers
+      )
 
   @property
   def directory(self) -> pathlib.Path:

@@ -173,3 +173,8 @@ def test_links_of_a_hub_snapshot_to_its_blobs_are_followed(tmp_path):
   (blobs / "hash").write_text("1")
   (snapshot / "a.json").symlink_to("../../blobs/hash")
   assert files.inside(snapshot, "a.json").read_text() == "1"
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "a\0b", "gone"])
+def test_a_name_that_no_file_can_have_is_no_file(tmp_path, name):
+  assert not files.is_file(tmp_path / name)

@@ -309,6 +309,7 @@ def caption_tokenizer(root: pathlib.Path) -> Reader:
 
 CONFIG = '''"""A config."""
 
+from dmpo_jax.training.config import default
 
 
 def get_config():

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import safetensors
 
 from dmpo_jax.commands.inspect import checkpoint as inspect_checkpoint
+from dmpo_jax.common.files import is_file
 from dmpo_jax.errors import InputError, short
 from dmpo_jax.interop import files, hub, pipeline, read_weights, weight_names
 from dmpo_jax.models import config_fields
@@ -187,7 +188,7 @@ def _run(location: str, run: pathlib.Path, step: int | None, ema: bool) -> Sourc
   checkpoint = inspect_checkpoint.open_checkpoint(run, step, ema=ema)
   components: dict[str, Component] = {}
   origin = config["pipeline"] or "new networks"
-  if (pathlib.Path(origin) / pipeline.INDEX).is_file():
+  if is_file(pathlib.Path(origin) / pipeline.INDEX):
     variant = config.get("variant") or None
     components |= _pipeline(origin, pathlib.Path(origin), variant).components
   elif config["pipeline"]:
