@@ -1,6 +1,7 @@
 """Training of Stable Diffusion 3 by flow matching: its errors against torch, every loss, runs."""
 
 import dataclasses
+import itertools
 import json
 import pathlib
 import shutil
@@ -30,6 +31,7 @@ from tests.losses import cases
 from tests.training import latents
 
 STEP = np.int32(3)
+WORDS = ("the", "digit", "seven", "one")
 
 
 def config(pipeline, **section):
@@ -177,12 +179,14 @@ def test_the_weight_epsilon_gives_the_loss_of_errors_of_the_noise(setting):
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
-  """Eight converted pairs of images."""
+  """Converted pairs of images, about eight to train on and four held out."""
   root = tmp_path_factory.mktemp("own")
   lines = ["prompt,image_0,image_1,label_0"]
-  lines += [f"{latents.CAPTIONS[i % 6]},{i}.png,{i + 1}.png,{i % 2}" for i in range(8)]
-  table = sets.custom(root / "source", lines, images=9)
-  convert.convert(source_reader.find("custom", table), root / "out", Options())
+  words = [" ".join(pair) for pair in itertools.product(WORDS, WORDS)]
+  lines += [f"{words[i]},{i}.png,{i + 1}.png,{i % 2}" for i in range(16)]
+  table = sets.custom(root / "source", lines, images=17)
+  options = Options(splits={"train": 0.6, "validation": 0.4})
+  convert.convert(source_reader.find("custom", table), root / "out", options)
   return str(root / "out")
 
 
@@ -211,8 +215,6 @@ def test_a_lora_on_cached_latents_and_text_resumes_bit_for_bit_and_samples(
 ):
   whole = cached_config(folder, cached)
   whole.lora.rank, whole.lora.alpha = 2, 2.0
-  whole.held_out.every, whole.held_out.pairs, whole.held_out.bins = 2, 4, 2
-  whole.held_out.data = ConfigDict(cached)
   whole.samples.every, whole.samples.prompts = 2, ("one",)
   whole.samples.seeds, whole.samples.steps = 1, 2
   one = train(whole, tmp_path / "whole", show_progress=False)
@@ -233,17 +235,18 @@ def test_a_lora_on_cached_latents_and_text_resumes_bit_for_bit_and_samples(
     name.split("attn")[-1].lstrip("2").lstrip(".") in (*attention, "to_add_out") for name in changed
   ), changed
   assert {"transformer.transformer_blocks.0.attn.add_k_proj"} <= changed
-  row = json.loads((tmp_path / "whole/held_out.jsonl").read_text().splitlines()[0])
-  assert [(part["from"], part["to"]) for part in row["bins"]] == [(0.0, 0.5), (0.5, 1.0)]
 
 
 def test_the_whole_transformer_trains_alike_from_images_and_cached_on_two_sharded_devices(
   folder, pairs, cached, tmp_path
 ):
   images = config(folder, folder=pairs, split="train")
+  images.held_out.every, images.held_out.pairs, images.held_out.bins = 2, 2, 2
   sharded = cached_config(folder, cached)
   sharded.num_devices, sharded.mesh.fsdp = 2, 2
   runs = [train(c, tmp_path / n, show_progress=False) for c, n in ((images, "a"), (sharded, "b"))]
+  row = json.loads((tmp_path / "a/held_out.jsonl").read_text().splitlines()[0])
+  assert [(part["from"], part["to"]) for part in row["bins"]] == [(0.0, 0.5), (0.5, 1.0)]
   start = trees.flatten(pipelines.load(folder, components=["transformer"]).params)
   one, other = map(transformer_of, runs)
   for name, leaf in one.items():
