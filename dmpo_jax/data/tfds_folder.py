@@ -33,6 +33,8 @@ SIZES = ("size_0", "size_1")
 AGAIN = "copy the folder again, or delete it and convert again"
 _SPLIT = "[a-z][a-z0-9_]*"
 _COUNTS = json_types.Dict(json_types.COUNT)
+TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+INFO_SCHEMA = {"name": str, "splits": json_types.List(json_types.Dict(object))}
 REPORT_SCHEMA = {
   "source": str,
   "record": str,
@@ -310,13 +312,34 @@ def open_folder(folder: pathlib.Path):
     TFDS's read-only builder, with `.as_data_source(split)` and `.info`.
 
   Raises:
-    InputError: See `check_files`.
+    InputError: See `check_files`; or its metadata are not those of a set of pairs.
   """
   import tensorflow_datasets as tfds
 
-  check_files(folder)
+  report = check_files(folder)
+  _check_metadata(pathlib.Path(folder), list(report["splits"]))
   with reading(folder, "TFDS data set", advice=AGAIN):
     return tfds.builder_from_directory(folder)
+
+
+def _check_metadata(folder: pathlib.Path, splits: list[str]) -> None:
+  """Raises InputError unless TFDS's metadata are those that `write_metadata` writes.
+
+  TFDS imports the modules that features.json names, and opens the files that dataset_info.json
+  names.
+  """
+  from google.protobuf import json_format
+
+  path = folder / "features.json"
+  if read_json(path, advice=AGAIN) != json_format.MessageToDict(features().to_proto()):
+    raise InputError(f"{path} does not hold the features of pairs; {AGAIN}")
+  path = folder / "dataset_info.json"
+  info = json_types.check(read_json(path, advice=AGAIN), INFO_SCHEMA, path, advice=AGAIN)
+  others = [s for s in info["splits"] if s.get("filepathTemplate", TEMPLATE) != TEMPLATE]
+  names = sorted(str(s.get("name")) for s in info["splits"])
+  known = info["name"] == NAME and info.get("fileFormat") == "array_record"
+  if not known or info.get("moduleName") or others or names != sorted(splits):
+    raise InputError(f"{path} is not of {NAME}, or names other files; {AGAIN}")
 
 
 class PairSource:

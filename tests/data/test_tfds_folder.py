@@ -128,6 +128,36 @@ def test_a_path_that_is_no_utf8_is_named(folder):
     tfds_folder.PairSource(other, "train")
 
 
+def test_a_class_that_features_json_names_is_not_imported(folder, tmp_path, monkeypatch):
+  (tmp_path / "evil_module.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()")
+  monkeypatch.syspath_prepend(tmp_path)
+  path = folder / "features.json"
+  value = json.loads(path.read_text())
+  value["featuresDict"]["features"]["id"]["pythonClassName"] = "evil_module.Text"
+  path.write_text(json.dumps(value))
+  with pytest.raises(InputError, match=r"features\.json does not hold the features of pairs"):
+    tfds_folder.open_folder(folder)
+  assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+  ("key", "value"),
+  [
+    ("filepathTemplate", "/etc/{SPLIT}"),
+    ("filepathTemplate", ["x"]),
+    ("filepathTemplate", None),
+    ("name", "../../x"),
+  ],
+)
+def test_other_files_that_dataset_info_names_are_not_opened(folder, key, value):
+  path = folder / "dataset_info.json"
+  info = json.loads(path.read_text())
+  info["splits"][0][key] = value
+  path.write_text(json.dumps(info))
+  with pytest.raises(InputError, match=r"dataset_info\.json"):
+    tfds_folder.open_folder(folder)
+
+
 def test_an_unfinished_conversion_is_no_data_set(folder):
   (folder / "dataset_info.json").unlink()
   with pytest.raises(InputError, match="holds no finished data set"):

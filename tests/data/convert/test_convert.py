@@ -5,6 +5,7 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -51,6 +52,24 @@ def test_a_bad_row_in_another_process_stops_the_conversion(tmp_path):
   with pytest.raises(InputError, match=r"train-0.parquet, row 5: not an image"):
     convert.convert(source, tmp_path / "out", options, workers=2)
   assert not list((tmp_path / "out").rglob("*.tmp"))
+
+
+def test_ctrl_c_waits_until_workers_have_started():
+  """Workers inherit the blocked signal; half a start would be a traceback of theirs."""
+  submitted = []
+
+  class Pool:
+    def submit(self, *job):
+      assert signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+      os.kill(os.getpid(), signal.SIGINT)
+      submitted.append(job)
+      return len(submitted)
+
+  with pytest.raises(KeyboardInterrupt):
+    convert._submit(Pool(), [(1,), (2,)])
+  assert len(submitted) == 2
+  assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+  assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 def test_several_hosts_share_the_work_and_the_last_one_finishes(whole, tmp_path):

@@ -114,6 +114,25 @@ def test_damaged_files_of_an_interrupted_command_are_made_again(pairs, folder, t
   assert contents(out) == contents(folder)
 
 
+def test_a_cache_beside_another_one_is_refused(pairs, folder, tmp_path):
+  out = tmp_path / "out"
+
+  def beside(images):
+    with pytest.raises(InputError, match="another process is writing the cache of latents"):
+      cache.cache_latents(pairs, out, encoders(), VIEWS)
+    return latents(images)
+
+  cache.cache_latents(pairs, out, encoders(latents=beside), VIEWS)
+  assert contents(out) == contents(folder)
+
+
+def test_a_refused_cache_leaves_no_folder(pairs, tmp_path):
+  networks = encoders(latents=lambda images: latents(images) * np.float32(np.nan))
+  with pytest.raises(InputError, match="not finite"):
+    cache.cache_latents(pairs, tmp_path / "a" / "out", networks, VIEWS)
+  assert not (tmp_path / "a").exists()
+
+
 def test_a_host_that_another_one_overtakes_at_the_end_returns_the_manifest(
   pairs, folder, tmp_path, monkeypatch
 ):
