@@ -9,7 +9,7 @@ from dmpo_jax.pipelines.families import (
   load,
   save,
 )
-from dmpo_jax.pipelines.fingerprint import sampling_fingerprint
+from dmpo_jax.pipelines.fingerprints import sampling_fingerprint
 from dmpo_jax.pipelines.finite import check_image, check_params
 from dmpo_jax.pipelines.generate import (
   Sampler,

@@ -1,4 +1,4 @@
-"""Fingerprints of frozen encoders, by which cached latents and text embeddings know theirs."""
+"""Fingerprints of pipelines, by which cached latents, text embeddings and samples know theirs."""
 
 import dataclasses
 import hashlib
@@ -6,18 +6,23 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
-from dmpo_jax import interop, models
+from dmpo_jax import diffusion, interop, models
 from dmpo_jax.models import trees
 from dmpo_jax.models.vae import config as vae_config
+from dmpo_jax.parallel.array_checksums import tree_checksum
 from dmpo_jax.parallel.to_host import on_host
 from dmpo_jax.pipelines.autoencoder import AUTOENCODER
+from dmpo_jax.pipelines.generate import SamplingInputs
 
 # Parts of the autoencoder, and fields of its config, that cached latents depend on: another decoder
 # changes no latent, and neither does another scale, which is applied after latents are sampled.
 ENCODER_PARTS = ("encoder", "quant_conv")
 DECODER_FIELDS = ("out_channels", "scaling_factor", "shift_factor", "use_post_quant_conv")
+# Fields of configs that say who wrote them, beside those that begin with an underscore.
+PROVENANCE = ("transformers_version", "torch_dtype", "dtype")
 
 
 def of_encoders(
@@ -51,6 +56,32 @@ def of_encoders(
   return json.loads(json.dumps({"encoders": networks, "tokenizers": tokenizers}))
 
 
+def sampling_fingerprint(
+  pipeline: interop.Pipeline, solver: diffusion.Solver, inputs: SamplingInputs
+) -> dict[str, str]:
+  """Digests of the content that images are sampled from, wherever it lies.
+
+  Args:
+    pipeline: The pipeline, with its parameters as they are stored; a LoRA is merged.
+    solver: The solver with its steps.
+    inputs: Inputs of the images; their token ids count.
+
+  Returns:
+    "weights", "configs", "solver" and "tokens" -> hexadecimal digest.
+  """
+  configs = {
+    name: {k: v for k, v in config.items() if v is not None and not _is_provenance(k)}
+    for name, config in pipeline.configs.items()
+    if name != interop.pipeline.SCHEDULER  # the solver has its numbers
+  }
+  return {
+    "weights": tree_checksum(pipeline.params),
+    "configs": _digest(json.dumps(configs, sort_keys=True, default=str).encode()),
+    "solver": _arrays(solver),
+    "tokens": _arrays((inputs.text, inputs.negative_text)),
+  }
+
+
 def params_digest(params: Mapping[str, Any]) -> str:
   """SHA-256 of parameters: of names, dtypes, shapes and bytes."""
   digest = hashlib.sha256()
@@ -75,3 +106,21 @@ def tokenizer_digest(tokenizer: Any) -> str:
     rules = [parts[name] for name in ("normalizer", "pre_tokenizer", "post_processor")]
     content = [vocabulary, parts["model"], *rules, *lengths]
   return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _is_provenance(field: str) -> bool:
+  return field.startswith("_") or field in PROVENANCE
+
+
+def _arrays(tree: Any) -> str:
+  """Digest of a tree of small arrays and numbers."""
+  parts = [
+    f"{jax.tree_util.keystr(path)} {np.asarray(leaf).dtype} {np.asarray(leaf).shape} ".encode()
+    + np.ascontiguousarray(leaf).tobytes()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  ]
+  return _digest(b"".join(parts))
+
+
+def _digest(content: bytes) -> str:
+  return hashlib.sha256(content).hexdigest()[:16]

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 from dmpo_jax import interop, pipelines
 from dmpo_jax.commands import sample
 from dmpo_jax.data import captions, images
+from dmpo_jax.demos.digits import samples as quickstart_samples_file
 from dmpo_jax.errors import InputError
 from dmpo_jax.sampling import image_folder
 from dmpo_jax.training import results, run_directory
@@ -24,6 +25,7 @@ from dmpo_jax.training.config_file import load_config
 from dmpo_jax.training.monitor import metrics as metrics_file
 from tests.commands.conftest import make_run
 from tests.data import sets
+from tests.demos.emoji import font as emoji_font
 from tests.fuzz.data_readers import DATA_READERS
 from tests.fuzz.harness import Reader, command
 from tests.interop import tiny
@@ -294,6 +296,28 @@ def sample_folder(root: pathlib.Path) -> Reader:
   return Reader(root, {image_folder.MANIFEST: "json", names[0]: "binary"}, read)
 
 
+def quickstart_samples(root: pathlib.Path) -> Reader:
+  """Samples of the quickstart."""
+  pixels = np.zeros((2, 8, 8, 1), np.float32)
+  np.savez_compressed(root / "samples.npz", images=pixels, content="x")
+  read = lambda folder: quickstart_samples_file._read(  # noqa: E731
+    folder / "samples.npz", "x", pixels.shape
+  )
+  return Reader(root, {"samples.npz": "binary"}, read)
+
+
+def emoji_sources(root: pathlib.Path) -> Reader:
+  """`dmpo-jax data emoji` with a font and Unicode's list of emoji."""
+  font, names = (path.name for path in emoji_font.write(root))
+
+  def read(folder):
+    with tempfile.TemporaryDirectory(dir=folder.parent) as out:
+      paths = ("--font", folder / font, "--names", folder / names)
+      command("data", "emoji", "--out", f"{out}/out", "--size", "16", *paths)
+
+  return Reader(root, {font: "binary", names: "text"}, read)
+
+
 def caption_tokenizer(root: pathlib.Path) -> Reader:
   """The tokenizer with which `data convert` counts tokens."""
   tiny.make_tokenizer().save_pretrained(root)
@@ -350,6 +374,8 @@ READERS = {
     samples,
     sample_folder,
     prompts,
+    quickstart_samples,
+    emoji_sources,
     caption_tokenizer,
     run_record,
     summary,

@@ -1,6 +1,7 @@
 """Samples of a model in a file that belongs to its weights."""
 
 import functools
+import io
 import json
 import logging
 import pathlib
@@ -13,6 +14,8 @@ from dmpo_jax import pipelines
 from dmpo_jax.common import files
 from dmpo_jax.common.atomic_files import write_atomically
 from dmpo_jax.errors import InputError
+
+MAX_BYTES = 1 << 30
 
 LOGGER = logging.getLogger(__name__)
 
@@ -87,7 +90,12 @@ def _read(file: pathlib.Path, content: str, shape: tuple[int, ...]) -> np.ndarra
   if not file.exists():
     return None
   try:
-    with files.reading(file, "file of samples"), np.load(file, allow_pickle=False) as arrays:
+    # From memory: zipfile turns wrong offsets in a file into errors of the system.
+    stream = io.BytesIO(files.read_bytes(file, max_bytes=MAX_BYTES))
+    with (
+      files.reading(file, "file of samples"),
+      np.load(stream, allow_pickle=False) as arrays,
+    ):
       stored = str(arrays["content"]) if "content" in arrays else ""
       if stored != content:
         LOGGER.info("%s holds samples of other weights or settings; sampling again", file)
