@@ -12,7 +12,7 @@ from dmpo_jax.errors import InputError, short, unknown
 LOGGER = logging.getLogger(__name__)
 
 # Largest values that are believed: a config is read before anything is compared with its weights.
-MAX_SIZE, MAX_LAYERS = 1 << 24, 1024
+MAX_SIZE, MAX_LAYERS = 1 << 24, 256
 
 
 def class_names(config: Mapping[str, Any]) -> tuple[str, ...]:

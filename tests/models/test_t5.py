@@ -139,7 +139,7 @@ def test_every_field_that_transformers_writes_is_accepted():
     ({"dense_act_fn": "gelu"}, "dense_act_fn = 'gelu'.* 'relu', which feed_forward_proj = 'relu'"),
     ({"is_gated_act": True}, "is_gated_act = True.* False, which feed_forward_proj"),
     ({"num_layers": 0}, "num_layers = 0.* a positive integer"),
-    ({"num_layers": 10**5}, "num_layers = 100000.* at most 1024"),
+    ({"num_layers": 10**5}, "num_layers = 100000.* at most 256"),
     ({"d_kv": "64"}, "d_kv = '64'.* a positive integer"),
     ({"layer_norm_epsilon": -1}, "layer_norm_epsilon = -1.* not negative"),
     ({"relative_attention_num_buckets": 6}, "num_buckets = 6.* a multiple of 4"),

@@ -82,7 +82,7 @@ MIDDLE = ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D", None)
 UP = ("CrossAttnUpBlock2D", "UpBlock2D")
 
 # Limits of what is built: of a level's layers, of the levels, and of all layers together.
-MAX_PER_LEVEL, MAX_LEVELS, MAX_TOTAL = 64, 12, 2048
+MAX_PER_LEVEL, MAX_LEVELS, MAX_TOTAL = 64, 12, 512
 
 # SDXL's micro-conditioning: height and width of the original, top and left of the crop, height and
 # width of the target.
