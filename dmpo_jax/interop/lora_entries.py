@@ -75,6 +75,6 @@ def unwrapped(layer: str) -> str:
 
 
 def method_of(name: str) -> str:
-  """What an entry that `parse` does not know belongs to, in words."""
-  found = next((text for part, text in _METHODS.items() if part in name), None)
-  return f"an entry of {found}" if found else "no entry of a plain LoRA"
+  """The adapter method of an entry that `parse` does not know, in words."""
+  method = next((text for part, text in _METHODS.items() if part in name), None)
+  return f"an entry of {method}" if method else "no entry of a plain LoRA"

@@ -74,7 +74,7 @@ def open_folder(
     shape: Height, width and channels of the images.
 
   Returns:
-    For each image whether its file is there. A damaged one is not, and is told.
+    For each image whether its file is there. A damaged one counts as missing, with a warning.
 
   Raises:
     InputError: The folder holds images of other settings, or files of these names without a

@@ -67,8 +67,8 @@ def write_summary(workdir: pathlib.Path, result: Result) -> None:
 def read_summary(workdir: pathlib.Path, steps: int) -> dict[str, Any] | None:
   """The result of a run that has finished, if all files of its results are as it wrote them.
 
-  Files that others put beside them are not looked at. What is missing or damaged is told by a
-  warning: the caller makes the results again.
+  Files of others beside them do not matter. A warning names what is missing or damaged: the caller
+  makes the results again.
 
   Args:
     workdir: Work directory.

@@ -1,4 +1,4 @@
-"""What a resumed run must have in common with the run that it continues: position and versions."""
+"""Position and versions that a resumed run must have in common with the run that it continues."""
 
 import json
 import logging
