@@ -56,7 +56,7 @@ def get_config() -> ConfigDict:
   config.timesteps = ConfigDict({"name": "logit_normal", "stratified": True})
   config.caption_dropout = 0.1
   config.batch_size = 64
-  config.num_steps = 2000
+  config.num_steps = 1000
   config.optimizer.learning_rate = 1e-3
   config.optimizer.warmup_steps = 100
   config.ema_decay = 0.995

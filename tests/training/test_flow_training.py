@@ -237,6 +237,7 @@ def test_a_lora_on_cached_latents_and_text_resumes_bit_for_bit_and_samples(
   assert {"transformer.transformer_blocks.0.attn.add_k_proj"} <= changed
 
 
+@pytest.mark.slow
 def test_the_whole_transformer_trains_alike_from_images_and_cached_on_two_sharded_devices(
   folder, pairs, cached, tmp_path
 ):
