@@ -53,9 +53,13 @@ class Checkpoints:
       "folder of checkpoints",
       advice="move the newest step's folder away to continue from the one before",
     ):
-      self._manager = ocp.CheckpointManager(
-        self._directory, options=options, item_handlers=handlers
-      )
+      try:
+        manager = ocp.CheckpointManager(self._directory, options=options, item_handlers=handlers)
+      except Exception:
+        for path in self._directory.glob("[0-9]*/_CHECKPOINT_METADATA"):
+          files.read_json(path, advice=f"move the folder {path.parent} away")
+        raise
+    self._manager = manager
 
   @property
   def directory(self) -> pathlib.Path:
@@ -124,7 +128,7 @@ class Checkpoints:
         ),
       )
       state, data = items["state"], items["data"]
-      recorded = data.pop("checksums")
+      recorded = dict(data.pop("checksums"))
     except InputError:
       raise
     except Exception as error:  # orbax, tensorstore and json raise many types

@@ -123,6 +123,10 @@ def export(workdir: pathlib.Path, folder: pathlib.Path, *, ema: bool = True, **o
       option is not valid.
   """
   config = run_config(workdir)
+  if config.pipeline and pathlib.Path(config.pipeline).resolve() == pathlib.Path(folder).resolve():
+    raise InputError(
+      f"{folder} is the pipeline that the run started from and compares with; give another folder"
+    )
   step, pipeline, trained = _load(workdir, config, ema)
   save_pipeline(folder, config, pipeline, trained, **options)
   return step

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from dmpo_jax.common import files
 from dmpo_jax.common.atomic_files import write_atomically
-from dmpo_jax.errors import InputError
+from dmpo_jax.errors import InputError, short
 
 LOGGER = logging.getLogger(__name__)
 
@@ -111,10 +111,13 @@ def _check_files(workdir: pathlib.Path, path: pathlib.Path, listed: Any) -> None
   if not isinstance(listed, dict) or not listed:
     raise InputError(f"{path} lists no files of the results")
   for name, entry in listed.items():
-    file = files.inside(workdir, name, f"file in {path}")
+    parts = pathlib.PurePosixPath(name).parts
+    if parts[:1] not in [(folder,) for folder in FOLDERS] or ".." in parts or "\0" in name:
+      raise InputError(f"{path} lists {short(name)}, which is no file of the results")
+    file = workdir / name
     if not isinstance(entry, dict) or not {"bytes", "sha256"} <= entry.keys():
       raise InputError(f"{path} is damaged: it has no size and no SHA-256 of {name}")
-    if not file.is_file():
+    if not files.is_file(file):
       raise InputError(f"{file} is missing, which the finished run has written")
     if (size := file.stat().st_size) != entry["bytes"]:
       raise InputError(f"{file} has {size} bytes, the finished run wrote {entry['bytes']}")

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dmpo_jax.errors import InputError
 from dmpo_jax.parallel.array_checksums import checksums
 from dmpo_jax.training.checkpoint import Checkpoints
 
@@ -55,6 +56,14 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_still_loads(save
       checkpoints.restore(20, STATE)
     state, _ = checkpoints.restore(10, STATE)
   assert float(state["step"]) == 10
+
+
+def test_damaged_metadata_names_the_folder_to_move_away(saved):
+  (saved / "20" / "_CHECKPOINT_METADATA").write_text("[]")
+  with pytest.raises(
+    InputError, match=r"20/_CHECKPOINT_METADATA holds .*move the folder .*/20 away"
+  ):
+    Checkpoints(saved, keep=5)
 
 
 def test_a_checkpoint_of_another_network_is_refused_with_the_differences(saved):

@@ -51,6 +51,14 @@ def test_a_run_without_summary_is_not_finished(tmp_path):
   assert read_summary(tmp_path, 60) is None
 
 
+def test_results_on_another_disk_behind_a_link_are_recognised(workdir, tmp_path_factory):
+  elsewhere = shutil.move(workdir / "pipeline", tmp_path_factory.mktemp("disk") / "pipeline")
+  (workdir / "pipeline").symlink_to(elsewhere)
+  assert read_summary(workdir, 60) is not None
+  write_summary(workdir, Result(workdir / "pipeline", 60, 0, 1.5, 0.5, 8.0, 2))
+  assert len(json.loads((workdir / "summary.json").read_text())["files"]) == 3
+
+
 def test_files_beside_the_results_are_not_looked_at(workdir):
   (workdir / "pipeline" / "README.md").write_text("my model")
   assert read_summary(workdir, 60) is not None
@@ -174,6 +182,11 @@ def test_a_pipeline_that_has_changed_is_not_exported_with_the_weights_of_the_run
   (run / "run.json").write_text(json.dumps(content))
   assert main(["export", "--workdir", str(run), "--out", str(tmp_path / "out")]) == 2
   assert "has other parameters than when the run started" in capsys.readouterr().err
+
+
+def test_the_pipeline_that_a_run_compares_with_is_not_overwritten(pipeline, finished, capsys):
+  assert main(["export", "--workdir", str(finished), "--out", str(pipeline)]) == 2
+  assert "is the pipeline that the run started from" in capsys.readouterr().err
 
 
 # Versions

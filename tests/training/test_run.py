@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -16,6 +17,8 @@ from safetensors.numpy import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dmpo_jax import data, interop
+from dmpo_jax.common.ranges import Interval
+from dmpo_jax.training import config_ranges
 from dmpo_jax.training.export import export
 from dmpo_jax.training.monitor.metrics import read
 from dmpo_jax.training.run import train
@@ -166,7 +169,11 @@ def test_a_folder_that_is_no_pipeline_is_refused(tmp_path):
     train(pairs_config(str(tmp_path)), tmp_path / "run", show_progress=False)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_examples(pipeline, tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_examples(
+  pipeline, tmp_path, monkeypatch
+):
+  anything = Interval(0, math.inf)  # a rate that no config may have
+  monkeypatch.setitem(config_ranges.RANGES, "optimizer.learning_rate", anything)
   config = pairs_config(pipeline)
   config.optimizer.learning_rate, config.optimizer.warmup_steps = 1e30, 3
   config.num_steps, config.checkpoint.every = 12, 1

@@ -43,11 +43,12 @@ class MetricsWriter:
         records, damaged = _read_lines(path)
         if damaged:
           _set_aside(path, damaged)
-        if not step and records:
+        recorded = max((record["step"] for record in records), default=0)
+        if recorded and not step and name == "metrics":
           LOGGER.warning(
             "%s records %d steps and no checkpoint of them is left: the run starts at step 0 again",
             path,
-            max(record["step"] for record in records),
+            recorded,
           )
         kept = (record for record in records if record["step"] <= step)
         write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))

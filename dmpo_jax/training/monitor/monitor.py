@@ -13,6 +13,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from dmpo_jax.common.atomic_files import writing
 from dmpo_jax.errors import InputError, short
 from dmpo_jax.models import flops
 from dmpo_jax.training import setup
@@ -205,5 +206,6 @@ class Profile:
   def close(self) -> None:
     """Ends a running trace."""
     if self._running:
-      jax.profiler.stop_trace()
       self._running = False
+      with writing(self._folder):
+        jax.profiler.stop_trace()
