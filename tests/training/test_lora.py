@@ -158,7 +158,7 @@ def test_an_option_of_the_other_output_is_refused(run, options, capsys):
   [
     (2, 0.0, r"lora\.alpha must be positive beside a rank .*got 0\.0"),
     (0, 4.0, r"lora\.alpha must be 0 without a rank; .*got 4\.0"),
-    (-1, 4.0, r"lora\.rank must be at least 0"),
+    (-1, 4.0, r"lora\.rank must be an integer from 0 to"),
   ],
 )
 def test_rank_and_alpha_that_do_not_go_together_are_refused(rank, alpha, message, base):

@@ -175,7 +175,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_examples(
   anything = Interval(0, math.inf)  # a rate that no config may have
   monkeypatch.setitem(config_ranges.RANGES, "optimizer.learning_rate", anything)
   config = pairs_config(pipeline)
-  config.optimizer.learning_rate, config.optimizer.warmup_steps = 1e30, 3
+  config.optimizer.update(learning_rate=1e30, warmup_steps=3, weight_decay=0.0)
   config.num_steps, config.checkpoint.every = 12, 1
   with pytest.raises(ValueError, match=r"step (\d+): .*not finite \(examples with ids \[\d+"):
     train(config, tmp_path / "run", show_progress=False)

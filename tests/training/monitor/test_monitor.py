@@ -1,5 +1,6 @@
 """Held-out evaluation, sample grids and profile of whole runs, which they leave unchanged."""
 
+import math
 import shutil
 
 import jax
@@ -10,8 +11,10 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dmpo_jax import interop, losses, pipelines, sampling
+from dmpo_jax.common.ranges import Interval
 from dmpo_jax.errors import InputError
 from dmpo_jax.parallel import sharding
+from dmpo_jax.training import config_ranges
 from dmpo_jax.training.batch import Batch
 from dmpo_jax.training.monitor import held_out_errors
 from dmpo_jax.training.monitor.metrics import read
@@ -110,7 +113,11 @@ def test_the_first_grid_is_sampled_from_the_initial_pipeline_and_the_noise_stays
   assert (monitored / "samples" / "prompts.txt").read_text().splitlines() == list(PROMPTS)
 
 
-def test_samples_of_the_initial_pipeline_that_are_not_finite_stop_the_run(pipeline, tmp_path):
+def test_samples_of_the_initial_pipeline_that_are_not_finite_stop_the_run(
+  pipeline, tmp_path, monkeypatch
+):
+  anything = Interval(0, math.inf)  # a scale that no config may have
+  monkeypatch.setitem(config_ranges.RANGES, "samples.guidance", anything)
   config = monitored_config(pipeline)
   config.samples.guidance = 3e38
   message = "4 of the samples at step 0 are not finite, the first of the prompt 'the digit seven'"
