@@ -121,9 +121,16 @@ def make_epoch(folder: pathlib.Path, pairs: int) -> None:
   index["content"] = rng.integers(2**63, size=(len(index), 2))
   np.save(folder / pair_index.name("train"), index)
   report = {
+    "source": "made up",
     "record": tfds_folder.VERSION,
+    "options": {},
+    "read": {"rows": len(index), "pairs": len(index)},
+    "found": {},
+    "dropped": {},
+    "kept": len(index),
+    "splits": {"train": {"pairs": len(index), "prompts": 1}},
+    "reencoded_images": {},
     "files": files,
-    "splits": {"train": {"pairs": len(index)}},
   }
   (folder / tfds_folder.REPORT).write_text(json.dumps(report))
   tfds_folder.write_metadata(folder, {"train": sizes})
