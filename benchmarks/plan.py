@@ -1,4 +1,4 @@
-"""The tables of docs/plan.md: SD1.5 and SDXL on TPU slices, planned by `dmpo-jax plan`.
+"""The tables of docs/plan.md: SD1.5, SDXL and SD3.5 on TPU slices, planned by `dmpo-jax plan`.
 
     python benchmarks/plan.py --out benchmarks/plans              # all rows, an hour or more
     python benchmarks/plan.py --out benchmarks/plans --only v5e-16
@@ -22,11 +22,14 @@ GROWTH = ("v5e-4", "v5e-16", "v5e-64", "v5e-256")
 COMMON = "--inputs latents_and_embeddings --config.ema_decay=0.999"
 LORA = "--config.lora.rank=16 --config.lora.alpha=16.0"
 SD15 = "--config configs/sd15_dmpo.py --model sd15 --pairs-per-chip 8"
+SD35 = "--model sd35_medium --size 512 --config.remat=dots"
 SETTINGS = {
   "SD1.5 full": f"{SD15} {COMMON}",
   "SD1.5 LoRA": f"{SD15} {LORA} {COMMON}",
   "SDXL full": f"--config configs/sdxl_dmpo.py --model sdxl --pairs-per-chip 2 {COMMON}",
   "SDXL LoRA": f"--config configs/sdxl_dmpo_lora.py --model sdxl --pairs-per-chip 2 {COMMON}",
+  "SD3.5 full": f"--config configs/sd35_dmpo.py {SD35} --pairs-per-chip 2 {COMMON}",
+  "SD3.5 LoRA": f"--config configs/sd35_dmpo_lora.py {SD35} --pairs-per-chip 2 {COMMON}",
 }
 
 
@@ -34,6 +37,7 @@ def rows() -> dict[str, str]:
   """Name of a row -> arguments of `dmpo-jax plan`, the most important rows first."""
   settings = [(setting, name) for name in SLICES for setting in SETTINGS]
   settings += [(setting, name) for name in GROWTH for setting in SETTINGS if "full" in setting]
+  settings.append(("SD3.5 LoRA", "v5e-1"))
   result = {}
   for setting, name in settings:
     fsdp = min(16, int(name.rsplit("-")[1]) // (2 if name.startswith("v5p") else 1))
