@@ -12,7 +12,7 @@ from dmpo_jax.common.idle import is_off, tell
 from dmpo_jax.diffusion import flow_solvers, flow_timesteps, sigmas
 from dmpo_jax.diffusion.flow import FlowProcess
 from dmpo_jax.diffusion.solver import Solver
-from dmpo_jax.errors import InputError, unknown
+from dmpo_jax.errors import InputError, short, unknown
 
 CLASSES = {
   "euler": "FlowMatchEulerDiscreteScheduler",
@@ -155,6 +155,8 @@ def read(config: Mapping[str, Any]) -> FlowSchedule:
       supported; the message names it.
   """
   name = config.get("_class_name", CLASSES["euler"])
+  if not isinstance(name, str):
+    raise InputError(f"scheduler _class_name is {short(name)}; expected the name of a class")
   if name not in CLASSES.values() and is_flow(config):
     raise unknown("scheduler of flow matching", name, CLASSES.values())
   if not is_flow({"_class_name": name, **config}):
@@ -165,7 +167,7 @@ def read(config: Mapping[str, Any]) -> FlowSchedule:
   prediction = config.get("prediction_type")
   if prediction not in (None, "flow_prediction"):
     raise InputError(
-      f"scheduler field prediction_type is {prediction!r}; networks of flow matching predict "
+      f"scheduler field prediction_type is {short(prediction)}; networks of flow matching predict "
       "velocities, so it must be absent or 'flow_prediction'"
     )
   fields = {field.name: field.default for field in dataclasses.fields(FlowSchedule)}
@@ -316,8 +318,8 @@ def _refuse(name: str, config: Mapping[str, Any]) -> None:
   for field, allowed in _REFUSED[name].items():
     if config.get(field, allowed[0]) not in allowed:
       raise InputError(
-        f"scheduler field {field} is {config[field]!r}, which solver {name!r} of flow matching "
-        f"does not offer; expected {' or '.join(map(repr, allowed))}"
+        f"scheduler field {field} is {short(config[field])}, which solver {name!r} of flow "
+        f"matching does not offer; expected {' or '.join(map(repr, allowed))}"
       )
 
 
@@ -327,18 +329,17 @@ def _check(schedule: FlowSchedule) -> None:
   def require(holds: bool, field: str, expected: str) -> None:
     if not holds:
       value = getattr(schedule, field)
-      raise InputError(f"scheduler field {field} is {value!r}; expected {expected}")
+      raise InputError(f"scheduler field {field} is {short(value)}; expected {expected}")
 
-  for field in ("num_train_timesteps", "base_image_seq_len", "max_image_seq_len"):
-    value = getattr(schedule, field)
-    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    require(whole and 1 <= value <= 10**6, field, "an integer from 1 to 1000000")
+  def whole(*names: str) -> None:
+    for field in names:
+      value = getattr(schedule, field)
+      integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+      require(integer and 1 <= value <= 10**6, field, "an integer from 1 to 1000000")
+
+  whole("num_train_timesteps")
   for field in ("use_dynamic_shifting", "stochastic_sampling", *SPACINGS):
     require(isinstance(getattr(schedule, field), bool), field, "true or false")
-  require(_number(schedule.shift) and 0 < schedule.shift <= 1e4, "shift", "a number > 0, <= 10000")
-  for field in ("base_shift", "max_shift"):
-    value = getattr(schedule, field)
-    require(_number(value) and abs(value) <= 1e4, field, "a number from -10000 to 10000")
   require(
     schedule.time_shift_type in ("exponential", "linear"),
     "time_shift_type",
@@ -351,8 +352,15 @@ def _check(schedule: FlowSchedule) -> None:
     "null or a number in [0, 1)",
   )
   if schedule.use_dynamic_shifting:
+    whole("base_image_seq_len", "max_image_seq_len")
+    for field in ("base_shift", "max_shift"):
+      value = getattr(schedule, field)
+      require(_number(value) and abs(value) <= 1e4, field, "a number from -10000 to 10000")
     different = schedule.max_image_seq_len != schedule.base_image_seq_len
     require(different, "max_image_seq_len", "another number than base_image_seq_len")
+  else:
+    shift = schedule.shift
+    require(_number(shift) and 0 < shift <= 1e4, "shift", "a number > 0, at most 10000")
   chosen = [field for field in SPACINGS if getattr(schedule, field)]
   if len(chosen) > 1:
     raise InputError(f"scheduler fields {' and '.join(chosen)} are true; expected one at most")
@@ -360,4 +368,4 @@ def _check(schedule: FlowSchedule) -> None:
 
 def _number(value: object) -> bool:
   real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-  return real and math.isfinite(value)
+  return real and -math.inf < value < math.inf

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from dmpo_jax.common import choose
-from dmpo_jax.errors import InputError
+from dmpo_jax.errors import InputError, short
 
 # (key of the step, keys of the examples [B]) -> t, float32 [B]
 Sampler = Callable[[jax.Array, jax.Array], jax.Array]
@@ -127,7 +127,7 @@ def make(config: Mapping[str, Any], shift: float | None) -> Sampler:
   make_sampler, fields = choose.select("timestep sampler", config, _SAMPLERS)
   quantile, spread = make_sampler(shift, **fields)
   if not isinstance(spread, bool):
-    raise InputError(f"timestep sampler: stratified is {spread!r}; expected True or False")
+    raise InputError(f"timestep sampler: stratified is {short(spread)}; expected True or False")
 
   def sample(step_key: jax.Array, keys: jax.Array) -> jax.Array:
     u = stratified(step_key, keys.shape[0]) if spread else jax.vmap(jax.random.uniform)(keys)
@@ -178,8 +178,9 @@ def _interval(
 ) -> tuple[Quantile, bool]:
   if not (_number(low) and _number(high) and 0 <= low < high <= 1):
     raise InputError(
-      f"timestep sampler 'interval' has low {low!r} and high {high!r}; flow matching expects noise "
-      "levels with 0 <= low < high <= 1 (a timestep of 1000 levels is 1000 times that)"
+      f"timestep sampler 'interval' has low {short(low)} and high {short(high)}; flow matching "
+      "expects noise levels with 0 <= low < high <= 1 (a timestep of 1000 levels is 1000 times "
+      "that)"
     )
   return lambda u: low + (high - low) * u, stratified
 
@@ -187,7 +188,7 @@ def _interval(
 def _list(
   default: float | None, *, values: Sequence[float], stratified: bool = False
 ) -> tuple[Quantile, bool]:
-  values = tuple(values)
+  values = tuple(values) if isinstance(values, Sequence) else ()
   if not values or not all(_number(value) and 0 <= value <= 1 for value in values):
     raise InputError(
       f"values of timestep sampler 'list' are {values[:8]}; flow matching expects one or more "
@@ -223,10 +224,10 @@ def _shift(name: str, quantile: Quantile, shift: float | None, default: float | 
 def _require(holds: bool, name: str, field: str, value: object, expected: str) -> None:
   if not holds:
     raise InputError(
-      f"timestep sampler {name!r}: {field} is {value!r}; expected a number {expected}"
+      f"timestep sampler {name!r}: {field} is {short(value)}; expected a number {expected}"
     )
 
 
 def _number(value: object) -> bool:
   real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-  return real and math.isfinite(value)
+  return real and -math.inf < value < math.inf

@@ -146,6 +146,12 @@ def test_karras_levels_can_be_asked_for_and_declined():
   assert not np.allclose(asked.steps.timestep, plain.steps.timestep)
 
 
+def test_fields_without_effect_are_no_obstacle():
+  config = {"shift": 3.0, "base_shift": "x", "max_image_seq_len": 256, "a_new_field": False}
+  plain, idle = (flow_config.make_solver(c, 4) for c in ({"shift": 3.0}, config))
+  np.testing.assert_array_equal(plain.steps.timestep, idle.steps.timestep)
+
+
 def test_fields_that_are_null_have_the_default():
   config = {"shift": 3.0, "shift_terminal": None, "base_shift": None, "invert_sigmas": None}
   assert flow_config.read(config) == flow_config.FlowSchedule(shift=3.0)
@@ -162,6 +168,8 @@ def test_fields_that_are_null_have_the_default():
     ({"shift": 0.0}, {}, "shift is 0.0; expected a number > 0"),
     ({"shift": float("inf")}, {}, "shift is inf"),
     ({"shift": "3"}, {}, "shift is '3'"),
+    ({"shift": 10**400}, {}, "shift is 1000"),
+    ({"_class_name": ["FlowMatchEulerDiscreteScheduler"]}, {}, "expected the name of a class"),
     ({"num_train_timesteps": 0}, {}, "num_train_timesteps is 0"),
     ({"use_dynamic_shifting": "yes"}, {}, "expected true or false"),
     ({"time_shift_type": "log"}, {}, "time_shift_type is 'log'"),

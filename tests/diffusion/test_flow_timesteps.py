@@ -122,9 +122,9 @@ def test_the_extremes_of_the_uniform_number_give_times_between_0_and_1():
   [
     ({"name": "logit-normal"}, "unknown timestep sampler 'logit-normal'; did you mean 'logit_no"),
     ({"name": "uniform", "shfit": 3.0}, "'shfit'; did you mean 'shift'"),
-    ({"name": "uniform", "shift": 0}, "shift is 0; expected a number > 0"),
+    ({"name": "uniform", "shift": 0}, "shift is 0; expected a number from 0.0001"),
     ({"name": "uniform", "shift": float("nan")}, "shift is nan"),
-    ({"name": "uniform", "stratified": "yes"}, "stratified is 'yes'; expected True or False"),
+    ({"name": "uniform", "stratified": "yes"}, "stratified must be True or False, got 'yes'"),
     ({"name": "logit_normal", "std": 0}, "std is 0; expected a number > 0"),
     ({"name": "logit_normal", "mean": 400}, "mean is 400; expected a number from -15 to 15"),
     ({"name": "mode", "scale": 2}, "scale is 2; expected a number from -1 to 1.752"),
@@ -132,6 +132,8 @@ def test_the_extremes_of_the_uniform_number_give_times_between_0_and_1():
     ({"name": "interval", "low": 0.5, "high": 0.5}, "noise levels with 0 <= low < high <= 1"),
     ({"name": "list", "values": [801, 694]}, "noise levels from 0 to 1 .a timestep of 1000"),
     ({"name": "list", "values": []}, "one or more noise levels"),
+    ({"name": "list", "values": 0.5}, "values must be a tuple"),
+    ({"name": "logit_normal", "mean": 10**400}, "mean is 1000"),
     ({"name": "list", "values": [0.5], "shift": 3.0}, "unknown key of timestep sampler 'list'"),
   ],
 )
