@@ -92,13 +92,18 @@ trap interrupt INT
 # run_once: runs all processes to their end and sets STATUS; an error has priority over a loss.
 run_once() {
   local port index code
-  port="$(free_port)" pids=() STATUS=0
+  pids=() STATUS=0
+  # Ctrl-C in a terminal reaches this Python too.
+  port="$(free_port)" || { [ -n "$INTERRUPTED" ] && exit 130; } || exit 1
   for ((index = 0; index < PROCESSES; index++)); do
+    [ -z "$INTERRUPTED" ] || break
     command_of "$index" "$port"
     # Each line of output begins with the index of its process.
     "${COMMAND[@]}" > >(sed -u "s/^/[$index] /") 2> >(sed -u "s/^/[$index] /" >&2) &
     pids+=($!)
   done
+  # Processes that were started while Ctrl-C was handled did not get it, and have nothing to save.
+  [ -z "$INTERRUPTED" ] || kill -KILL "${pids[@]}" 2> /dev/null || true
   for index in "${!pids[@]}"; do
     while true; do # a trapped signal ends wait, not the process
       code=0

@@ -115,6 +115,17 @@ def test_ctrl_c_ends_processes_that_do_not_listen_within_two_seconds(script, tmp
   assert len((tmp_path / "starts.0").read_text().splitlines()) == 1
 
 
+def test_ctrl_c_while_processes_are_started_ends_them_too(script, tmp_path):
+  run = script(",".join(["deaf"] * 20), "--processes", "20")
+  until = time.monotonic() + 30
+  while not list(tmp_path.glob("waits.*")) and time.monotonic() < until:
+    time.sleep(0.005)
+  started = time.monotonic()
+  run.send_signal(signal.SIGINT)
+  assert run.wait(10) == 130
+  assert time.monotonic() - started < 3  # the machine may be busy
+
+
 def wait_for(folder):
   until = time.monotonic() + 30
   while len(list(folder.glob("waits.*"))) < 2 and time.monotonic() < until:
