@@ -103,7 +103,7 @@ def _spellings(name: str) -> Iterator[str]:
 
 
 def _advice(root: pathlib.Path, name: str) -> str:
-  """What to do about a link that leaves the folder."""
+  """Advice about a link that leaves the folder."""
   target, parts = (root / name).resolve(), pathlib.PurePosixPath(name).parts
   if target.parts[-len(parts) :] == parts:
     return f"--images {pathlib.Path(*target.parts[: -len(parts)])} reads it"

@@ -78,7 +78,7 @@ def check(name: str, reader: Reader, scratch: pathlib.Path, cases: int = CASES) 
 
 
 def _outcome(reader: Reader, folder: pathlib.Path) -> tuple[str, str]:
-  """What became of a damaged folder, and for a failure its place and message."""
+  """The outcome of reading a damaged folder, and for a failure its place and message."""
   try:
     with within(SECONDS):
       reader.read(folder)
@@ -105,7 +105,7 @@ def command(*arguments: object) -> None:
 
 
 def message_problem(message: str) -> str | None:
-  """What is wrong with an error message, or None."""
+  """The fault of an error message, or None."""
   lines = message.split("\n")
   if found := CONTROL.search(message):
     return f"the control character {found[0]!r}"

@@ -24,7 +24,7 @@ FOUR = {"num_devices": 4, "mesh": {"fsdp": 2}}
 
 @pytest.fixture(scope="module", autouse=True)
 def settings_of_the_processes():
-  """What their config sets: small arrays are split, and ranges are wider."""
+  """Settings of their config: small arrays are split, and ranges are wider."""
   before, ranges = processes_config.sharding.SMALLEST, dict(config_ranges.RANGES)
   processes_config.sharding.SMALLEST = 64
   config_ranges.RANGES.update(processes_config.FREE)

@@ -1,4 +1,4 @@
-"""What a manifest of cached latents must hold, however it came here."""
+"""Types and ranges of the fields of a manifest of cached latents."""
 
 import math
 import pathlib

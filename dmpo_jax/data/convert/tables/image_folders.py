@@ -34,7 +34,7 @@ SYSTEM_FILES = ("thumbs.db", "desktop.ini", "__macosx")
 
 
 class Names(NamedTuple):
-  """What is in the three folders.
+  """The contents of the three folders.
 
   Attributes:
     rows: Name -> the files of that name by folder, sorted by name.
