@@ -18,11 +18,11 @@ LAYERS = {
   "interop": 3,
   "sampling": 3,
   "pipelines": 4,
-  "training": 5,
   "evaluation": 5,
-  "planning": 6,
-  "demos": 6,
-  "commands": 7,
+  "training": 6,
+  "planning": 7,
+  "demos": 7,
+  "commands": 8,
 }
 # What a package of the base install must do without, and what is too slow to import for all.
 NOT_AT_IMPORT = {"torch", "tensorflow", "sklearn", "matplotlib", "tensorboardX", "diffusers"}

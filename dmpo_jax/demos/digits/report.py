@@ -5,11 +5,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from dmpo_jax.demos.digits import report_html as html
 from dmpo_jax.demos.digits import report_method, report_results, report_text
-from dmpo_jax.demos.digits.stylesheet import CSS
 from dmpo_jax.errors import InputError
-from dmpo_jax.evaluation import plots
+from dmpo_jax.evaluation import html, plots
 
 REQUIRED = {
   "": (
@@ -111,16 +109,7 @@ def render(results: Mapping) -> str:
     html.section("Settings, time and export", report_method.settings(results)),
     html.section("Make it again", report_method.again(results)),
   ]
-  variables = "".join(
-    f".m{i}{{--model:{light}}}@media(prefers-color-scheme:dark){{.m{i}{{--model:{dark}}}}}"
-    for i, (light, dark) in enumerate(colours.values())
-  )
-  return (
-    '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-    '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-    f"<title>{html.escaped(results['title'])}</title>\n<style>{CSS}{variables}</style>\n</head>\n"
-    f"<body><main>\n{''.join(body)}</main></body>\n</html>\n"
-  )
+  return html.page(results["title"], "".join(body), list(colours.values()))
 
 
 def _checked(results: Mapping) -> dict:

@@ -2,8 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from dmpo_jax.demos.digits import report_html as html
-from dmpo_jax.evaluation import plots
+from dmpo_jax.evaluation import html, plots
 
 
 def preferences(data: Mapping) -> str:

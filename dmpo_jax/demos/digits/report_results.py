@@ -4,9 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from dmpo_jax.demos.digits import report_html as html
 from dmpo_jax.demos.digits import report_text
-from dmpo_jax.evaluation import plots
+from dmpo_jax.evaluation import html, plots
 from dmpo_jax.evaluation.statistics import Interval
 
 

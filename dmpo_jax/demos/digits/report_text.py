@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from dmpo_jax.demos.digits.report_html import (
+from dmpo_jax.evaluation.html import (
   name_list,
   percent,
   points,

@@ -1,10 +1,35 @@
-"""Pieces of the report's HTML, and how its numbers are written."""
+"""Pieces of HTML reports that need no other file, and how their numbers are written."""
 
 import base64
 import html
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from dmpo_jax.evaluation import plots
+from dmpo_jax.evaluation.stylesheet import CSS
+
+
+def page(title: str, body: str, colours: Sequence[tuple[str, str]] = ()) -> str:
+  """A whole page, for light and dark settings of the browser.
+
+  Args:
+    title: Title of the page, plain text.
+    body: HTML.
+    colours: Colours of the models on a light and on a dark page; the class m0, m1, ... of an
+      element sets them for what is in it.
+
+  Returns:
+    HTML.
+  """
+  variables = "".join(
+    f".m{i}{{--model:{light}}}@media(prefers-color-scheme:dark){{.m{i}{{--model:{dark}}}}}"
+    for i, (light, dark) in enumerate(colours)
+  )
+  return (
+    '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+    '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+    f"<title>{escaped(title)}</title>\n<style>{CSS}{variables}</style>\n</head>\n"
+    f"<body><main>\n{body}</main></body>\n</html>\n"
+  )
 
 
 def section(title: str, content: str) -> str:

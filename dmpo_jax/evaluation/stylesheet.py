@@ -1,4 +1,4 @@
-"""Style sheet of the report, for light and dark, wide and narrow pages."""
+"""Style sheet of reports, for light and dark, wide and narrow pages."""
 
 CSS = """
 :root {
