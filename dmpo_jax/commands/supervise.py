@@ -17,6 +17,7 @@ from dmpo_jax.errors import INTERRUPTED, PREEMPTED, PROCESS_LOST
 
 LOGGER = logging.getLogger(__name__)
 INTERRUPT_SECONDS = 1.5
+FORWARDED = (signal.SIGTERM, signal.SIGINT)
 
 
 def supervise(work: Callable[[], NoReturn]) -> int:
@@ -36,6 +37,8 @@ def supervise(work: Callable[[], NoReturn]) -> int:
   sys.stdout.flush()
   sys.stderr.flush()
   read_end, write_end = os.pipe()  # closed by the system when the parent ends
+  # A signal that arrives before the parent forwards would end the parent alone: it waits instead.
+  former = signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
   child = os.fork()
   if child == 0:
     os.close(write_end)
@@ -46,6 +49,7 @@ def supervise(work: Callable[[], NoReturn]) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=_exit_with_parent, args=(read_end,), daemon=True).start()
     try:
+      signal.pthread_sigmask(signal.SIG_SETMASK, former)
       work()
     finally:
       os._exit(1)
@@ -56,14 +60,16 @@ def supervise(work: Callable[[], NoReturn]) -> int:
     if number in forwarded:
       return  # a terminal and a launch script both send it
     forwarded.add(number)
-    os.kill(child, number)
+    with contextlib.suppress(ProcessLookupError):
+      os.kill(child, number)
     if number == signal.SIGINT:
       killer = threading.Timer(INTERRUPT_SECONDS, _kill_group, (child,))
       killer.daemon = True
       killer.start()
 
-  for number in (signal.SIGTERM, signal.SIGINT):
+  for number in FORWARDED:
     signal.signal(number, forward)
+  signal.pthread_sigmask(signal.SIG_SETMASK, former)
   _, status = os.waitpid(child, 0)
   if os.WIFEXITED(status):
     return os.WEXITSTATUS(status)
