@@ -103,7 +103,9 @@ def test_ctrl_c_reaches_a_child_of_a_process_that_a_script_started_in_the_backgr
 
 
 def test_a_child_that_does_not_listen_to_ctrl_c_is_killed():
-  status, seconds = interrupted("signal.signal(signal.SIGINT, signal.SIG_IGN); ready(); time.sleep(60)")
+  status, seconds = interrupted(
+    "signal.signal(signal.SIGINT, signal.SIG_IGN); ready(); time.sleep(60)"
+  )
   assert status == 130
   assert seconds < 2.5  # the machine may be busy
 
