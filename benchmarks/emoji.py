@@ -20,7 +20,8 @@ import numpy as np
 from dmpo_jax import pipelines
 from dmpo_jax.data.toy import image_captions
 from dmpo_jax.evaluation import image_grids, statistics
-from dmpo_jax.evaluation.scorers import SCORERS
+from dmpo_jax.evaluation.scorers import parse_scorer
+from dmpo_jax.sampling.images import to_uint8
 
 PARTS = {"train": "training captions", "test": "held-out captions"}
 
@@ -28,6 +29,11 @@ PARTS = {"train": "training captions", "test": "held-out captions"}
 def by_caption(values, seeds):
   """Mean of each caption's samples, `[captions * seeds]` -> `[captions]`."""
   return np.asarray(values, float).reshape(-1, seeds).mean(axis=1)
+
+
+def score(scorer, images, prompts):
+  """Scores of images in [-1, 1]."""
+  return scorer.score(np.asarray(to_uint8(images)), prompts)
 
 
 def right_drawing(images, captions, drawings):
@@ -44,7 +50,7 @@ def main(arguments=None):
   add("--folder", type=pathlib.Path, required=True, help="folder of dmpo-jax data emoji")
   add("--reference", type=pathlib.Path, required=True, help="its pipeline folder")
   add("models", nargs="*", help="NAME=PIPELINE of the aligned models")
-  add("--score", choices=sorted(SCORERS), default="colourfulness")
+  add("--scorer", default="colourfulness", help="NAME[=WEIGHTS] (default: colourfulness)")
   add("--seeds", type=int, default=4, help="samples per caption (default: 4)")
   add("--steps", type=int, default=10, help="steps of DPM-Solver++(2M) (default: 10)")
   add("--guidance", type=float, default=2.0)
@@ -76,23 +82,23 @@ def main(arguments=None):
     name: pipelines.sample_all(sampler, pipeline.params, inputs, batch_size=64)
     for name, pipeline in models.items()
   }
-  scorer, half = SCORERS[options.score], count * options.seeds
+  scorer, half = parse_scorer(options.scorer), count * options.seeds
   for place, name in enumerate(chosen):
     mine = slice(place * half, (place + 1) * half)
-    real = scorer(parts[name].images[chosen[name], 0], captions[place * count :][:count])
+    real = score(scorer, parts[name].images[chosen[name], 0], captions[place * count :][:count])
     print(
-      f"\n{count} {PARTS[name]} x {options.seeds} samples; {options.score} of the drawings: "
+      f"\n{count} {PARTS[name]} x {options.seeds} samples; {scorer.name} of the drawings: "
       f"{statistics.bootstrap(real)}\n"
     )
-    print(f"| model | {options.score} | change | win rate | right drawing | Vendi |")
+    print(f"| model | {scorer.name} | change | win rate | right drawing | Vendi |")
     print("|---|---|---|---|---|---|")
-    baseline = scorer(images["reference"][mine], prompts[mine])
+    baseline = score(scorer, images["reference"][mine], prompts[mine])
     groups = np.repeat(np.arange(count), options.seeds)
     for model, samples in images.items():
-      score = scorer(samples[mine], prompts[mine])
+      values = score(scorer, samples[mine], prompts[mine])
       right = right_drawing(samples[mine], prompts[mine], everything)
-      mean, baseline_mean, hits = (by_caption(v, options.seeds) for v in (score, baseline, right))
-      won = by_caption(statistics.wins(score, baseline), options.seeds)
+      mean, baseline_mean, hits = (by_caption(v, options.seeds) for v in (values, baseline, right))
+      won = by_caption(statistics.wins(values, baseline), options.seeds)
       comparison = (
         "| |"
         if model == "reference"

@@ -27,10 +27,14 @@ EDITS = [
   ),
   (
     "dmpo_jax/evaluation/scorers/__init__.py",
-    "from dmpo_jax.evaluation.scorers.pixels import brightness, colourfulness, warmth",
+    "from dmpo_jax.evaluation.scorers.pixels import brightness, colourfulness, of_pixels, warmth",
     "from dmpo_jax.evaluation.scorers.sharpness import sharpness",
   ),
-  ("dmpo_jax/evaluation/scorers/__init__.py", '  "warmth": warmth,', '  "sharpness": sharpness,'),
+  (
+    "dmpo_jax/evaluation/scorers/__init__.py",
+    '  "warmth": of_pixels(warmth),',
+    '  "sharpness": of_pixels(sharpness),',
+  ),
   (
     "dmpo_jax/data/convert/sources/__init__.py",
     "from dmpo_jax.data.convert.sources import (",

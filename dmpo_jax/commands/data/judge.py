@@ -1,7 +1,7 @@
 """Make preference pairs of a model's own samples, labelled by a declared score.
 
   dmpo-jax sample --pipeline runs/reference/pipeline --prompts prompts.txt --seeds 4 --out samples
-  dmpo-jax data judge samples --score colourfulness --temperature 0.02
+  dmpo-jax data judge samples --scorer colourfulness --temperature 0.02
   dmpo-jax data convert custom samples/pairs.csv --out data/mine
 
 Every two images of a prompt become a pair, and one of them is preferred with the probability
@@ -12,7 +12,7 @@ The table also holds both scores; edit its label_0, or write your own, to state 
 import argparse
 import pathlib
 
-from dmpo_jax.evaluation.scorers import SCORERS
+from dmpo_jax.commands.scorer_options import add_scorer
 
 TABLE = "pairs.csv"
 
@@ -20,7 +20,7 @@ TABLE = "pairs.csv"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Declares the command's options."""
   parser.add_argument("samples", type=pathlib.Path, help="folder that dmpo-jax sample wrote")
-  parser.add_argument("--score", required=True, choices=sorted(SCORERS), help="the scorer")
+  add_scorer(parser, "--scorer", "--score", required=True)
   parser.add_argument(
     "--temperature",
     required=True,
@@ -33,18 +33,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
   """Writes the table and prints how noisy its labels are."""
+  from dmpo_jax.evaluation.scorers import parse_scorer
   from dmpo_jax.evaluation.scorers.label_pairs import label_pairs, write_table
 
+  scorer = parse_scorer(options.scorer)
   labelled = label_pairs(
     options.samples,
-    scorer=SCORERS[options.score],
+    scorer=scorer,
     temperature=options.temperature,
     seed=options.seed,
   )
   table = options.samples / TABLE
   write_table(table, labelled.rows)
   print(
-    f"{labelled.images} images scored; within a prompt {options.score} spreads by "
+    f"{labelled.images} images scored; within a prompt {scorer.name} spreads by "
     f"{labelled.score_spread:.4g} (standard deviation)"
   )
   print(f"{len(labelled.rows)} pairs; the lower score is preferred in {labelled.flip_rate:.1%}")

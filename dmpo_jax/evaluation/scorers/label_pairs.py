@@ -12,7 +12,7 @@ from dmpo_jax.common import files
 from dmpo_jax.common.atomic_files import write_atomically
 from dmpo_jax.data import images, pairs
 from dmpo_jax.errors import InputError, short
-from dmpo_jax.evaluation.scorers import Scorer
+from dmpo_jax.evaluation.scorers.base import Scorer
 from dmpo_jax.sampling.image_folder import MANIFEST
 
 COLUMNS = (
@@ -52,7 +52,7 @@ def label_pairs(
 
   Args:
     folder: Finished output of `dmpo-jax sample` with at least two images per prompt.
-    scorer: See `scorers`.
+    scorer: A scorer, see `scorers.load_scorer`.
     temperature: Difference of scores at which the odds are e : 1; > 0.
     seed: Seed of the labels.
 
@@ -61,13 +61,13 @@ def label_pairs(
 
   Raises:
     InputError: The folder has no samples or one per prompt, an image cannot be read, or the
-      temperature is out of range.
+      temperature is out of range; or `Scorer.score` refuses an image.
   """
   folder = pathlib.Path(folder)
   model, by_prompt = _read_manifest(folder)
   rows, variances, flips = [], [], 0
   for prompt, samples in by_prompt.items():
-    scores = [_score(folder, sample["file"], prompt, scorer) for sample in samples]
+    scores = _scores(folder, [sample["file"] for sample in samples], prompt, scorer)
     variances.append(np.var(scores, ddof=1))
     for (a, score_0), (b, score_1) in itertools.combinations(zip(samples, scores, strict=True), 2):
       name = f"{pairs.prompt_key(prompt)}:{a['seed']}:{b['seed']}"
@@ -128,12 +128,8 @@ def _value(values: dict, key: str, kind: type, where: object) -> Any:
   return value
 
 
-def _score(folder: pathlib.Path, file: str, prompt: str, scorer: Scorer) -> float:
-  pixels = np.asarray(images.decode(images.load(file, folder).encoded))  # [H, W, 3]
-  scores = np.asarray(scorer(pixels[None] / 127.5 - 1, [prompt]))
-  if scores.shape != (1,) or not np.isfinite(scores).all():
-    raise InputError(
-      f"the score of {folder / file} for the prompt {short(prompt)} is {short(scores.tolist())}, "
-      "expected one finite number an image; check the scorer"
-    )
-  return float(scores[0])
+def _scores(folder: pathlib.Path, names: list[str], prompt: str, scorer: Scorer) -> list[float]:
+  """Scores of the images of one prompt."""
+  pixels = [np.asarray(images.decode(images.load(name, folder).encoded)) for name in names]
+  paths = [str(folder / name) for name in names]
+  return scorer.score(pixels, [prompt] * len(pixels), names=paths).tolist()

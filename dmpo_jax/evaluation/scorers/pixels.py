@@ -1,16 +1,33 @@
-"""Scores of images by a formula of their pixels.
+"""Scores of images by a formula of their pixels."""
 
-Prompts are an argument of every scorer and have no effect on these.
-"""
-
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from dmpo_jax.errors import InputError
+from dmpo_jax.evaluation.scorers.base import Images, Kind, Scorer
 
 
-def colourfulness(images: np.ndarray, prompts: Sequence[str] = ()) -> np.ndarray:
+def of_pixels(function: Callable[..., np.ndarray]) -> Kind:
+  """The scorer of a function of pixels: its name, and the first line of its docstring.
+
+  Args:
+    function: `function(images)` returns one number for each of `[..., H, W, 3]` in [-1, 1].
+
+  Returns:
+    A `Kind` without weights and options.
+  """
+
+  def scores(images: Images, prompts: Sequence[str]) -> np.ndarray:
+    return np.array([function(np.asarray(image, np.float64) / 127.5 - 1) for image in images])
+
+  def load(weights: str | None, *, dtype: str, batch_size: int, devices: Sequence | None) -> Scorer:
+    return Scorer(function.__name__, scores)
+
+  return Kind(load, (function.__doc__ or "").split("\n")[0])
+
+
+def colourfulness(images: np.ndarray) -> np.ndarray:
   """Colourfulness of each image: 0 for greys, about 1/2 for a page of pure colours.
 
       M = sqrt(var(rg) + var(yb)) + 0.3 sqrt(mean(rg)² + mean(yb)²),
@@ -20,7 +37,6 @@ def colourfulness(images: np.ndarray, prompts: Sequence[str] = ()) -> np.ndarray
 
   Args:
     images: `[..., H, W, 3]` in [-1, 1]; values outside are clipped, as an image file clips them.
-    prompts: Ignored.
 
   Returns:
     float64 `[...]`, >= 0.
@@ -38,7 +54,7 @@ def colourfulness(images: np.ndarray, prompts: Sequence[str] = ()) -> np.ndarray
   return np.sqrt(spread) + 0.3 * np.sqrt(centre)
 
 
-def warmth(images: np.ndarray, prompts: Sequence[str] = ()) -> np.ndarray:
+def warmth(images: np.ndarray) -> np.ndarray:
   """Warmth of each image: how much more red than blue it has.
 
       mean over the pixels of (R - B),   R, B in [0, 1]
@@ -52,7 +68,7 @@ def warmth(images: np.ndarray, prompts: Sequence[str] = ()) -> np.ndarray:
   return (red - blue).mean(axis=(-2, -1))
 
 
-def brightness(images: np.ndarray, prompts: Sequence[str] = ()) -> np.ndarray:
+def brightness(images: np.ndarray) -> np.ndarray:
   """Mean level of each image.
 
       mean over the pixels of (R + G + B)/3,   levels in [0, 1]
