@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from dmpo_jax.errors import InputError
+from dmpo_jax.errors import InputError, short
 
 MAX_PROMPT_CHARACTERS = 20_000
 MAX_ID_CHARACTERS = 1_000
@@ -34,6 +34,11 @@ class Pair(NamedTuple):
     model_1: Model that made image_1; "" where unknown.
     user_id: Annotator; "" where unknown.
     condition: Encoded image that both images were edited from; b"" for none.
+    seed_0: Seed from which image_0 was sampled, in [0, 2^32); None where unknown.
+    seed_1: The same of image_1.
+    score_0: Score of image_0, higher is better; None where unknown. The gap of a pair is
+      score_0 - score_1.
+    score_1: The same of image_1.
   """
 
   id: str
@@ -50,6 +55,10 @@ class Pair(NamedTuple):
   model_1: str = ""
   user_id: str = ""
   condition: bytes = b""
+  seed_0: int | None = None
+  seed_1: int | None = None
+  score_0: float | None = None
+  score_1: float | None = None
 
 
 def validate(pair: Pair) -> Pair:
@@ -82,6 +91,10 @@ def validate(pair: Pair) -> Pair:
     size = getattr(pair, name)
     if len(size) != 2 or not all(isinstance(s, int) and 0 < s <= MAX_SIDE for s in size):
       raise InputError(f"{name} must be (height, width) in pixels, got {size!r}")
+  for name in ("seed_0", "seed_1"):
+    check_seed(name, getattr(pair, name))
+  for name in ("score_0", "score_1"):
+    check_score(name, getattr(pair, name))
   return pair
 
 
@@ -124,6 +137,24 @@ def check_weight(value: object) -> float:
     raise InputError(f"weight must be a number, got {value!r}")
   if not 1e-30 < value < 1e30:  # the range of float32
     raise InputError(f"weight must be positive and finite, got {value!r}")
+  return float(value)
+
+
+def check_seed(name: str, value: object) -> int | None:
+  """Returns the value if it is None or a seed in [0, 2^32); raises InputError otherwise."""
+  if value is None:
+    return None
+  if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**32:
+    raise InputError(f"{name} must be a whole number from 0 to 2^32 - 1, got {short(value)}")
+  return value
+
+
+def check_score(name: str, value: object) -> float | None:
+  """Returns the value as a float if it is None or finite; raises InputError otherwise."""
+  if value is None:
+    return None
+  if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e38:
+    raise InputError(f"{name} must be a finite float32 number, got {short(value)}")
   return float(value)
 
 

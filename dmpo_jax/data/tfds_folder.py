@@ -10,17 +10,25 @@ examples serialised by TFDS's features, in ArrayRecord with group_size:1, under 
 
 import errno
 import functools
+import math
 import os
 import pathlib
 
 from dmpo_jax.common import json_types, unfinished
 from dmpo_jax.common.atomic_files import write_error
 from dmpo_jax.common.files import read_json, reading
-from dmpo_jax.data.pairs import Pair, check_probability, check_text, check_weight
+from dmpo_jax.data.pairs import (
+  Pair,
+  check_probability,
+  check_score,
+  check_seed,
+  check_text,
+  check_weight,
+)
 from dmpo_jax.errors import InputError, unknown
 
 NAME = "preference_pairs"
-VERSION = "1.0.0"  # of the record; raise it when a field is added or changes its meaning
+VERSION = "1.1.0"  # of the record; raise it when a field is added or changes its meaning
 WRITER_OPTIONS = "group_size:1,zstd:1"  # images hardly compress
 REPORT = "report.json"
 DESCRIPTION = """\
@@ -30,6 +38,7 @@ Splits are by prompt."""
 BYTES = ("image_0", "image_1", "condition")
 TEXTS = ("id", "prompt", "prompt_id", "source", "model_0", "model_1", "user_id")
 SIZES = ("size_0", "size_1")
+SEEDS, SCORES = ("seed_0", "seed_1"), ("score_0", "score_1")  # since 1.1; -1 and NaN: unknown
 AGAIN = "copy the folder again, or delete it and convert again"
 _SPLIT = "[a-z][a-z0-9_]*"
 _COUNTS = json_types.Dict(json_types.COUNT)
@@ -55,8 +64,8 @@ REPORT_SCHEMA = {
 
 
 @functools.cache
-def features():
-  """The features of a pair, a `tfds.features.FeaturesDict`."""
+def features(version: str = VERSION):
+  """The features of a pair in records of a version, a `tfds.features.FeaturesDict`."""
   import numpy as np
   import tensorflow_datasets as tfds
 
@@ -66,47 +75,62 @@ def features():
     | {name: tfds.features.Image(**image) for name in ("image_0", "image_1")}
     | {name: tfds.features.Scalar(np.float32) for name in ("p0", "weight")}
     | {name: tfds.features.Tensor(shape=(2,), dtype=np.int32) for name in SIZES}
+    | {name: tfds.features.Scalar(np.int64) for name in SEEDS if _has_seeds(version)}
+    | {name: tfds.features.Scalar(np.float32) for name in SCORES if _has_seeds(version)}
   )
+
+
+def _has_seeds(version: str) -> bool:
+  """Whether records of a version hold seeds and scores."""
+  return not version.startswith("1.0.")
 
 
 def serialize(pair: Pair) -> bytes:
   """The record of a pair: a TFDS example. Equal pairs give equal bytes."""
   from tensorflow_datasets.proto import tf_example_pb2
 
-  schema = features()
-  record = schema.serialize_example(schema.encode_example(pair._asdict()))
+  schema, fields = features(), pair._asdict()
+  unknown_values = dict.fromkeys(SEEDS, -1) | dict.fromkeys(SCORES, math.nan)
+  fields |= {name: value for name, value in unknown_values.items() if fields[name] is None}
+  record = schema.serialize_example(schema.encode_example(fields))
   # By default protocol buffers write maps in any order.
   return tf_example_pb2.Example.FromString(record).SerializeToString(deterministic=True)
 
 
 @functools.cache
-def _undecoded():
+def _undecoded(version: str):
   """Features that leave images as bytes."""
   import tensorflow_datasets as tfds
 
   images = {name: tfds.features.Text() for name in ("image_0", "image_1")}
-  return tfds.features.FeaturesDict({**features(), **images})
+  return tfds.features.FeaturesDict({**features(version), **images})
 
 
-def deserialize(record: bytes) -> Pair:
+def deserialize(record: bytes, version: str = VERSION) -> Pair:
   """The pair in a record, with encoded images.
 
   Args:
     record: From `serialize`.
+    version: The version of the record; `report.json` has it.
 
   Returns:
-    The pair; `p0` and `weight` rounded to float32.
+    The pair; `p0`, `weight` and scores rounded to float32.
 
   Raises:
-    InputError: `p0` or `weight` is out of range. Damaged records raise errors of other classes.
+    InputError: `p0`, `weight`, a seed or a score is out of range. Damaged records raise errors of
+      other classes.
   """
-  fields = _undecoded().deserialize_example_np(record)
+  fields = _undecoded(version).deserialize_example_np(record)
+  seeds = {n: int(fields[n]) for n in SEEDS if n in fields}
+  scores = {n: float(fields[n]) for n in SCORES if n in fields}
   return Pair(
     **{name: fields[name].decode("utf-8") for name in TEXTS},
     **{name: fields[name] for name in BYTES},
     p0=check_probability("p0", float(fields["p0"])),
     weight=check_weight(float(fields["weight"])),
     **{name: tuple(fields[name].tolist()) for name in SIZES},
+    **{name: check_seed(name, value) for name, value in seeds.items() if value != -1},
+    **{name: check_score(name, x) for name, x in scores.items() if not math.isnan(x)},
   )
 
 
@@ -317,12 +341,12 @@ def open_folder(folder: pathlib.Path):
   import tensorflow_datasets as tfds
 
   report = check_files(folder)
-  _check_metadata(pathlib.Path(folder), list(report["splits"]))
+  _check_metadata(pathlib.Path(folder), list(report["splits"]), report["record"])
   with reading(folder, "TFDS data set", advice=AGAIN):
     return tfds.builder_from_directory(folder)
 
 
-def _check_metadata(folder: pathlib.Path, splits: list[str]) -> None:
+def _check_metadata(folder: pathlib.Path, splits: list[str], version: str) -> None:
   """Raises InputError unless TFDS's metadata are those that `write_metadata` writes.
 
   TFDS imports the modules that features.json names, and opens the files that dataset_info.json
@@ -331,7 +355,7 @@ def _check_metadata(folder: pathlib.Path, splits: list[str]) -> None:
   from google.protobuf import json_format
 
   path = folder / "features.json"
-  if read_json(path, advice=AGAIN) != json_format.MessageToDict(features().to_proto()):
+  if read_json(path, advice=AGAIN) != json_format.MessageToDict(features(version).to_proto()):
     raise InputError(f"{path} does not hold the features of pairs; {AGAIN}")
   path = folder / "dataset_info.json"
   info = json_types.check(read_json(path, advice=AGAIN), INFO_SCHEMA, path, advice=AGAIN)
@@ -359,13 +383,13 @@ class PairSource:
       raise unknown(f"split of {folder}", split, report["splits"])
     prefix = f"{NAME}-{split}."
     files = {n: f for n, f in report["files"].items() if n.startswith(prefix)}
-    self.records = open_shards(folder, files)
+    self.records, self.version = open_shards(folder, files), report["record"]
     # Imports TFDS in this thread: its lazy imports, each under a lock, deadlock when two threads
     # are the first to import it.
-    _undecoded()
+    _undecoded(self.version)
 
   def __len__(self) -> int:
     return len(self.records)
 
   def __getitem__(self, number: int) -> Pair:
-    return deserialize(self.records[number])
+    return deserialize(self.records[number], self.version)

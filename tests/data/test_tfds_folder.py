@@ -171,3 +171,33 @@ def test_records_of_another_version_are_refused(folder):
     InputError, match=r"records of version 2\.0\.0, this version of dmpo-jax reads 1\."
   ):
     tfds_folder.open_folder(folder)
+
+
+def scored_pair():
+  key = pairs.prompt_key("a")
+  values = ("x", "a", b"0", b"1", 1.0, 1.0, key, "s", (8, 8), (8, 8))
+  return pairs.Pair(*values, seed_0=2**32 - 1, seed_1=0, score_0=-0.5, score_1=0.25)
+
+
+def test_seeds_and_scores_survive_a_round_trip_and_are_none_where_unknown():
+  pair = scored_pair()
+  assert tfds_folder.deserialize(tfds_folder.serialize(pair)) == pair
+  plain = pair._replace(seed_0=None, seed_1=None, score_0=None, score_1=None)
+  assert tfds_folder.deserialize(tfds_folder.serialize(plain)) == plain
+
+
+def test_a_record_of_version_1_0_has_neither_seeds_nor_scores():
+  pair = scored_pair()
+  names = (*tfds_folder.SEEDS, *tfds_folder.SCORES)
+  fields = {name: value for name, value in pair._asdict().items() if name not in names}
+  schema = tfds_folder.features("1.0.0")
+  record = schema.serialize_example(schema.encode_example(fields))
+  assert tfds_folder.deserialize(record, "1.0.0") == pair._replace(**dict.fromkeys(names))
+
+
+@pytest.mark.parametrize(
+  ("name", "value"), [("seed_0", -1), ("seed_1", 2**32), ("seed_0", 1.5), ("score_1", np.inf)]
+)
+def test_a_seed_or_score_out_of_range_is_refused(name, value):
+  with pytest.raises(InputError, match=f"{name} must be a"):
+    pairs.validate(scored_pair()._replace(**{name: value}))

@@ -11,8 +11,8 @@ YOUR OWN PAIRS
 
   label_0 is the probability (1, 0, or anything between) that image_0 is preferred. The table may be
   .csv, .tsv, .jsonl, .json (an array of objects) or .parquet (images as bytes or paths). score_0
-  and score_1 may replace label_0. Optional columns: id, weight, model_0, model_1, user_id,
-  condition (the image that was edited).
+  and score_1 may replace label_0 or stand beside it. Optional columns: id, weight, model_0,
+  model_1, user_id, condition (the image that was edited), seed_0, seed_1.
 
   Or three folders, winner/NAME.png, loser/NAME.png, captions/NAME.txt:
 

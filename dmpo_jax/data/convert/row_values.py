@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Mapping
 
-from dmpo_jax.data.pairs import check_probability, check_text
+from dmpo_jax.data.pairs import check_probability, check_seed, check_text
 from dmpo_jax.errors import InputError, short
 
 Row = Mapping[str, object]
@@ -88,6 +88,16 @@ def number(row: Row, name: str) -> float:
   if not (isinstance(value, int) and abs(value) > 2**1000) and math.isfinite(value):
     return float(value)
   raise InputError(f"{name} must be a finite number, got {_quote(value)}")
+
+
+def seed(row: Row, name: str) -> int:
+  """The seed in a column, a whole number in [0, 2^32).
+
+  Raises:
+    InputError: The value is missing, no number, or out of range.
+  """
+  value = number(row, name)
+  return check_seed(name, int(value) if value.is_integer() else value)
 
 
 def number_of_text(value: str, name: str) -> float:

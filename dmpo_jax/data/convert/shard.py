@@ -176,6 +176,8 @@ def pairs_of_row(
         model_1=raw.model_1,
         user_id=raw.user_id,
         condition=condition,
+        **dict(zip(("seed_0", "seed_1"), raw.seeds or (), strict=False)),
+        **dict(zip(("score_0", "score_1"), raw.scores or (), strict=False)),
       )
     )
     kept.append(ConvertedPair(pair, tokens, flags))

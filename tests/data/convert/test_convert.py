@@ -212,6 +212,17 @@ def test_a_byte_order_mark_is_no_part_of_a_caption_of_a_table(tmp_path):
   assert all_pairs(tmp_path / "out")[0].prompt == "a fox"
 
 
+def test_seeds_and_scores_beside_a_label_are_in_the_record(tmp_path):
+  lines = ["prompt,image_0,image_1,label_0,score_0,score_1,seed_0,seed_1"]
+  lines += ["a,0.png,1.png,0.25,2.5,-1,7,4294967295", "b,0.png,1.png,1,,,,"]
+  source = source_reader.find("custom", sets.custom(tmp_path / "source", lines))
+  convert.convert(source, tmp_path / "out", Options())
+  first, second = all_pairs(tmp_path / "out")
+  assert (first.p0, first.score_0, first.score_1) == (0.25, 2.5, -1)
+  assert (first.seed_0, first.seed_1) == (7, 2**32 - 1)
+  assert (second.seed_0, second.score_1) == (None, None)
+
+
 @pytest.mark.parametrize("stop_at", range(6))
 def test_the_last_step_can_be_interrupted_anywhere_and_repeated(
   whole, tmp_path, monkeypatch, stop_at

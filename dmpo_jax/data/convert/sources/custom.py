@@ -1,6 +1,7 @@
 """Your own pairs: a table beside its images, or the folders winner/, loser/ and captions/."""
 
 import pathlib
+from collections.abc import Callable
 
 from dmpo_jax.data.convert import row_values
 from dmpo_jax.data.convert.sources import layouts
@@ -15,6 +16,7 @@ FILES = (
 COLUMNS = ("prompt", "image_0", "image_1")
 OPTIONAL = (
   *("label_0", "score_0", "score_1", "id", "weight", "model_0", "model_1", "user_id", "condition"),
+  *("seed_0", "seed_1"),
 )
 OTHER_FORMS = {
   "jpg_0": "the columns are Pick-a-Pic's: dmpo-jax data convert pickapic",
@@ -38,8 +40,8 @@ def raw_pairs(row: row_values.Row, where: str, labels: str) -> list[RawPair]:
 
   Args:
     row: `prompt`, `image_0`, `image_1` (paths or bytes) and `label_0` = P(image_0 is preferred), or
-      `score_0` and `score_1` in its place; optionally `id`, `weight`, `model_0`, `model_1`,
-      `user_id`, `condition` (an image).
+      `score_0` and `score_1` in its place or beside it; optionally `id`, `weight`, `model_0`,
+      `model_1`, `user_id`, `condition` (an image), `seed_0` and `seed_1`.
     where: "FILE:ROW", the id where the row has none.
     labels: Not used: a row holds one label.
 
@@ -50,11 +52,9 @@ def raw_pairs(row: row_values.Row, where: str, labels: str) -> list[RawPair]:
     InputError: A value is missing, of the wrong type or out of range.
   """
   del labels
-  p0, scores = None, None
+  p0 = None
   if not row_values.is_missing(row, "label_0"):
     p0 = row_values.probability(row, "label_0")
-  elif not (row_values.is_missing(row, "score_0") or row_values.is_missing(row, "score_1")):
-    scores = row_values.number(row, "score_0"), row_values.number(row, "score_1")
   weight = 1.0
   if not row_values.is_missing(row, "weight"):
     weight = check_weight(row_values.number(row, "weight"))
@@ -71,6 +71,14 @@ def raw_pairs(row: row_values.Row, where: str, labels: str) -> list[RawPair]:
       model_1=row_values.label(row, "model_1"),
       user_id=row_values.label(row, "user_id"),
       condition=row_values.image(row, "condition") if has_condition else b"",
-      scores=scores,
+      scores=_both(row, "score_0", "score_1", row_values.number),
+      seeds=_both(row, "seed_0", "seed_1", row_values.seed),
     )
   ]
+
+
+def _both(row: row_values.Row, first: str, second: str, read: Callable) -> tuple | None:
+  """The values of two columns; None where one is empty."""
+  if row_values.is_missing(row, first) or row_values.is_missing(row, second):
+    return None
+  return read(row, first), read(row, second)

@@ -19,6 +19,7 @@ class RawPair(NamedTuple):
     condition: Image that both images were edited from; b"" for none.
     scores: Scores of image_0 and image_1, higher is better, from which p0 follows where it is None;
       None: no scores.
+    seeds: Seeds from which image_0 and image_1 were sampled; None where unknown.
   """
 
   id: str
@@ -32,6 +33,7 @@ class RawPair(NamedTuple):
   user_id: str = ""
   condition: bytes | str = b""
   scores: tuple[float, float] | None = None
+  seeds: tuple[int, int] | None = None
 
 
 def swapped(pair: RawPair) -> RawPair:
@@ -43,4 +45,5 @@ def swapped(pair: RawPair) -> RawPair:
     model_0=pair.model_1,
     model_1=pair.model_0,
     scores=None if pair.scores is None else pair.scores[::-1],
+    seeds=None if pair.seeds is None else pair.seeds[::-1],
   )
