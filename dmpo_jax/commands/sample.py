@@ -13,7 +13,6 @@ import pathlib
 from dmpo_jax.commands import sampling_options
 
 LOGGER = logging.getLogger(__name__)
-LARGEST_FILE = 2**26
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
   """Samples the missing images and prints the folder."""
-  prompts = options.prompt or _read_prompts(options.prompts)
+  from dmpo_jax.data import prompt_sets
+
+  prompts = options.prompt or prompt_sets.lines(options.prompts)
   sampling_options.check(options, prompts)
 
   import functools
@@ -107,16 +108,3 @@ def _check_no_workdir(folder: pathlib.Path) -> None:
       f"{folder} is a work directory; sample from {folder / 'pipeline'}, which training writes "
       "at its end, or from a pipeline that dmpo-jax export writes"
     )
-
-
-def _read_prompts(path: pathlib.Path) -> list[str]:
-  from dmpo_jax.common import files
-  from dmpo_jax.errors import InputError
-
-  text = files.read_text(
-    path, advice="give a text file with one prompt per line", pipes=True, max_bytes=LARGEST_FILE
-  )
-  prompts = [line.strip(" \t") for line in files.split_lines(text) if line.strip()]
-  if not prompts:
-    raise InputError(f"{path} has no prompt; write one per line")
-  return prompts

@@ -1,4 +1,4 @@
-"""Statistics of scores with 95% intervals, and the diversity of images."""
+"""Statistics of scores with 95% intervals, and the diversity of images in pixels."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dmpo_jax.errors import InputError
+from dmpo_jax.evaluation import diversity
 
 RESAMPLES = 10_000
 CHUNK = 2_000_000  # numbers in memory at a time while resampling
@@ -36,6 +37,7 @@ class Interval(NamedTuple):
 def bootstrap(
   values: np.ndarray,
   *,
+  groups: np.ndarray | None = None,
   statistic: Callable[..., np.ndarray] = np.mean,
   level: float = 0.95,
   resamples: int = RESAMPLES,
@@ -45,12 +47,15 @@ def bootstrap(
 
       low, high = the (1 -+ level)/2 quantiles of statistic(values[i]),  i sampled with replacement
 
-  Units must be independent of each other: for generated images a unit is one (caption, seed) with
-  noise of its own. If all values are equal the interval has no width, although the true rate may
-  still differ by about 3/N (the rule of three).
+  Units must be independent of each other. Several images of one prompt are not, if the prompts
+  stand for others: `groups` makes the prompts the units, each with the mean of its values. Where
+  the prompts are all that matter, a unit is one (prompt, seed) with noise of its own. If all values
+  are equal the interval has no width, although the true rate may still differ by about 3/N (the
+  rule of three).
 
   Args:
-    values: One number per unit, `[N]`.
+    values: One number per unit, `[N]`; with `groups`, one per member of a group.
+    groups: Prompt of each value, `[N]`; None: each value is a unit.
     statistic: f(`[R, N]`, axis=1) -> `[R]`, as numpy's reductions are called.
     level: Coverage, in (0, 1).
     resamples: Number of resamples, at least 2000.
@@ -65,6 +70,8 @@ def bootstrap(
   Source: B. Efron, "Bootstrap methods: another look at the jackknife" (1979); percentile method.
   """
   x = _vector("values", values)
+  if groups is not None:
+    x = group_means(x, groups)
   _check_bootstrap(level, resamples)
   rng = np.random.default_rng(seed)
   resampled = [
@@ -72,6 +79,64 @@ def bootstrap(
     for count in _chunks(resamples, len(x))
   ]
   return _interval(float(statistic(x[None, :], axis=1)[0]), np.concatenate(resampled), level)
+
+
+def group_means(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
+  """Mean of the values of each group.
+
+  Args:
+    values: `[N]`.
+    groups: Group of each value, `[N]`.
+
+  Returns:
+    float64, one for each group in the order of `np.unique(groups)`.
+
+  Raises:
+    InputError: The lengths differ, there is no value, or one is not finite.
+  """
+  x, groups = _vector("values", values), np.asarray(groups)
+  if groups.shape != x.shape:
+    raise InputError(f"groups {groups.shape} must be one for each of the values {x.shape}")
+  _, rows = np.unique(groups, return_inverse=True)
+  return np.bincount(rows, weights=x) / np.bincount(rows)
+
+
+def ratio(
+  candidate: np.ndarray,
+  baseline: np.ndarray,
+  *,
+  level: float = 0.95,
+  resamples: int = RESAMPLES,
+  seed: int = 0,
+) -> Interval:
+  """Ratio of two means over the same units, with the percentile bootstrap of the units.
+
+      ratio = mean(candidate) / mean(baseline)
+
+  Args:
+    candidate: One number per unit, `[N]`.
+    baseline: The same units, `[N]`, >= 0.
+    level: Coverage, in (0, 1).
+    resamples: Number of resamples, at least 2000.
+    seed: Seed of the resampling.
+
+  Returns:
+    `Interval`; 1 means no difference. NaN where the baseline is 0 throughout.
+
+  Raises:
+    InputError: Lengths differ; see also `bootstrap`.
+  """
+  a, b = _paired(candidate, baseline)
+  _check_bootstrap(level, resamples)
+  if not b.any():
+    return Interval(np.nan, np.nan, np.nan)
+  rng = np.random.default_rng(seed)
+  resampled = []
+  for count in _chunks(resamples, len(a)):
+    rows = rng.integers(len(a), size=(count, len(a)))
+    below = b[rows].sum(axis=1)
+    resampled.append(a[rows].sum(axis=1)[below > 0] / below[below > 0])
+  return _interval(a.mean() / b.mean(), np.concatenate(resampled), level)
 
 
 def wins(candidate: np.ndarray, baseline: np.ndarray) -> np.ndarray:
@@ -97,7 +162,7 @@ def win_rate(candidate: np.ndarray, baseline: np.ndarray, **settings) -> Interva
   Args:
     candidate: Scores, one per (caption, seed), `[N]`.
     baseline: Scores of the same captions and seeds in the same order, `[N]`.
-    **settings: `level`, `resamples` and `seed` of `bootstrap`, which resamples the units.
+    **settings: `groups`, `level`, `resamples` and `seed` of `bootstrap`, which resamples the units.
 
   Returns:
     `Interval` in [0, 1]; 1/2 means no difference.
@@ -116,7 +181,7 @@ def paired_difference(candidate: np.ndarray, baseline: np.ndarray, **settings) -
   Args:
     candidate: Scores, one per (caption, seed), `[N]`.
     baseline: Scores of the same captions and seeds in the same order, `[N]`.
-    **settings: `level`, `resamples` and `seed` of `bootstrap`, which resamples the units.
+    **settings: `groups`, `level`, `resamples` and `seed` of `bootstrap`, which resamples the units.
 
   Returns:
     `Interval`; 0 means no difference.
@@ -197,15 +262,7 @@ def vendi(images: np.ndarray, groups: np.ndarray) -> float:
   Source: arXiv 2210.02410, Definition 1, with a pixel kernel.
   """
   x, members = _grouped(images, groups)
-  norm = np.linalg.norm(x, axis=1)
-  unit = x / np.where(norm > 0, norm, 1)[:, None]
-  unit = np.concatenate([unit, (norm == 0)[:, None]], axis=1)  # one axis for blank images
-  scores = []
-  for rows in members:
-    values = np.linalg.eigvalsh(unit[rows] @ unit[rows].T / len(rows))
-    values = values[values > 0]  # x log x -> 0; rounding makes some negative
-    scores.append(np.exp(-(values * np.log(values)).sum()))
-  return float(np.mean(scores))
+  return float(np.mean([diversity.vendi(x[rows]) for rows in members]))
 
 
 def _grouped(images: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:

@@ -14,8 +14,8 @@ from safetensors.numpy import load_file, save_file
 
 import dmpo_jax
 from dmpo_jax import interop, models, pipelines, sampling
-from dmpo_jax.commands import sample as command
 from dmpo_jax.commands.main import main
+from dmpo_jax.data import prompt_sets
 from dmpo_jax.sampling import image_folder
 from tests.interop import tiny
 
@@ -273,13 +273,13 @@ def test_lines_of_a_file_of_prompts_end_at_line_ends_and_marks_are_no_text(
   content, prompts, tmp_path
 ):
   (tmp_path / "prompts.txt").write_bytes(content)
-  assert command._read_prompts(tmp_path / "prompts.txt") == prompts
+  assert prompt_sets.lines(tmp_path / "prompts.txt") == prompts
 
 
 def test_prompts_are_read_from_a_pipe(tmp_path):
   os.mkfifo(tmp_path / "pipe")
   threading.Thread(target=(tmp_path / "pipe").write_text, args=("one\n",)).start()
-  assert command._read_prompts(tmp_path / "pipe") == ["one"]
+  assert prompt_sets.lines(tmp_path / "pipe") == ["one"]
 
 
 def test_an_image_without_a_manifest_is_not_overwritten(pipeline, tmp_path, capsys):

@@ -210,3 +210,48 @@ def test_vendi_averages_over_the_groups():
 def test_images_of_which_no_diversity_exists_are_refused(score, images, groups, message):
   with pytest.raises(InputError, match=message):
     score(images, np.array(groups))
+
+
+def clustered(rng, prompts, seeds, *, between, within):
+  """Values of images whose prompts differ, and the prompt of each."""
+  values = rng.normal(scale=between, size=(prompts, 1)) + rng.normal(
+    scale=within, size=(prompts, seeds)
+  )
+  return values.ravel(), np.repeat(np.arange(prompts), seeds)
+
+
+def test_resampling_prompts_covers_the_mean_of_clustered_data_and_images_do_not():
+  rng, hits = np.random.default_rng(3), {"prompts": 0, "images": 0}
+  experiments = 200
+  for _ in range(experiments):
+    values, groups = clustered(rng, 40, 8, between=1.0, within=0.5)
+    for name, given in (("prompts", groups), ("images", None)):
+      interval = statistics.bootstrap(values, groups=given, resamples=2000)
+      hits[name] += interval.low <= 0 <= interval.high
+  # 95% +- 3 standard errors of 200 experiments; eight seeds of one prompt count as one.
+  assert hits["prompts"] / experiments > 0.90
+  assert hits["images"] / experiments < 0.70
+
+
+def test_the_interval_over_prompts_has_the_width_of_their_means():
+  values, groups = clustered(np.random.default_rng(4), 300, 4, between=1.0, within=1.0)
+  interval = statistics.bootstrap(values, groups=groups)
+  error = values.reshape(300, 4).mean(axis=1).std() / np.sqrt(300)
+  np.testing.assert_allclose(interval.high - interval.low, 2 * 1.96 * error, rtol=0.05)
+
+
+def test_the_ratio_of_means_has_the_interval_of_the_delta_method():
+  rng = np.random.default_rng(5)
+  b = rng.uniform(1, 2, size=500)
+  a = 0.8 * b + rng.normal(scale=0.1, size=500)
+  interval = statistics.ratio(a, b)
+  r = a.mean() / b.mean()
+  error = (a - r * b).std() / b.mean() / np.sqrt(500)
+  np.testing.assert_allclose(interval.value, r)
+  np.testing.assert_allclose(interval.high - interval.low, 2 * 1.96 * error, rtol=0.05)
+
+
+def test_a_win_rate_over_prompts_is_the_mean_of_their_rates():
+  candidate, baseline = np.array([2.0, 2.0, 0.0, 1.0]), np.ones(4)
+  rate = statistics.win_rate(candidate, baseline, groups=np.array([0, 0, 1, 1]))
+  assert rate.value == pytest.approx(0.625)
