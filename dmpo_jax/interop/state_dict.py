@@ -1,4 +1,4 @@
-"""Conversion between our parameter trees and torch state dicts: four leaf names, two layouts."""
+"""Conversion between our parameter trees and torch state dicts: few leaf names, two layouts."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,14 @@ import numpy as np
 from dmpo_jax.errors import InputError
 from dmpo_jax.models import trees
 
-LEAF_NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
+LEAF_NAMES = {
+  "kernel": "weight",
+  "scale": "weight",
+  "embedding": "weight",
+  "bias": "bias",
+  "class_embedding": "class_embedding",
+  "logit_scale": "logit_scale",
+}
 
 # Last parts of the names of arrays in checkpoints that are no parameters. Those that follow from a
 # network's config are in `models.buffers`.
@@ -28,7 +35,7 @@ def to_torch_state(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
   input axis next: Linear [I, O] -> [O, I], convolution [H, W, I, O] -> [O, I, H, W].
 
   Args:
-    params: Nested dict with string keys; leaves are arrays named kernel, scale, embedding or bias.
+    params: Nested dict with string keys; leaves are arrays named as in `LEAF_NAMES`.
 
   Returns:
     Dotted torch name -> C-contiguous array in the leaf's dtype: safetensors writes other arrays

@@ -2,6 +2,7 @@
 
 from dmpo_jax.models import lora, remat, trees
 from dmpo_jax.models.build import abstract, buffers, build, build_autoencoder, read_config
+from dmpo_jax.models.clip.build import CLIP
 from dmpo_jax.models.clip.text import TextOutput
 from dmpo_jax.models.compute import Compute
 from dmpo_jax.models.fsdp import Placement, dividing_axes
@@ -9,6 +10,7 @@ from dmpo_jax.models.functional import Buffer, Model
 from dmpo_jax.models.vae.build import Autoencoder, Posterior, sample_latents
 
 __all__ = [
+  "CLIP",
   "Autoencoder",
   "Buffer",
   "Compute",

@@ -9,7 +9,10 @@ from dmpo_jax.errors import InputError, short
 from dmpo_jax.models import config_fields, trees
 from dmpo_jax.models.clip import build as clip_build
 from dmpo_jax.models.clip import config as clip_config
+from dmpo_jax.models.clip import model_config as clip_model_config
+from dmpo_jax.models.clip.model import CLIPModel
 from dmpo_jax.models.clip.text import CLIPTextModel
+from dmpo_jax.models.clip.vision import CLIPVisionModelWithProjection
 from dmpo_jax.models.compute import Compute
 from dmpo_jax.models.functional import Buffer, Functional, Model, functional
 from dmpo_jax.models.mmdit import build as mmdit_build
@@ -54,13 +57,17 @@ NETWORKS = {
   vae_config.NAME: Network(vae_config.read, AutoencoderKL, vae_build.functions),
   clip_config.NAME: _CLIP,
   clip_config.WITH_PROJECTION: _CLIP,
+  clip_model_config.NAME: Network(clip_model_config.read, CLIPModel, clip_build.clip_functions),
+  clip_model_config.VISION: Network(
+    clip_model_config.read_vision, CLIPVisionModelWithProjection, clip_build.vision_functions
+  ),
   t5_config.NAME: Network(t5_config.read, T5EncoderModel, t5_build.functions),
 }
 
 
 def build(
   config: Mapping[str, Any], *, compute: Compute = Compute()
-) -> Model | vae_build.Autoencoder:
+) -> Model | vae_build.Autoencoder | clip_build.CLIP:
   """Builds the network that a config.json of diffusers or transformers describes.
 
   Args:
@@ -70,7 +77,8 @@ def build(
       name its attention implementation.
 
   Returns:
-    Pure functions: an `Autoencoder` for an AutoencoderKL, otherwise a `Model`. Parameters are
+    Pure functions: an `Autoencoder` for an AutoencoderKL, a `CLIP` for a CLIPModel, otherwise a
+    `Model`. Parameters are
     nested dicts with string keys, named as in diffusers and transformers.
 
   Raises:

@@ -48,7 +48,7 @@ def randomise(module, seed=0):
   with torch.no_grad():
     for name, parameter in module.named_parameters():
       noise = torch.randn(parameter.shape, generator=generator)
-      if parameter.ndim == 1:
+      if parameter.ndim < 2:
         parameter.copy_(0.1 * noise + (not name.endswith("bias")))
       else:
         parameter.copy_(noise * parameter[0].numel() ** -0.5)

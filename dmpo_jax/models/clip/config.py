@@ -1,7 +1,7 @@
 """The config of CLIP's text encoders: transformers' fields and defaults."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dmpo_jax.models import config_fields
@@ -133,20 +133,23 @@ def read(config: Mapping[str, Any]) -> CLIPTextConfig:
   )
   if name == NAME:
     values["projection_dim"] = None
-  for field, value in values.items():
-    if field == "hidden_act":
-      config_fields.check_choice(name, field, value, ("quick_gelu", "gelu"))
-    elif field == "layer_norm_eps":
-      config_fields.check_number(name, field, value, most=1)
-    elif field == "eos_token_id":
-      if isinstance(value, bool) or not isinstance(value, int):
-        raise config_fields.unsupported(name, field, value, "an integer")
-    elif field == "num_hidden_layers":
-      config_fields.check_count(name, field, value, most=config_fields.MAX_LAYERS)
-    elif (field, name) != ("projection_dim", NAME):
-      config_fields.check_count(name, field, value)
+  end = values["eos_token_id"]
+  if isinstance(end, bool) or not isinstance(end, int):
+    raise config_fields.unsupported(name, "eos_token_id", end, "an integer")
+  counts = ("vocab_size", "max_position_embeddings")
+  check_layers(name, values, counts if name == NAME else (*counts, "projection_dim"))
+  return CLIPTextConfig(**values)
+
+
+def check_layers(name: str, values: Mapping[str, Any], counts: Iterable[str]) -> None:
+  """Raises InputError unless values describe an encoder's layers, and `counts` are positive."""
+  config_fields.check_choice(name, "hidden_act", values["hidden_act"], ("quick_gelu", "gelu"))
+  config_fields.check_number(name, "layer_norm_eps", values["layer_norm_eps"], most=1)
+  layers = values["num_hidden_layers"]
+  config_fields.check_count(name, "num_hidden_layers", layers, most=config_fields.MAX_LAYERS)
+  for field in ("hidden_size", "intermediate_size", "num_attention_heads", *counts):
+    config_fields.check_count(name, field, values[field])
   heads, width = values["num_attention_heads"], values["hidden_size"]
   if width % heads:
     expected = f"a divisor of hidden_size = {width}"
     raise config_fields.unsupported(name, "num_attention_heads", heads, expected)
-  return CLIPTextConfig(**values)

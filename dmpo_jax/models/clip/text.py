@@ -8,15 +8,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dmpo_jax.errors import InputError
-from dmpo_jax.models import kernels, remat
 from dmpo_jax.models.clip.config import CLIPTextConfig
+from dmpo_jax.models.clip.encoder import Encoder
 from dmpo_jax.models.compute import Compute
 from dmpo_jax.models.layers import Embedding, LayerNorm, Linear
-
-ACTIVATIONS = {
-  "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
-  "gelu": kernels.gelu,
-}
 
 
 class TextOutput(NamedTuple):
@@ -50,78 +45,13 @@ class Embeddings(nnx.Module):
     return self.token_embedding(ids) + positions[None]
 
 
-class SelfAttention(nnx.Module):
-  """Causal multi-head self-attention: `[B, L, D]` to `[B, L, D]`."""
-
-  def __init__(self, config: CLIPTextConfig, compute: Compute):
-    self.compute = compute
-    width = config.hidden_size
-    self.heads = config.num_attention_heads
-    self.k_proj = Linear(width, width, compute=compute)
-    self.v_proj = Linear(width, width, compute=compute)
-    self.q_proj = Linear(width, width, compute=compute)
-    self.out_proj = Linear(width, width, compute=compute)
-
-  def __call__(self, x: jax.Array) -> jax.Array:
-    q, k, v = (
-      remat.checkpoint_name(project(x), remat.PROJECTION, self.compute.remat).reshape(
-        *x.shape[:2], self.heads, -1
-      )  # [B, L, N, D/N]
-      for project in (self.q_proj, self.k_proj, self.v_proj)
-    )
-    out = kernels.attention(q, k, v, causal=True, compute=self.compute)
-    return self.out_proj(out.reshape(x.shape))
-
-
-class MLP(nnx.Module):
-  """Two layers with the config's activation: `[B, L, D]` to `[B, L, D]`."""
-
-  def __init__(self, config: CLIPTextConfig, compute: Compute):
-    self.compute = compute
-    self.activation = config.hidden_act
-    self.fc1 = Linear(config.hidden_size, config.intermediate_size, compute=compute)
-    self.fc2 = Linear(config.intermediate_size, config.hidden_size, compute=compute)
-
-  def __call__(self, x: jax.Array) -> jax.Array:
-    x = remat.checkpoint_name(self.fc1(x), remat.PROJECTION, self.compute.remat)
-    return self.fc2(ACTIVATIONS[self.activation](x))
-
-
-class EncoderLayer(nnx.Module):
-  """Self-attention and MLP, each after a LayerNorm and with a residual connection."""
-
-  def __init__(self, config: CLIPTextConfig, compute: Compute):
-    norm = partial(LayerNorm, config.hidden_size, config.layer_norm_eps, compute=compute)
-    self.self_attn = SelfAttention(config, compute)
-    self.layer_norm1 = norm()
-    self.mlp = MLP(config, compute)
-    self.layer_norm2 = norm()
-
-  def __call__(self, x: jax.Array) -> jax.Array:
-    x = x + self.self_attn(self.layer_norm1(x))
-    return x + self.mlp(self.layer_norm2(x))
-
-
-class Encoder(nnx.Module):
-  """A stack of layers; returns the output and the input of the last one, `[B, L, D]` each."""
-
-  def __init__(self, config: CLIPTextConfig, compute: Compute):
-    self.compute = compute
-    self.layers = nnx.List([EncoderLayer(config, compute) for _ in range(config.num_hidden_layers)])
-
-  def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    for layer in self.layers:
-      before, x = x, remat.checkpoint_block(layer, x, policy=self.compute.remat)
-    return x, before
-
-
 class TextTransformer(nnx.Module):
   """Embeddings, encoder, final LayerNorm and pooling."""
 
   def __init__(self, config: CLIPTextConfig, compute: Compute):
     self.end = config.eos_token_id
     self.embeddings = Embeddings(config, compute)
-    self.encoder = Encoder(config, compute)
+    self.encoder = Encoder(config, compute, causal=True)
     self.final_layer_norm = LayerNorm(config.hidden_size, config.layer_norm_eps, compute=compute)
 
   def __call__(self, ids: jax.Array, dtype: jnp.dtype) -> TextOutput:
