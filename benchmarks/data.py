@@ -67,7 +67,7 @@ def time_load(
 def step_config(folder: pathlib.Path, size: int, batch_size: int, steps: int):
   """Config of Diffusion-DPO of the emoji UNet against itself, on pairs scaled to `size`."""
   config = emoji_reference.get_config()
-  config.trained, config.reference, config.caption_dropout = ("unet",), True, 0.0
+  config.trained, config.caption_dropout = ("unet",), 0.0
   config.model.unet.sample_size = size
   with config.unlocked():
     config.data = {"name": "pairs", "folder": str(folder), "size": size, "crop": "random"}

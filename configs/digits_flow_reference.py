@@ -50,7 +50,6 @@ def get_config() -> ConfigDict:
     {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 1.0}
   )
   config.trained = ("transformer", "text_encoder", "text_encoder_2")
-  config.reference = False
   config.data.name = "digits"
   config.loss.name = "sft"
   config.timesteps = ConfigDict({"name": "logit_normal", "stratified": True})

@@ -20,5 +20,4 @@ def get_config() -> ConfigDict:
   config.loss = ConfigDict(
     {"name": "mapo", "beta": 0.1, "snr": 0.5, "num_timesteps": 1000, "form": "code"}
   )
-  config.reference = False
   return config

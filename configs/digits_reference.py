@@ -55,7 +55,6 @@ def get_config() -> ConfigDict:
     }
   )
   config.trained = ("unet", "text_encoder")
-  config.reference = False
   config.data.name = "digits"
   config.loss.name = "sft"
   config.caption_dropout = 0.1

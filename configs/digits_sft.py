@@ -17,5 +17,4 @@ def get_config() -> ConfigDict:
   """digits_dmpo with another loss."""
   config = digits_dmpo.get_config()
   config.loss = ConfigDict({"name": "sft"})
-  config.reference = False
   return config

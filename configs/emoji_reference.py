@@ -53,7 +53,6 @@ def get_config() -> ConfigDict:
     }
   )
   config.trained = ("unet", "text_encoder")
-  config.reference = False
   config.data = ConfigDict({"name": "image_captions", "folder": "data/emoji", "size": 16})
   config.loss.name = "sft"
   config.timesteps.name = "stratified"

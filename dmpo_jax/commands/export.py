@@ -30,9 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument(
     "--weights",
-    choices=["ema", "last"],
+    choices=["ema", "last", "reference"],
     default="ema",
-    help="EMA weights where the run has them (default), or the last weights",
+    help="EMA weights where the run has them (default), the last weights, or those of a reference "
+    "that moves",
   )
   parser.add_argument(
     "--dtype", choices=DTYPES, default="fp32", help="dtype of the files (default: fp32)"
@@ -53,7 +54,6 @@ def run(options: argparse.Namespace) -> None:
   from dmpo_jax.interop.write_weights import parse_size
   from dmpo_jax.training.export import export, export_lora
 
-  ema = options.weights == "ema"
   idle = ("max_shard_size", "variant") if options.lora is not None else ("format",)
   given = ", ".join(f"--{o.replace('_', '-')}" for o in idle if getattr(options, o) is not None)
   if given:
@@ -62,14 +62,16 @@ def run(options: argparse.Namespace) -> None:
   dtype = DTYPES[options.dtype]
   if options.lora is not None:
     form = options.format or "diffusers"
-    step = export_lora(options.workdir, options.lora, ema=ema, form=form, dtype=dtype)
+    step = export_lora(
+      options.workdir, options.lora, weights=options.weights, form=form, dtype=dtype
+    )
     print(f"step {step} of {options.workdir} in {options.lora}")
     return
   size = parse_size(options.max_shard_size or "10GB")  # before a checkpoint of many GB is read
   step = export(
     options.workdir,
     options.out,
-    ema=ema,
+    weights=options.weights,
     dtype=dtype,
     max_shard_size=size,
     variant=options.variant,

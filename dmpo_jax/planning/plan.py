@@ -18,6 +18,7 @@ from dmpo_jax.errors import InputError, unknown
 from dmpo_jax.parallel import sharding
 from dmpo_jax.pipelines import Params, TextToImage
 from dmpo_jax.planning import hlo, tpu_slices
+from dmpo_jax.training import reference as references
 from dmpo_jax.training import setup
 from dmpo_jax.training.batch import Batch
 from dmpo_jax.training.optimizer import make_optimizer
@@ -163,7 +164,8 @@ def plan_train_step(
   pipeline = dataclasses.replace(pipeline, params=params)
   trained, frozen, reference = setup.split_params(config, pipeline)
   optimizer = make_optimizer(config.optimizer)
-  state = abstract_state(trained, optimizer, mesh, ema=config.ema_decay > 0)
+  update = references.from_config(config.reference)
+  state = abstract_state(trained, optimizer, mesh, ema=config.ema_decay > 0, reference=update.moves)
   frozen, reference = (sharding.abstract(mesh, tree) for tree in (frozen, reference))
   objective = setup.make_objective(config, pipeline, mesh=mesh, attention="splash")
   objective = objective._replace(starts_at_reference=True)
@@ -175,11 +177,15 @@ def plan_train_step(
     objective,
     optimizer,
     ema_decay=config.ema_decay,
+    reference_update=update,
     grad_accumulation_steps=config.grad_accumulation_steps,
     constrain=functools.partial(sharding.constrain, mesh),
   )
   example_flops = functions.flops(
-    batch, trained=tuple(trained), reference=config.reference, lora=config.lora.rank > 0
+    batch,
+    trained=tuple(trained),
+    reference=setup.uses_reference(config),
+    lora=config.lora.rank > 0,
   )
   plan: dict[str, Any] = {
     "slice": tpu_slice.name,
@@ -196,7 +202,7 @@ def plan_train_step(
       "parameters": _bytes_per_chip(state.params),
       "optimizer": _bytes_per_chip(state.opt_state),
       "ema": _bytes_per_chip(state.ema),
-      "reference": _bytes_per_chip(reference),
+      "reference": _bytes_per_chip(state.reference if update.moves else reference),
       "frozen": _bytes_per_chip(frozen),
       "batch": _bytes_per_chip(batch),
     },

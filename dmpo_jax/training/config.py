@@ -12,6 +12,7 @@ from ml_collections.config_dict import RequiredValueError, placeholder
 from dmpo_jax import losses, models
 from dmpo_jax.common.ranges import check_range
 from dmpo_jax.errors import InputError, short, unknown
+from dmpo_jax.training import reference as references
 from dmpo_jax.training import setup
 from dmpo_jax.training.config_ranges import RANGES
 
@@ -23,6 +24,11 @@ RENAMED = {
   "accumulation": "grad_accumulation_steps",
   "health": "held_out",
   "label_noise": "label_flip_rate",
+}
+# Former key that is a section now -> what to do about a value.
+NOW_SECTIONS = {
+  "reference": "the loss says whether it uses a reference; leave the value out, and set "
+  "config.reference.kind where the reference is to move",
 }
 # Sections whose keys are not fixed here: the code that uses a section checks them.
 OPEN_SECTIONS = (
@@ -61,8 +67,16 @@ def default() -> ConfigDict:
   config.lora.alpha = 0.0
   # Glob patterns of the layers to adapt, per component; * matches dots too; empty: attention.
   config.lora.targets = ConfigDict()
-  # Whether the loss uses errors of the frozen starting pipeline (dmpo-jax objectives lists it).
-  config.reference = True
+  config.reference = ConfigDict()
+  # How the loss's reference moves: "frozen": it stays the starting pipeline; "ema": it is an EMA of
+  # the policy; "hard": it becomes the policy every few steps (docs/training.md).
+  config.reference.kind = "frozen"
+  # "ema": decay per step.
+  config.reference.decay = 0.0
+  # "hard": steps between copies of the policy.
+  config.reference.every = 0
+  # "ema", "hard": steps at the start of the run in which the reference stays frozen.
+  config.reference.start = 0
   # Storage dtype of the reference's (with LoRA: the base's) kernels, float32 or config.dtype.
   config.reference_dtype = "float32"
 
@@ -197,6 +211,7 @@ def check(config: ConfigDict) -> ConfigDict:
     "grad_accumulation_steps",
     f"a divisor of config.batch_size {config.batch_size}",
   )
+  _check_reference(config, require)
   require(
     config.reference_dtype == "float32" or config.dtype == "bfloat16",
     "reference_dtype",
@@ -222,6 +237,35 @@ def check(config: ConfigDict) -> ConfigDict:
     require(len(config.samples.prompts) > 0, "samples.prompts", expected)
   _check_loss(config.loss)
   return config.lock()
+
+
+def _check_reference(config: ConfigDict, require: Callable[[bool, str, str], None]) -> None:
+  """The keys of config.reference against each other, the loss and config.reference_dtype."""
+  section, kinds = config.reference, references.KINDS
+  require(section.kind in kinds, "reference.kind", f"one of {kinds}")
+  moves = section.kind != "frozen"
+  if section.kind == "ema":
+    expected = "positive where config.reference.kind is 'ema'; published: 0.995"
+    require(section.decay > 0, "reference.decay", expected)
+  if section.kind == "hard":
+    expected = "at least 1 where config.reference.kind is 'hard'"
+    require(section.every > 0, "reference.every", expected)
+  for key, kind in (("decay", "ema"), ("every", "hard")):
+    if section.kind != kind:
+      expected = f"0 where config.reference.kind is not {kind!r}, for it has no effect"
+      require(section[key] == 0, f"reference.{key}", expected)
+  if not moves:
+    expected = "0 where config.reference.kind is 'frozen', for it has no effect"
+    require(section.start == 0, "reference.start", expected)
+    return
+  expected = f"'frozen' for loss {config.loss.name!r}, which uses no reference"
+  require(setup.uses_reference(config), "reference.kind", expected)
+  require(
+    config.reference_dtype == "float32" or config.lora.rank > 0,
+    "reference_dtype",
+    "'float32' where config.reference.kind moves the reference: rounded to bfloat16 it would "
+    "stand still",
+  )
 
 
 def _check_names(config: ConfigDict, require: Callable[[bool, str, str], None]) -> None:
@@ -274,7 +318,10 @@ def _get(config: ConfigDict, key: str) -> Any:
 def _check_keys(schema: ConfigDict, config: ConfigDict, prefix: str) -> None:
   """Checks the keys of a section and the types of its values."""
   if not isinstance(config, ConfigDict):
-    raise InputError(f"config.{prefix[:-1]} must be a section (a ConfigDict), got {short(config)}")
+    advice = f": {NOW_SECTIONS[prefix[:-1]]}" if prefix[:-1] in NOW_SECTIONS else ""
+    raise InputError(
+      f"config.{prefix[:-1]} must be a section (a ConfigDict), got {short(config)}{advice}"
+    )
   for key in config:
     if key not in schema:
       raise unknown_key(f"{prefix}{key}", [prefix + k for k in schema])

@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 import sys
 import traceback
 import types
@@ -13,7 +14,14 @@ from ml_collections import ConfigDict, config_flags
 from dmpo_jax import data, losses
 from dmpo_jax.common import choose
 from dmpo_jax.errors import InputError, cut, short
-from dmpo_jax.training.config import NULLABLE, OPEN_SECTIONS, RENAMED, renamed_key, unknown_key
+from dmpo_jax.training.config import (
+  NOW_SECTIONS,
+  NULLABLE,
+  OPEN_SECTIONS,
+  RENAMED,
+  renamed_key,
+  unknown_key,
+)
 
 # Open section -> functions by name, whose keyword-only arguments are the section's keys.
 FUNCTIONS = {"data": data.DATASETS, "held_out.data": data.DATASETS, "loss": losses.LOSSES}
@@ -96,6 +104,9 @@ def _reason(error: BaseException) -> str:
     message = ""
   if isinstance(error, AttributeError | KeyError) and (key := message.strip("\"'")) in RENAMED:
     return str(unknown_key(key, ()))
+  field = re.match(r"Could not override field '(\w+)'", message)
+  if isinstance(error, TypeError) and field and field[1] in NOW_SECTIONS:
+    return f"config.{field[1]} is a section now: {NOW_SECTIONS[field[1]]}"
   if isinstance(error, flags.Error):  # flag --config.KEY=VALUE: reason
     return message.partition(": ")[2] or message
   return f"{type(error).__name__}: {message}" if message else type(error).__name__
@@ -132,6 +143,8 @@ def _exists(config: ConfigDict, argument: str) -> bool:
       known = list(section) if isinstance(section, ConfigDict) else []
       raise unknown_key(prefix + part, [prefix + k for k in known])
     section, prefix = section[part], f"{prefix}{part}."
+  if key in NOW_SECTIONS:
+    raise InputError(f"config.{key} is a section now, got {short(text)}: {NOW_SECTIONS[key]}")
   if text == "None" and key in NULLABLE:
     return False
   return not (_is_open(prefix) and (section is None or isinstance(section, list)))

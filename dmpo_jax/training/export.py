@@ -13,11 +13,12 @@ from ml_collections import ConfigDict
 
 from dmpo_jax import interop, pipelines
 from dmpo_jax.common import files
-from dmpo_jax.errors import InputError
+from dmpo_jax.errors import InputError, unknown
 from dmpo_jax.parallel.array_checksums import tree_checksum
 from dmpo_jax.parallel.processes import Processes
 from dmpo_jax.parallel.to_host import on_host
 from dmpo_jax.pipelines import Params
+from dmpo_jax.training import reference as references
 from dmpo_jax.training import setup
 from dmpo_jax.training.checkpoint import Checkpoints
 from dmpo_jax.training.objective import adapt
@@ -27,6 +28,9 @@ from dmpo_jax.training.resume import position, restore
 from dmpo_jax.training.run_directory import DAMAGED, RUN_FILE, read_run, run_config
 from dmpo_jax.training.step import State, initial_state
 
+# Weights of a checkpoint that can be exported: the EMA where the run has one, the last ones, and
+# the reference where it moves.
+WEIGHTS = ("ema", "last", "reference")
 WRITERS = {"diffusers": interop.save_lora, "kohya": interop.save_kohya_lora}
 
 
@@ -106,13 +110,15 @@ def save_lora(
   WRITERS[form](file, interop.Lora(trained, alphas), pipeline.params, dtype=dtype)
 
 
-def export(workdir: pathlib.Path, folder: pathlib.Path, *, ema: bool = True, **options: Any) -> int:
+def export(
+  workdir: pathlib.Path, folder: pathlib.Path, *, weights: str = "ema", **options: Any
+) -> int:
   """Writes the parameters of a run's last checkpoint as a pipeline; the run may be going on.
 
   Args:
     workdir: Work directory of the run.
     folder: The target folder; a LoRA is merged.
-    ema: Whether to export the EMA, where the run has one.
+    weights: One of `WEIGHTS`.
     **options: Those of `interop.save_pipeline`: dtype, max_shard_size, variant.
 
   Returns:
@@ -127,20 +133,20 @@ def export(workdir: pathlib.Path, folder: pathlib.Path, *, ema: bool = True, **o
     raise InputError(
       f"{folder} is the pipeline that the run started from and compares with; give another folder"
     )
-  step, pipeline, trained = _load(workdir, config, ema)
+  step, pipeline, trained = _load(workdir, config, weights)
   save_pipeline(folder, config, pipeline, trained, **options)
   return step
 
 
 def export_lora(
-  workdir: pathlib.Path, file: pathlib.Path, *, ema: bool = True, **options: Any
+  workdir: pathlib.Path, file: pathlib.Path, *, weights: str = "ema", **options: Any
 ) -> int:
   """Writes the LoRA of a run's last checkpoint as a file.
 
   Args:
     workdir: Work directory of the run.
     file: The target, named *.safetensors.
-    ema: Whether to export the EMA, where the run has one.
+    weights: One of `WEIGHTS`.
     **options: Those of `save_lora`: form, dtype.
 
   Returns:
@@ -153,7 +159,7 @@ def export_lora(
   config = run_config(workdir)
   if not config.lora.rank:
     raise InputError(f"{workdir} trains whole networks, no LoRA: export its pipeline")
-  step, pipeline, trained = _load(workdir, config, ema)
+  step, pipeline, trained = _load(workdir, config, weights)
   save_lora(file, config, pipeline, trained, **options)
   return step
 
@@ -178,12 +184,20 @@ def check_base_weights(config: ConfigDict, pipeline: interop.Pipeline, base_weig
 
 
 def _load(
-  workdir: pathlib.Path, config: ConfigDict, ema: bool
+  workdir: pathlib.Path, config: ConfigDict, weights: str
 ) -> tuple[int, interop.Pipeline, Params]:
   """Step and trained parameters of the last checkpoint, and the pipeline that the run started from.
 
   Shapes come from abstract evaluation: beside the checkpoint itself, no optimizer state is made.
   """
+  if weights not in WEIGHTS:
+    raise unknown("kind of weights", weights, WEIGHTS)
+  moves = references.from_config(config.reference).moves
+  if weights == "reference" and not moves:
+    raise InputError(
+      f"the reference of {workdir} is frozen (config.reference.kind): it is the pipeline that the "
+      "run started from"
+    )
   base_weights = read_run(workdir).get("base_weights")
   with files.reading(workdir / RUN_FILE, "record of a run", advice=DAMAGED):
     captions = [] if config.pipeline else setup.load_examples(config).captions
@@ -191,7 +205,10 @@ def _load(
   check_base_weights(config, pipeline, base_weights)
   trained, *_ = setup.split_params(config, pipeline)
   make = functools.partial(
-    initial_state, optimizer=make_optimizer(config.optimizer), ema=config.ema_decay > 0
+    initial_state,
+    optimizer=make_optimizer(config.optimizer),
+    ema=config.ema_decay > 0,
+    reference=moves,
   )
   host = SingleDeviceSharding(jax.local_devices()[0])
   like = jax.tree.map(
@@ -203,8 +220,10 @@ def _load(
     if step is None:
       raise InputError(f"{workdir} holds no checkpoint yet")
     state = restore(checkpoints, step, like, position(config, base_weights, step))
-  return step, pipeline, on_host(_export_params(state if ema else state._replace(ema=None)))
+  return step, pipeline, on_host(_export_params(state, weights))
 
 
-def _export_params(state: State) -> Params:
-  return state.params if state.ema is None else state.ema
+def _export_params(state: State, weights: str = "ema") -> Params:
+  if weights == "reference":
+    return state.reference
+  return state.params if weights == "last" or state.ema is None else state.ema

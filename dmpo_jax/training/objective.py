@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from dmpo_jax import losses, models, pipelines
 from dmpo_jax.pipelines import Conditioning, Params, Text, TextToImage
 from dmpo_jax.sampling import to_floats
+from dmpo_jax.training import reference as references
 from dmpo_jax.training.batch import (
   Batch,
   NoiseSample,
@@ -145,7 +146,7 @@ def pair_up(kind: type, policy: jax.Array, reference: jax.Array | None) -> Named
   Args:
     kind: `losses.PairErrors` or `losses.Residuals`.
     policy: `[examples, images, ...]`, the images being (preferred, rejected) or one.
-    reference: The same of the frozen reference, or None without one. No gradient passes.
+    reference: The same of the reference, or None without one. No gradient passes.
   """
 
   def column(x: jax.Array | None, i: int) -> jax.Array | None:
@@ -185,8 +186,8 @@ class Objective(NamedTuple):
 
   Three arguments recur. `trained` holds whole components, or LoRAs of some. `frozen` holds the
   parameters of the other components; with LoRA, of all. `reference` holds what the reference has in
-  place of the trained components: copies of them, nothing ({}) with LoRA, None for a loss without
-  reference.
+  place of the trained components: copies of them; with LoRA nothing ({}), or LoRAs of its own where
+  it moves; None for a loss without reference.
 
   Attributes:
     pipeline: Networks and noise process.
@@ -202,7 +203,9 @@ class Objective(NamedTuple):
     label_flip_rate: Probability that the images of a pair are swapped.
     starts_at_reference: Whether the policy of step 0 is the reference, as in a run. Its errors then
       are the reference's too, so that every logit is exactly 0; two programs that compute them
-      would differ by rounding, which beta multiplies.
+      would differ by rounding, which beta multiplies. The same holds after each copy of the policy
+      into the reference.
+    reference_update: How the reference moves.
   """
 
   pipeline: TextToImage
@@ -216,6 +219,7 @@ class Objective(NamedTuple):
   weights: Callable[[jax.Array], jax.Array] | None = None
   label_flip_rate: float = 0.0
   starts_at_reference: bool = False
+  reference_update: references.ReferenceUpdate = references.FROZEN
 
   def __call__(
     self, trained: Params, frozen: Params, reference: Params | None, batch: Batch, step: jax.Array
@@ -290,11 +294,12 @@ class Objective(NamedTuple):
       evaluate = jax.checkpoint(evaluate)
     policy, unchanged = evaluate(self.combine(frozen, trained)), (None,) * count
     if reference is not None:
-      unchanged = evaluate({**frozen, **reference})
+      unchanged = evaluate(self.combine(frozen, reference))
       if self.starts_at_reference:
         # The barrier makes them the same numbers wherever they are used.
         policy = jax.lax.optimization_barrier(policy)
-        unchanged = jax.tree.map(lambda r, e: jnp.where(step == 0, e, r), unchanged, policy)
+        equal = self.reference_update.is_policy(step)
+        unchanged = jax.tree.map(lambda r, e: jnp.where(equal, e, r), unchanged, policy)
     kinds = (losses.PairErrors, losses.Residuals)[:count]
     pairs = [pair_up(*columns) for columns in zip(kinds, policy, unchanged, strict=True)]
     return pairs[0], pairs[1] if count == 2 else None

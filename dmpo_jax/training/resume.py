@@ -44,6 +44,14 @@ def position(config: ConfigDict, base_weights: str, step: int) -> dict[str, Any]
   }
 
 
+def to_saved(state: State) -> dict[str, Any]:
+  """The fields of a state in a checkpoint; `reference` is there only if it moves."""
+  fields = state._asdict()
+  if state.reference is None:  # as in checkpoints of a time when no reference moved
+    del fields["reference"]
+  return fields
+
+
 def restore(checkpoints: Checkpoints, step: int, like: State, expected: dict[str, Any]) -> State:
   """The state of a checkpoint.
 
@@ -57,8 +65,8 @@ def restore(checkpoints: Checkpoints, step: int, like: State, expected: dict[str
     InputError: The checkpoint cannot be read, has another position in the data, or is that of
       another step.
   """
-  state, saved = checkpoints.restore(step, like)
-  state = State(*state)
+  fields, saved = checkpoints.restore(step, to_saved(like))
+  state = State(**fields)
   if saved != expected:
     raise InputError(
       f"the checkpoint of step {step} has the position {saved} in the data, this run would have "

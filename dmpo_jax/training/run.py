@@ -19,6 +19,7 @@ from dmpo_jax.parallel.array_checksums import tree_checksum
 from dmpo_jax.parallel.processes import Processes
 from dmpo_jax.parallel.to_host import on_host
 from dmpo_jax.training import config as configs
+from dmpo_jax.training import reference as references
 from dmpo_jax.training import setup
 from dmpo_jax.training.checkpoint import Checkpoints
 from dmpo_jax.training.device_batches import DeviceBatches, check_devices
@@ -28,7 +29,7 @@ from dmpo_jax.training.monitor.monitor import Monitor
 from dmpo_jax.training.monitor.monitored_run import MonitoredRun
 from dmpo_jax.training.optimizer import make_optimizer
 from dmpo_jax.training.results import PIPELINE, Result, read_summary, write_summary
-from dmpo_jax.training.resume import position, record_versions, restore, versions
+from dmpo_jax.training.resume import position, record_versions, restore, to_saved, versions
 from dmpo_jax.training.run_directory import (
   check_base_pipeline,
   check_fingerprint,
@@ -117,10 +118,12 @@ def train(
       sharding.put(tree, shardings(tree)) for tree in setup.split_params(config, pipeline, examples)
     )
     optimizer = make_optimizer(config.optimizer)
+    update = references.from_config(config.reference)
     step = make_step(
       objective,
       optimizer,
       ema_decay=config.ema_decay,
+      reference_update=update,
       grad_accumulation_steps=config.grad_accumulation_steps,
       constrain=functools.partial(sharding.constrain, mesh),
     )
@@ -140,14 +143,14 @@ def train(
       complete = processes.broadcast(read_summary(workdir, total) if processes.is_first else None)
       if complete is not None:
         return Result(workdir / PIPELINE, **complete)
-      ema = config.ema_decay > 0
+      copies = {"ema": config.ema_decay > 0, "reference": update.moves}
       if first:
         LOGGER.info("resuming from step %d of %d", first, total)
-        like = abstract_state(trained, optimizer, mesh, ema=ema)
+        like = abstract_state(trained, optimizer, mesh, **copies)
         expected = position(config, fingerprint["base_weights"], first)
         state = restore(checkpoints, first, like, expected)
       else:
-        state = sharded_initial_state(trained, optimizer, mesh, ema=ema)
+        state = sharded_initial_state(trained, optimizer, mesh, **copies)
 
       # Loop.
       loop_time = time.perf_counter()
@@ -310,7 +313,7 @@ class _RunHooks(Hooks):
 def _save(
   config: ConfigDict, fingerprint: dict[str, Any], checkpoints: Checkpoints, step: int, state: State
 ) -> None:
-  checkpoints.save(step, state, position(config, fingerprint["base_weights"], step))
+  checkpoints.save(step, to_saved(state), position(config, fingerprint["base_weights"], step))
 
 
 def _not_finite(

@@ -162,6 +162,8 @@ def read_run(workdir: pathlib.Path) -> dict[str, Any]:
       f"{path} has format {version!r}, this version of dmpo_jax reads format {FORMAT}; use the "
       "version that wrote it, or another work directory"
     )
+  if isinstance(config.get("reference"), bool):  # of a time when the reference was always frozen
+    config["reference"] = configs.default().reference.to_dict()
   return content
 
 

@@ -15,6 +15,7 @@ from dmpo_jax.common import choose
 from dmpo_jax.errors import InputError, unknown
 from dmpo_jax.parallel import sharding
 from dmpo_jax.pipelines import Params, Text, TextToImage, latent_encoders
+from dmpo_jax.training import reference as references
 from dmpo_jax.training.objective import Loss, Objective, adapt, replace
 
 Data = data.Examples | data.FolderPairs | data.CachedLatents
@@ -122,6 +123,11 @@ def make_loss(section: Mapping) -> Loss:
   return losses.control(functools.partial(function, **hyperparameters), **controls)
 
 
+def uses_reference(config: ConfigDict) -> bool:
+  """Whether the loss of a checked config takes the errors of a reference."""
+  return losses.requirements(make_loss(config.loss)).reference
+
+
 def make_objective(
   config: ConfigDict,
   pipeline: interop.Pipeline,
@@ -149,14 +155,6 @@ def make_objective(
     InputError: The loss, one of its keys, or the timestep sampler is not known.
   """
   loss = make_loss(config.loss)
-  if losses.requirements(loss).reference != config.reference:
-    name = config.loss.name
-    raise InputError(
-      f"objective {name!r} needs the errors of the frozen starting pipeline: config.reference=True"
-      if losses.requirements(loss).reference
-      else f"objective {name!r} uses no reference, which would only cost a copy of the parameters "
-      "and a forward: config.reference=False"
-    )
   compute = models.Compute(
     attention=attention,
     remat=config.remat,
@@ -173,11 +171,12 @@ def make_objective(
     combine=functools.partial(adapt, alpha=config.lora.alpha) if config.lora.rank else replace,
     # Policies that name what they save make policy and reference round alike by themselves, see
     # `objective.EXACT_ROUNDING`.
-    recompute=config.reference
+    recompute=losses.requirements(loss).reference
     and config.dtype != "float32"
     and config.remat not in models.remat.SAVED,
     weights=functions.process.weights(config.timestep_weights.to_dict()),
     label_flip_rate=config.label_flip_rate,
+    reference_update=references.from_config(config.reference),
   )
 
 
@@ -241,7 +240,7 @@ def split_params(
     (trained, frozen, reference), each component -> tree, as `Objective` takes them. With LoRA the
     trained trees are LoRAs that change nothing yet, and all networks are frozen. Arrays are the
     pipeline's own, but for kernels of the reference (with LoRA: of the base) in
-    config.reference_dtype.
+    config.reference_dtype. A reference that moves is None here, for it is part of the state.
 
   Raises:
     InputError: A component that is to be trained is not there, or is the autoencoder, or no LoRA
@@ -253,9 +252,10 @@ def split_params(
   params = {name: tree for name, tree in pipeline.params.items() if name not in cached}
   trained = {name: pipeline.params[name] for name in names}
   reference = {name: _kernels_in(tree, config.reference_dtype) for name, tree in trained.items()}
+  is_frozen = uses_reference(config) and not references.from_config(config.reference).moves
   if not config.lora.rank:
     frozen = {name: tree for name, tree in params.items() if name not in trained}
-    return trained, frozen, reference if config.reference else None
+    return trained, frozen, reference if is_frozen else None
   root, adapted = jax.random.key(config.seed), {}
   chosen = config.lora.targets.to_dict()
   for name in chosen:
@@ -265,7 +265,7 @@ def split_params(
   for name, base in trained.items():
     key = jax.random.fold_in(root, functions.components.index(name))
     adapted[name] = models.lora.init(key, base, targets=targets[name], rank=config.lora.rank)
-  return adapted, {**params, **reference}, {} if config.reference else None
+  return adapted, {**params, **reference}, {} if is_frozen else None
 
 
 def _kernels_in(tree: Params, dtype: str) -> Params:

@@ -14,6 +14,7 @@ from dmpo_jax.parallel import sharding
 from dmpo_jax.training import gradient
 from dmpo_jax.training.batch import Batch
 from dmpo_jax.training.objective import EXACT_ROUNDING, Objective, Params
+from dmpo_jax.training.reference import FROZEN, ReferenceUpdate
 
 
 class State(NamedTuple):
@@ -24,23 +25,36 @@ class State(NamedTuple):
     params: Trained components, by name.
     opt_state: optax's state.
     ema: EMA of `params`, or None.
+    reference: What a moving reference has in place of `params`, float32; None where it is frozen.
   """
 
   step: jax.Array
   params: Params
   opt_state: Any
   ema: Params | None
+  reference: Params | None = None
 
 
-def initial_state(params: Params, optimizer: optax.GradientTransformation, *, ema: bool) -> State:
+def initial_state(
+  params: Params,
+  optimizer: optax.GradientTransformation,
+  *,
+  ema: bool,
+  reference: bool = False,
+) -> State:
   """The state before the first step; its arrays are copies, because the step donates them."""
   params = jax.tree.map(lambda x: jnp.array(x, copy=True), params)
-  copy = jax.tree.map(jnp.copy, params) if ema else None
-  return State(jnp.zeros((), jnp.int32), params, optimizer.init(params), copy)
+  copies = [jax.tree.map(jnp.copy, params) if wanted else None for wanted in (ema, reference)]
+  return State(jnp.zeros((), jnp.int32), params, optimizer.init(params), *copies)
 
 
 def abstract_state(
-  params: Params, optimizer: optax.GradientTransformation, mesh: Mesh, *, ema: bool
+  params: Params,
+  optimizer: optax.GradientTransformation,
+  mesh: Mesh,
+  *,
+  ema: bool,
+  reference: bool = False,
 ) -> State:
   """Shapes, dtypes and shardings of a run's state; see `sharding.shardings`.
 
@@ -49,16 +63,22 @@ def abstract_state(
     optimizer: optax transformation.
     mesh: From `sharding.make_mesh`.
     ema: Whether there is an EMA.
+    reference: Whether there is a moving reference.
 
   Returns:
     `State` of `jax.ShapeDtypeStruct`s.
   """
-  shapes = jax.eval_shape(functools.partial(initial_state, optimizer=optimizer, ema=ema), params)
-  return sharding.abstract(mesh, shapes)
+  make = functools.partial(initial_state, optimizer=optimizer, ema=ema, reference=reference)
+  return sharding.abstract(mesh, jax.eval_shape(make, params))
 
 
 def sharded_initial_state(
-  params: Params, optimizer: optax.GradientTransformation, mesh: Mesh, *, ema: bool
+  params: Params,
+  optimizer: optax.GradientTransformation,
+  mesh: Mesh,
+  *,
+  ema: bool,
+  reference: bool = False,
 ) -> State:
   """The state before the first step, sharded over the mesh as `abstract_state` says.
 
@@ -67,13 +87,14 @@ def sharded_initial_state(
     optimizer: optax transformation.
     mesh: From `sharding.make_mesh`.
     ema: Whether there is an EMA.
+    reference: Whether there is a moving reference.
 
   Returns:
     `State`; no device allocates more than its shards.
   """
-  like = abstract_state(params, optimizer, mesh, ema=ema)
+  like = abstract_state(params, optimizer, mesh, ema=ema, reference=reference)
   shardings = jax.tree.map(lambda x: x.sharding, like)
-  make = functools.partial(initial_state, optimizer=optimizer, ema=ema)
+  make = functools.partial(initial_state, optimizer=optimizer, ema=ema, reference=reference)
   return jax.jit(make, in_shardings=(shardings.params,), out_shardings=shardings)(params)
 
 
@@ -82,6 +103,7 @@ def make_step(
   optimizer: optax.GradientTransformation,
   *,
   ema_decay: float,
+  reference_update: ReferenceUpdate = FROZEN,
   grad_accumulation_steps: int = 1,
   constrain: Callable[[Any], Any] = lambda tree: tree,
 ) -> Callable[..., tuple[State, dict[str, jax.Array], jax.Array]]:
@@ -89,18 +111,21 @@ def make_step(
 
       g = ∇ mean_i loss_i(params),   params <- AdamW(params, clip(g))
       ema <- λ ema + (1 - λ) params,  λ = min(decay, (1 + step) / (10 + step))
+      reference <- reference_update(reference, params)
 
   Args:
     objective: `(trained, frozen, reference, batch, step) -> (loss [examples], metrics)`; an
       `Objective` with gradient accumulation.
     optimizer: optax transformation.
     ema_decay: Decay of the EMA; unused where the state has none.
+    reference_update: How the state's reference moves; unused where the state has none.
     grad_accumulation_steps: Microbatches of a step; see `gradient.accumulated`.
     constrain: Shards a tree like the parameters over devices, inside a jit.
 
   Returns:
     `(state, frozen, reference, batch) -> (state, metrics, losses)`: metrics are means over the
-    examples; losses, float32 `[examples]`, name the example that is not finite.
+    examples; losses, float32 `[examples]`, name the example that is not finite. A reference in the
+    state takes the place of the argument.
   """
   if grad_accumulation_steps == 1:
     grads_of = gradient.full_batch(objective)
@@ -108,6 +133,8 @@ def make_step(
     grads_of = gradient.accumulated(objective, grad_accumulation_steps, constrain)
 
   def step(state: State, frozen: Params, reference: Params | None, batch: Batch):
+    if state.reference is not None:
+      reference = state.reference
     grads, metrics = grads_of(state.params, frozen, reference, batch, state.step)
     grads = constrain(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -116,10 +143,13 @@ def make_step(
     if state.ema is not None:
       age = state.step.astype(jnp.float32)
       ema = trees.ema(state.ema, params, jnp.minimum(ema_decay, (1 + age) / (10 + age)))
+    moved = state.reference
+    if moved is not None:
+      moved = reference_update(moved, params, state.step + 1)
     means = {name: jnp.mean(value) for name, value in metrics.items()}
     means["gradient_norm"] = optax.global_norm(grads)
     means["parameter_norm"] = optax.global_norm(params)
-    return State(state.step + 1, params, opt_state, ema), means, metrics["loss"]
+    return State(state.step + 1, params, opt_state, ema, moved), means, metrics["loss"]
 
   return step
 
@@ -134,7 +164,7 @@ def compile_step(
     mesh: From `sharding.make_mesh`; it must be set (jax.set_mesh) where the result is called.
     state: The state, or its `jax.ShapeDtypeStruct`s.
     frozen: Parameters that are not trained, or their `jax.ShapeDtypeStruct`s.
-    reference: The reference's parameters, or their `jax.ShapeDtypeStruct`s, or None.
+    reference: A frozen reference's parameters, or their `jax.ShapeDtypeStruct`s, or None.
 
   Returns:
     `(state, frozen, reference, batch) -> (state, metrics, losses)`.

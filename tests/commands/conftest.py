@@ -17,7 +17,7 @@ from dmpo_jax.parallel.array_checksums import tree_checksum
 from dmpo_jax.training import config as configs
 from dmpo_jax.training.checkpoint import Checkpoints
 from dmpo_jax.training.optimizer import make_optimizer
-from dmpo_jax.training.resume import position
+from dmpo_jax.training.resume import position, to_saved
 from dmpo_jax.training.run import MUTABLE_KEYS
 from dmpo_jax.training.run_directory import FORMAT
 from dmpo_jax.training.step import State
@@ -74,7 +74,9 @@ def make_run(start, workdir, *, steps, ema):
     last, averaged = {"unet": moved(unet, 0.01 * step)}, {"unet": moved(unet, 0.005 * step)}
     optimizer = make_optimizer(config.optimizer)
     state = State(np.int32(step), last, optimizer.init(last), averaged if ema else None)
-    checkpoints.save(step, jax.tree.map(np.asarray, state), position(config, base_weights, step))
+    checkpoints.save(
+      step, jax.tree.map(np.asarray, to_saved(state)), position(config, base_weights, step)
+    )
   checkpoints.close()
   return Run(workdir, start, last, averaged)
 

@@ -57,8 +57,10 @@ def libtpu():
 
 @pytest.fixture(scope="module")
 def four_chips(libtpu):
-  """The plan of a train step on four chips."""
+  """The plan of a train step on four chips, with a reference that moves."""
   config, inputs = tiny_config(fsdp=4), plan.Inputs("latents_and_embeddings", 128)
+  with config.unlocked():
+    config.reference.kind, config.reference.decay = "ema", 0.995
   return plan.plan_train_step(config, pipeline(), tpu_slices.parse("v5e:2x2"), inputs)
 
 

@@ -218,7 +218,7 @@ def test_a_value_out_of_range_is_named(key, value):
     ("data", "digits", "a section"),
     ("loss.name", 3, "a text, got 3"),
     ("loss.name", ConfigDict({"x": 1}), "a text, got {'x': 1}"),
-    ("reference", 1, "True or False, got 1"),
+    ("reference", False, "a section .* got False: the loss says whether it uses a reference"),
     ("pipeline", None, "a text, got None"),
     ("trained", "unet", "a tuple of texts, got 'unet'"),
     ("trained", ("unet", 3), "a tuple of texts"),
@@ -408,6 +408,18 @@ def test_a_broken_config_file_gives_file_line_and_reason(name, tmp_path):
   assert "\n" not in str(error.value)
 
 
+def test_a_reference_that_is_true_or_false_is_refused_with_what_to_do(tmp_path):
+  message = r"config\.reference is a section now.*: the loss says whether it uses a reference"
+  with pytest.raises(InputError, match=message):
+    load_config(DMPO, ["--config.reference=False"])
+  file = tmp_path / "mine.py"
+  file.write_text(
+    f"{GOOD}{IN_FUNCTION}c = digits_dmpo.get_config()\n  c.reference = False\n  return c\n"
+  )
+  with pytest.raises(InputError, match=message):
+    load_config(str(file))
+
+
 def test_an_interrupt_in_a_config_file_is_an_interrupt(tmp_path):
   file = tmp_path / "mine.py"
   file.write_text("raise KeyboardInterrupt\n")
@@ -454,7 +466,6 @@ def test_a_config_file_may_define_dataclasses(tmp_path):
     ("loss.beta=x", "could not convert string to float: 'x'"),
     ("optimizer=3", "Failed to parse '3' as a ConfigDict"),
     ("loss={", "Failed to parse '{' as a ConfigDict"),
-    ("reference=maybe", "Non-boolean argument"),
   ],
 )
 def test_an_argument_that_cannot_be_read_is_refused_in_one_short_line(argument, reason):

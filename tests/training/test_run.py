@@ -79,7 +79,7 @@ def test_the_frozen_text_encoder_is_exported_as_it_was(finished, pipeline):
 
 def test_the_last_parameters_can_be_exported_beside_the_ema(finished, tmp_path):
   assert export(finished, tmp_path / "ema") == 6
-  assert export(finished, tmp_path / "last", ema=False) == 6
+  assert export(finished, tmp_path / "last", weights="last") == 6
   ema, last = _weights(tmp_path / "ema"), _weights(tmp_path / "last")
   wanted = _weights(finished / "pipeline")
   assert all(np.array_equal(wanted[name], ema[name]) for name in wanted)
@@ -225,10 +225,10 @@ def test_a_run_killed_again_and_again_ends_as_if_it_had_not_been(pipeline, tmp_p
   worker = _start(killed, pipeline)
   assert worker.wait(timeout=300) == 0, worker.stderr.read()
   assert computed(killed) == computed(whole)
-  for ema in (True, False):
-    folders = [tmp_path / f"{name}-{ema}" for name in ("whole", "killed")]
+  for kind in ("ema", "last"):
+    folders = [tmp_path / f"{name}-{kind}" for name in ("whole", "killed")]
     for workdir, folder in zip((whole, killed), folders, strict=True):
-      assert export(workdir, folder, ema=ema) == 24
+      assert export(workdir, folder, weights=kind) == 24
     one, other = map(_weights, folders)
     assert one.keys() == other.keys()
     assert all(np.array_equal(one[name], other[name]) for name in one)

@@ -109,6 +109,12 @@ def stored_run(workdir, **changes):
   (workdir / "run.json").write_text(json.dumps({"format": FORMAT, "config": {**fixed, **changes}}))
 
 
+@pytest.mark.parametrize("value", [True, False])
+def test_the_reference_of_a_run_that_stored_true_or_false_is_frozen(tmp_path, value):
+  stored_run(tmp_path, reference=value)
+  assert run_config(tmp_path).reference.kind == "frozen"
+
+
 def test_the_config_of_a_run_is_that_in_run_json_with_defaults_for_keys_it_lacks(tmp_path):
   stored_run(tmp_path, seed=7)
   config = run_config(tmp_path)

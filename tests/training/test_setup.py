@@ -22,6 +22,7 @@ def pipeline():
 def config():
   result = smallest_config()
   result.trained = ()
+  result.loss = {"name": "dpo", "beta": 100.0}
   return result
 
 
@@ -37,14 +38,12 @@ def _layers(lora):
 
 
 def test_the_policy_of_a_run_starts_as_the_reference(pipeline, config):
-  config.reference = True
   trained, _, reference = setup.split_params(config, pipeline)
   for a, b in zip(*(trees.flatten(x["unet"]).values() for x in (trained, reference)), strict=True):
     np.testing.assert_array_equal(a, b)
 
 
 def test_the_policy_of_a_run_with_lora_starts_as_the_reference(pipeline, lora_config):
-  lora_config.reference = True
   trained, frozen, reference = setup.split_params(lora_config, pipeline)
   assert reference == {}
   for name, lora in trained.items():

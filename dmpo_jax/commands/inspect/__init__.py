@@ -13,8 +13,6 @@ import argparse
 import math
 from typing import Any
 
-EMA = {"ema": True, "last": False, None: None}
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Declares the command's options."""
@@ -31,8 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
       f"--{prefix}weights",
-      choices=["ema", "last"],
-      help=f"if {what} is a run: EMA weights where it has them (default), or the last weights",
+      choices=["ema", "last", "reference"],
+      help=f"if {what} is a run: EMA weights where it has them (default), the last weights, or "
+      "those of a reference that moves",
     )
 
 
@@ -50,7 +49,7 @@ def run(options: argparse.Namespace) -> None:
     options.path,
     variant=options.variant,
     revision=options.revision,
-    ema=EMA[options.weights],
+    weights=options.weights,
   )
   description = describe(source)
   if options.against is None:
@@ -68,7 +67,7 @@ def run(options: argparse.Namespace) -> None:
     options.against,
     variant=options.against_variant,
     revision=options.against_revision,
-    ema=EMA[options.against_weights],
+    weights=options.against_weights,
   )
   comparison = compare(source, other)
   if options.json:

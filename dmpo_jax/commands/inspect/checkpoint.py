@@ -75,13 +75,13 @@ def run_of(path: pathlib.Path) -> tuple[pathlib.Path | None, int | None]:
   return (run, step) if (run / "run.json").is_file() else (None, None)
 
 
-def open_checkpoint(run: pathlib.Path, step: int | None, *, ema: bool) -> Checkpoint:
+def open_checkpoint(run: pathlib.Path, step: int | None, *, weights: str) -> Checkpoint:
   """Opens a checkpoint of a run, which may still be training.
 
   Args:
     run: Directory of the run.
     step: Step of the checkpoint; None: the last one.
-    ema: Whether to take the EMA weights where the run has them, or the last weights.
+    weights: "ema", the EMA weights where the run has them; "last"; or "reference", where it moves.
 
   Returns:
     A `Checkpoint`.
@@ -99,11 +99,15 @@ def open_checkpoint(run: pathlib.Path, step: int | None, *, ema: bool) -> Checkp
   step = steps[-1] if step is None else step
   reader = _Reader(directory / str(step) / "state")
   with files.reading(directory / str(step), "checkpoint", advice="export another step"):
-    part, weights = "params", "last weights"
-    if ema and reader.tree.get("ema") is not None:
-      part, weights = "ema", "EMA weights"
-    elif ema:
-      weights += " (the run has no EMA)"
+    part, words = "params", "last weights"
+    if weights == "reference":
+      if reader.tree.get("reference") is None:
+        raise InputError(f"the reference of {run} is frozen: it is the pipeline it started from")
+      part, words = "reference", "moving reference"
+    elif weights == "ema" and reader.tree.get("ema") is not None:
+      part, words = "ema", "EMA weights"
+    elif weights == "ema":
+      words += " (the run has no EMA)"
     components = {}
     for name, tree in reader.tree[part].items():
       flat = trees.flatten(tree)
@@ -115,7 +119,7 @@ def open_checkpoint(run: pathlib.Path, step: int | None, *, ema: bool) -> Checkp
         torch_name: Leaf(reader, f"{part}.{name}.{path}", flat[path])
         for torch_name, path in names.items()
       }
-  return Checkpoint(step, steps, weights, components)
+  return Checkpoint(step, steps, words, components)
 
 
 class _Reader:

@@ -59,7 +59,7 @@ class Source(NamedTuple):
 
 
 def open_source(
-  location: str, *, variant: str | None, ema: bool | None, revision: str | None = None
+  location: str, *, variant: str | None, weights: str | None, revision: str | None = None
 ) -> Source:
   """Opens a source of any kind; of its weights only names, shapes and dtypes are read.
 
@@ -68,7 +68,7 @@ def open_source(
       safetensors file, the directory of a run, or one of its checkpoints.
     variant: Variant of the weights of a pipeline or component; None: weights without a variant, or
       else the first one.
-    ema: Whether to take the EMA weights of a run that has them; None: where it has them.
+    weights: Weights of a run: "ema", "last" or "reference"; None: the EMA where it has one.
     revision: Branch, tag or commit of a repository.
 
   Returns:
@@ -84,7 +84,7 @@ def open_source(
       "revisions"
     )
   if path.is_file():
-    _check_no_effect(location, "a single file", variant=variant, ema=ema)
+    _check_no_effect(location, "a single file", variant=variant, weights=weights)
     return _file(location, path)
   if not path.is_dir() and hub.REPOSITORY.fullmatch(location):
     path = hub.locate(
@@ -95,8 +95,8 @@ def open_source(
   run, step = inspect_checkpoint.run_of(path)
   if run is not None:
     _check_no_effect(location, "a run", variant=variant)
-    return _run(location, run, step, ema is not False)
-  _check_no_effect(location, "no run", ema=ema)
+    return _run(location, run, step, weights or "ema")
+  _check_no_effect(location, "no run", weights=weights)
   if (path / pipeline.INDEX).is_file():
     return _pipeline(location, path, variant)
   if any((path / name).is_file() for name in CONFIGS):
@@ -114,10 +114,10 @@ def open_source(
 
 
 def _check_no_effect(
-  location: str, what: str, *, variant: str | None = None, ema: bool | None = None
+  location: str, what: str, *, variant: str | None = None, weights: str | None = None
 ) -> None:
   """Raises InputError for an option that has no effect on a source of this kind."""
-  for option, value in (("variant", variant), ("weights", ema)):
+  for option, value in (("variant", variant), ("weights", weights)):
     if value is not None:
       raise InputError(f"{location} is {what}, on which the option {option} has no effect")
 
@@ -180,12 +180,12 @@ def _file(location: str, path: pathlib.Path) -> Source:
   return Source(location, "weights", {}, {path.stem: Component("", {}, tensors, size)}, metadata)
 
 
-def _run(location: str, run: pathlib.Path, step: int | None, ema: bool) -> Source:
+def _run(location: str, run: pathlib.Path, step: int | None, weights: str) -> Source:
   """Run with the trained components of a checkpoint and the others of the base pipeline."""
   from dmpo_jax.training.run_directory import run_config
 
   config = run_config(run).to_dict()
-  checkpoint = inspect_checkpoint.open_checkpoint(run, step, ema=ema)
+  checkpoint = inspect_checkpoint.open_checkpoint(run, step, weights=weights)
   components: dict[str, Component] = {}
   origin = config["pipeline"] or "new networks"
   if is_file(pathlib.Path(origin) / pipeline.INDEX):

@@ -82,7 +82,10 @@ class Monitor:
     if peak is None and kind != "cpu":
       LOGGER.info("no mfu is recorded: the peak of %r is not in models/flops.py", kind)
     flops_by_component = self._flops(
-      batch, trained=tuple(initial), reference=config.reference, lora=config.lora.rank > 0
+      batch,
+      trained=tuple(initial),
+      reference=setup.uses_reference(config),
+      lora=config.lora.rank > 0,
     )
     self._timer = StepTimer(
       self._start_time,
