@@ -14,6 +14,7 @@ LAYERS = {
   "diffusion": 1,
   "models": 2,
   "data": 2,
+  "ddo": 2,
   "parallel": 3,
   "interop": 3,
   "sampling": 3,
