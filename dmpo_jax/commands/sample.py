@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> None:
   from dmpo_jax.pipelines import sample_folder
   from dmpo_jax.sampling import image_folder
 
-  _check_no_workdir(pathlib.Path(options.pipeline))
+  check_no_workdir(pathlib.Path(options.pipeline))
   pipeline = pipelines.load(
     options.pipeline, revision=options.revision, variant=options.variant, dtype=None
   )
@@ -97,7 +97,7 @@ def run(options: argparse.Namespace) -> None:
   print(f"{len(names)} images in {options.out}" + (f", {sum(done)} from before" * any(done)))
 
 
-def _check_no_workdir(folder: pathlib.Path) -> None:
+def check_no_workdir(folder: pathlib.Path) -> None:
   """Raises InputError if the pipeline is the work directory of a run."""
   from dmpo_jax.errors import InputError
   from dmpo_jax.training.run_directory import RUN_FILE, read_run

@@ -8,11 +8,27 @@ LARGEST_SIDE, MOST_IMAGES = 16_384, 1_000_000
 LARGEST_FLOAT32 = 3.4028234e38
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """Declares the options that images depend on beside pipeline and prompts."""
+def add_arguments(
+  parser: argparse.ArgumentParser, *, count: str = "--seeds", default: int = 4
+) -> None:
+  """Declares the options that images depend on beside pipeline and prompts.
+
+  Args:
+    parser: The command's parser.
+    count: Name of the option for the number of images per prompt; its value is `seeds`.
+    default: Its default.
+  """
   add = parser.add_argument
   add("--negative", help="a negative prompt for all images")
-  add("--seeds", type=int, default=4, help="images per prompt (default: 4)")
+  add(
+    count,
+    dest="seeds",
+    metavar="N",
+    type=int,
+    default=default,
+    help=f"images per prompt (default: {default})",
+  )
+  parser.set_defaults(count_option=count)
   add("--first-seed", type=int, default=0, help="seed of the first image (default: 0)")
   add(
     "--solver",
@@ -90,13 +106,14 @@ def check(options: argparse.Namespace, prompts: Sequence[str]) -> None:
     for value in [] if values is None else values if isinstance(values, list) else [values]:
       if not least <= value <= most:
         bound = f"at least {least}" if value < least else f"at most {most}"
-        raise InputError(f"--{name.replace('_', '-')} must be {bound}, got {short(value)}")
-  last = options.first_seed + options.seeds - 1
+        option = options.count_option if name == "seeds" else f"--{name.replace('_', '-')}"
+        raise InputError(f"{option} must be {bound}, got {short(value)}")
+  last, count = options.first_seed + options.seeds - 1, options.count_option
   if last >= 2**32:
-    raise InputError(f"--first-seed and --seeds give seed {last}; the largest is {2**32 - 1}")
+    raise InputError(f"--first-seed and {count} give seed {last}; the largest is {2**32 - 1}")
   if len(prompts) * options.seeds > MOST_IMAGES:
     raise InputError(
-      f"{len(prompts)} prompts with --seeds {options.seeds} are more than {MOST_IMAGES} images; "
+      f"{len(prompts)} prompts with {count} {options.seeds} are more than {MOST_IMAGES} images; "
       "sample them in several folders"
     )
   for text in [*prompts, options.negative or ""]:

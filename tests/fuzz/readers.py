@@ -14,8 +14,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from dmpo_jax import interop, pipelines
-from dmpo_jax.commands import sample
-from dmpo_jax.data import captions, images
+from dmpo_jax.data import captions, images, prompt_sets
 from dmpo_jax.demos.digits import samples as quickstart_samples_file
 from dmpo_jax.errors import InputError
 from dmpo_jax.sampling import image_folder
@@ -279,7 +278,7 @@ def metrics(root: pathlib.Path) -> Reader:
 def prompts(root: pathlib.Path) -> Reader:
   """A file of prompts."""
   (root / "prompts.txt").write_text("a red fox\nthe digit é\n")
-  read = lambda folder: sample._read_prompts(folder / "prompts.txt")  # noqa: E731
+  read = lambda folder: prompt_sets.lines(folder / "prompts.txt")  # noqa: E731
   return Reader(root, {"prompts.txt": "text"}, read)
 
 

@@ -5,6 +5,10 @@
 converts a published data set, or your own pairs, to a folder that TFDS and grain read; see
 `dmpo-jax data convert --help` for an example of every source.
 
+  dmpo-jax data generate --pipeline PIPELINE --prompts FILE --scorer NAME --out FOLDER
+
+makes such a folder of a pipeline's own samples, chosen and labelled by a scorer.
+
   dmpo-jax data cache-latents FOLDER --pipeline PIPELINE --out CACHED
 
 stores latents and text embeddings of such a folder, for all runs of that pipeline.
@@ -12,10 +16,16 @@ stores latents and text embeddings of such a folder, for all runs of that pipeli
 
 import argparse
 
-from dmpo_jax.commands.data import cache_latents, convert, emoji, judge
+from dmpo_jax.commands.data import cache_latents, convert, emoji, generate, judge
 from dmpo_jax.commands.data.renamed import add_renamed_command
 
-COMMANDS = {"convert": convert, "emoji": emoji, "cache-latents": cache_latents, "judge": judge}
+COMMANDS = {
+  "convert": convert,
+  "generate": generate,
+  "judge": judge,
+  "cache-latents": cache_latents,
+  "emoji": emoji,
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -22,6 +22,8 @@ ANY SIZE
 import argparse
 import pathlib
 
+from dmpo_jax.commands.data import shared_work
+
 # The defaults are repeated here, because to import them takes as long as to import numpy.
 DTYPES = ("float16", "bfloat16", "float32")
 
@@ -65,25 +67,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--pairs-per-shard", type=int, default=1000, help="pairs of a file (default: 1000)"
   )
-  parser.add_argument("--hosts", type=int, default=1, help="machines that share the work")
-  parser.add_argument("--host", type=int, default=0, help="number of this machine, from 0")
-  parser.add_argument(
-    "--distributed",
-    action="store_true",
-    help="take host and hosts from jax.distributed (TPU pods, Slurm, GKE)",
-  )
+  shared_work.add_arguments(parser)
 
 
 def run(options: argparse.Namespace) -> None:
   """Caches latents and prints size and errors of rounding."""
-  import jax
   from tqdm import tqdm
 
-  from dmpo_jax.common.files import reason
-  from dmpo_jax.data import resumable, tfds_folder
+  from dmpo_jax.data import tfds_folder
   from dmpo_jax.data.latents import cache
   from dmpo_jax.data.latents import options as cache_options
-  from dmpo_jax.errors import InputError
   from dmpo_jax.pipelines import latent_encoders
 
   names = [name for name in cache_options.Options._fields if name != "embeddings"]
@@ -91,19 +84,7 @@ def run(options: argparse.Namespace) -> None:
     embeddings=options.text == "embeddings", **{name: getattr(options, name) for name in names}
   )
   cache_options.check(settings)
-  host, hosts = options.host, options.hosts
-  if options.distributed:
-    if (host, hosts) != (0, 1):
-      raise InputError("--distributed sets host and hosts; leave --host and --hosts out")
-    try:
-      jax.distributed.initialize()
-    except ValueError as error:
-      raise InputError(
-        f"cannot find the other processes: {reason(error)}; jax does by itself on TPU pods and "
-        "under Slurm, MPI or Kubernetes; elsewhere give --hosts and --host"
-      ) from error
-    host, hosts = jax.process_index(), jax.process_count()
-  resumable.check_hosts(host, hosts)
+  host, hosts = shared_work.host_and_hosts(options)
   total = len(tfds_folder.PairSource(options.folder, options.split))
   embeddings = settings.embeddings
   pipeline = latent_encoders.load(

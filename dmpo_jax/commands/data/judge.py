@@ -1,4 +1,7 @@
-"""Make preference pairs of a model's own samples, labelled by a declared score.
+"""Make a table of all pairs of a model's own samples, labelled with noise by a declared score.
+
+`dmpo-jax data generate` makes the folder that training reads at once, and other pairs and labels.
+This command writes a table in between, to look at or to edit.
 
   dmpo-jax sample --pipeline runs/reference/pipeline --prompts prompts.txt --seeds 4 --out samples
   dmpo-jax data judge samples --scorer colourfulness --temperature 0.02
@@ -33,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
   """Writes the table and prints how noisy its labels are."""
+  from dmpo_jax.evaluation.scored_pairs import choose
   from dmpo_jax.evaluation.scorers import parse_scorer
   from dmpo_jax.evaluation.scorers.label_pairs import label_pairs, write_table
 
@@ -45,9 +49,5 @@ def run(options: argparse.Namespace) -> None:
   )
   table = options.samples / TABLE
   write_table(table, labelled.rows)
-  print(
-    f"{labelled.images} images scored; within a prompt {scorer.name} spreads by "
-    f"{labelled.score_spread:.4g} (standard deviation)"
-  )
-  print(f"{len(labelled.rows)} pairs; the lower score is preferred in {labelled.flip_rate:.1%}")
+  print(choose.lines(scorer.name, labelled.statistics))
   print(f"table in {table}")

@@ -5,7 +5,8 @@ import json
 import pathlib
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +27,13 @@ AGAIN = "run the same command again"
 REPEATED_ID = "its id occurred before"
 
 
-def finish(folder: ResumableFolder, kind: str, tables: list[Table], options: Options) -> dict:
+def finish(
+  folder: ResumableFolder,
+  kind: str,
+  tables: list[Table],
+  options: Options,
+  details: Mapping[str, Any] | None = None,
+) -> dict:
   """Makes the data set; can be killed at any point and called again.
 
   Args:
@@ -34,6 +41,7 @@ def finish(folder: ResumableFolder, kind: str, tables: list[Table], options: Opt
     kind: Name of the source.
     tables: Tables of the plan, all chunks of which are converted.
     options: Options of the conversion.
+    details: Further JSON values for the report.
 
   Returns:
     The report.
@@ -96,7 +104,7 @@ def finish(folder: ResumableFolder, kind: str, tables: list[Table], options: Opt
     options=options,
     files=files,
     tables=tables,
-  )
+  ) | dict(details or {})
   examples = reports.examples(out, files, statistics)
   bad_rows = _first_lines(out / paths.BAD_ROWS, BAD_ROWS_ON_PAGE)
   write_atomically(out / paths.PAGE, report_page.page(report, examples, bad_rows), scratch=working)

@@ -3,6 +3,7 @@
 import json
 import pathlib
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from dmpo_jax.data import captions, images, pairs, resumable, tfds_folder
 from dmpo_jax.data.convert import chunk_index, paths, source_reader
 from dmpo_jax.data.convert.chunk_index import LONG_CAPTION, REENCODED, SIZE_MISMATCH, TIE
 from dmpo_jax.data.convert.options import Options
+from dmpo_jax.data.convert.sources.raw_pair import RawPair
 from dmpo_jax.data.convert.tables import Chunk
 from dmpo_jax.data.resumable import ResumableFolder
 from dmpo_jax.errors import InputError
@@ -51,13 +53,11 @@ def convert_chunk(
     InputError: A row is invalid and `on_bad_row` is "stop", or the table cannot be read.
     OSError: A file cannot be written.
   """
-  working = folder.working
-  paths.remove_temporary_files(working, number)
-  writers = _ShardWriters(working, number)
-  counts, bad_rows, entries = Counter(), [], []
-  try:
+  counts, bad_rows = Counter(), []
+
+  def rows() -> Iterator[tuple[int, list[ConvertedPair]]]:
     file = paths.as_text(chunk.file)
-    for row, values in source_reader.read(source, chunk, scratch=working):
+    for row, values in source_reader.read(source, chunk, scratch=folder.working):
       counts["rows"] += 1
       try:
         converted = pairs_of_row(source, values, f"{file}:{row}", options, counts)
@@ -70,6 +70,38 @@ def convert_chunk(
         counts["undecodable" if isinstance(error, images.UndecodableError) else "bad"] += 1
         bad_rows.append({"file": file, "row": row, "reason": str(error)})
         continue
+      yield row, converted
+
+  write_chunk(folder, number, rows(), options, lambda: {"counts": counts}, bad_rows)
+
+
+def write_chunk(
+  folder: ResumableFolder,
+  number: int,
+  rows: Iterable[tuple[int, list[ConvertedPair]]],
+  options: Options,
+  result: Callable[[], dict],
+  bad_rows: Sequence[dict] = (),
+) -> None:
+  """Writes the pairs of a chunk. Its files appear complete, the completion marker last.
+
+  Args:
+    folder: The folder of the data set.
+    number: Number of the chunk.
+    rows: Number of each row, and its pairs.
+    options: Its splits decide which shard holds a pair.
+    result: Called when the rows are written. Its JSON values are stored beside "shards", the
+      number of records by split; `finalize` needs "counts", see `pairs_of_row`.
+    bad_rows: Rows that were left out; read when the rows are written.
+
+  Raises:
+    OSError: A file cannot be written.
+  """
+  working = folder.working
+  paths.remove_temporary_files(working, number)
+  writers, entries = _ShardWriters(working, number), []
+  try:
+    for row, converted in rows:
       for pair, tokens, flags in converted:
         split = pairs.split_of(pair.prompt_id, options.splits, salt=options.split_seed)
         position = writers.write(split, tfds_folder.serialize(pair))
@@ -93,7 +125,7 @@ def convert_chunk(
     *(paths.shard(working, number, split) for split in shards),
   ]
   fingerprints = {str(p.relative_to(folder.out)): resumable.fingerprint(p) for p in made}
-  folder.mark_done(number, {"counts": counts, "shards": shards}, fingerprints)
+  folder.mark_done(number, {**result(), "shards": shards}, fingerprints)
 
 
 def pairs_of_row(
@@ -120,16 +152,43 @@ def pairs_of_row(
   """
   if isinstance(values, InputError):
     raise values
+  raw_pairs = source_reader.raw_pairs(
+    source, values, where, labels=options.labels, temperature=options.score_temperature
+  )
+  return keep(raw_pairs, options, counts, kind=source.kind, folder=source.images)
+
+
+def keep(
+  raw_pairs: Iterable[RawPair],
+  options: Options,
+  counts: Counter,
+  *,
+  kind: str,
+  folder: pathlib.Path,
+) -> list[ConvertedPair]:
+  """The pairs that the options keep.
+
+  Args:
+    raw_pairs: The pairs of a row.
+    options: Options of the conversion.
+    counts: Counts by reason, to which the row's are added unless a pair is invalid.
+    kind: Name of the source.
+    folder: Folder that paths of images are relative to.
+
+  Returns:
+    The pairs, with their images decoded once and in 8-bit RGB.
+
+  Raises:
+    InputError: A pair is invalid.
+  """
   kept, row_counts, pictures = [], Counter(), {}
 
   def picture(value: bytes | str) -> images.Picture:
     if value not in pictures:
-      pictures[value] = images.load(value, source.images)
+      pictures[value] = images.load(value, folder)
     return pictures[value]
 
-  for raw in source_reader.raw_pairs(
-    source, values, where, labels=options.labels, temperature=options.score_temperature
-  ):
+  for raw in raw_pairs:
     row_counts["pairs"] += 1
     # A byte order mark is no part of a caption: tables are made of files that begin with one.
     raw = raw._replace(prompt=pairs.check_text("prompt", raw.prompt).lstrip("\ufeff"))
@@ -169,7 +228,7 @@ def pairs_of_row(
         p0=raw.p0,
         weight=raw.weight,
         prompt_id=pairs.prompt_key(raw.prompt),
-        source=source.kind,
+        source=kind,
         size_0=first.size,
         size_1=second.size,
         model_0=raw.model_0,

@@ -6,14 +6,15 @@ A new one is a file in this folder and a line in `SCORERS`.
 import inspect
 import re
 from collections.abc import Sequence
-from typing import Any
-
-import jax
+from typing import TYPE_CHECKING, Any
 
 from dmpo_jax.common import choose
 from dmpo_jax.errors import InputError, short, unknown
 from dmpo_jax.evaluation.scorers.base import Images, Kind, Scorer
 from dmpo_jax.evaluation.scorers.pixels import brightness, colourfulness, of_pixels, warmth
+
+if TYPE_CHECKING:  # the help of commands lists scorers, and need not wait for jax
+  import jax
 
 __all__ = ["SCORERS", "Images", "Kind", "Scorer", "load_scorer", "parse_scorer"]
 
@@ -33,7 +34,7 @@ def load_scorer(
   *,
   dtype: str = "float32",
   batch_size: int = 32,
-  devices: Sequence[jax.Device] | None = None,
+  devices: "Sequence[jax.Device] | None" = None,
   **options: Any,
 ) -> Scorer:
   """The scorer of a name.

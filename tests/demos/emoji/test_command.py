@@ -1,5 +1,6 @@
 """From a font to an aligned model: the commands of docs/emoji.md, with tiny font and network."""
 
+import io
 import json
 import pathlib
 import sys
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dmpo_jax import data
 from dmpo_jax.commands.main import main
 from dmpo_jax.demos.emoji import build as emoji
 from dmpo_jax.training.config_file import load_config
@@ -68,6 +70,23 @@ def test_the_reference_learns_the_drawings_of_the_font(root):
   assert [row["step"] for row in rows] == [1, 2]
   words = json.loads((root / "reference/pipeline/tokenizer/vocab.json").read_text())
   assert {"waving</w>", "apple</w>"} <= set(words)
+
+
+def test_generated_pairs_are_the_images_that_sample_makes(root, tmp_path):
+  pipeline, out = str(root / "reference" / "pipeline"), tmp_path / "generated"
+  prompts = ["--prompts", str(root / "emoji" / "prompts-train.txt"), "--per-prompt", "2"]
+  rule = ["--steps", "1", "--scorer", "colourfulness", "--prompts-per-shard", "2"]
+  command = ["data", "generate", "--pipeline", pipeline, *prompts, *rule, "--out", str(out)]
+  assert main(command) == 0
+  source = data.PairSource(out, "train")
+  images = json.loads((root / "samples" / "manifest.json").read_text())["images"]
+  files = {(image["prompt"], image["seed"]): root / "samples" / image["file"] for image in images}
+  assert len(source) == len(files) // 2
+  for pair in (source[i] for i in range(len(source))):
+    assert {pair.seed_0, pair.seed_1} == {0, 1}
+    for seed, encoded in ((pair.seed_0, pair.image_0), (pair.seed_1, pair.image_1)):
+      expected = np.asarray(Image.open(files[pair.prompt, seed]), int)
+      assert np.abs(np.asarray(Image.open(io.BytesIO(encoded)), int) - expected).max() <= 1
 
 
 def test_dmpo_aligns_the_reference_on_pairs_of_its_samples(root):

@@ -71,12 +71,12 @@ def test_a_formula_of_pixels_refuses_arrays_that_are_not_images(score):
 
 def test_every_two_images_of_a_prompt_make_a_pair(samples):
   labelled = label_pairs(samples, scorer=BRIGHTNESS, temperature=0.1, seed=0)
-  assert (labelled.images, len(labelled.rows)) == (200, 40 * 10)
+  assert (labelled.statistics["images"], len(labelled.rows)) == (200, 40 * 10)
   assert all(row["image_0"][:5] == row["image_1"][:5] for row in labelled.rows)
   assert len({row["id"] for row in labelled.rows}) == 400
   np.testing.assert_allclose(labelled.rows[0]["score_1"], 60 / 255, rtol=1e-6)
   np.testing.assert_allclose(
-    labelled.score_spread, np.std(np.array(LEVELS) / 255, ddof=1), rtol=1e-6
+    labelled.statistics["score_spread"], np.std(np.array(LEVELS) / 255, ddof=1), rtol=1e-6
   )
 
 
@@ -86,12 +86,14 @@ def test_labels_follow_the_bradley_terry_probability(samples):
   label = np.array([row["label_0"] for row in labelled.rows])
   p = 1 / (1 + np.exp(-gap / 0.3))
   assert abs(label.sum() - p.sum()) < 4 * np.sqrt((p * (1 - p)).sum())
-  assert labelled.flip_rate == np.mean(label != (gap > 0))
-  assert 0 < labelled.flip_rate < 0.5
+  assert labelled.statistics["flip_rate"] == np.mean(label != (gap > 0))
+  assert 0 < labelled.statistics["flip_rate"] < 0.5
 
 
 def test_at_a_low_temperature_the_higher_score_is_always_preferred(samples):
-  assert label_pairs(samples, scorer=BRIGHTNESS, temperature=1e-6, seed=0).flip_rate == 0
+  assert (
+    label_pairs(samples, scorer=BRIGHTNESS, temperature=1e-6, seed=0).statistics["flip_rate"] == 0
+  )
 
 
 def test_labels_depend_on_the_seed_alone(samples):

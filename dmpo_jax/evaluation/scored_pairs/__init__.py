@@ -1,0 +1,1 @@
+"""Preference pairs among samples of a model, chosen and labelled by a scorer."""
