@@ -27,6 +27,7 @@ RAW = {
 # What would run code of a file, and where it may stand.
 CODE = {
   "AutoTokenizer": set(),
+  "Unpickler": set(),
   "eval": set(),
   "exec": {"training/config_file.py"},  # a config is a program
   "pickle.load": {"data/convert/tables/parquet.py"},  # of an unnamed file that it has just written

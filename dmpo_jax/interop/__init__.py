@@ -1,5 +1,6 @@
 """Pipelines, networks, LoRAs and tokenizers in the formats of diffusers, transformers and kohya."""
 
+from dmpo_jax.interop.clip import load_clip, open_tensors
 from dmpo_jax.interop.load import load_network, load_pipeline, read_model_index
 from dmpo_jax.interop.lora import Lora, kohya_holds, load_lora, save_kohya_lora, save_lora
 from dmpo_jax.interop.pipeline import INDEX, SCHEDULER, Pipeline, components_of, pixel_pipeline
@@ -17,9 +18,11 @@ __all__ = [
   "components_of",
   "from_torch_state",
   "kohya_holds",
+  "load_clip",
   "load_lora",
   "load_network",
   "load_pipeline",
+  "open_tensors",
   "pixel_pipeline",
   "read_model_index",
   "save_kohya_lora",

@@ -1,12 +1,14 @@
 """A network's weights from safetensors files, leaf by leaf, into numpy or onto devices."""
 
+from __future__ import annotations
+
 import concurrent.futures
 import functools
 import logging
 import pathlib
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -66,14 +68,42 @@ def read_network(
     InputError: The weights are missing, damaged, or do not fit the config.
   """
   with files.located(folder):
+    entries = open_folder(folder, config, variant)
+  return read_entries(entries, config, folder, dtype=dtype, shardings=shardings, strict=strict)
+
+
+def read_entries(
+  entries: Mapping[str, Entry],
+  config: Mapping[str, Any],
+  where: object,
+  *,
+  dtype: str | None,
+  shardings: Callable[[trees.Tree], trees.Tree] | None = None,
+  strict: bool = False,
+) -> dict[str, Any]:
+  """The parameters of a network from tensors by their torch names.
+
+  Args:
+    entries: The tensors of a file.
+    config: The network's config.
+    where: The file or folder, for messages.
+    dtype: As for `read_network`, and so are `shardings` and `strict`.
+
+  Returns:
+    A parameter tree.
+
+  Raises:
+    InputError: The tensors do not fit the config, or overflow the dtype.
+  """
+  with files.located(where):
     abstract = models.abstract(config)
     names = state_dict.torch_names(abstract)
-    entries = _aligned(open_folder(folder, config, variant), names)
+    entries = _aligned(entries, names)
     surplus = state_dict.check_state(entries, abstract, strict=strict)
     if surplus:
       LOGGER.warning(
         "%s",
-        printable(f"{folder}: {len(surplus)} tensors that no layer reads: {', '.join(surplus)}"),
+        printable(f"{where}: {len(surplus)} tensors that no layer reads: {', '.join(surplus)}"),
       )
     targets = {} if shardings is None else trees.flatten(shardings(abstract))
     if shardings is not None and targets.keys() != set(names.values()):
@@ -124,6 +154,21 @@ def with_buffers(
     return {**config, **fields}
 
 
+class Entry(Protocol):
+  """A tensor in a file.
+
+  Attributes:
+    shape: Its shape in torch's layout.
+    dtype: Name of its dtype.
+    read: `read(index)` returns the slice at `index` in torch's layout; None for all of it.
+  """
+
+  shape: tuple[int, ...]
+  dtype: str
+
+  def read(self, index: tuple[slice, ...] | None) -> np.ndarray: ...
+
+
 class _Entry(NamedTuple):
   """A tensor in an open safetensors file; its values are read by `read` alone."""
 
@@ -147,7 +192,7 @@ class _Entry(NamedTuple):
 
 
 def _read(
-  entry: _Entry, path: str, index: tuple[slice, ...] | None, dtype: str | None
+  entry: Entry, path: str, index: tuple[slice, ...] | None, dtype: str | None
 ) -> np.ndarray:
   """The slice of a leaf at `index` (in our layout), as a C-contiguous array."""
   axes = state_dict.torch_axes(path, len(entry.shape))
@@ -158,7 +203,7 @@ def _read(
 
 
 def _read_sharded(
-  entry: _Entry, path: str, sharding: jax.sharding.Sharding, dtype: str | None
+  entry: Entry, path: str, sharding: jax.sharding.Sharding, dtype: str | None
 ) -> jax.Array:
   """A leaf as a jax.Array with a sharding."""
   axes = state_dict.torch_axes(path, len(entry.shape))
@@ -176,9 +221,9 @@ def _read_sharded(
   return jax.make_array_from_callback(shape, sharding, callback)
 
 
-def _aligned(entries: Mapping[str, _Entry], expected: Mapping[str, str]) -> dict[str, _Entry]:
+def _aligned(entries: Mapping[str, Entry], expected: Mapping[str, str]) -> dict[str, Entry]:
   """The entries by the names of our trees."""
-  aligned: dict[str, _Entry] = {}
+  aligned: dict[str, tuple[str, Entry]] = {}
   for name, entry in entries.items():
     new = _current_name(name, expected)
     if name in TIED and TIED[name] in expected:
@@ -187,11 +232,11 @@ def _aligned(entries: Mapping[str, _Entry], expected: Mapping[str, str]) -> dict
       new = TIED[name]
     if new in aligned:
       raise InputError(
-        f"{new} occurs twice, also as {name if aligned[new].name == new else aligned[new].name}; "
+        f"{new} occurs twice, also as {name if aligned[new][0] == new else aligned[new][0]}; "
         "the file mixes two ways of naming"
       )
-    aligned[new] = entry
-  return aligned
+    aligned[new] = name, entry
+  return {new: entry for new, (_, entry) in aligned.items()}
 
 
 def _current_name(name: str, expected: Mapping[str, str]) -> str:

@@ -263,6 +263,15 @@ def checkpoint(root: pathlib.Path) -> Reader:
   return Reader(root, {str(path.relative_to(root)): "binary" for path in paths}, read)
 
 
+def torch_file(root: pathlib.Path) -> Reader:
+  """A state dict that torch.save wrote."""
+  import torch
+
+  torch.save({"state_dict": torch.nn.Linear(3, 2).state_dict(), "epoch": 1}, root / "a.pt")
+  read = lambda folder: [t.read(None) for t in interop.open_tensors(folder / "a.pt").values()]  # noqa: E731
+  return Reader(root, {"a.pt": "binary"}, read)
+
+
 def metrics(root: pathlib.Path) -> Reader:
   """The metrics of a run that is resumed."""
   rows = [{"step": step, "loss": 0.5, "note": "x"} for step in range(1, 6)]
@@ -381,6 +390,7 @@ READERS = {
     inspect_run,
     checkpoint,
     metrics,
+    torch_file,
     config_file,
   )
 }
