@@ -22,6 +22,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   add("--revision", help="branch, tag or commit of the repository on the hub")
   add("--variant", help="variant of the weights, such as fp16 (default: weights without a variant)")
   add("--lora", type=pathlib.Path, help="LoRA file to merge into the pipeline")
+  add(
+    "--negative-lora",
+    type=pathlib.Path,
+    help="LoRA file for the negative branch of guidance alone (Diffusion-NPO)",
+  )
+  add(
+    "--negative-weight",
+    type=float,
+    help="fraction of --lora that the negative branch leaves out, 0 to 1 (default: 1, all)",
+  )
   source = parser.add_mutually_exclusive_group(required=True)
   source.add_argument("--prompt", action="append", help="a prompt; can be repeated")
   source.add_argument("--prompts", type=pathlib.Path, help="text file with one prompt per line")
@@ -59,6 +69,8 @@ def run(options: argparse.Namespace) -> None:
     np.array([seed for _, _, seed in rows], np.uint32),
     sampling_options.settings_of(options),
     lora=options.lora,
+    negative_lora=options.negative_lora,
+    negative_weight=options.negative_weight,
   )
   del pipeline
   settings = {**job.settings, "prompts": prompts, "seeds": seeds, "content": job.content}
@@ -78,6 +90,8 @@ def run(options: argparse.Namespace) -> None:
       "revision": options.revision,
       "variant": options.variant,
       "lora": str(options.lora) if options.lora else None,
+      "negative_lora": str(options.negative_lora) if options.negative_lora else None,
+      "negative_weight": options.negative_weight,
       "scheduler": job.scheduler,
       "batch_size": batch_size,
       "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",

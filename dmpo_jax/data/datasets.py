@@ -51,6 +51,7 @@ def digit_pairs(
   split: str = "train",
   test_fraction: float = TEST_FRACTION,
   split_seed: int = SPLIT_SEED,
+  swap_labels: bool = False,
 ) -> Examples:
   """Preference pairs of scikit-learn's digits, heavy strokes preferred; see `digits`.
 
@@ -61,6 +62,8 @@ def digit_pairs(
     split: "train" or "test", the split of the digits.
     test_fraction: Fraction of the digits in the test split.
     split_seed: Decides which digits are in the test split.
+    swap_labels: Whether the preferred and the rejected image of each pair change places: for the
+      negative LoRA of Diffusion-NPO.
 
   Returns:
     `Examples` with images `[P, 2, 8, 8, 1]`, (preferred, rejected).
@@ -68,7 +71,7 @@ def digit_pairs(
   selected = _digits(split, test_fraction, split_seed)
   pairs = digits.preference_pairs(selected, num_pairs=num_pairs, temperature=temperature, seed=seed)
   return Examples(
-    images=pairs.images,
+    images=np.ascontiguousarray(pairs.images[:, :: -1 if swap_labels else 1]),
     captions=digits.captions(pairs.labels),
     ids=np.arange(num_pairs, dtype=np.uint32),
   )

@@ -14,6 +14,7 @@ import numpy as np
 from dmpo_jax.data import crops, tfds_folder
 from dmpo_jax.data.loader import Columns, FolderLoader
 from dmpo_jax.data.mixture import FolderSplit, Mixture, folders_and_weights
+from dmpo_jax.data.pairs import image_order
 from dmpo_jax.errors import InputError, unknown
 
 # [captions] -> (token ids by name, int32 [N, L] each; number of truncated captions)
@@ -37,6 +38,8 @@ class FolderPairs:
       `size`, which takes a fraction of the time and changes pixels by a level or two.
     ties: "soft" keeps ties with the label 1/2, "drop" leaves them out.
     micro_conditioning: Whether batches hold the geometry of the crops, which SDXL conditions on.
+    swap_labels: Whether the preferred and the rejected image of each pair change places, p0 <-
+      1 - p0: for the negative LoRA of Diffusion-NPO.
 
   Raises:
     InputError: A folder is unusable or an option is invalid.
@@ -56,6 +59,7 @@ class FolderPairs:
     decoding: str = "exact",
     ties: str = "soft",
     micro_conditioning: bool = False,
+    swap_labels: bool = False,
   ):
     crops.check(size=size, crop=crop, channels=3)
     if views not in crops.VIEWS:
@@ -71,6 +75,7 @@ class FolderPairs:
     self.mixture = Mixture(
       [FolderSplit(path, split, ties, len(s), s.__getitem__) for path, s in sources], weights
     )
+    self.swap_labels = swap_labels
     self.size, self.decoding, self.micro_conditioning = size, decoding, micro_conditioning
     self.views, self.sample_crop = views, functools.partial(crops.sample, crop=crop, flip=flip)
 
@@ -142,9 +147,8 @@ class FolderPairs:
       views = [load(pair.image_0, first), load(pair.image_1, second)]
     except InputError as error:
       raise folder.damaged(row, error) from error
-    order = -1 if pair.p0 < 0.5 else 1
     return _Example(
-      pixels=tuple(pixels for pixels, _ in views[::order]),
+      pixels=tuple(pixels for pixels, _ in views[:: image_order(pair.p0, self.swap_labels)]),
       caption=pair.prompt,
       example_id=example_id,
       label=max(pair.p0, 1 - pair.p0),

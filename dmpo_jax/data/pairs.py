@@ -140,6 +140,18 @@ def check_weight(value: object) -> float:
   return float(value)
 
 
+def image_order(p0: float, swap_labels: bool = False) -> int:
+  """Order of the images of a pair in an example: 1 as in the record, -1 reversed.
+
+  The first is the one more probably preferred; with swapped labels, the one more probably rejected.
+
+  Args:
+    p0: Probability that image_0 is preferred.
+    swap_labels: Whether the labels are swapped.
+  """
+  return -1 if (p0 < 0.5) != swap_labels else 1
+
+
 def check_seed(name: str, value: object) -> int | None:
   """Returns the value if it is None or a seed in [0, 2^32); raises InputError otherwise."""
   if value is None:

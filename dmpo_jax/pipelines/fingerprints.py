@@ -57,7 +57,10 @@ def of_encoders(
 
 
 def sampling_fingerprint(
-  pipeline: interop.Pipeline, solver: diffusion.Solver, inputs: SamplingInputs
+  pipeline: interop.Pipeline,
+  solver: diffusion.Solver,
+  inputs: SamplingInputs,
+  negative_params: Mapping[str, Any] | None = None,
 ) -> dict[str, str]:
   """Digests of the content that images are sampled from, wherever it lies.
 
@@ -65,17 +68,21 @@ def sampling_fingerprint(
     pipeline: The pipeline, with its parameters as they are stored; a LoRA is merged.
     solver: The solver with its steps.
     inputs: Inputs of the images; their token ids count.
+    negative_params: Components of the negative branch of guidance, as they are stored.
 
   Returns:
-    "weights", "configs", "solver" and "tokens" -> hexadecimal digest.
+    "weights", "configs", "solver", "tokens" and, with `negative_params`, "negative_weights" ->
+    hexadecimal digest.
   """
   configs = {
     name: {k: v for k, v in config.items() if v is not None and not _is_provenance(k)}
     for name, config in pipeline.configs.items()
     if name != interop.pipeline.SCHEDULER  # the solver has its numbers
   }
+  negative = {} if negative_params is None else {"negative_weights": tree_checksum(negative_params)}
   return {
     "weights": tree_checksum(pipeline.params),
+    **negative,
     "configs": _digest(json.dumps(configs, sort_keys=True, default=str).encode()),
     "solver": _arrays(solver),
     "tokens": _arrays((inputs.text, inputs.negative_text)),

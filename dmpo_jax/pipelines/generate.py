@@ -33,7 +33,8 @@ class SamplingInputs(NamedTuple):
   geometry: np.ndarray | None = None
 
 
-Sampler = Callable[[Params, SamplingInputs], jax.Array]
+# (params, inputs) or (params, inputs, negative_params) -> images
+Sampler = Callable[..., jax.Array]
 
 
 def sampling_inputs(
@@ -118,8 +119,9 @@ def make_sampler(
       condition on zeros in place of the encoded empty prompt.
 
   Returns:
-    `sampler(params, inputs) -> float32 [B, H, W, C]`: images around [-1, 1]. The work is sharded as
-    the rows of the inputs are.
+    `sampler(params, inputs, negative_params=None) -> float32 [B, H, W, C]`: images around [-1, 1].
+    The work is sharded as the rows of the inputs are. `negative_params` has the components that
+    the negative branch of guidance has in place of those of `params`; None: none.
 
   Raises:
     InputError: The pipeline cannot sample that size.
@@ -127,11 +129,16 @@ def make_sampler(
   shape = pipeline.sample_shape(size or pipeline.default_size())
   zero_null = pipeline.zero_null_text and not negative
 
-  def conditionings(params: Params, inputs: SamplingInputs) -> tuple[Conditioning, Conditioning]:
+  def conditionings(
+    params: Params, inputs: SamplingInputs, negative_params: Params
+  ) -> tuple[Conditioning, Conditioning]:
     """Conditioning on prompts and on negative prompts."""
     if not diffusion.has_guidance(guidance) or zero_null:
       text = pipeline.encode_text(params, inputs.text)
       null = jax.tree.map(jnp.zeros_like, text)
+    elif negative_params.keys() & set(pipeline.text_encoders):
+      text = pipeline.encode_text(params, inputs.text)
+      null = pipeline.encode_text({**params, **negative_params}, inputs.negative_text)
     else:
       both = jax.tree.map(interleave, inputs.negative_text, inputs.text)  # [2B, ...]
       both = pipeline.encode_text(params, both)
@@ -143,12 +150,24 @@ def make_sampler(
   numbers = jax.tree.map(np.float32, (solver.steps, solver.initial_scale))
 
   @jax.jit
-  def sample(params: Params, inputs: SamplingInputs, *, numbers) -> jax.Array:
+  def sample(
+    params: Params, inputs: SamplingInputs, negative_params: Params | None = None, *, numbers
+  ) -> jax.Array:
     def network(x: jax.Array, t: jax.Array, conditioning: Conditioning) -> jax.Array:
       return pipeline.denoise(params, x, t, conditioning)
 
-    text, null = conditionings(params, inputs)
-    predict = guided(network, text, null, scale=guidance, rescale=guidance_rescale)
+    def null_network(x: jax.Array, t: jax.Array, conditioning: Conditioning) -> jax.Array:
+      return pipeline.denoise({**params, **negative_params}, x, t, conditioning)
+
+    text, null = conditionings(params, inputs, negative_params or {})
+    predict = guided(
+      network,
+      text,
+      null,
+      scale=guidance,
+      rescale=guidance_rescale,
+      null_network=null_network if pipeline.denoiser in (negative_params or {}) else None,
+    )
     noise = initial_noise(inputs.seeds, shape)  # [B, h, w, Z]
     steps, scale = numbers
     traced = solver._replace(steps=steps, initial_scale=scale)
@@ -164,6 +183,7 @@ def sample_batches(
   inputs: SamplingInputs,
   *,
   batch_size: int,
+  negative_params: Params | None = None,
   devices: Sequence[jax.Device] | None = None,
   progress: Callable = iter,
 ) -> Iterator[np.ndarray]:
@@ -177,6 +197,7 @@ def sample_batches(
       are copied to each device.
     inputs: N of them.
     batch_size: Images at a time; rounded up.
+    negative_params: Components of the negative branch of guidance, see `make_sampler`.
     devices: By default all of this process's backend.
     progress: Wraps the sequence of batches, for a progress bar.
 
@@ -191,7 +212,8 @@ def sample_batches(
   mesh = jax.make_mesh(
     (len(devices),), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=devices
   )
-  params = jax.tree.map(lambda leaf: _on_devices(leaf, mesh), params)
+  networks = (params,) if negative_params is None else (params, negative_params)
+  params, *negative = jax.tree.map(lambda leaf: _on_devices(leaf, mesh), networks)
   count = len(inputs.seeds)
   size = -(-min(batch_size, count) // len(devices)) * len(devices)
   sharded = NamedSharding(mesh, PartitionSpec("data"))
@@ -199,7 +221,7 @@ def sample_batches(
     rows = np.minimum(np.arange(start, start + size), count - 1)
     batch = jax.tree.map(lambda x, rows=rows: jax.device_put(np.asarray(x)[rows], sharded), inputs)
     with jax.set_mesh(mesh):
-      images = sampler(params, batch)
+      images = sampler(params, batch, *negative)
     yield jax.device_get(images)[: count - start]  # [n, H, W, C]
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -70,6 +70,7 @@ class SamplingJob(NamedTuple):
     functions: The pipeline's functions.
     sampler: The compiled sampler.
     params: Parameters by component, in the compute dtype.
+    negative_params: Components of the negative branch of guidance, see `make_sampler`; or None.
     inputs: `SamplingInputs` of all images.
     prompts: Prompt of each image.
     settings: All settings, with the pipeline's defaults, that the images depend on, in JSON.
@@ -82,6 +83,7 @@ class SamplingJob(NamedTuple):
   functions: TextToImage
   sampler: Sampler
   params: dict[str, Any]
+  negative_params: dict[str, Any] | None
   inputs: SamplingInputs
   prompts: Sequence[str]
   settings: dict[str, Any]
@@ -98,6 +100,8 @@ def prepare(
   settings: SamplingSettings,
   *,
   lora: pathlib.Path | None = None,
+  negative_lora: pathlib.Path | None = None,
+  negative_weight: float | None = None,
   samplers: dict[str, Sampler] | None = None,
 ) -> SamplingJob:
   """Prepares the images of prompts and seeds.
@@ -108,6 +112,8 @@ def prepare(
     seeds: Seed of each image, uint32 `[N]`.
     settings: See `SamplingSettings`.
     lora: LoRA file to merge into the pipeline.
+    negative_lora: LoRA file of the negative branch of guidance, see `_negative_params`.
+    negative_weight: Fraction of `lora` that the negative branch leaves out; None: 1.
     samplers: Compiled samplers, to which this one is added: pipelines that differ in weights alone
       share one.
 
@@ -123,6 +129,7 @@ def prepare(
   record = _record(settings, functions, dtype)
   scheduler = record.pop("scheduler", None)  # its numbers are in the solver's digest
   _check_effects(settings, functions, record["guidance"])
+  _check_negative(record["guidance"], lora, negative_lora, negative_weight)
   size = (record["height"], record["width"])
   solver = functions.make_solver(
     record["steps"], name=record["solver"], karras=settings.karras, size=size
@@ -137,11 +144,18 @@ def prepare(
     crop=tuple(settings.crop or (0, 0)),
     target=settings.target_size,
   )
+  base = pipeline.params
   if lora is not None:
-    pipeline = _with_lora(pipeline, lora)
+    pipeline = dataclasses.replace(pipeline, params=_merged(base, lora, 1.0))
   params = cast_params(functions, pipeline.params, dtype)
   check_params(params, pipeline.params, dtype=dtype)
-  content = sampling_fingerprint(pipeline, solver, inputs)
+  negative, negative_params = None, None
+  if negative_lora is not None:
+    weight = 1.0 if negative_weight is None else negative_weight
+    negative = _negative_params(functions, base, lora, negative_lora, weight)
+    negative_params = cast_params(functions, negative, dtype)
+    check_params(negative_params, negative, dtype=dtype)
+  content = sampling_fingerprint(pipeline, solver, inputs, negative)
   samplers = {} if samplers is None else samplers
   key = json.dumps(
     [content["configs"], content["solver"], record, functions.zero_null_text], sort_keys=True
@@ -160,6 +174,7 @@ def prepare(
     functions,
     samplers[key],
     params,
+    negative_params,
     inputs,
     prompts,
     record,
@@ -217,7 +232,13 @@ def sample_missing(
   taken = np.minimum(rows, count - 1)  # the last batch repeats the last image
   inputs = jax.tree.map(lambda x: x[taken], job.inputs)
   sampled = sample_batches(
-    job.sampler, job.params, inputs, batch_size=size, devices=devices, progress=progress
+    job.sampler,
+    job.params,
+    inputs,
+    batch_size=size,
+    negative_params=job.negative_params,
+    devices=devices,
+    progress=progress,
   )
   positions = iter(rows)
   for batch in sampled:
@@ -279,11 +300,66 @@ def _check_effects(settings: SamplingSettings, functions: TextToImage, guidance:
       )
 
 
-def _with_lora(pipeline: interop.Pipeline, file: pathlib.Path) -> interop.Pipeline:
-  """The pipeline with a LoRA merged into it."""
-  lora = interop.load_lora(file, pipeline.params)
-  merged = {
-    name: models.lora.merge(pipeline.params[name], tree, alpha=lora.alphas[name])
-    for name, tree in lora.params.items()
-  }
-  return dataclasses.replace(pipeline, params={**pipeline.params, **merged})
+def _check_negative(
+  guidance: float,
+  lora: pathlib.Path | None,
+  negative_lora: pathlib.Path | None,
+  negative_weight: float | None,
+) -> None:
+  """Raises InputError for options of the negative branch that have no effect."""
+  if negative_lora is not None and not diffusion.has_guidance(guidance):
+    raise InputError(
+      f"--negative-lora has no effect without guidance, and {guidance:g} is none; give --guidance "
+      "above 1, or leave --negative-lora out"
+    )
+  if negative_weight is None:
+    return
+  if negative_lora is None or lora is None:
+    missing = "--negative-lora" if negative_lora is None else "--lora"
+    raise InputError(
+      f"--negative-weight has no effect without {missing}: it is the fraction of --lora that the "
+      f"negative branch leaves out; give {missing}, or leave --negative-weight out"
+    )
+  if not 0 <= negative_weight <= 1:
+    raise InputError(f"--negative-weight must be from 0 to 1, got {negative_weight:g}")
+
+
+def _negative_params(
+  functions: TextToImage,
+  base: Mapping[str, Any],
+  lora: pathlib.Path | None,
+  negative_lora: pathlib.Path,
+  weight: float,
+) -> dict[str, Any]:
+  """Components of the negative branch of guidance: Diffusion-NPO.
+
+      θ_negative = θ + Δ_negative + (1 - weight) Δ
+
+  θ is the pipeline, Δ what `lora` adds to it and Δ_negative what `negative_lora` does. At weight 1
+  the branch leaves `lora` out, at 0 it has both.
+
+  Source: Diffusion-NPO (ICLR 2025), whose merged weights are θ_npo + (1 - w) (θ_dpo - θ_ref).
+  """
+  params = base
+  if lora is not None and weight < 1:
+    params = _merged(params, lora, 1 - weight)
+  params = _merged(params, negative_lora, 1.0)
+  changed = {name: tree for name, tree in params.items() if tree is not base[name]}
+  if lora is not None:  # a component that `lora` alone adapts is the pipeline's own here
+    adapted = interop.load_lora(lora, base).params
+    changed |= {name: params[name] for name in adapted}
+  if not changed.keys() <= {functions.denoiser, *functions.text_encoders}:
+    raise InputError(
+      f"{negative_lora} adapts {sorted(changed)}; expected denoiser or text encoders"
+    )
+  return changed
+
+
+def _merged(params: Mapping[str, Any], file: pathlib.Path, strength: float) -> dict[str, Any]:
+  """Parameters with a LoRA merged into them, its update multiplied by a strength."""
+  lora = interop.load_lora(file, params)
+  merged = {}
+  for name, tree in lora.params.items():
+    alpha = {layer: strength * value for layer, value in lora.alphas[name].items()}
+    merged[name] = models.lora.merge(params[name], tree, alpha=alpha)
+  return {**params, **merged}

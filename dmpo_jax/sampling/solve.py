@@ -70,13 +70,15 @@ def guided(
   *,
   scale: float,
   rescale: float = 0.0,
+  null_network: Callable[[jax.Array, jax.Array, Any], jax.Array] | None = None,
 ) -> Predict:
   """A network with its captions, as the `predict` of `solve`.
 
       predict(x, t) = guide(network(x, t, null_conditioning), network(x, t, conditioning), scale)
 
   Both predictions come from one forward on a batch of 2 B in which each image is followed by its
-  double (unconditional first), so that a sharded batch is doubled on its own devices. At and below
+  double (unconditional first), so that a sharded batch is doubled on its own devices. A network of
+  its own for the null conditioning (Diffusion-NPO) makes them two forwards of B. At and below
   scale 1 there is no guidance, as in diffusers: the prediction is network(x, t, conditioning), and
   the batch is not doubled.
 
@@ -86,6 +88,7 @@ def guided(
     null_conditioning: The same of the empty or negative captions, or one for all, `[...]`.
     scale: The guidance scale of `diffusion.guide`; 1 and less is none.
     rescale: The strength of `diffusion.rescale`; 0 is none.
+    null_network: The network of the null conditioning; None: the same.
 
   Returns:
     predict(x `[B, H, W, C]`, t `[B]`) -> `[B, H, W, C]`.
@@ -96,18 +99,22 @@ def guided(
   if not diffusion.has_guidance(scale):
     return lambda x, t: network(x, t, conditioning)
 
-  def pair(full: jax.Array, null: jax.Array) -> jax.Array:
+  def like(full: jax.Array, null: jax.Array) -> jax.Array:
     if null.shape not in (full.shape[1:], full.shape):
       raise InputError(
         f"null conditioning has shape {null.shape}; expected {full.shape[1:]} or {full.shape}, as "
         "the conditioning has"
       )
-    return interleave(jnp.broadcast_to(null, full.shape), full)
+    return jnp.broadcast_to(null, full.shape)
 
-  both = jax.tree.map(pair, conditioning, null_conditioning)  # [2B, ...]
+  null_conditioning = jax.tree.map(like, conditioning, null_conditioning)
+  both = jax.tree.map(interleave, null_conditioning, conditioning)  # [2B, ...]
 
   def predict(x: jax.Array, t: jax.Array) -> jax.Array:
-    null, full = separate(network(interleave(x, x), interleave(t, t), both))  # [B, H, W, C]
+    if null_network is None:
+      null, full = separate(network(interleave(x, x), interleave(t, t), both))  # [B, H, W, C]
+    else:
+      null, full = null_network(x, t, null_conditioning), network(x, t, conditioning)
     prediction = diffusion.guide(null, full, scale)
     return diffusion.rescale(prediction, full, rescale) if rescale else prediction
 

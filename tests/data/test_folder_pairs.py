@@ -203,6 +203,12 @@ def test_the_preferred_image_comes_first_and_ties_keep_their_order(folder):
   np.testing.assert_array_equal(second, 2 * number + (p0 >= 0.5))
 
 
+def test_swapped_labels_exchange_the_images_and_keep_the_labels(folder):
+  plain, swapped = (gather(load(folder, swap_labels=swap), range(5)) for swap in (False, True))
+  np.testing.assert_array_equal(swapped.pop("pixels"), plain.pop("pixels")[:, ::-1])
+  assert_same(swapped, plain)
+
+
 def test_captions_and_weights_are_those_of_the_pairs(folder):
   batch = gather(load(folder), range(5))
   np.testing.assert_array_equal(batch["text"]["input_ids"][:, 0], batch["example_id"])

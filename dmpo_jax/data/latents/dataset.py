@@ -12,6 +12,7 @@ from dmpo_jax.common.differences import describe, differences
 from dmpo_jax.data.latents import records
 from dmpo_jax.data.loader import Columns, FolderLoader
 from dmpo_jax.data.mixture import FolderSplit, Mixture, folders_and_weights
+from dmpo_jax.data.pairs import image_order
 from dmpo_jax.errors import InputError
 
 # Parts of the manifest that must be equal in all folders of a mixture.
@@ -32,6 +33,8 @@ class CachedLatents:
     embeddings: Whether the cached text embeddings are used; False where a text encoder is trained.
     micro_conditioning: Whether the geometry is that of the crops, which SDXL conditions on; False:
       that of images that were neither scaled nor cropped.
+    swap_labels: Whether the preferred and the rejected image of each pair change places, p0 <-
+      1 - p0: for the negative LoRA of Diffusion-NPO.
 
   Attributes:
     manifest: Manifest of the first folder.
@@ -51,6 +54,7 @@ class CachedLatents:
     ties: str = "soft",
     embeddings: bool = True,
     micro_conditioning: bool = False,
+    swap_labels: bool = False,
   ):
     paths, weights = folders_and_weights(folder, folders, weights)
     self.sources = [records.CachedPairSource(pathlib.Path(path)) for path in paths]
@@ -78,6 +82,7 @@ class CachedLatents:
         )
     self.size = self.manifest["options"]["size"]
     self.embeddings, self.micro_conditioning = embeddings, micro_conditioning
+    self.swap_labels = swap_labels
 
   def __len__(self) -> int:
     return len(self.mixture)
@@ -137,7 +142,7 @@ class CachedLatents:
     p0, weight = (float(folder.index[row][name]) for name in ("p0", "weight"))
     return _Example(
       cached=folder.read(row, epoch, self.embeddings),
-      order=-1 if p0 < 0.5 else 1,
+      order=image_order(p0, self.swap_labels),
       example_id=example_id,
       label=max(p0, 1 - p0),
       weight=weight,

@@ -35,6 +35,12 @@ def test_the_first_epochs_are_those_of_training_on_images(pairs, folder, ties):
     assert ("label" in batch) == ("label" in expected)
 
 
+def test_swapped_labels_exchange_the_images_and_keep_the_labels(folder):
+  plain, swapped = (load(folder, swap_labels=swap)[0] for swap in (False, True))
+  np.testing.assert_array_equal(swapped.pop("latents"), plain.pop("latents")[:, ::-1])
+  folder_pairs.assert_same(swapped, plain)
+
+
 def test_after_as_many_epochs_as_views_the_first_view_repeats(folder):
   def epoch(number):
     batches = [load(folder, batch_size=5)[2 * number + i] for i in range(2)]
