@@ -28,6 +28,8 @@ Align text-to-image diffusion models with preference pairs, in JAX.
       one run from a config; any key can be set: --config.loss.alpha=0.05
   dmpo-jax sample --pipeline runs/dmpo/pipeline --prompt "the digit seven" --out samples
       images from a pipeline folder
+  dmpo-jax evaluate --reference PIPELINE dmpo=runs/dmpo --prompts FILE --scorer NAME --out DIR
+      scores of models on a prompt set with intervals, and a report with images side by side
   dmpo-jax export --workdir runs/dmpo --out exported
       the weights of a run's last checkpoint as a folder in diffusers' format
   dmpo-jax inspect runs/dmpo/pipeline --against runs/reference/pipeline
@@ -55,7 +57,17 @@ def main(arguments: list[str] | None = None) -> int:
     step does not fit. 75: preempted, checkpoint saved; 76: another process of the run was lost;
     after these two the same command resumes. 130: interrupted.
   """
-  from dmpo_jax.commands import data, export, inspect, objectives, plan, quickstart, sample, train
+  from dmpo_jax.commands import (
+    data,
+    evaluate,
+    export,
+    inspect,
+    objectives,
+    plan,
+    quickstart,
+    sample,
+    train,
+  )
 
   # A parser of its own takes the option before and after the names of commands.
   logging_options = Parser("dmpo-jax", add_help=False, allow_abbrev=False)
@@ -74,7 +86,7 @@ def main(arguments: list[str] | None = None) -> int:
   )
   parser.add_argument("--version", action="version", version=dmpo_jax.__version__)
   commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-  for module in (quickstart, data, plan, train, sample, export, inspect, objectives):
+  for module in (quickstart, data, plan, train, sample, evaluate, export, inspect, objectives):
     name = module.__name__.rsplit(".", 1)[1]
     summary = module.__doc__.splitlines()[0]
     command = commands.add_parser(

@@ -50,8 +50,27 @@ def plot(draw: Callable[[plots.Theme], bytes], alt: str) -> str:
   )
 
 
-def _uri(png: bytes) -> str:
-  return "data:image/png;base64," + base64.b64encode(png).decode()
+def picture_of(content: tuple[str, bytes], alt: str) -> str:
+  """Image tag with a picture inside, given as MIME type and bytes."""
+  kind, image = content
+  return f'<img loading="lazy" alt="{escaped(alt)}" src="{_uri(image, kind)}">'
+
+
+def table(heads: Sequence[str], rows: str) -> str:
+  """Table of HTML rows below their heads."""
+  head = "".join(f"<th>{escaped(text)}</th>" for text in heads)
+  return f'<div class="scroll"><table><thead><tr>{head}</tr></thead>{rows}</table></div>\n'
+
+
+def cell(interval: Sequence[float] | None, form: Callable[[float], str]) -> str:
+  """Table cell with an estimate and its interval below; a dot for None."""
+  if interval is None:
+    return "<td>·</td>"
+  return f"<td>{form(interval[0])}<small>{ends(interval, form)}</small></td>"
+
+
+def _uri(image: bytes, kind: str = "image/png") -> str:
+  return f"data:{kind};base64," + base64.b64encode(image).decode()
 
 
 def figure(title: str, content: str, caption: str) -> str:

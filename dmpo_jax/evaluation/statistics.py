@@ -121,22 +121,22 @@ def ratio(
     seed: Seed of the resampling.
 
   Returns:
-    `Interval`; 1 means no difference. NaN where the baseline is 0 throughout.
+    `Interval`; 1 means no difference.
 
   Raises:
-    InputError: Lengths differ; see also `bootstrap`.
+    InputError: Lengths differ, or the baseline is 0 throughout; see also `bootstrap`.
   """
   a, b = _paired(candidate, baseline)
   _check_bootstrap(level, resamples)
   if not b.any():
-    return Interval(np.nan, np.nan, np.nan)
+    raise InputError("the baseline is 0 in all units; there is no ratio to it")
   rng = np.random.default_rng(seed)
   resampled = []
   for count in _chunks(resamples, len(a)):
     rows = rng.integers(len(a), size=(count, len(a)))
     below = b[rows].sum(axis=1)
     resampled.append(a[rows].sum(axis=1)[below > 0] / below[below > 0])
-  return _interval(a.mean() / b.mean(), np.concatenate(resampled), level)
+  return _interval(float(a.mean() / b.mean()), np.concatenate(resampled), level)
 
 
 def wins(candidate: np.ndarray, baseline: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ import pytest
 
 from dmpo_jax.commands import (
   data,
+  evaluate,
   export,
   inspect,
   main,
@@ -37,7 +38,7 @@ COMMANDS = [(page.name, command) for page in PAGES for command in commands(page)
 )
 def test_a_command_of_the_docs_parses(page, command, monkeypatch):
   monkeypatch.chdir(ROOT)
-  for module in (data, export, inspect, objectives, plan, quickstart, sample, train):
+  for module in (data, evaluate, export, inspect, objectives, plan, quickstart, sample, train):
     monkeypatch.setattr(module, "run", load)
   assert main.main(command) == 0, f"{page}: {command}"
 

@@ -66,16 +66,11 @@ def copy(tmp_path_factory):
     lines.insert(lines.index(line) + 1, new)
     (root / name).write_text("\n".join(lines) + "\n")
   main = root / "dmpo_jax/commands/main.py"
-  text, count = re.subn(
-    r"\bobjectives, plan, quickstart\b|\(quickstart, ", _add_captions, main.read_text()
-  )
+  pattern = r"(?<=from dmpo_jax.commands import \()\n|(?<= in \()(?=quickstart, )"
+  text, count = re.subn(pattern, lambda m: m[0] + "captions, ", main.read_text())
   assert count == 2
   main.write_text(text)
   return root
-
-
-def _add_captions(match):
-  return match[0] + ("captions, " if match[0].startswith("(") else ", captions")
 
 
 def run(copy, *arguments):

@@ -93,11 +93,6 @@ def _sheet(model: Mapping, kind: str = "") -> str:
 def table(results: Mapping, colours: Mapping) -> str:
   """Table of all scores with intervals."""
 
-  def cell(interval: Sequence[float] | None, form: Callable[[float], str]) -> str:
-    if interval is None:
-      return "<td>·</td>"
-    return f"<td>{form(interval[0])}<small>{html.ends(interval, form)}</small></td>"
-
   number = "{:.3f}".format
   heads = ("mean ink", "ink gained", "win rate", "digit right", "distance", "Vendi")
   rows = ["<tr><th></th>" + "".join(f"<th>{head}</th>" for head in heads) + "</tr>"]
@@ -105,21 +100,23 @@ def table(results: Mapping, colours: Mapping) -> str:
   diversity = data.get("real_diversity")
   right = data["classifier_accuracy"]
   right = (
-    cell(right, html.percent) if isinstance(right, Sequence) else f"<td>{html.percent(right)}</td>"
+    html.cell(right, html.percent)
+    if isinstance(right, Sequence)
+    else f"<td>{html.percent(right)}</td>"
   )
   rows.append(
-    f"<tr><th>real digits</th>{cell(data['real_ink'], number)}<td>·</td><td>·</td>{right}"
-    + cell(diversity and diversity["pairwise"], number)
+    f"<tr><th>real digits</th>{html.cell(data['real_ink'], number)}<td>·</td><td>·</td>{right}"
+    + html.cell(diversity and diversity["pairwise"], number)
     + f"<td>{'·' if diversity is None else format(diversity['vendi'], '.2f')}</td></tr>"
   )
   for place, model in enumerate(results["models"]):
     rows.append(
       f'<tr><th><span class="dot m{place}"></span>{html.escaped(model["label"])}</th>'
-      + cell(model["ink"], number)
-      + cell(model["ink_gain"], html.signed)
-      + cell(model["win_rate"], html.percent)
-      + cell(model["digit_accuracy"], html.percent)
-      + cell(model["diversity"]["pairwise"], number)
+      + html.cell(model["ink"], number)
+      + html.cell(model["ink_gain"], html.signed)
+      + html.cell(model["win_rate"], html.percent)
+      + html.cell(model["digit_accuracy"], html.percent)
+      + html.cell(model["diversity"]["pairwise"], number)
       + f"<td>{model['diversity']['vendi']:.2f}</td></tr>"
     )
   return (

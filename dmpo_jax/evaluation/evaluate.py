@@ -1,0 +1,331 @@
+"""An evaluation: images of several models from the same prompts and seeds, scored and compared."""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import dmpo_jax
+from dmpo_jax import pipelines
+from dmpo_jax.common.atomic_files import write_atomically
+from dmpo_jax.common.optional import import_optional
+from dmpo_jax.errors import InputError, short
+from dmpo_jax.evaluation import comparison, evaluation_report, score_files
+from dmpo_jax.evaluation.scorers import Scorer
+from dmpo_jax.evaluation.units import Units, check_same, of_folder
+from dmpo_jax.parallel.processes import Processes
+from dmpo_jax.pipelines import sample_folder
+from dmpo_jax.sampling import image_folder
+
+RESULTS, TABLE, REPORT = "evaluation.json", "scores.parquet", "report.html"
+IMAGES, SCORES = "images", "scores"
+PIPELINE, LORA, SAMPLES = "pipeline", "lora", "samples"
+
+LOGGER = logging.getLogger(__name__)
+
+
+class Model(NamedTuple):
+  """A model of an evaluation.
+
+  Attributes:
+    name: Name in tables, which is also that of its folder.
+    path: A pipeline (folder or hub repository), a LoRA of the reference, or a folder of samples.
+    kind: `PIPELINE`, `LORA` or `SAMPLES`.
+  """
+
+  name: str
+  path: str
+  kind: str
+
+
+class ScorerSource(NamedTuple):
+  """How a scorer is loaded, and what its scores depend on.
+
+  Attributes:
+    load: Returns the scorer. Scorers are loaded one at a time.
+    key: Name, options and fingerprint of the weights, in JSON.
+  """
+
+  load: Callable[[], Scorer]
+  key: Any
+
+
+class ModelImages(NamedTuple):
+  """The finished images of a model.
+
+  Attributes:
+    files: File of each image, N.
+    content: Everything that the images depend on, in JSON.
+    settings: The settings that they were sampled with; None for a folder of samples.
+    truncated: Prompts that are longer than the context of the text encoder; None if unknown.
+  """
+
+  files: list[pathlib.Path]
+  content: Any
+  settings: dict[str, Any] | None
+  truncated: list[str] | None
+
+
+def evaluate(
+  out: pathlib.Path,
+  models: Sequence[Model],
+  units: Units,
+  scorers: Sequence[ScorerSource],
+  *,
+  settings: sample_folder.SamplingSettings,
+  details: Mapping[str, Any],
+  batch_size: int | None = None,
+  variant: str | None = None,
+  processes: Processes | None = None,
+  progress: Callable[[str], Callable] = lambda text: iter,
+) -> dict[str, Any]:
+  """Samples what is missing, scores it, and writes the table, the statistics and the report.
+
+  Interrupted at any moment and called again with the same arguments, it ends with the same files:
+  images and chunks of scores that are finished are kept. Further models and scorers can be added.
+
+  Args:
+    out: Folder of the evaluation: images/MODEL/, scores/MODEL/SCORER/, scores.parquet,
+      evaluation.json and report.html. All processes share it.
+    models: The reference, then the candidates.
+    units: Prompts and seeds of the images.
+    scorers: The scorers; the first one chooses the images that the report shows.
+    settings: Settings of sampling. Solver, guidance and size that are None are the reference's.
+    details: Facts on the prompts for the report, in JSON: "file", "repeated".
+    batch_size: Images at a time.
+    variant: Variant of the pipelines' weights.
+    processes: The processes, all of which call this; None: this one alone.
+    progress: `progress(text)` wraps a sequence for a progress bar with that text.
+
+  Returns:
+    The content of evaluation.json.
+
+  Raises:
+    InputError: Two models or scorers have one name, a pipeline, image or scorer cannot be used,
+      the folder holds an evaluation of other prompts or weights, or a folder of samples has other
+      prompts or seeds.
+  """
+  processes = processes or Processes()
+  _check_names([model.name for model in models])
+  for module in ("pyarrow.parquet", "matplotlib.figure"):  # before hours of sampling
+    import_optional(module, extra="data,monitor")
+  names, space_of = _scorer_names(scorers)
+  with image_folder.locked(out) if processes.is_first else contextlib.nullcontext():
+    images = _sample(out, models, units, settings, batch_size, variant, processes, progress)
+    scores = _score(out, images, units, scorers, names, space_of, processes, progress)
+    processes.barrier()
+    if not processes.is_first:
+      return {}
+    measured = _measured(out, images, units, names, scores)
+    result = {
+      "dmpo_jax": dmpo_jax.__version__,
+      "models": [model._asdict() for model in models],
+      "scorers": names,
+      "prompts": {
+        "count": units.num_prompts,
+        "images": len(units.prompts),
+        **details,
+        "longer_than_context": {name: x.truncated for name, x in images.items()},
+      },
+      "settings": {name: x.settings for name, x in images.items()},
+      **comparison.compare(measured),
+    }
+    _write_table(out, units, images, measured)
+    files = {name: sampled.files for name, sampled in images.items()}
+    page = evaluation_report.render(result, measured, units, files)
+    write_atomically(out / REPORT, page)
+    write_atomically(out / RESULTS, json.dumps(result, indent=1) + "\n")
+  return result
+
+
+def _check_names(names: Sequence[str]) -> None:
+  for name in names:
+    if not name or name in (".", "..") or set(name) & set("/\\\0\n\r\t") or len(name) > 100:
+      raise InputError(
+        f"the name {short(name)} cannot be that of a folder; give NAME=PATH with another name"
+      )
+  if len(set(names)) < len(names):
+    twice = next(name for name in names if names.count(name) > 1)
+    raise InputError(f"two models have the name {short(twice)}; name them NAME=PATH")
+
+
+def _scorer_names(scorers: Sequence[ScorerSource]) -> tuple[list[str], int | None]:
+  """Names of scorers, and the number of the first one with image features, if there is one.
+
+  Loads each once, so that what is wrong with its weights is said before images are sampled.
+  """
+  names, features = [], None
+  for number, source in enumerate(scorers):
+    scorer = source.load()
+    names.append(scorer.name)
+    if features is None and scorer.embeddings is not None:
+      features = number
+  if not names:
+    raise InputError("an evaluation needs at least one scorer; give --scorer")
+  if len(set(names)) < len(names):
+    twice = next(name for name in names if names.count(name) > 1)
+    raise InputError(f"two scorers have the name {twice}; evaluate them in two folders")
+  return names, features
+
+
+def _sample(out, models, units, settings, batch_size, variant, processes, progress):
+  """Images of each model by name."""
+  samplers: dict[str, Any] = {}
+  result: dict[str, ModelImages] = {}
+  for model in models:
+    if model.kind == SAMPLES:
+      result[model.name] = _of_samples(model, units)
+      continue
+    lora = pathlib.Path(model.path) if model.kind == LORA else None
+    base = models[0].path if lora else model.path
+    pipeline = pipelines.load(base, variant=variant, dtype=None)
+    job = sample_folder.prepare(
+      pipeline, units.prompts, units.seeds, settings, lora=lora, samplers=samplers
+    )
+    del pipeline
+    if not result:  # all models are sampled as the reference is
+      record = job.settings
+      settings = dataclasses.replace(
+        settings,
+        solver=record["solver"],
+        karras=settings.karras if settings.karras is not None else record.get("karras") or None,
+        guidance=record["guidance"],
+        height=record["height"],
+        width=record["width"],
+      )
+    folder = out / IMAGES / model.name
+    content = {
+      **job.settings,
+      "prompts": units.prompts,
+      "seeds": units.seeds.tolist(),
+      "content": job.content,
+    }
+    files = [image_folder.image_name(*x) for x in zip(units.groups, units.seeds, strict=True)]
+    done = None
+    if processes.is_first:
+      folder.mkdir(parents=True, exist_ok=True)
+      done = image_folder.open_folder(folder, content, files, shape=job.shape)
+    done = processes.broadcast(done)
+    sample_folder.sample_missing(
+      job,
+      folder,
+      files,
+      done,
+      batch_size=batch_size,
+      share=(processes.index, processes.count),
+      devices=jax.local_devices(),
+      progress=progress(f"sample {model.name}"),
+    )
+    processes.barrier()
+    if processes.is_first:
+      images = [
+        {"file": file, "prompt": prompt, "seed": seed}
+        for file, prompt, seed in zip(files, units.prompts, units.seeds.tolist(), strict=True)
+      ]
+      facts = {"pipeline": model.path, "scheduler": job.scheduler, "images": images}
+      image_folder.close_folder(folder, content, facts)
+    result[model.name] = ModelImages(
+      [folder / file for file in files], content, job.settings, _truncated(job, units)
+    )
+    if long := result[model.name].truncated:
+      LOGGER.warning(
+        "%d of %d prompts are longer than the context of %s's text encoder and were cut, the first "
+        "is %s",
+        *(len(long), units.num_prompts, model.name, short(long[0], 200)),
+      )
+  return result
+
+
+def _of_samples(model: Model, units: Units) -> ModelImages:
+  """Images of a folder of samples."""
+  folder = pathlib.Path(model.path)
+  others, names = of_folder(folder)
+  where = folder / image_folder.MANIFEST
+  check_same(units, others, where, "the evaluation")
+  files = [folder / name for name in names]
+  stamps = [[path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+  return ModelImages(files, [names, stamps], None, None)
+
+
+def _truncated(job: sample_folder.SamplingJob, units: Units) -> list[str]:
+  """The prompts that are longer than the context."""
+  if not job.truncated:
+    return []
+  return [p for p in dict.fromkeys(units.prompts) if job.functions.tokenize([p])[1]]
+
+
+def _score(out, images, units, scorers, names, features, processes, progress):
+  """Keys and spaces of the scores of each scorer and model, after scoring what is missing."""
+  result = {}
+  for number, (name, source) in enumerate(zip(names, scorers, strict=True)):
+    scorer = source.load()
+    if number == (features or 0):
+      space = score_files.PIXELS if features is None else "features"
+    else:
+      space = None
+    for model, sampled in images.items():
+      key = {"scorer": source.key, "space": space, "images": sampled.content}
+      score_files.score_chunks(
+        _folder(out, model, name),
+        sampled.files,
+        units,
+        scorer,
+        key=key,
+        space=space,
+        share=(processes.index, processes.count),
+        progress=progress(f"score {model} {name}"),
+      )
+      result[name, model] = (key, space)
+    del scorer
+  return result
+
+
+def _folder(out: pathlib.Path, model: str, scorer: str) -> pathlib.Path:
+  safe = "".join(c if c.isalnum() or c in "._-" else "_" for c in scorer)
+  return out / SCORES / model / safe
+
+
+def _measured(out, images, units, names, keys) -> comparison.Measured:
+  """The scores of all models, read from their files."""
+  scores: dict[str, dict[str, np.ndarray]] = {name: {} for name in names}
+  vendi, distance, space_name = {}, {}, score_files.PIXELS
+  for (name, model), (key, space) in keys.items():
+    read = score_files.read_scores(_folder(out, model, name), units, key=key, space=space)
+    scores[name][model] = read.scores
+    if space is not None:
+      vendi[model], distance[model] = read.vendi, read.distance
+      space_name = score_files.PIXELS if space == score_files.PIXELS else name
+  return comparison.Measured(
+    list(images), units.groups, units.categories, scores, space_name, vendi, distance
+  )
+
+
+def _write_table(out, units, images, measured) -> None:
+  """Writes a row for each model and image."""
+  arrow = import_optional("pyarrow", extra="data")
+  parquet = import_optional("pyarrow.parquet", extra="data")
+  count, models = len(units.prompts), measured.models
+  columns = {
+    "model": np.repeat(models, count),
+    "prompt_index": np.tile(units.groups, len(models)),
+    "prompt": units.prompts * len(models),
+    "category": units.categories * len(models),
+    "seed": np.tile(units.seeds, len(models)),
+    "image": [_relative(path, out) for model in models for path in images[model].files],
+  }
+  for name, scores in measured.scores.items():
+    columns[f"score {name}" if name in columns else name] = np.concatenate(
+      [scores[model] for model in models]
+    )
+  table = arrow.table(columns)
+  write_atomically(out / TABLE, lambda stream: parquet.write_table(table, stream))
+
+
+def _relative(path: pathlib.Path, out: pathlib.Path) -> str:
+  return (path.relative_to(out) if path.is_relative_to(out) else path).as_posix()
