@@ -1,12 +1,18 @@
 """Pipelines, networks, LoRAs and tokenizers in the formats of diffusers, transformers and kohya."""
 
-from dmpo_jax.interop.clip import load_clip, open_tensors
+from dmpo_jax.interop.clip import load_clip, locate_file, open_tensors
 from dmpo_jax.interop.load import load_network, load_pipeline, read_model_index
 from dmpo_jax.interop.lora import Lora, kohya_holds, load_lora, save_kohya_lora, save_lora
 from dmpo_jax.interop.pipeline import INDEX, SCHEDULER, Pipeline, components_of, pixel_pipeline
 from dmpo_jax.interop.save import save_pipeline
 from dmpo_jax.interop.state_dict import from_torch_state, to_torch_state
-from dmpo_jax.interop.tokenizer import Tokens, build_tokenizer, tokenize
+from dmpo_jax.interop.tokenizer import (
+  Tokens,
+  build_tokenizer,
+  load_tokenizer,
+  read_tokenizer,
+  tokenize,
+)
 
 __all__ = [
   "INDEX",
@@ -22,9 +28,12 @@ __all__ = [
   "load_lora",
   "load_network",
   "load_pipeline",
+  "load_tokenizer",
+  "locate_file",
   "open_tensors",
   "pixel_pipeline",
   "read_model_index",
+  "read_tokenizer",
   "save_kohya_lora",
   "save_lora",
   "save_pipeline",

@@ -142,3 +142,19 @@ def _from_open_clip(
       raise InputError(f"the file holds no CLIP model; its first tensors are {first}")
     config, renamed = open_clip.convert(entries, stated=stated, activation=activation)
   return config, read_weights.read_entries(renamed, config, where, dtype=dtype)
+
+
+def locate_file(source: str | os.PathLike, name: str) -> pathlib.Path:
+  """The folder of a file with a known name; of a repository, this file alone is downloaded.
+
+  Args:
+    source: A folder, or the "owner/name" of a repository on the hub.
+    name: The file's name.
+
+  Returns:
+    The folder; a local one is not checked.
+
+  Raises:
+    InputError: The source cannot be had.
+  """
+  return hub.locate(source, name, lambda folder, names: [name], revision=None)

@@ -112,9 +112,11 @@ def read_entries(
 
     def leaf(name: str) -> np.ndarray | jax.Array:
       path = names[name]
+      # CLIP's scale is a logarithm: rounded to bfloat16, it would change the scale by a percent.
+      kind = "float32" if dtype and not entries[name].shape else dtype
       if shardings is None:
-        return _read(entries[name], path, None, dtype)
-      return _read_sharded(entries[name], path, targets[path], dtype)
+        return _read(entries[name], path, None, kind)
+      return _read_sharded(entries[name], path, targets[path], kind)
 
     # Copying releases Python's lock; more threads would have more leaves in memory twice.
     with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:

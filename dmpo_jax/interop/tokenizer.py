@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import os
 import pathlib
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,7 +17,7 @@ import numpy as np
 
 from dmpo_jax.common import files as common_files
 from dmpo_jax.errors import InputError, short
-from dmpo_jax.interop import files
+from dmpo_jax.interop import files, hub
 
 if TYPE_CHECKING:
   from transformers import CLIPTokenizer
@@ -27,6 +28,8 @@ WORD_END = "</w>"
 CLASSES = {
   "CLIPTokenizer": ("tokenizer.json", "vocab.json"),
   "CLIPTokenizerFast": ("tokenizer.json", "vocab.json"),
+  "BertTokenizer": ("tokenizer.json", "vocab.txt"),
+  "BertTokenizerFast": ("tokenizer.json", "vocab.txt"),
   "T5Tokenizer": ("tokenizer.json",),
   "T5TokenizerFast": ("tokenizer.json",),
 }
@@ -169,6 +172,33 @@ def read_tokenizer(folder: pathlib.Path, class_name: str = "CLIPTokenizer") -> A
     tokenizer = kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **own)
     _check(tokenizer)
   return tokenizer
+
+
+def load_tokenizer(
+  source: str | os.PathLike, class_name: str = "CLIPTokenizer", *, revision: str | None = None
+) -> Any:
+  """Reads the tokenizer of a folder or of a repository on the hub.
+
+  Args:
+    source: A folder with tokenizer.json, or of CLIP vocab.json, or of BERT vocab.txt; or the
+      "owner/name" of a repository that has one of them at its top.
+    class_name: Class of the tokenizer in transformers, one of `CLASSES`.
+    revision: Branch, tag or commit of the repository.
+
+  Returns:
+    The tokenizer.
+
+  Raises:
+    InputError: The source cannot be had, or holds no such tokenizer.
+  """
+  beside = ("merges.txt", *JSON_FILES, *CLASSES.get(class_name, ()))
+  folder = hub.locate(
+    source,
+    "tokenizer_config.json",
+    lambda folder, names: [name for name in dict.fromkeys(beside) if name in names],
+    revision=revision,
+  )
+  return read_tokenizer(folder, class_name)
 
 
 def _check(tokenizer: Any) -> None:

@@ -184,6 +184,8 @@ def test_embeddings_agree_with_open_clip(tmp_path):
 def test_the_dtype_of_the_parameters_can_be_chosen(network, tmp_path):
   network.save_pretrained(tmp_path)
   _, params = interop.load_clip(tmp_path, dtype="bfloat16")
+  # A logarithm in bfloat16 would be off by a percent of its power.
+  assert params.pop("logit_scale").dtype == np.float32
   assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"bfloat16"}
 
 
@@ -193,7 +195,7 @@ def test_the_dtype_of_the_parameters_can_be_chosen(network, tmp_path):
     ({}, "does not tell its activation; state activation: quick_gelu for weights of OpenAI"),
     ({"visual.proj": None}, "no CLIP of open_clip: there is no visual.proj"),
     ({"visual.conv1.weight": None}, "the file holds no CLIP model; its first tensors are ln_final"),
-    ({"visual.transformer.resblocks.0.mlp.c_fc.weight": None}, "have no mlp.c_fc"),
+    ({"attn_mask": torch.ones(2)}, "an image encoder of the width 30 is not known"),
   ],
 )
 def test_a_file_that_does_not_describe_a_model_is_refused(network, change, message, tmp_path):

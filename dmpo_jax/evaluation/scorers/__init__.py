@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dmpo_jax.common import choose
 from dmpo_jax.errors import InputError, short, unknown
+from dmpo_jax.evaluation.scorers import aesthetic, clip_score, hpsv2, pickscore
 from dmpo_jax.evaluation.scorers.base import Images, Kind, Scorer
 from dmpo_jax.evaluation.scorers.pixels import brightness, colourfulness, of_pixels, warmth
 
@@ -19,8 +20,12 @@ if TYPE_CHECKING:  # the help of commands lists scorers, and need not wait for j
 __all__ = ["SCORERS", "Images", "Kind", "Scorer", "load_scorer", "parse_scorer"]
 
 SCORERS: dict[str, Kind] = {
+  "aesthetic": aesthetic.KIND,
   "brightness": of_pixels(brightness),
+  "clip_score": clip_score.KIND,
   "colourfulness": of_pixels(colourfulness),
+  **hpsv2.KINDS,
+  "pickscore": pickscore.KIND,
   "warmth": of_pixels(warmth),
 }
 
