@@ -76,7 +76,7 @@ def score_chunks(
   for number, rows in progress(todo):
     pictures = [read_image(path) for path in images[rows]]
     scores = scorer.score(pictures, units.prompts[rows], names=[str(p) for p in images[rows]])
-    vendi, distance = _diversity(pictures, scorer, units.groups[rows], space)
+    vendi, distance = diversity_of(pictures, scorer, units.groups[rows], space)
     content = {
       "key": _key(key, units, rows),
       "scores": [float(x) for x in scores],
@@ -153,10 +153,20 @@ def _read(path: pathlib.Path, key: str, groups: np.ndarray, space: str | None) -
   )
 
 
-def _diversity(
+def diversity_of(
   pictures: Sequence[np.ndarray], scorer: Scorer, groups: np.ndarray, space: str | None
 ) -> tuple[list[float], list[float]]:
-  """Vendi score and distance of each group; empty where a group has one image."""
+  """Vendi score and mean pairwise distance of each prompt.
+
+  Args:
+    pictures: uint8 `[H, W, 3]` each, N.
+    scorer: Its image features are used in the space "features".
+    groups: Prompt of each, `[N]`.
+    space: "features", `PIXELS`, or None for no diversity.
+
+  Returns:
+    Two lists of G numbers; empty where a prompt has one image, or without a space.
+  """
   members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
   if space is None or min(map(len, members)) < 2:
     return [], []

@@ -18,7 +18,7 @@ from dmpo_jax.training.config_ranges import RANGES
 
 OPTIMIZERS = ("adamw", "adafactor")
 # Numbers that may be None; the comment of the key says what it means.
-NULLABLE = ("samples.guidance",)
+NULLABLE = ("samples.guidance", "evaluation.guidance")
 # Former name of a key or section -> its name now, for the error about the former one.
 RENAMED = {
   "accumulation": "grad_accumulation_steps",
@@ -166,6 +166,22 @@ def default() -> ConfigDict:
   # Guidance scale; 1 and less is none, as in diffusers; None: the pipeline's published one.
   config.samples.guidance = placeholder(float)
 
+  config.evaluation = ConfigDict()
+  # Steps between evaluations of samples (docs/evaluation.md); 0: none.
+  config.evaluation.every = 0
+  # File of prompts, in any form that dmpo-jax evaluate reads.
+  config.evaluation.prompts = ""
+  # Number of prompts, evenly spaced over the file.
+  config.evaluation.limit = 32
+  # Images of each prompt.
+  config.evaluation.seeds = 2
+  # Scorers, each NAME[=WEIGHTS][,OPTION=VALUE]; dmpo-jax evaluate lists the names.
+  config.evaluation.scorers = ()
+  # Solver steps.
+  config.evaluation.steps = 30
+  # Guidance scale; 1 and less is none, as in diffusers; None: the pipeline's published one.
+  config.evaluation.guidance = placeholder(float)
+
   config.profile = ConfigDict()
   # Steps before jax's profiler starts to trace.
   config.profile.start = 10
@@ -235,6 +251,10 @@ def check(config: ConfigDict) -> ConfigDict:
   if config.samples.every:
     expected = "at least one text where samples.every is set"
     require(len(config.samples.prompts) > 0, "samples.prompts", expected)
+  if config.evaluation.every:
+    for key in ("prompts", "scorers"):
+      expected = f"set where evaluation.every is: {'a file' if key == 'prompts' else 'names'}"
+      require(len(config.evaluation[key]) > 0, f"evaluation.{key}", expected)
   _check_loss(config.loss)
   return config.lock()
 

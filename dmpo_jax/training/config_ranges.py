@@ -46,6 +46,11 @@ RANGES: dict[str, Interval | Integers] = {
   "samples.seeds": Integers(1, 1000),
   "samples.steps": Integers(1, 1000),
   "samples.guidance": _from(-100, 100),
+  "evaluation.every": COUNT_OR_0,
+  "evaluation.limit": Integers(1, 100_000),
+  "evaluation.seeds": Integers(1, 1000),
+  "evaluation.steps": Integers(1, 1000),
+  "evaluation.guidance": _from(-100, 100),
   "profile.start": COUNT_OR_0,
   "profile.steps": COUNT_OR_0,
 }

@@ -49,7 +49,7 @@ LOGGER = logging.getLogger(__name__)
 # Keys that may change between two starts of a run: they change no number, or, as the layout of the
 # computation, change numbers by rounding alone. All others are part of the run's fingerprint.
 LAYOUT_KEYS = ("num_devices", "mesh", "grad_accumulation_steps", "remat")
-MONITOR_KEYS = ("held_out", "log_every", "profile", "samples", "wandb")
+MONITOR_KEYS = ("evaluation", "held_out", "log_every", "profile", "samples", "wandb")
 MUTABLE_KEYS = ("num_steps", "checkpoint", *MONITOR_KEYS, *LAYOUT_KEYS)
 
 

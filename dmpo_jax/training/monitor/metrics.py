@@ -20,11 +20,12 @@ LOGGER = logging.getLogger(__name__)
 
 
 class MetricsWriter:
-  """Writes records to `metrics.jsonl` and `held_out.jsonl`, and all of them to TensorBoard and W&B.
+  """Writes records to three files, and all of them to TensorBoard and W&B.
 
+  The files are `metrics.jsonl`, `held_out.jsonl` and `evaluation.jsonl`.
   A resumed run removes the records after its checkpoint (TensorBoard hides them), because it
   computes them again. Lines that are no records, of a damaged file, are set aside in
-  `metrics.damaged` or `held_out.damaged`, with a warning.
+  `metrics.damaged`, `held_out.damaged` or `evaluation.damaged`, with a warning.
 
   Args:
     workdir: Work directory.
@@ -37,7 +38,7 @@ class MetricsWriter:
 
   def __init__(self, workdir: pathlib.Path, *, step: int, wandb: "Wandb | None" = None):
     self._lines = {}
-    for name in ("metrics", "held_out"):
+    for name in ("metrics", "held_out", "evaluation"):
       path = workdir / f"{name}.jsonl"
       if name == "metrics" or path.exists():
         records, damaged = _read_lines(path)
@@ -69,6 +70,12 @@ class MetricsWriter:
       tag = f"held_out_t{metrics['from']}-{metrics['to']}"
       scalars |= {f"{tag}/{k}": v for k, v in metrics.items() if k not in ("from", "to")}
     self._write_scalars(step, scalars)
+
+  def write_evaluation(self, step: int, record: Mapping[str, float]) -> None:
+    """Appends a record of `SampleEvaluation`; the ends of intervals stay in the file."""
+    self._append("evaluation", {"step": step, **record})
+    values = {k: v for k, v in record.items() if not k.endswith(("_low", "_high"))}
+    self._write_scalars(step, {f"evaluation/{name}": value for name, value in values.items()})
 
   def write_image(self, step: int, name: str, image: np.ndarray) -> None:
     """Writes an image, uint8 `[H, W, C]`, to TensorBoard and W&B."""
@@ -162,11 +169,11 @@ def open_wandb(project: str, workdir: pathlib.Path, config: Mapping[str, Any]) -
 
 
 def read(workdir: pathlib.Path, name: str = "metrics") -> list[dict]:
-  """Reads the records of `metrics.jsonl` or `held_out.jsonl`.
+  """Reads the records of `metrics.jsonl`, `held_out.jsonl` or `evaluation.jsonl`.
 
   Args:
     workdir: Work directory.
-    name: "metrics" or "held_out".
+    name: "metrics", "held_out" or "evaluation".
 
   Returns:
     The records; empty without a file. Lines that are no records are passed over with a warning. An

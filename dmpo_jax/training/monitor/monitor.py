@@ -21,6 +21,7 @@ from dmpo_jax.training.batch import Batch
 from dmpo_jax.training.monitor.held_out import HeldOutEvaluation
 from dmpo_jax.training.monitor.metrics import MetricsWriter, check_wandb, open_wandb
 from dmpo_jax.training.monitor.monitored_run import MonitoredRun
+from dmpo_jax.training.monitor.sample_evaluation import SampleEvaluation
 from dmpo_jax.training.monitor.sample_grids import SampleGrid, write_grid
 from dmpo_jax.training.monitor.throughput import StepTimer
 from dmpo_jax.training.objective import Params
@@ -56,12 +57,17 @@ class Monitor:
     check_wandb(config.wandb.project)
     if config.held_out.every:
       self._held_out = HeldOutEvaluation(run)
+    cached = setup.cached_components(run.objective.pipeline, run.examples)
+    unused = {name: tree for name, tree in run.pipeline.params.items() if name in cached}
+    parts = (config, run.pipeline, run.objective.combine, run.mesh, unused)
     if config.samples.every:
-      cached = setup.cached_components(run.objective.pipeline, run.examples)
-      unused = {name: tree for name, tree in run.pipeline.params.items() if name in cached}
-      self._grid = SampleGrid(config, run.pipeline, run.objective.combine, run.mesh, unused)
+      self._grid = SampleGrid(*parts)
       if self._grid.truncated and is_first:
         LOGGER.warning("prompts of config.samples are longer than the context and are cut")
+    if config.evaluation.every:
+      self._evaluation = SampleEvaluation(*parts, is_first=is_first)
+      if self._evaluation.truncated and is_first:
+        LOGGER.warning("prompts of config.evaluation are longer than the context and are cut")
 
   def start(self, step: int, state: State, frozen: Params, initial: Params, batch: Batch) -> None:
     """Opens the files, evaluates the reference and, at step 0, the policy; starts the timer.
@@ -97,6 +103,10 @@ class Monitor:
     if config.held_out.every:
       shardings = jax.tree.map(lambda x: x.sharding, state.params)
       self._held_out.start(step, jax.device_put(initial, shardings), frozen)
+    if config.evaluation.every:
+      shardings = jax.tree.map(lambda x: x.sharding, state.params)
+      bad = self._evaluation.start(jax.device_put(initial, shardings), frozen)
+      self._check_finite(0, bad, "evaluation")
     if step == 0:
       self.evaluate(0, state, frozen)
     self._timer.restart(step)
@@ -137,29 +147,33 @@ class Monitor:
 
   def is_due(self, step: int) -> bool:
     """Returns True if `evaluate` has something to do after `step` steps."""
-    return self._is_due(self._config.held_out.every, step) or self._is_due(
-      self._config.samples.every, step
-    )
+    config = self._config
+    sections = (config.held_out, config.samples, config.evaluation)
+    return any(self._is_due(section.every, step) for section in sections)
 
   def evaluate(self, step: int, state: State, frozen: Params) -> None:
-    """Runs the held-out evaluation and samples a grid of images, each if it is due.
+    """Runs the held-out evaluation, samples a grid of images and scores samples, if it is due.
 
     Args:
       step: Steps done and recorded.
       state: Training state at that step.
       frozen: Parameters that are not trained.
     """
+    sampled = state.params if state.ema is None else state.ema
     with self._timer.paused():
       if self._is_due(self._config.held_out.every, step):
         self._held_out.evaluate(step, state.params, frozen, self._writer)
       if self._is_due(self._config.samples.every, step):
-        grid, bad = self._grid.sample(state.params if state.ema is None else state.ema, frozen)
-        self._check_finite(step, bad)
+        grid, bad = self._grid.sample(sampled, frozen)
+        self._check_finite(step, bad, "samples")
         if self._writer is not None:
           write_grid(self._workdir / "samples", step, grid, self._config.samples.prompts)
           self._writer.write_image(step, "samples", grid)
+      if self._is_due(self._config.evaluation.every, step):
+        bad = self._evaluation.evaluate(step, sampled, frozen, self._writer)
+        self._check_finite(step, bad, "evaluation")
 
-  def _check_finite(self, step: int, bad: Sequence[tuple[str, int]]) -> None:
+  def _check_finite(self, step: int, bad: Sequence[tuple[str, int]], section: str) -> None:
     """Raises InputError for samples of the initial pipeline that are not finite; warns later."""
     if not bad:
       return
@@ -170,10 +184,10 @@ class Monitor:
     )
     if step == 0:
       raise InputError(
-        f"{text}: the pipeline overflows in config.dtype or at config.samples.guidance "
-        f"{self._config.samples.guidance}; config.samples.every=0 trains without samples"
+        f"{text}: the pipeline overflows in config.dtype or at config.{section}.guidance "
+        f"{self._config[section].guidance}; config.{section}.every=0 trains without samples"
       )
-    LOGGER.warning("%s; they are black in the grid", text)
+    LOGGER.warning("%s; they are black", text)
 
   def close(self) -> None:
     """Ends the profile and closes all files."""

@@ -1,6 +1,7 @@
 """Held-out evaluation, sample grids and profile of whole runs, which they leave unchanged."""
 
 import math
+import pathlib
 import shutil
 
 import jax
@@ -34,6 +35,10 @@ def monitored_config(pipeline):
   config.samples.every, config.samples.prompts = 2, PROMPTS
   config.samples.seeds, config.samples.steps = 2, 2
   config.profile.start, config.profile.steps = 1, 1
+  config.evaluation.every, config.evaluation.steps = 2, 2
+  prompts = pathlib.Path(pipeline).parent / "prompts.txt"
+  prompts.write_text("\n".join(PROMPTS) + "\n")
+  config.evaluation.prompts, config.evaluation.scorers = str(prompts), ("brightness",)
   return config
 
 
@@ -134,6 +139,31 @@ def test_evaluations_and_grids_are_in_tensorboard_and_the_evaluation_has_a_figur
   assert events.Scalars("held_out_t500-999/accuracy")[0].value == 0.5
   assert [event.step for event in events.Images("samples")] == [0, 2, 4, 6]
   assert Image.open(monitored / "held_out.png").size == (1650, 726)
+
+
+def test_samples_are_scored_against_those_of_the_initial_pipeline(monitored):
+  first, *later = read(monitored, "evaluation")
+  assert [row["step"] for row in later] == [2, 4, 6]
+  assert (first["brightness/change"], first["brightness/win_rate"]) == (0, 0.5)
+  for row in later:
+    moved = row["brightness/mean"] - first["brightness/mean"]
+    assert row["brightness/change"] == pytest.approx(moved, abs=1e-6)
+    assert row["brightness/change_low"] <= row["brightness/change"] <= row["brightness/change_high"]
+  assert later[0]["brightness/change"] != 0
+  events = EventAccumulator(str(monitored / "tensorboard")).Reload()
+  assert events.Scalars("evaluation/diversity/distance_ratio")[0].value == 1
+
+
+def test_a_resumed_run_writes_the_same_scores(monitored, resumed):
+  assert read(resumed, "evaluation") == read(monitored, "evaluation")
+
+
+def test_an_evaluation_without_a_prompt_file_is_refused(pipeline, tmp_path):
+  config = monitored_config(pipeline)
+  config.evaluation.prompts = str(tmp_path / "none.txt")
+  with pytest.raises(InputError, match=r"config.evaluation.prompts: .*none.txt is missing"):
+    train(config, tmp_path / "run", show_progress=False)
+  assert not (tmp_path / "run" / "run.json").exists()
 
 
 def test_the_profiler_writes_a_trace(monitored):
