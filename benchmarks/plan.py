@@ -22,7 +22,7 @@ GROWTH = ("v5e-4", "v5e-16", "v5e-64", "v5e-256")
 COMMON = "--inputs latents_and_embeddings --config.ema_decay=0.999"
 LORA = "--config.lora.rank=16 --config.lora.alpha=16.0"
 SD15 = "--config configs/sd15_dmpo.py --model sd15 --pairs-per-chip 8"
-SD35 = "--model sd35_medium --size 512 --config.remat=dots"
+SD35 = "--model sd35_medium --size 512"
 SETTINGS = {
   "SD1.5 full": f"{SD15} {COMMON}",
   "SD1.5 LoRA": f"{SD15} {LORA} {COMMON}",

@@ -27,7 +27,7 @@ def get_config(data: str = "pairs") -> ConfigDict:
   config.loss = ConfigDict({"name": "dmpo", "beta": 2000.0, "alpha": 0.01})
   # The shift of the levels is the scheduler's, 3.
   config.timesteps = ConfigDict({"name": "logit_normal", "stratified": True})
-  config.remat = "attention"
+  config.remat = "dots"
   config.caption_dropout = 0.1
   config.batch_size = 256
   config.num_steps = 2000

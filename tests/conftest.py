@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import time
 
 # Several simulated devices on few cores can deadlock in XLA's thread pool unless it is told of more
 # processors than it finds. Both must be set before the backend starts.
@@ -15,8 +16,35 @@ os.environ.setdefault(
 
 CACHE = pathlib.Path(__file__).resolve().parent.parent / ".cache" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+STARTED = time.monotonic()
+
+
+def pytest_addoption(parser):
+  """Declares the time that slow tests have."""
+  parser.addoption(
+    "--slow-minutes",
+    type=float,
+    help="skip slow tests that would start later than this after the start of the whole run",
+  )
+
+
+def pytest_runtest_setup(item):
+  """Skips a slow test that would start too late."""
+  minutes = item.config.getoption("--slow-minutes")
+  if minutes is None or item.get_closest_marker("slow") is None:
+    return
+  if time.monotonic() - STARTED > 60 * minutes:
+    pytest.skip(f"more than {minutes:g} minutes have gone: no slow test starts any more")
+
+
+def pytest_collection_modifyitems(items):
+  """Puts the files with slow tests last: they are the ones that wait for other processes."""
+  slow = {item.path for item in items if item.get_closest_marker("slow") is not None}
+  items.sort(key=lambda item: item.path in slow)
