@@ -14,15 +14,13 @@ be added. With several processes on a shared disk, each runs this command and sa
 
 import argparse
 import functools
-import hashlib
-import json
 import logging
 import pathlib
 from collections.abc import Callable
 from typing import Any
 
 from dmpo_jax.commands import sampling_options, several_processes
-from dmpo_jax.commands.scorer_options import add_scorer
+from dmpo_jax.commands.scorer_options import add_scorer, key_of
 
 LOGGER = logging.getLogger(__name__)
 
@@ -154,14 +152,7 @@ def _scorer(text: str):
   from dmpo_jax.evaluation.evaluate import ScorerSource
   from dmpo_jax.evaluation.scorers import parse_scorer
 
-  weights = text.partition("=")[2].partition(",")[0]
-  path = pathlib.Path(weights)
-  stamp = ""
-  if weights and path.exists():
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    stats = [(str(p.relative_to(path)), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
-    stamp = hashlib.sha256(json.dumps(stats).encode()).hexdigest()
-  return ScorerSource(functools.partial(parse_scorer, text), [text, stamp])
+  return ScorerSource(functools.partial(parse_scorer, text), key_of(text))
 
 
 def _table(result: dict[str, Any]) -> str:

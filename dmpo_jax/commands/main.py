@@ -28,6 +28,8 @@ Align text-to-image diffusion models with preference pairs, in JAX.
       one run from a config; any key can be set: --config.loss.alpha=0.05
   dmpo-jax sample --pipeline runs/dmpo/pipeline --prompt "the digit seven" --out samples
       images from a pipeline folder
+  dmpo-jax score samples --scorer pickscore=yuvalkirstain/PickScore_v1
+      a table with scores of the images of a folder
   dmpo-jax evaluate --reference PIPELINE dmpo=runs/dmpo --prompts FILE --scorer NAME --out DIR
       scores of models on a prompt set with intervals, and a report with images side by side
   dmpo-jax export --workdir runs/dmpo --out exported
@@ -66,6 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
     plan,
     quickstart,
     sample,
+    score,
     train,
   )
 
@@ -86,7 +89,18 @@ def main(arguments: list[str] | None = None) -> int:
   )
   parser.add_argument("--version", action="version", version=dmpo_jax.__version__)
   commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-  for module in (quickstart, data, plan, train, sample, evaluate, export, inspect, objectives):
+  for module in (
+    quickstart,
+    data,
+    plan,
+    train,
+    sample,
+    score,
+    evaluate,
+    export,
+    inspect,
+    objectives,
+  ):
     name = module.__name__.rsplit(".", 1)[1]
     summary = module.__doc__.splitlines()[0]
     command = commands.add_parser(

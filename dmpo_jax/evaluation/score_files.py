@@ -50,6 +50,7 @@ def score_chunks(
   key: Mapping[str, Any],
   space: str | None,
   share: tuple[int, int] = (0, 1),
+  read: Callable[[pathlib.Path], np.ndarray] | None = None,
   progress: Callable = iter,
 ) -> None:
   """Scores the chunks of a model's images that are not scored yet.
@@ -62,6 +63,7 @@ def score_chunks(
     key: Everything that the scores depend on, in JSON; files of another key are written again.
     space: Where diversity is measured: "features" of this scorer, `PIXELS`, or None (not here).
     share: Index of this process, and number of processes that share the chunks.
+    read: Reads an image as uint8 `[H, W, 3]`; None: `read_image`.
     progress: Wraps the sequence of chunks, for a progress bar.
 
   Raises:
@@ -74,7 +76,7 @@ def score_chunks(
     and _read(_file(out, number), _key(key, units, rows), units.groups[rows], space) is None
   ]
   for number, rows in progress(todo):
-    pictures = [read_image(path) for path in images[rows]]
+    pictures = [(read or read_image)(path) for path in images[rows]]
     scores = scorer.score(pictures, units.prompts[rows], names=[str(p) for p in images[rows]])
     vendi, distance = diversity_of(pictures, scorer, units.groups[rows], space)
     content = {

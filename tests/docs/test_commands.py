@@ -16,6 +16,7 @@ from dmpo_jax.commands import (
   plan,
   quickstart,
   sample,
+  score,
   train,
 )
 from dmpo_jax.training.config_file import load_config
@@ -38,7 +39,18 @@ COMMANDS = [(page.name, command) for page in PAGES for command in commands(page)
 )
 def test_a_command_of_the_docs_parses(page, command, monkeypatch):
   monkeypatch.chdir(ROOT)
-  for module in (data, evaluate, export, inspect, objectives, plan, quickstart, sample, train):
+  for module in (
+    data,
+    evaluate,
+    export,
+    inspect,
+    objectives,
+    plan,
+    quickstart,
+    sample,
+    score,
+    train,
+  ):
     monkeypatch.setattr(module, "run", load)
   assert main.main(command) == 0, f"{page}: {command}"
 
