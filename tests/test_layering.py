@@ -23,6 +23,7 @@ LAYERS = {
   "training": 6,
   "planning": 7,
   "demos": 7,
+  "reward": 7,
   "commands": 8,
 }
 # What a package of the base install must do without, and what is too slow to import for all.

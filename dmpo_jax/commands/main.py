@@ -32,6 +32,8 @@ Align text-to-image diffusion models with preference pairs, in JAX.
       a table with scores of the images of a folder
   dmpo-jax evaluate --reference PIPELINE dmpo=runs/dmpo --prompts FILE --scorer NAME --out DIR
       scores of models on a prompt set with intervals, and a report with images side by side
+  dmpo-jax train-scorer --config configs/emoji_scorer.py --workdir runs/scorer
+      a scorer of images from preference pairs, to make pairs with and to evaluate by
   dmpo-jax export --workdir runs/dmpo --out exported
       the weights of a run's last checkpoint as a folder in diffusers' format
   dmpo-jax inspect runs/dmpo/pipeline --against runs/reference/pipeline
@@ -70,6 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
     sample,
     score,
     train,
+    train_scorer,
   )
 
   # A parser of its own takes the option before and after the names of commands.
@@ -97,11 +100,12 @@ def main(arguments: list[str] | None = None) -> int:
     sample,
     score,
     evaluate,
+    train_scorer,
     export,
     inspect,
     objectives,
   ):
-    name = module.__name__.rsplit(".", 1)[1]
+    name = module.__name__.rsplit(".", 1)[1].replace("_", "-")
     summary = module.__doc__.splitlines()[0]
     command = commands.add_parser(
       name,

@@ -14,8 +14,10 @@ resumes.
 """
 
 import argparse
+import functools
 import logging
 import pathlib
+from collections.abc import Callable
 
 from dmpo_jax.commands import several_processes
 
@@ -41,20 +43,33 @@ def _folder(text: str) -> pathlib.Path:
 
 def run(options: argparse.Namespace) -> int:
   """Trains, prints the path of the pipeline, and returns the exit status."""
-  return several_processes.run(options, _train)
+  return several_processes.run(options, functools.partial(work, _train_policy))
 
 
-def _train(options: argparse.Namespace, processes) -> None:
+def _train_policy(*arguments, **options) -> str:
+  from dmpo_jax.training.run import train
+
+  result = train(*arguments, **options)
+  return f"{result.steps} steps done; pipeline in {result.pipeline}"
+
+
+def work(train: Callable[..., str], options: argparse.Namespace, processes) -> None:
+  """Trains from a config and prints the result.
+
+  Args:
+    train: `(config, workdir, *, show_progress, processes)` trains and returns the line to print.
+    options: Those of `add_arguments`.
+    processes: The processes of the run.
+  """
   import jax
 
   from dmpo_jax.training.config_file import load_config
-  from dmpo_jax.training.run import train
 
   config = load_config(options.config, options.rest)
   devices = jax.devices()
   kind = devices[0].device_kind
   LOGGER.info("%d of %d devices (%s)", jax.local_device_count(), len(devices), kind)
   show_progress = not options.no_progress and processes.is_first
-  result = train(config, options.workdir, show_progress=show_progress, processes=processes)
+  line = train(config, options.workdir, show_progress=show_progress, processes=processes)
   if processes.is_first:
-    print(f"{result.steps} steps done; pipeline in {result.pipeline}")
+    print(line)

@@ -208,7 +208,7 @@ def check(config: ConfigDict) -> ConfigDict:
       type or is out of range (with its name and the range).
   """
   config = ConfigDict(config)
-  _check_keys(default(), config, "")
+  check_keys(default(), config, "")
 
   def require(holds: bool, key: str, expected: str) -> None:
     if not holds:
@@ -335,8 +335,18 @@ def _get(config: ConfigDict, key: str) -> Any:
   return functools.reduce(lambda section, part: section[part], key.split("."), config)
 
 
-def _check_keys(schema: ConfigDict, config: ConfigDict, prefix: str) -> None:
-  """Checks the keys of a section and the types of its values."""
+def check_keys(schema: ConfigDict, config: ConfigDict, prefix: str) -> None:
+  """Checks the keys of a section and the types of its values.
+
+  Args:
+    schema: The section with its default values.
+    config: The section to check.
+    prefix: Its dotted name and a dot; empty for a whole config.
+
+  Raises:
+    InputError: A key is unknown (with the nearest known one) or missing, or a value has another
+      type.
+  """
   if not isinstance(config, ConfigDict):
     advice = f": {NOW_SECTIONS[prefix[:-1]]}" if prefix[:-1] in NOW_SECTIONS else ""
     raise InputError(
@@ -354,7 +364,7 @@ def _check_keys(schema: ConfigDict, config: ConfigDict, prefix: str) -> None:
     except RequiredValueError as error:
       raise InputError(f"config.{name} is not set: {error}") from error
     if isinstance(value, ConfigDict):
-      _check_keys(_keys_of(name, value, actual), actual, f"{name}.")
+      check_keys(_keys_of(name, value, actual), actual, f"{name}.")
     elif isinstance(value, bool | str) and not isinstance(actual, type(value)):
       expected = "a text" if isinstance(value, str) else "True or False"
       raise InputError(f"config.{name} must be {expected}, got {_shown(actual)}")

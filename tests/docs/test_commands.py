@@ -18,6 +18,7 @@ from dmpo_jax.commands import (
   sample,
   score,
   train,
+  train_scorer,
 )
 from dmpo_jax.training.config_file import load_config
 
@@ -50,6 +51,7 @@ def test_a_command_of_the_docs_parses(page, command, monkeypatch):
     sample,
     score,
     train,
+    train_scorer,
   ):
     monkeypatch.setattr(module, "run", load)
   assert main.main(command) == 0, f"{page}: {command}"

@@ -1,0 +1,1 @@
+"""Training of reward models: scorers of images that learn from preference pairs."""
