@@ -40,6 +40,11 @@ class FolderPairs:
     micro_conditioning: Whether batches hold the geometry of the crops, which SDXL conditions on.
     swap_labels: Whether the preferred and the rejected image of each pair change places, p0 <-
       1 - p0: for the negative LoRA of Diffusion-NPO.
+    prior_noise: Whether batches hold the seeds that the images were sampled from, so that each is
+      noised with the noise that its sampling began with (PNAPO). Every record needs both seeds, and
+      images of `size`; with crop "center" and without flips.
+    score_gaps: Whether batches hold the gap of each pair's scores, for config.beta. Every record
+      needs both scores.
 
   Raises:
     InputError: A folder is unusable or an option is invalid.
@@ -60,6 +65,8 @@ class FolderPairs:
     ties: str = "soft",
     micro_conditioning: bool = False,
     swap_labels: bool = False,
+    prior_noise: bool = False,
+    score_gaps: bool = False,
   ):
     crops.check(size=size, crop=crop, channels=3)
     if views not in crops.VIEWS:
@@ -70,12 +77,17 @@ class FolderPairs:
       raise InputError(
         "micro_conditioning describes one crop for both images of a pair; choose views='joint'"
       )
+    if prior_noise and (flip or crop != "center" or views != "joint"):
+      raise InputError(
+        "prior_noise is the noise of whole images, which a random crop or a flip would move: "
+        "choose crop='center', flip=False, views='joint'"
+      )
     paths, weights = folders_and_weights(folder, folders, weights)
     sources = [(path, tfds_folder.PairSource(pathlib.Path(path), split)) for path in paths]
     self.mixture = Mixture(
       [FolderSplit(path, split, ties, len(s), s.__getitem__) for path, s in sources], weights
     )
-    self.swap_labels = swap_labels
+    self.swap_labels, self.prior_noise, self.score_gaps = swap_labels, prior_noise, score_gaps
     self.size, self.decoding, self.micro_conditioning = size, decoding, micro_conditioning
     self.views, self.sample_crop = views, functools.partial(crops.sample, crop=crop, flip=flip)
 
@@ -105,6 +117,8 @@ class FolderPairs:
 
     A batch holds pixels uint8 `[P, 2, H, W, C]`; text, the token ids by name; example_id uint32;
     label float32, missing where every label is certain; weight float32, missing where all are 1;
+    with `prior_noise` seeds uint32 `[P, 2]`; with `score_gaps` score_gap float32 `[P]`, the first
+    image's score less the second's;
     and with `micro_conditioning` geometry float32 `[P, 6]`: original height and width, top and left
     of the crop in the scaled image, height and width of the crop, all of the record's image_0.
 
@@ -147,15 +161,38 @@ class FolderPairs:
       views = [load(pair.image_0, first), load(pair.image_1, second)]
     except InputError as error:
       raise folder.damaged(row, error) from error
+    seeds, scores = (pair.seed_0, pair.seed_1), (pair.score_0, pair.score_1)
+    self._check_known(folder, row, views, seeds, scores)
+    order = image_order(pair.p0, self.swap_labels)
     return _Example(
-      pixels=tuple(pixels for pixels, _ in views[:: image_order(pair.p0, self.swap_labels)]),
+      pixels=tuple(pixels for pixels, _ in views[::order]),
       caption=pair.prompt,
       example_id=example_id,
       label=max(pair.p0, 1 - pair.p0),
       weight=pair.weight,
       # Always of image_0, so that the geometry does not reveal which image is preferred.
       geometry=(*views[0][1], self.size, self.size),
+      seeds=seeds[::order],
+      score_gap=order * (scores[0] - scores[1]) if self.score_gaps else 0.0,
     )
+
+  def _check_known(
+    self, folder: FolderSplit, row: int, views: Sequence, seeds: tuple, scores: tuple
+  ) -> None:
+    """Raises if a record lacks the seeds or scores that the options ask for."""
+    for option, values, name in (
+      (self.prior_noise, seeds, "seeds"),
+      (self.score_gaps, scores, "scores"),
+    ):
+      if option and None in values:
+        raise folder.lacks(row, name)
+    sizes = {view[1][:2] for view in views}
+    if self.prior_noise and sizes != {(self.size, self.size)}:
+      raise InputError(
+        f"record {folder.records[row]} of split {folder.split!r} in {folder.path} has images of "
+        f"{sorted(sizes)} pixels; prior_noise needs images as they were sampled, of size "
+        f"{self.size}"
+      )
 
   def _collate(self, tokenize: Tokenize, examples: Sequence["_Example"]) -> Columns:
     column = {name: [getattr(e, name) for e in examples] for name in _Example._fields}
@@ -168,7 +205,10 @@ class FolderPairs:
       "label": self.mixture.some_uncertain,
       "weight": self.mixture.some_weighted,
       "geometry": self.micro_conditioning,
+      "score_gap": self.score_gaps,
     }
+    if self.prior_noise:
+      batch["seeds"] = np.array(column["seeds"], np.uint32)
     floats = {n: np.array(column[n], np.float32) for n, present in optional.items() if present}
     return batch | floats
 
@@ -182,3 +222,5 @@ class _Example(NamedTuple):
   label: float
   weight: float
   geometry: tuple[int, ...]
+  seeds: tuple[int, int]
+  score_gap: float

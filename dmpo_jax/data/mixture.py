@@ -78,6 +78,14 @@ class FolderSplit:
       "copy the folder again or write it again"
     )
 
+  def lacks(self, row: int, name: str) -> InputError:
+    """The error of a record without the "seeds" or "scores" of its images."""
+    return InputError(
+      f"record {self.records[row]} of split {self.split!r} in {self.path} has no {name} of its "
+      f"images; leave the option out, or convert pairs that have them (columns {name[:-1]}_0 and "
+      f"{name[:-1]}_1)"
+    )
+
 
 # (folder, row among its selected pairs, epoch, example id) -> example
 Read = Callable[[FolderSplit, int, int, int], Any]

@@ -15,6 +15,7 @@ from dmpo_jax.losses.kto import kto
 from dmpo_jax.losses.labels import soft_label_loss, swap
 from dmpo_jax.losses.linear_dpo import linear_dpo
 from dmpo_jax.losses.mapo import mapo
+from dmpo_jax.losses.pnapo import PRODUCT_OF_BETA, beta_factor
 from dmpo_jax.losses.requirements import Requirements, requirements
 from dmpo_jax.losses.residuals import Residuals
 from dmpo_jax.losses.sdpo import sdpo
@@ -40,10 +41,12 @@ LOSSES = {
 __all__ = [
   "CONTROLS",
   "LOSSES",
+  "PRODUCT_OF_BETA",
   "Diagnostics",
   "PairErrors",
   "Requirements",
   "Residuals",
+  "beta_factor",
   "control",
   "denoising_error",
   "requirements",

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from dmpo_jax.pipelines import Text
+from dmpo_jax.sampling import initial_noise
 
 
 class Batch(NamedTuple):
@@ -30,6 +31,11 @@ class Batch(NamedTuple):
     weight: float32 `[examples]`, >= 0, factor of an example's loss; None: 1. Nothing divides by the
       sum of the weights: twice the weights are twice the loss.
     timesteps: `[examples]`, times of the noise process; None: sampled.
+    seeds: uint32 `[examples, images]`, seeds from which the images were sampled: each is noised
+      with the noise that its sampling began with. None: noise is drawn, one for both images.
+    score_gap: float32 `[examples]`, score of the first image less that of the second; None:
+      unknown.
+    beta_factor: float32 `[examples]`, factor of the loss's beta; `Objective.prepare` computes it.
   """
 
   text: Text
@@ -41,14 +47,18 @@ class Batch(NamedTuple):
   label: jax.Array | None = None
   weight: jax.Array | None = None
   timesteps: jax.Array | None = None
+  seeds: jax.Array | None = None
+  score_gap: jax.Array | None = None
+  beta_factor: jax.Array | None = None
 
 
 class NoiseSample(NamedTuple):
-  """Random quantities of a batch; an example's images share all of them.
+  """Random quantities of a batch; an example's images share all of them, but for prior noise.
 
   Attributes:
     timesteps: `[examples]`, times of the noise process.
-    noise: float32 `[examples, h, w, Z]`, standard normal.
+    noise: float32 `[examples, h, w, Z]`, standard normal; `[examples, images, h, w, Z]` where each
+      image has its own (`Batch.seeds`).
     dropped: bool `[examples]`, whether the caption is replaced by the empty one.
   """
 
@@ -93,9 +103,13 @@ def sample_noise(
     `NoiseSample`.
   """
   _, keys = _keys(seed, step, batch)
+  if batch.seeds is None:
+    noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys[:, 1])
+  else:
+    noise = initial_noise(batch.seeds.reshape(-1), shape).reshape(*batch.seeds.shape, *shape)
   return NoiseSample(
     timesteps=batch.timesteps,
-    noise=jax.vmap(lambda key: jax.random.normal(key, shape))(keys[:, 1]),
+    noise=noise,
     dropped=jax.vmap(lambda key: jax.random.bernoulli(key, caption_dropout))(keys[:, 2]),
   )
 

@@ -84,6 +84,14 @@ def default() -> ConfigDict:
   config.data = ConfigDict({"name": ""})
   # Loss: a name in dmpo_jax.losses and its hyperparameters.
   config.loss = ConfigDict({"name": ""})
+  config.beta = ConfigDict()
+  # Unit of the score gap δ that beta grows with, beta (2σ(|δ|/unit) - 1), as PNAPO has it; it needs
+  # config.data.score_gaps. 0: beta is the same for all pairs.
+  config.beta.score_temperature = 0.0
+  # Last step of the full beta; it then falls by a cosine to its half, as PNAPO has it.
+  config.beta.decay_start = 0
+  # Step from which beta is its half; 0: it does not fall.
+  config.beta.decay_end = 0
   # Timestep sampler: a name in dmpo_jax.diffusion.timesteps (flow matching: flow_timesteps) and its
   # fields.
   config.timesteps = ConfigDict({"name": "uniform"})
@@ -256,6 +264,7 @@ def check(config: ConfigDict) -> ConfigDict:
       expected = f"set where evaluation.every is: {'a file' if key == 'prompts' else 'names'}"
       require(len(config.evaluation[key]) > 0, f"evaluation.{key}", expected)
   _check_loss(config.loss)
+  setup.beta_factor(config)
   return config.lock()
 
 

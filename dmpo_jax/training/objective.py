@@ -131,7 +131,9 @@ def image_errors(
   conditions = conditioning(pipeline, params, batch, sample.dropped, null_text)
   conditions = jax.tree.map(per_image, conditions)
   clean = x0.reshape(examples * images, *x0.shape[2:])  # [B, h, w, Z]
-  noise, t = per_image(sample.noise), per_image(sample.timesteps)
+  own = sample.noise.ndim == x0.ndim  # each image has its own noise
+  noise = sample.noise.reshape(clean.shape) if own else per_image(sample.noise)
+  t = per_image(sample.timesteps)
   noisy = pipeline.process.add_noise(clean, noise, t)  # [B, h, w, Z]
   prediction = pipeline.denoise(params, noisy, t, conditions)  # [B, h, w, Z]
   target = pipeline.process.target(clean, noise, t)  # [B, h, w, Z]
@@ -201,6 +203,7 @@ class Objective(NamedTuple):
       reference are the same program and round alike where nothing else makes them.
     weights: t -> w_t, factor of the errors at a timestep; None: 1.
     label_flip_rate: Probability that the images of a pair are swapped.
+    beta_factor: `(score gap [examples] or None, step) -> factor of beta`; None: 1.
     starts_at_reference: Whether the policy of step 0 is the reference, as in a run. Its errors then
       are the reference's too, so that every logit is exactly 0; two programs that compute them
       would differ by rounding, which beta multiplies. The same holds after each copy of the policy
@@ -218,6 +221,7 @@ class Objective(NamedTuple):
   recompute: bool = False
   weights: Callable[[jax.Array], jax.Array] | None = None
   label_flip_rate: float = 0.0
+  beta_factor: Callable[[jax.Array | None, jax.Array], jax.Array] | None = None
   starts_at_reference: bool = False
   reference_update: references.ReferenceUpdate = references.FROZEN
 
@@ -263,7 +267,11 @@ class Objective(NamedTuple):
           return None
         return jnp.where(flipped.reshape(-1, *[1] * (images.ndim - 1)), images[:, ::-1], images)
 
-      batch = batch._replace(pixels=flip(batch.pixels), latents=flip(batch.latents))
+      images = {name: flip(getattr(batch, name)) for name in ("pixels", "latents", "seeds")}
+      batch = batch._replace(**images)
+    if self.beta_factor is not None:
+      factor = self.beta_factor(batch.score_gap, step)
+      batch = batch._replace(beta_factor=jnp.broadcast_to(factor, batch.example_id.shape))
     return batch
 
   def evaluate(
@@ -309,7 +317,7 @@ class Objective(NamedTuple):
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Loss and metrics of each example from its errors, as a call returns them.
 
-        e <- w_t e,  R <- sqrt(w_t) R
+        e <- w_t s e,  R <- sqrt(w_t s) R,   s the factor of beta
 
     Args:
       batch: The prepared batch.
@@ -319,9 +327,12 @@ class Objective(NamedTuple):
     Returns:
       (loss, metrics).
     """
-    errors = pairs
+    errors, weights = pairs, None
     if self.weights is not None:
       weights = self.weights(batch.timesteps)
+    if batch.beta_factor is not None:
+      weights = batch.beta_factor * (1.0 if weights is None else weights)
+    if weights is not None:
       errors = jax.tree.map(lambda e: weights * e, pairs)
       root = jnp.sqrt(weights)[:, None, None, None]
       residuals = jax.tree.map(lambda r: root * r, residuals)

@@ -123,6 +123,41 @@ def make_loss(section: Mapping) -> Loss:
   return losses.control(functools.partial(function, **hyperparameters), **controls)
 
 
+def beta_factor(config: ConfigDict) -> Callable | None:
+  """The factor of beta that config.beta describes, see `losses.beta_factor`; None: 1.
+
+  Args:
+    config: A config; its data set is not loaded.
+
+  Raises:
+    InputError: A key has no effect beside the others, or no meaning for the loss.
+  """
+  temperature, start, end = (
+    config.beta[key] for key in ("score_temperature", "decay_start", "decay_end")
+  )
+  has_gaps = bool(config.data.get("score_gaps", False))
+  if has_gaps != (temperature > 0):
+    raise InputError(
+      "config.beta.score_temperature and config.data.score_gaps belong together: set both, or none"
+    )
+  if (start or end) and start >= end:
+    raise InputError(f"config.beta.decay_end must be above decay_start {start}, got {end}")
+  if not (has_gaps or end):
+    return None
+  section = config.loss
+  while "base" in section:
+    section = section["base"]
+  if section["name"] not in losses.PRODUCT_OF_BETA:
+    raise InputError(
+      f"config.beta has no meaning for the loss {section['name']!r}, in which beta is more than a "
+      f"factor of the errors; it has for {', '.join(losses.PRODUCT_OF_BETA)}, and sdpo around them"
+    )
+  options = {"decay_start": start, "decay_end": end}
+  if has_gaps:
+    options["temperature"] = temperature
+  return functools.partial(losses.beta_factor, **options)
+
+
 def uses_reference(config: ConfigDict) -> bool:
   """Whether the loss of a checked config takes the errors of a reference."""
   return losses.requirements(make_loss(config.loss)).reference
@@ -176,6 +211,7 @@ def make_objective(
     and config.remat not in models.remat.SAVED,
     weights=functions.process.weights(config.timestep_weights.to_dict()),
     label_flip_rate=config.label_flip_rate,
+    beta_factor=beta_factor(config),
     reference_update=references.from_config(config.reference),
   )
 

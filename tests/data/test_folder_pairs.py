@@ -8,6 +8,8 @@ import shutil
 
 import jax
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from dmpo_jax.data import FolderPairs, pair_index, tfds_folder
@@ -43,6 +45,23 @@ def row(number: int, **changes) -> dict:
 def write(root, rows: list[dict]) -> str:
   sets.pickapic(root / "source/train-0.parquet", rows)
   source = source_reader.find("pickapic", root / "source")
+  convert.convert(source, root / "out", Options(rows_per_shard=4))
+  return str(root / "out")
+
+
+def square(pair: int, side: int) -> bytes:
+  """An image of the size that is loaded, which no crop moves."""
+  pixels = positions(SIZE, SIZE)
+  pixels[..., 2] = 2 * pair + side
+  return encode(pixels)
+
+
+def write_custom(root, rows: list[dict]) -> str:
+  """A converted folder of a user's own table."""
+  table = root / "custom/pairs.parquet"
+  table.parent.mkdir()
+  pq.write_table(pa.Table.from_pylist(rows), table)
+  source = source_reader.find("custom", table)
   convert.convert(source, root / "out", Options(rows_per_shard=4))
   return str(root / "out")
 

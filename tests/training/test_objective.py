@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from dmpo_jax import configs as folder
-from dmpo_jax import data, interop, losses, pipelines
+from dmpo_jax import data, interop, losses, pipelines, sampling
+from dmpo_jax.errors import InputError
 from dmpo_jax.parallel.sharding import batch as split_over
 from dmpo_jax.parallel.sharding import make_mesh
 from dmpo_jax.training import config as checks
@@ -22,6 +23,7 @@ from dmpo_jax.training.monitor import metrics
 from dmpo_jax.training.optimizer import make_optimizer
 from dmpo_jax.training.run import train
 from dmpo_jax.training.step import initial_state, make_step
+from tests.losses.cases import random_pairs
 from tests.training.tiny import smallest_config
 
 FILES = sorted(pathlib.Path(folder.__file__).parent.glob("digits_*.py"))
@@ -306,3 +308,79 @@ def test_a_run_without_reference_on_labelled_weighted_pairs(pipeline, tmp_path, 
   assert np.isfinite(last["loss"])
   assert first["weight"] == last["weight"] == pytest.approx(float(WEIGHTS.mean()))
   assert first["label"] == pytest.approx(float(LABELS.mean()))
+
+
+SEEDED = Batch(
+  text={"input_ids": np.zeros((3, 8), np.int32)},
+  example_id=np.arange(3, dtype=np.uint32),
+  pixels=np.random.default_rng(3).uniform(-1, 1, (3, 2, 8, 8, 1)).astype(np.float32),
+  timesteps=np.array([10, 400, 900], np.int32),
+  seeds=np.array([[5, 2**32 - 1], [7, 7], [0, 3]], np.uint32),
+  score_gap=np.array([0.02, -0.4, 0.0], np.float32),
+)
+
+
+@pytest.fixture(scope="module")
+def seeded(pipeline):
+  """The objective of digits_dpo with a network that predicts 0, and (frozen, x_T by seed)."""
+  base = setup.make_objective(CONFIGS["digits_dpo"], pipeline)
+  functions = base.pipeline._replace(denoise=lambda params, x_t, t, c: 0.0 * x_t)
+  frozen = {"text_encoder": pipeline.params["text_encoder"], "unet": {}}
+  noise = np.asarray(sampling.initial_noise(SEEDED.seeds.reshape(-1), (8, 8, 1)))
+  return base._replace(pipeline=functions), frozen, noise.reshape(3, 2, 8, 8, 1)
+
+
+def test_each_image_is_noised_with_what_its_sampling_began_with(seeded):
+  """A network that predicts 0 has the error mean(x_T²)."""
+  objective, frozen, noise = seeded
+  batch = objective.prepare(SEEDED, np.int32(4))
+  errors, _ = objective.evaluate({}, frozen, None, batch, np.int32(4))
+  expected = np.square(noise).mean(axis=(2, 3, 4))
+  np.testing.assert_allclose(errors.policy_w, expected[:, 0], rtol=1e-6)
+  np.testing.assert_allclose(errors.policy_l, expected[:, 1], rtol=1e-6)
+
+
+def test_flipped_labels_take_the_seeds_with_the_images(seeded):
+  objective, _, _ = seeded
+  flipped = objective._replace(label_flip_rate=1.0).prepare(SEEDED, np.int32(0))
+  np.testing.assert_array_equal(flipped.seeds, SEEDED.seeds[:, ::-1])
+  np.testing.assert_array_equal(flipped.pixels, SEEDED.pixels[:, ::-1])
+
+
+def test_the_factor_of_beta_is_that_of_the_loss_at_each_pairs_own_beta(seeded):
+  objective, _, _ = seeded
+  config = checks.check(CONFIGS["digits_dpo"]).copy_and_resolve_references().unlock()
+  config.data.score_gaps, config.beta.score_temperature, config.beta.decay_end = True, 0.1, 10
+  objective = objective._replace(beta_factor=setup.beta_factor(config))
+  batch = objective.prepare(SEEDED, np.int32(5))
+  errors, _ = random_pairs(pairs=3)
+  loss, _ = objective.loss_of(batch, errors, None)
+  factor = 0.75 * np.tanh(np.abs(SEEDED.score_gap) / 0.2)
+  for i in range(3):
+    pair = jax.tree.map(lambda e, i=i: e[i : i + 1], errors)
+    if factor[i] == 0:
+      assert loss[i] == pytest.approx(np.log(2))
+    else:
+      expected, _ = losses.dpo(pair, beta=1000.0 * float(factor[i]))
+      np.testing.assert_allclose(loss[i : i + 1], expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"beta.score_temperature": 0.1}, "belong together"),
+    ({"data.score_gaps": True}, "belong together"),
+    ({"beta.decay_start": 5}, "decay_end must be above decay_start 5, got 0"),
+    ({"beta.decay_start": 5, "beta.decay_end": 5}, "decay_end must be above decay_start 5, got 5"),
+    ({"beta.decay_end": 5, "loss.name": "ipo"}, "no meaning for the loss 'ipo'"),
+  ],
+)
+def test_a_factor_of_beta_without_effect_or_meaning_is_refused(changes, message):
+  config = CONFIGS["digits_dpo"].copy_and_resolve_references().unlock()
+  if changes.get("loss.name"):
+    del config.loss.label_smoothing
+  for key, value in changes.items():
+    section, name = key.split(".")
+    config[section][name] = value
+  with pytest.raises(InputError, match=message):
+    checks.check(config)

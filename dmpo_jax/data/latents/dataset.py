@@ -35,6 +35,11 @@ class CachedLatents:
       that of images that were neither scaled nor cropped.
     swap_labels: Whether the preferred and the rejected image of each pair change places, p0 <-
       1 - p0: for the negative LoRA of Diffusion-NPO.
+    prior_noise: Whether batches hold the seeds that the images were sampled from, so that each is
+      noised with the noise that its sampling began with (PNAPO). Every record needs both seeds; the
+      latents must be cached with crop "center", without flips, at the size they were sampled at.
+    score_gaps: Whether batches hold the gap of each pair's scores, for config.beta. Every record
+      needs both scores.
 
   Attributes:
     manifest: Manifest of the first folder.
@@ -55,6 +60,8 @@ class CachedLatents:
     embeddings: bool = True,
     micro_conditioning: bool = False,
     swap_labels: bool = False,
+    prior_noise: bool = False,
+    score_gaps: bool = False,
   ):
     paths, weights = folders_and_weights(folder, folders, weights)
     self.sources = [records.CachedPairSource(pathlib.Path(path)) for path in paths]
@@ -80,9 +87,10 @@ class CachedLatents:
           f"{path} holds no text embeddings; cache them with --text embeddings, or set "
           "config.data.embeddings=False: then the text encoders run in each step"
         )
+      _check_known(path, source, prior_noise, score_gaps)
     self.size = self.manifest["options"]["size"]
     self.embeddings, self.micro_conditioning = embeddings, micro_conditioning
-    self.swap_labels = swap_labels
+    self.swap_labels, self.prior_noise, self.score_gaps = swap_labels, prior_noise, score_gaps
 
   def __len__(self) -> int:
     return len(self.mixture)
@@ -140,8 +148,12 @@ class CachedLatents:
 
   def _read(self, folder: FolderSplit, row: int, epoch: int, example_id: int) -> "_Example":
     p0, weight = (float(folder.index[row][name]) for name in ("p0", "weight"))
+    cached = folder.read(row, epoch, self.embeddings)
+    for option, name in ((self.prior_noise, records.SEEDS), (self.score_gaps, records.SCORES)):
+      if option and not (cached.pair[name] >= (0 if name == records.SEEDS else -np.inf)).all():
+        raise folder.lacks(row, name)
     return _Example(
-      cached=folder.read(row, epoch, self.embeddings),
+      cached=cached,
       order=image_order(p0, self.swap_labels),
       example_id=example_id,
       label=max(p0, 1 - p0),
@@ -162,11 +174,35 @@ class CachedLatents:
       "geometry": geometry,
       "example_id": np.array([e.example_id for e in examples], np.uint32),
     }
+    if self.prior_noise:
+      seeds = [e.cached.pair[records.SEEDS][:: e.order] for e in examples]
+      batch["seeds"] = np.stack(seeds).astype(np.uint32)
+    if self.score_gaps:
+      scores = np.stack([e.cached.pair[records.SCORES][:: e.order] for e in examples])
+      batch["score_gap"] = scores[:, 0] - scores[:, 1]
     if self.mixture.some_uncertain:
       batch["label"] = np.array([e.label for e in examples], np.float32)
     if self.mixture.some_weighted:
       batch["weight"] = np.array([e.weight for e in examples], np.float32)
     return batch
+
+
+def _check_known(
+  path: str, source: records.CachedPairSource, prior_noise: bool, score_gaps: bool
+) -> None:
+  """Raises if a folder was cached without the seeds or scores that the options ask for."""
+  stored, options = {name for name, _, _ in source.layout["pairs"]}, source.manifest["options"]
+  for option, name in ((prior_noise, records.SEEDS), (score_gaps, records.SCORES)):
+    if option and name not in stored:
+      raise InputError(
+        f"{path} was cached before caches kept the {name} of images; leave the option out, or "
+        "cache the latents again"
+      )
+  if prior_noise and (options["flip"] or options["crop"] != "center"):
+    raise InputError(
+      f"{path} was cached with random crops or flips, which move the noise that an image was "
+      "sampled from; cache it with --crop center and without --flip for prior_noise"
+    )
 
 
 def _get(

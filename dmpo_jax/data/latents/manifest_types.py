@@ -21,9 +21,12 @@ DTYPES = {
   "float16": np.dtype("<f2"),
   "float32": np.dtype("<f4"),
   "int32": np.dtype("<i4"),
+  "int64": np.dtype("<i8"),
 }
 # Arrays of a pair's record that are not token ids.
 LATENTS, GEOMETRY, CAPTION = "latents", "geometry", "caption"
+# Of image_0 and image_1, -1 and NaN where unknown; older caches lack them.
+SEEDS, SCORES = "seeds", "scores"
 # [[name, dtype, shape], ...]
 Layout = Sequence[tuple[str, str, Sequence[int]]]
 MAX_RECORD_BYTES = 2**31
@@ -113,6 +116,9 @@ def _check_pairs(layout: Layout, options: Options) -> None:
       }
       if not expected[name]:
         raise InputError(f"it is {dtype} {shape}")
+  for name, dtype in ((SEEDS, "int64"), (SCORES, "float32")):
+    if arrays.pop(name, (dtype, (2,))) != (dtype, (2,)):
+      raise InputError(f"layout.pairs, {name}: it is not {dtype} (2,)")
   for name, (dtype, shape) in arrays.items():
     if dtype != "int32" or len(shape) != 1:
       raise InputError(f"layout.pairs, {short(name)}: token ids are {dtype} {shape}")

@@ -2,7 +2,7 @@
 
 A folder holds V views of each pair in ArrayRecord files, one record per view:
 
-    pairs-SPLIT.array_record-...      record V row + view: latents, token ids, geometry
+    pairs-SPLIT.array_record-...      record V row + view: latents, token ids, geometry, seeds
     captions-SPLIT.array_record-...   text embeddings, each caption once per shard, "" first
     index-SPLIT.npy                   the pair index of the split, see `pair_index`
     manifest.json                     fingerprints and options; it completes the folder
@@ -23,7 +23,16 @@ import numpy as np
 from dmpo_jax.common import files
 from dmpo_jax.data import pair_index, tfds_folder
 from dmpo_jax.data.latents import manifest_types
-from dmpo_jax.data.latents.manifest_types import CAPTION, DTYPES, GEOMETRY, KINDS, LATENTS, Layout
+from dmpo_jax.data.latents.manifest_types import (
+  CAPTION,
+  DTYPES,
+  GEOMETRY,
+  KINDS,
+  LATENTS,
+  SCORES,
+  SEEDS,
+  Layout,
+)
 from dmpo_jax.data.pairs import check_text
 from dmpo_jax.errors import InputError, short
 
@@ -39,7 +48,8 @@ class CachedPair(NamedTuple):
   Attributes:
     pair: "latents" `[2, 2, h, w, Z]`: image_0 and image_1 of the record, `MEAN` and `LOG_VARIANCE`
       of the VAE posterior; "geometry" int32 `[6]`; "caption" int32 `[]`, the caption's number in
-      its shard; and token ids int32 `[L]` by name.
+      its shard; token ids int32 `[L]` by name; "seeds" int64 `[2]` and "scores" float32 `[2]` of
+      image_0 and image_1, -1 and NaN where unknown (not in older caches).
     text: Text embeddings by name; empty where they were not read.
   """
 
@@ -54,7 +64,7 @@ def file_name(kind: str, split: str, shard: int, count: int) -> str:
 
 def token_ids(pair: Mapping[str, Any]) -> dict[str, Any]:
   """The token ids among the arrays of a pair's record, by name."""
-  return {k: x for k, x in pair.items() if k not in (LATENTS, GEOMETRY, CAPTION)}
+  return {k: x for k, x in pair.items() if k not in (LATENTS, GEOMETRY, CAPTION, SEEDS, SCORES)}
 
 
 def bytes_by_kind(manifest: Mapping[str, Any]) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -72,6 +73,8 @@ class _View(NamedTuple):
   row: int
   number: int
   geometry: tuple[int, ...]
+  seeds: tuple[int, int]
+  scores: tuple[float, float]
 
 
 def cache_shard(job: Job, number: int, progress: Callable[[int], None]) -> None:
@@ -102,6 +105,8 @@ def cache_shard(job: Job, number: int, progress: Callable[[int], None]) -> None:
         *([name, "int32", list(ids.shape[1:])] for name, ids in tokens.items()),
         [records.GEOMETRY, "int32", [6]],
         [records.CAPTION, "int32", []],
+        [records.SEEDS, "int64", [2]],
+        [records.SCORES, "float32", [2]],
       ]
       for i, view in enumerate(views):
         caption = captions.setdefault(view.prompt, len(captions))
@@ -109,6 +114,8 @@ def cache_shard(job: Job, number: int, progress: Callable[[int], None]) -> None:
           records.LATENTS: latents[i],
           records.GEOMETRY: np.array(view.geometry, np.int32),
           records.CAPTION: np.array(caption, np.int32),
+          records.SEEDS: np.array(view.seeds, np.int64),
+          records.SCORES: np.array(view.scores, np.float32),
         }
         writers[0].write(records.pack(layout["pairs"], record))
       progress(sum(view.number == options.augmentations - 1 for view in views))
@@ -140,6 +147,8 @@ def _views(job: Job, number: int) -> Iterator[_View]:
 
   def views_of(row: int) -> list[_View]:
     pair, views = split.read(row), []
+    seeds = tuple(-1 if seed is None else seed for seed in (pair.seed_0, pair.seed_1))
+    scores = tuple(math.nan if x is None else x for x in (pair.score_0, pair.score_1))
     for v in range(options.augmentations):
       crop = crops.sample(options.seed, v, row, crop=options.crop, flip=options.flip)
       try:
@@ -147,7 +156,7 @@ def _views(job: Job, number: int) -> Iterator[_View]:
       except InputError as error:
         raise split.damaged(row, error) from error
       geometry = (*position, options.size, options.size)
-      views.append(_View((first, second), pair.prompt, row, v, geometry))
+      views.append(_View((first, second), pair.prompt, row, v, geometry, seeds, scores))
     return views
 
   read = grain.ReadOptions(

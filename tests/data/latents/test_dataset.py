@@ -41,6 +41,57 @@ def test_swapped_labels_exchange_the_images_and_keep_the_labels(folder):
   folder_pairs.assert_same(swapped, plain)
 
 
+@pytest.fixture(scope="module")
+def sampled(tmp_path_factory):
+  """Folders of the pairs of a generated set, as images and as latents, with seeds and scores."""
+  root = tmp_path_factory.mktemp("sampled")
+  rows = [
+    {
+      "prompt": f"caption {i}",
+      "label_0": [1, 0][i % 2],
+      **{f"image_{j}": folder_pairs.square(i, j) for j in (0, 1)},
+      **{f"seed_{j}": 2**32 - 1 - 2 * i - j for j in (0, 1)},
+      **{f"score_{j}": 0.5 * i + 0.1 * j for j in (0, 1)},
+    }
+    for i in range(5)
+  ]
+  path = folder_pairs.write_custom(root, rows)
+  options = VIEWS._replace(crop="center", flip=False, augmentations=1)
+  cache.cache_latents(path, root / "latents", encoders(), options)
+  return path, root / "latents"
+
+
+def test_seeds_and_score_gaps_follow_the_order_of_the_images(sampled):
+  for swap in (False, True):
+    options = {"prior_noise": True, "score_gaps": True, "swap_labels": swap}
+    images = folder_pairs.load(sampled[0], batch_size=5, **options)[0]
+    latents = load(sampled[1], batch_size=5, **options)[0]
+    i = images["example_id"].astype(np.int64)
+    first = (i % 2 == 1) != swap  # the image of the record that comes first
+    seeds = 2**32 - 1 - 2 * i[:, None] - np.stack([first, ~first], axis=1)
+    assert images["seeds"].dtype == np.uint32
+    for batch in (images, latents):
+      np.testing.assert_array_equal(batch["seeds"], seeds)
+      np.testing.assert_allclose(batch["score_gap"], np.where(first, 0.1, -0.1), rtol=1e-5)
+    np.testing.assert_array_equal(
+      latents["latents"][:, :, records.MEAN], images["pixels"].astype(np.float32)
+    )
+
+
+def test_records_without_seeds_or_scores_are_named(pairs, folder, tmp_path):
+  options = VIEWS._replace(crop="center", flip=False, augmentations=1)
+  cache.cache_latents(pairs, tmp_path / "plain", encoders(), options)
+  for option, name in (("prior_noise", "seeds"), ("score_gaps", "scores")):
+    with pytest.raises(InputError, match=f"record [0-9]+ of split 'train' in .* has no {name}"):
+      folder_pairs.load(pairs, **{option: True})[0]
+    with pytest.raises(InputError, match=f"record [0-9]+ of split 'train' in .* has no {name}"):
+      load(tmp_path / "plain", **{option: True})[0]
+  with pytest.raises(InputError, match="cached with random crops or flips"):
+    load(folder, prior_noise=True)
+  with pytest.raises(InputError, match="a random crop or a flip would move"):
+    folder_pairs.load(pairs, prior_noise=True, flip=True)
+
+
 def test_after_as_many_epochs_as_views_the_first_view_repeats(folder):
   def epoch(number):
     batches = [load(folder, batch_size=5)[2 * number + i] for i in range(2)]
