@@ -1,5 +1,6 @@
 """Pipelines, networks, LoRAs and tokenizers in the formats of diffusers, transformers and kohya."""
 
+from dmpo_jax.interop.blip import load_image_reward
 from dmpo_jax.interop.clip import load_clip, locate_file, open_tensors
 from dmpo_jax.interop.load import load_network, load_pipeline, read_model_index
 from dmpo_jax.interop.lora import Lora, kohya_holds, load_lora, save_kohya_lora, save_lora
@@ -25,6 +26,7 @@ __all__ = [
   "from_torch_state",
   "kohya_holds",
   "load_clip",
+  "load_image_reward",
   "load_lora",
   "load_network",
   "load_pipeline",

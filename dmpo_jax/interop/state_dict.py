@@ -15,6 +15,8 @@ LEAF_NAMES = {
   "embedding": "weight",
   "bias": "bias",
   "class_embedding": "class_embedding",
+  "cls_token": "cls_token",
+  "pos_embed": "pos_embed",
   "logit_scale": "logit_scale",
 }
 

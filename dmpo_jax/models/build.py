@@ -7,6 +7,9 @@ from flax import nnx
 
 from dmpo_jax.errors import InputError, short
 from dmpo_jax.models import config_fields, trees
+from dmpo_jax.models.blip import build as blip_build
+from dmpo_jax.models.blip import config as blip_config
+from dmpo_jax.models.blip.model import ImageReward
 from dmpo_jax.models.clip import build as clip_build
 from dmpo_jax.models.clip import config as clip_config
 from dmpo_jax.models.clip import model_config as clip_model_config
@@ -61,6 +64,7 @@ NETWORKS = {
   clip_model_config.VISION: Network(
     clip_model_config.read_vision, CLIPVisionModelWithProjection, clip_build.vision_functions
   ),
+  blip_config.NAME: Network(blip_config.read, ImageReward, blip_build.functions),
   t5_config.NAME: Network(t5_config.read, T5EncoderModel, t5_build.functions),
 }
 

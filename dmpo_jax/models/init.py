@@ -10,7 +10,7 @@ from dmpo_jax.models import trees
 
 # Leaves with one initial value; CLIP's scale is stored as a logarithm (arXiv 2103.00020, 2.5).
 FILLS = {"scale": 1.0, "bias": 0.0, "logit_scale": math.log(1 / 0.07)}
-EMBEDDINGS = ("embedding", "class_embedding")
+EMBEDDINGS = ("embedding", "class_embedding", "cls_token", "pos_embed")
 
 
 def init_params(shapes: trees.Tree, key: jax.Array) -> trees.Tree:

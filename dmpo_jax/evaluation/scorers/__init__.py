@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dmpo_jax.common import choose
 from dmpo_jax.errors import InputError, short, unknown
-from dmpo_jax.evaluation.scorers import aesthetic, clip_score, hpsv2, pickscore
+from dmpo_jax.evaluation.scorers import aesthetic, clip_score, hpsv2, imagereward, pickscore
 from dmpo_jax.evaluation.scorers.base import Images, Kind, Scorer
 from dmpo_jax.evaluation.scorers.pixels import brightness, colourfulness, of_pixels, warmth
 
@@ -25,6 +25,7 @@ SCORERS: dict[str, Kind] = {
   "clip_score": clip_score.KIND,
   "colourfulness": of_pixels(colourfulness),
   **hpsv2.KINDS,
+  "imagereward": imagereward.KIND,
   "pickscore": pickscore.KIND,
   "warmth": of_pixels(warmth),
 }

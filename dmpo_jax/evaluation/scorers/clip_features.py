@@ -101,7 +101,7 @@ def load_features(
     unique = list(dict.fromkeys(prompts))
     longest = fields.text.max_position_embeddings
     tokens = interop.tokenize(read_tokenizer(), [prefix + p for p in unique], length=longest)
-    _check_ids(tokens, fields.text.vocab_size, longest)
+    check_ids(tokens, fields.text.vocab_size, longest)
     features = run_texts(list(tokens.ids), lambda row: row)
     position = {prompt: i for i, prompt in enumerate(unique)}
     return features[[position[prompt] for prompt in prompts]]
@@ -127,7 +127,8 @@ def _unit(features: jax.Array) -> jax.Array:
   return x / jnp.sqrt(jnp.sum(x * x, axis=-1, keepdims=True))
 
 
-def _check_ids(tokens: interop.Tokens, vocabulary: int, longest: int) -> None:
+def check_ids(tokens: interop.Tokens, vocabulary: int, longest: int) -> None:
+  """Raises InputError for tokens that an encoder does not have; warns of prompts that are cut."""
   if tokens.ids.size and tokens.ids.max() >= vocabulary:
     raise InputError(
       f"the tokenizer gives the token {tokens.ids.max()}, and the text encoder has {vocabulary}; "
