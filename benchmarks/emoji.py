@@ -1,143 +1,116 @@
-"""Scores of aligned emoji models on training and held-out captions, and a picture of samples.
+"""Evaluation of aligned emoji models on training and held-out captions, and a picture of samples.
 
     python benchmarks/emoji.py --folder data/emoji --reference runs/emoji/reference/pipeline \
-      dmpo=runs/emoji/dmpo/pipeline dpo=runs/emoji/dpo/pipeline --picture runs/emoji/emoji.png
+      dmpo=runs/emoji/dmpo/pipeline dpo=runs/emoji/dpo/pipeline --out runs/emoji/evaluation
 
-Every model samples the same captions from the same noise: all held-out captions, and as many
-training captions, chosen at random. Intervals (95%) are bootstrapped over captions, each with the
-mean of its samples, since samples of one caption are similar. There is one training run per model;
-the variation between runs is not in the intervals. "right drawing" is the fraction of samples whose
-nearest drawing of the folder (squared distance over pixels) is that of their caption.
+`dmpo-jax evaluate` compares the models on all held-out captions and as many training captions,
+chosen at random. This program makes its prompt set, whose categories are the two kinds of captions,
+and adds the drawings: their own score, the fraction of samples whose nearest drawing of the folder
+(squared distance over pixels) is that of their caption, and a picture of samples beside them.
+Arguments that it does not know go to `dmpo-jax evaluate`.
 """
 
 import argparse
-import dataclasses
+import csv
+import io
 import pathlib
 import unicodedata
 
 import numpy as np
 
-from dmpo_jax import pipelines
+from dmpo_jax.commands import main as command_line
+from dmpo_jax.common import files
+from dmpo_jax.common.atomic_files import write_atomically
 from dmpo_jax.data.toy import image_captions
 from dmpo_jax.evaluation import image_grids, statistics
+from dmpo_jax.evaluation.score_files import read_image
 from dmpo_jax.evaluation.scorers import parse_scorer
+from dmpo_jax.evaluation.units import of_folder
 from dmpo_jax.sampling.images import to_uint8
 
 PARTS = {"train": "training captions", "test": "held-out captions"}
-
-
-def by_caption(values, seeds):
-  """Mean of each caption's samples, `[captions * seeds]` -> `[captions]`."""
-  return np.asarray(values, float).reshape(-1, seeds).mean(axis=1)
-
-
-def score(scorer, images, prompts):
-  """Scores of images in [-1, 1]."""
-  return scorer.score(np.asarray(to_uint8(images)), prompts)
-
-
-def right_drawing(images, captions, drawings):
-  """Whether each sample's nearest drawing is that of its caption."""
-  x = np.clip(images, -1, 1).reshape(len(images), -1)
-  y = drawings.images.reshape(len(drawings), -1)
-  distance = np.square(x).sum(1)[:, None] + np.square(y).sum(1) - 2 * x @ y.T
-  return np.array(drawings.captions)[distance.argmin(axis=1)] == np.array(captions)
 
 
 def main(arguments=None):
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   add = parser.add_argument
   add("--folder", type=pathlib.Path, required=True, help="folder of dmpo-jax data emoji")
-  add("--reference", type=pathlib.Path, required=True, help="its pipeline folder")
-  add("models", nargs="*", help="NAME=PIPELINE of the aligned models")
-  add("--scorer", default="colourfulness", help="NAME[=WEIGHTS] (default: colourfulness)")
-  add("--seeds", type=int, default=4, help="samples per caption (default: 4)")
-  add("--steps", type=int, default=10, help="steps of DPM-Solver++(2M) (default: 10)")
-  add("--guidance", type=float, default=2.0)
-  add("--picture", type=pathlib.Path, help="PNG file to write")
-  options = parser.parse_args(arguments)
-  folders = {"reference": options.reference}
-  folders |= {
-    name: pathlib.Path(path) for name, _, path in (m.partition("=") for m in options.models)
-  }
-  models = {name: pipelines.load(folder) for name, folder in folders.items()}
-  reference = models["reference"]
-  size = reference.configs["unet"]["sample_size"]
-  parts = {
-    name: image_captions.load(options.folder, size=size, split=name) for name in ("train", "test")
-  }
-  everything = _joined(parts)
-  count = min(map(len, parts.values()))
+  add("--reference", required=True, help="its pipeline folder")
+  add("--scorer", action="append", help="a scorer of dmpo-jax evaluate (default: colourfulness)")
+  add("--captions", type=int, help="captions of each kind (default: all held-out ones)")
+  add("--out", type=pathlib.Path, required=True, help="folder of the evaluation")
+  options, rest = parser.parse_known_args(arguments)
+  scorers = options.scorer or ["colourfulness"]
+  parts = {split: image_captions.load(options.folder, size=16, split=split) for split in PARTS}
+  count = min(options.captions or len(parts["test"]), *map(len, parts.values()))
   chosen = {
-    name: sorted(np.random.default_rng(0).permutation(len(part))[:count])
-    for name, part in parts.items()
+    split: sorted(np.random.default_rng(0).permutation(len(part))[:count])
+    for split, part in parts.items()
   }
-  captions = [parts[name].captions[i] for name, rows in chosen.items() for i in rows]
-  prompts = np.repeat(captions, options.seeds).tolist()
-  functions = pipelines.build(reference, dtype=pipelines.default_dtype())
-  solver = functions.make_solver(options.steps, name="dpm_solver_pp_2m")
-  sampler = pipelines.make_sampler(functions, solver, guidance=options.guidance)
-  inputs, _ = pipelines.sampling_inputs(functions, prompts, np.arange(len(prompts)))
-  images = {
-    name: pipelines.sample_all(sampler, pipeline.params, inputs, batch_size=64)
-    for name, pipeline in models.items()
-  }
-  scorer, half = parse_scorer(options.scorer), count * options.seeds
-  for place, name in enumerate(chosen):
-    mine = slice(place * half, (place + 1) * half)
-    real = score(scorer, parts[name].images[chosen[name], 0], captions[place * count :][:count])
-    print(
-      f"\n{count} {PARTS[name]} x {options.seeds} samples; {scorer.name} of the drawings: "
-      f"{statistics.bootstrap(real)}\n"
-    )
-    print(f"| model | {scorer.name} | change | win rate | right drawing | Vendi |")
-    print("|---|---|---|---|---|---|")
-    baseline = score(scorer, images["reference"][mine], prompts[mine])
-    groups = np.repeat(np.arange(count), options.seeds)
-    for model, samples in images.items():
-      values = score(scorer, samples[mine], prompts[mine])
-      right = right_drawing(samples[mine], prompts[mine], everything)
-      mean, baseline_mean, hits = (by_caption(v, options.seeds) for v in (values, baseline, right))
-      won = by_caption(statistics.wins(values, baseline), options.seeds)
-      comparison = (
-        "| |"
-        if model == "reference"
-        else f"{statistics.paired_difference(mean, baseline_mean)} | "
-        f"{statistics.bootstrap(won).as_percent()} |"
-      )
-      print(
-        f"| {model} | {statistics.bootstrap(mean)} | {comparison} "
-        f"{statistics.bootstrap(hits).as_percent()} | "
-        f"{statistics.vendi(samples[mine], groups):.3f} |"
-      )
-  if options.picture:
-    write_picture(options.picture, parts, chosen, images, captions, options.seeds)
+  options.out.mkdir(parents=True, exist_ok=True)
+  prompts = options.out / "prompts.csv"
+  write_atomically(prompts, prompt_set(parts, chosen))
+  command = ["evaluate", "--reference", options.reference, "--prompts", str(prompts)]
+  command += ["--out", str(options.out), *(x for s in scorers for x in ("--scorer", s))]
+  command += ["--solver", "dpm_solver_pp_2m", "--steps", "10", "--guidance", "2", *rest]
+  if status := command_line.main(command):
+    return status
+  drawings = np.concatenate([part.images[:, 0] for part in parts.values()])  # [N, H, W, C]
+  captions = np.array([caption for part in parts.values() for caption in part.captions])
+  first = np.cumsum([0, *map(len, parts.values())])
+  shown = {split: first[i] + np.array(chosen[split]) for i, split in enumerate(parts)}
+  for split, rows in shown.items():
+    for text in scorers:
+      scorer = parse_scorer(text)
+      scores = scorer.score(np.asarray(to_uint8(drawings[rows])), captions[rows].tolist())
+      print(f"{scorer.name} of the drawings, {PARTS[split]}: {statistics.bootstrap(scores)}")
+  models = files.read_json(options.out / "evaluation.json")["models"]
+  sheets = {}
+  for model in models:
+    units, names = of_folder(options.out / "images" / model["name"])
+    folder = options.out / "images" / model["name"]
+    sheets[model["name"]] = np.stack([read_image(folder / name) for name in names]) / 127.5 - 1
+    right = right_drawing(sheets[model["name"]], np.array(units.prompts), drawings, captions)
+    for split in parts:
+      mine = np.isin(units.prompts, captions[shown[split]])
+      rate = statistics.bootstrap(right[mine], groups=units.groups[mine])
+      print(f"{model['name']}, {PARTS[split]}: nearest drawing right {rate.as_percent()}")
+  write_picture(options.out / "samples.png", shown, drawings, captions, sheets)
+  return 0
 
 
-def _joined(parts):
-  """All drawings of the folder."""
-  everything = list(parts.values())
-  return dataclasses.replace(
-    everything[0],
-    images=np.concatenate([part.images for part in everything]),
-    captions=[caption for part in everything for caption in part.captions],
-    ids=np.concatenate([part.ids for part in everything]),
-  )
+def prompt_set(parts, chosen):
+  """The chosen captions as CSV, with the kind of each as its category."""
+  stream = io.StringIO(newline="")
+  table = csv.writer(stream, lineterminator="\n")
+  table.writerow(("prompt", "category"))
+  for split, rows in chosen.items():
+    table.writerows((parts[split].captions[i], PARTS[split]) for i in rows)
+  return stream.getvalue()
 
 
-def write_picture(path, parts, chosen, images, captions, seeds):
+def right_drawing(images, prompts, drawings, captions):
+  """Whether the nearest drawing of each sample is that of its caption."""
+  x, y = images.reshape(len(images), -1), drawings.reshape(len(drawings), -1)
+  distance = np.square(x).sum(1)[:, None] + np.square(y).sum(1) - 2 * x @ y.T
+  return captions[distance.argmin(axis=1)] == prompts
+
+
+def write_picture(path, shown, drawings, captions, sheets):
   """Writes a row for each of 12 captions, evenly spaced among the measured ones: the drawing, then
   every model's samples from the same noise."""
-  count = len(captions) // 2
-  rows = np.r_[np.linspace(0, count - 1, 7), np.linspace(count, 2 * count - 1, 5)].astype(int)
-  drawings = [parts[name].images[i] for name, part in chosen.items() for i in part]  # [1, H, W, C]
-  panels = [image_grids.Panel("drawing", "", np.stack([drawings[row] for row in rows]))]
-  for name, samples in images.items():
-    sheet = samples.reshape(len(captions), seeds, *samples.shape[1:])  # [captions, S, H, W, C]
-    label = name.replace("dmpo", "DMPO").replace("dpo", "DPO")
-    panels.append(image_grids.Panel(label, "", sheet[rows]))
-  labels = [shortened(captions[row]) + (" (held out)" if row >= count else "") for row in rows]
-  path.parent.mkdir(parents=True, exist_ok=True)
+  every = np.concatenate(list(shown.values()))
+  count = len(every) // 2
+  places = np.r_[np.linspace(0, count - 1, 7), np.linspace(count, 2 * count - 1, 5)].astype(int)
+  panels = [image_grids.Panel("drawing", "", drawings[every[places], None])]
+  for name, samples in sheets.items():
+    sheet = samples.reshape(len(every), -1, *samples.shape[1:])  # [captions, S, H, W, C]
+    label = name.replace("dmpo", "DMPO").replace("dpo", "DPO").replace("sft", "SFT")
+    panels.append(image_grids.Panel(label, "", sheet[places]))
+  labels = [
+    shortened(captions[every[place]]) + (" (held out)" if place >= count else "")
+    for place in places
+  ]
   image_grids.comparison(panels, labels, scale=4, path=path)
 
 
@@ -148,4 +121,4 @@ def shortened(caption):
 
 
 if __name__ == "__main__":
-  main()
+  raise SystemExit(main())

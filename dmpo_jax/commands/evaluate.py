@@ -16,6 +16,7 @@ import argparse
 import functools
 import logging
 import pathlib
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -102,6 +103,10 @@ def _model(text: str, name: str | None):
     raise InputError(f"{short(text)} has no path; give NAME=PATH")
   if path.is_file():
     return Model(name, location, LORA)
+  if not path.is_dir() and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", location):
+    raise InputError(
+      f"{short(location)} is no file, no folder and no hub repository (owner/name); check the path"
+    )
   if not path.is_dir() or (path / "model_index.json").is_file():
     return Model(name, location, PIPELINE)
   if (path / RUN_FILE).is_file():

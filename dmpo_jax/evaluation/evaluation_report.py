@@ -11,7 +11,7 @@ from dmpo_jax.evaluation.comparison import Measured
 from dmpo_jax.evaluation.statistics import Interval
 from dmpo_jax.evaluation.units import Units
 
-SHOWN = 6  # images of each kind and candidate
+SHOWN = 8  # images of each kind and candidate
 KINDS = {
   "best": "Largest gain",
   "worst": "Largest loss",
@@ -60,12 +60,13 @@ def _header(result: Mapping[str, Any], models: Sequence[str]) -> str:
   """Headline and a card for each candidate."""
   primary, (reference, *candidates) = result["scorers"][0], models
   scores, prompts = result["scores"], result["prompts"]
-  title = "Scores of one model" if not candidates else _headline(scores[primary], candidates)
+  title = "Scores of one model" if not candidates else _headline(scores, primary, candidates)
   pieces = [
     f'<p class="eyebrow">Evaluation against {html.escaped(reference)} under '
     f"{html.escaped(', '.join(result['scorers']))}</p>\n<h1>{html.escaped(title)}</h1>\n"
     f'<p class="faint">{prompts["count"]} prompts, {prompts["images"]} images of each model; the '
-    "same prompts, seeds and noise for all. In brackets: 95% intervals that resample prompts.</p>\n"
+    "same prompts, seeds and noise for all. Below each number: its 95% interval, which resamples "
+    "prompts.</p>\n"
     '<div class="cards">\n'
   ]
   diversity = result["diversity"]
@@ -99,12 +100,10 @@ def _verdict(entry: Mapping[str, Any]) -> tuple[str, str]:
   return ("bad", "worse under") if rate.high < 0.5 else ("warn", "no difference shown under")
 
 
-def _headline(scores: Mapping[str, Any], candidates: Sequence[str]) -> str:
-  parts = []
-  for model in candidates:
-    rate = scores[model]["win_rate"]
-    parts.append(f"{model} wins {html.percent(rate[0])}")
-  return "; ".join(parts[:4]) + ("; ..." if len(parts) > 4 else "")
+def _headline(scores: Mapping[str, Any], scorer: str, candidates: Sequence[str]) -> str:
+  """Win rates under a scorer in words."""
+  rates = [f"{m} wins {html.percent(scores[scorer][m]['win_rate'][0])}" for m in candidates]
+  return f"Under {scorer} {', '.join(rates[:4])}{', ...' if len(rates) > 4 else ''}"
 
 
 def _examples(measured: Measured, units: Units, files: Mapping[str, Sequence[pathlib.Path]]) -> str:

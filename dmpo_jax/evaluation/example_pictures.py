@@ -12,7 +12,7 @@ from dmpo_jax.evaluation.score_files import read_image
 SIDE = 192  # pixels of the longer side of an image on the page
 SMALL = 64  # images up to this side are enlarged by a whole factor
 LETTERS = 90
-GAP = 4
+GAP, LINE = 4, 200  # width of the line between images, and its grey
 
 
 def side_by_side(paths: Sequence[pathlib.Path]) -> tuple[str, bytes]:
@@ -39,7 +39,7 @@ def side_by_side(paths: Sequence[pathlib.Path]) -> tuple[str, bytes]:
     images = [_reduced(image, SIDE / largest) for image in images]
   height = max(image.shape[0] for image in images)
   width = sum(image.shape[1] for image in images) + GAP * (len(images) - 1)
-  sheet, left = np.full((height, width, 3), 255, np.uint8), 0
+  sheet, left = np.full((height, width, 3), LINE, np.uint8), 0
   for image in images:
     sheet[: image.shape[0], left : left + image.shape[1]] = image
     left += image.shape[1] + GAP

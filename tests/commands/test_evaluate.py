@@ -225,6 +225,7 @@ def test_samples_of_another_prompt_are_refused_with_the_image(evaluated, models,
     (["a={other}", "--scorer", "fake"], "two scorers have the name fake"),
     (["a={other}", "--prompts", "{prompts}.md"], "prompts are read from"),
     (["a={lora}"], "lora.safetensors"),
+    (["a={other}", "b=/none/of/them"], "'/none/of/them' is no file, no folder"),
   ],
 )
 def test_wrong_arguments_are_refused_before_anything_is_written(

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from dmpo_jax.common import choose
+from dmpo_jax.data.toy.digits import ink
 from dmpo_jax.errors import InputError, short, unknown
 from dmpo_jax.evaluation.scorers import aesthetic, clip_score, hpsv2, imagereward, pickscore
 from dmpo_jax.evaluation.scorers.base import Images, Kind, Scorer
@@ -24,6 +25,7 @@ SCORERS: dict[str, Kind] = {
   "brightness": of_pixels(brightness),
   "clip_score": clip_score.KIND,
   "colourfulness": of_pixels(colourfulness),
+  "ink": of_pixels(ink),
   **hpsv2.KINDS,
   "imagereward": imagereward.KIND,
   "pickscore": pickscore.KIND,
