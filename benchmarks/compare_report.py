@@ -1,6 +1,7 @@
 """Report of the comparison of objectives: tables in markdown, and a figure."""
 
 import datetime
+import io
 import json
 import os
 import pathlib
@@ -154,67 +155,83 @@ def short_runs(runs: Runs, names: Sequence[str], flips: Sequence[float]) -> list
 def figure(
   runs: Runs, names: Sequence[str], flips: Sequence[float], levels: Sequence[float]
 ) -> bytes:
-  """PNG: gain, steps and Vendi of the central objectives over flips, and the gain of all."""
-  import io
+  """PNG: gain at each level over flips; movement over steps; gain of all objectives.
 
+  Args:
+    runs: The runs.
+    names: Objectives, in order.
+    flips: Rates of flipped labels.
+    levels: Movements.
+  """
   pyplot = import_optional("matplotlib.pyplot", extra="monitor")
-  central = [name for name in CENTRAL if name in names]
-  columns = len(levels)
+  columns = max(3, len(levels))
   drawing, axes = pyplot.subplots(
-    2, columns, figsize=(3.4 * columns, 6.4), layout="constrained", squeeze=False
+    2, columns, figsize=(3.6 * columns, 6.8), layout="constrained", squeeze=False
   )
-  for column, level in enumerate(levels):
-    top = axes[0][column]
-    for i, name in enumerate(central):
-      _line(top, runs, name, flips, level, "gain", i)
-    top.set_title(f"movement {level:g}", fontsize=10)
-    top.set_xlabel("labels flipped (%)")
-    _dots(axes[1][column], runs, names, [f for f in (0.0, 0.2) if f in flips], level)
-  axes[0][0].set_ylabel("gain of the score")
+  central = [name for name in CENTRAL if name in names]
+  for axis, level in zip(axes[0], levels, strict=False):
+    for name in central:
+      _gain_over_flips(axis, runs, name, flips, level)
+    axis.set_title(f"gain at movement {level:g}", fontsize=10)
+    axis.set_xticks([100 * rate for rate in flips])
+    axis.set_xlabel("labels flipped (%)", fontsize=9)
+  for axis, rate in zip(axes[1], (flips[0], flips[-1]), strict=False):
+    for name in central:
+      _movement_over_steps(axis, runs, name, rate)
+    axis.set_title(f"movement, {rate:.0%} of labels flipped", fontsize=10)
+    axis.set_xlabel("step", fontsize=9)
+  _gain_of_all(axes[1][2], runs, names, flips, levels[0])
+  for axis in (*axes[0][len(levels) :], *axes[1][3:]):
+    axis.set_axis_off()
+  for axis in axes.flat:
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(labelsize=8)
   if central:
-    axes[0][0].legend(fontsize=7, frameon=False)
-  for ax in axes.flat:
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.tick_params(labelsize=8)
+    axes[1][0].legend(fontsize=8, frameon=False)
   stream = io.BytesIO()
-  drawing.savefig(stream, format="png", dpi=130)
+  drawing.savefig(stream, format="png", dpi=110, metadata={"Software": None})
   pyplot.close(drawing)
   return stream.getvalue()
 
 
-def _line(ax, runs, name, flips, level, key, number) -> None:
-  x, y, half = [], [], []
+def _style(name: str) -> dict[str, Any]:
+  return {"color": LIGHT.models[1:][CENTRAL.index(name)], "label": LABELS[name]}
+
+
+def _gain_over_flips(axis, runs, name, flips, level) -> None:
+  rows = []
   for rate in flips:
-    values = [p[key] for p in points(runs, name, rate, level).values()]
+    values = [p["gain"] for p in points(runs, name, rate, level).values()]
     if values:
-      mean, width = mean_and_half_width(values)
-      x.append(100 * rate + 0.6 * (number - 2))
-      y.append(mean)
-      half.append(0.0 if np.isnan(width) else width)
-  if x:
-    colour = LIGHT.models[1:][number]
-    label = LABELS[name]
-    ax.errorbar(x, y, half, color=colour, marker="o", markersize=4, capsize=2, label=label)
+      rows.append((100 * rate + 0.5 * (CENTRAL.index(name) - 2), *mean_and_half_width(values)))
+  if rows:
+    x, mean, half = np.transpose(rows)
+    half = np.nan_to_num(half)
+    axis.errorbar(x, mean, half, marker="o", markersize=4, capsize=2, **_style(name))
 
 
-def _dots(ax, runs, names, rates, level) -> None:
-  """Gain of all objectives at a level, one row each, for the rates."""
-  places = {name: -i for i, name in enumerate(names)}
-  for i, rate in enumerate(rates):
-    for name, place in places.items():
+def _movement_over_steps(axis, runs, name, rate) -> None:
+  """A line for each seed."""
+  mine = [run for run in runs if run["name"] == name and run["flip_rate"] == rate]
+  for i, run in enumerate(mine):
+    style = _style(name) if i == 0 else {"color": _style(name)["color"]}
+    axis.plot(*np.transpose(run["trajectory"]), linewidth=1.2, alpha=0.8, **style)
+
+
+def _gain_of_all(axis, runs, names, flips, level) -> None:
+  """Gain of all objectives at a level, one row each, without flips and at the largest rate."""
+  for i, rate in enumerate(dict.fromkeys((flips[0], flips[-1]))):
+    label = f"{rate:.0%} flipped"
+    for row, name in enumerate(names):
       values = [p["gain"] for p in points(runs, name, rate, level).values()]
-      if values:
-        mean, width = mean_and_half_width(values)
-        ax.errorbar(
-          mean,
-          place + 0.15 - 0.3 * i,
-          xerr=None if np.isnan(width) else width,
-          color=LIGHT.models[1 + i],
-          marker="o",
-          markersize=4,
-          capsize=2,
-          label=f"{rate:.0%} flipped" if name == names[0] else None,
-        )
-  ax.set_yticks(list(places.values()), list(places), fontsize=7)
-  ax.set_xlabel("gain of the score")
-  ax.legend(fontsize=7, frameon=False)
+      if not values:
+        continue
+      mean, half = mean_and_half_width(values)
+      place = -row + 0.15 - 0.3 * i
+      style = {"color": LIGHT.models[1 + i], "marker": "o", "markersize": 4, "capsize": 2}
+      axis.errorbar(mean, place, xerr=np.nan_to_num(half), label=label, **style)
+      label = None
+  axis.set_yticks([-row for row in range(len(names))], names)
+  axis.set_title(f"gain at movement {level:g}", fontsize=10)
+  axis.locator_params(axis="x", nbins=5)
+  axis.legend(fontsize=8, frameon=False)
