@@ -108,9 +108,9 @@ def _in_plain_words(repository: str, anchor: str, revision: str | None) -> Itera
       "to the network, unset HF_HUB_OFFLINE if it is set, or give a folder"
     ) from error
   except errors.EntryNotFoundError as error:
+    expected = "; a pipeline has a model_index.json, and a single network a config.json"
     raise InputError(
-      f"{repository} has no {anchor}; a pipeline has a model_index.json, and a single network "
-      "a config.json"
+      f"{repository} has no {anchor}{expected if anchor.endswith('.json') else ''}"
     ) from error
   except (errors.HTTPError, errors.HFValidationError, OSError) as error:
     raise InputError(f"{repository} cannot be downloaded: {error}") from error

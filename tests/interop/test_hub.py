@@ -6,11 +6,13 @@ import subprocess
 import sys
 
 import huggingface_hub
+import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 from dmpo_jax import interop
 from dmpo_jax.errors import InputError
+from tests.evaluation.scorers import clips
 from tests.interop import helpers, tiny
 from tests.interop.hub_server import COMMIT, Hub
 
@@ -291,3 +293,41 @@ def test_the_weights_in_the_cache_are_those_of_the_repository(hub, cache, reposi
   interop.load_pipeline("someone/tiny", components=["vae"])
   (file,) = cache.glob(f"models--someone--tiny/snapshots/{COMMIT}/{VAE}")
   assert load_file(file).keys() == load_file(repository / VAE).keys()
+
+
+# Score models
+
+
+@pytest.fixture
+def clip_repository(hub, tmp_path):
+  """A repository like PickScore's and LAION's: other formats of the same weights beside."""
+  folder = tmp_path / "clip"
+  network, _ = clips.make(folder)
+  for name in ("pytorch_model.bin", "open_clip_model.safetensors", "tf_model.h5", "README.md"):
+    (folder / name).write_text("{}")
+  (folder / "preprocessor_config.json").write_text('{"resample": 3}')
+  hub.repositories["someone/clip"] = folder
+  return folder, network
+
+
+def test_a_clip_model_is_downloaded_with_its_tokenizer_and_nothing_else(hub, clip_repository):
+  folder, network = clip_repository
+  _, params = interop.load_clip("someone/clip")
+  expected = network.state_dict()["visual_projection.weight"].numpy().T
+  np.testing.assert_array_equal(params["visual_projection"]["kernel"], expected)
+  unwanted = {"pytorch_model.bin", "open_clip_model.safetensors", "tf_model.h5", "README.md"}
+  downloaded = {name for name in hub.downloads if (folder / name).is_file()}
+  assert {"config.json", "model.safetensors", "preprocessor_config.json"} < downloaded
+  assert not downloaded & unwanted
+
+
+def test_a_tokenizer_of_the_hub_is_read(clip_repository):
+  tokenizer = interop.load_tokenizer("someone/clip")
+  assert interop.tokenize(tokenizer, ["a red fox"]).ids.shape == (1, clips.CONTEXT)
+
+
+def test_one_file_of_a_repository_is_found_by_its_name(hub, clip_repository):
+  folder = interop.locate_file("someone/clip", "tf_model.h5")
+  assert (folder / "tf_model.h5").read_text() == "{}"
+  with pytest.raises(InputError, match=r"someone/clip has no absent\.pt"):
+    interop.locate_file("someone/clip", "absent.pt")

@@ -176,6 +176,50 @@ def test_a_published_model_can_be_built_and_applied_at_its_size():
   assert (image.shape, text.shape, image.dtype, text.dtype) == (*[(2, 512)] * 2, *["bfloat16"] * 2)
 
 
+# Fields that transformers 4.2x wrote into both parts of OpenAI's and LAION's configs.
+FORMER = {
+  "add_cross_attention": False,
+  "architectures": None,
+  "bad_words_ids": None,
+  "bos_token_id": None,
+  "chunk_size_feed_forward": 0,
+  "cross_attention_hidden_size": None,
+  "diversity_penalty": 0.0,
+  "dropout": 0.0,
+  "exponential_decay_length_penalty": None,
+  "id2label": {"0": "LABEL_0", "1": "LABEL_1"},
+  "initializer_factor": 1.0,
+  "is_decoder": False,
+  "length_penalty": 1.0,
+  "num_beams": 1,
+  "pruned_heads": {},
+  "tie_encoder_decoder": False,
+  "torch_dtype": None,
+  "transformers_version": "4.24.0",
+  "typical_p": 1.0,
+}
+
+
+def test_configs_of_former_versions_are_read_without_a_warning(caplog):
+  text = {**FORMER, **TEXT, "model_type": "clip_text_model", "eos_token_id": 2}
+  vision = {**FORMER, **VISION, "model_type": "clip_vision_model", "eos_token_id": None}
+  whole = {
+    **TINY,
+    "_commit_hash": None,
+    "initializer_factor": 1.0,
+    "logit_scale_init_value": 2.6592,
+    "model_type": "clip",
+    "text_config": text,
+    "vision_config": {**vision, "num_channels": 3},
+    "text_config_dict": None,
+    "torch_dtype": "float32",
+    "transformers_version": None,
+  }
+  config = models.read_config(whole)
+  assert (config.text.eos_token_id, config.vision.hidden_size) == (2, 30)
+  assert not caplog.text
+
+
 def test_the_parts_of_former_configs_replace_those_of_new_ones():
   old = {**TINY, "text_config_dict": TEXT, "vision_config_dict": VISION, "text_config": {"a": 1}}
   new = {**TINY, "text_config": TEXT, "vision_config": VISION}

@@ -72,7 +72,7 @@ def read_vision(config: Mapping[str, Any]) -> CLIPVisionConfig:
     config,
     defaults=VISION_DEFAULTS,
     constants=VISION_CONSTANTS,
-    ignored=text_config.IGNORED,
+    ignored=text_config.IGNORED | {"eos_token_id"},
     dropouts=text_config.DROPOUTS,
   )
   sizes = ("image_size", "patch_size")
