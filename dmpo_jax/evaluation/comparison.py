@@ -48,7 +48,7 @@ def compare(measured: Measured) -> dict[str, Any]:
 
     scores: scorer -> model -> {mean, difference, win_rate}; difference (candidate - reference,
       image by image) and win_rate (ties count one half) are None for the reference.
-    categories: category -> {prompts, scores as above}; empty without categories.
+    categories: category -> {prompts, scores, diversity}; empty without categories.
     diversity: {space, models: model -> {vendi, distance, vendi_ratio, distance_ratio}}; the ratios
       are to the reference; None where a prompt has one image.
     agreement: one dict for each two scorers: {scorers, rank_correlation of the scores of all
@@ -63,12 +63,13 @@ def compare(measured: Measured) -> dict[str, Any]:
     categories[name] = {
       "prompts": len(np.unique(measured.groups[rows])),
       "scores": _scores(measured, rows),
+      "diversity": _diversity(measured, np.unique(measured.groups[rows])),
     }
   pairs = itertools.combinations(measured.scores, 2)
   return {
     "scores": _scores(measured, np.arange(len(measured.groups))),
     "categories": categories,
-    "diversity": _diversity(measured),
+    "diversity": _diversity(measured, np.arange(measured.groups[-1] + 1)),
     "agreement": [_agreement(measured, a, b) for a, b in pairs],
   }
 
@@ -91,14 +92,16 @@ def _scores(measured: Measured, rows: np.ndarray) -> dict[str, dict[str, dict[st
   return result
 
 
-def _diversity(measured: Measured) -> dict[str, Any] | None:
+def _diversity(measured: Measured, prompts: np.ndarray) -> dict[str, Any] | None:
+  """Diversity of some of the prompts."""
   reference = measured.models[0]
   if not len(measured.vendi[reference]):
     return None
   models = {}
   for model in measured.models:
     entry: dict[str, Interval | None] = {}
-    for name, values in (("vendi", measured.vendi), ("distance", measured.distance)):
+    for name, measure in (("vendi", measured.vendi), ("distance", measured.distance)):
+      values = {m: measure[m][prompts] for m in (reference, model)}
       entry[name] = statistics.bootstrap(values[model], **SETTINGS)
       compared = model != reference
       comparable = compared and values[reference].any()  # all images of all prompts may be equal

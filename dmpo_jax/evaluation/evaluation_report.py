@@ -222,10 +222,13 @@ def _categories(result: Mapping[str, Any], models: Sequence[str]) -> str:
         + html.cell(entry["scores"][s][model]["win_rate"], html.percent)
         for s in result["scorers"]
       )
+      if entry["diversity"]:
+        cells += html.cell(entry["diversity"]["models"][model]["distance_ratio"], html.percent)
       rows += f"<tr><th>{html.escaped(name)}</th><td>{entry['prompts']}</td>{cells}</tr>"
     heads = ["", "prompts"]
     for scorer in result["scorers"]:
       heads += [f"{scorer}: change", "win rate"]
+    heads += ["diversity kept"] if result["diversity"] else []
     scorer = result["scorers"][0]
     rates = {name: e["scores"][scorer][model]["win_rate"] for name, e in categories.items()}
     places = [models.index(model)] * len(rates)

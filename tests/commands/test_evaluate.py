@@ -2,18 +2,25 @@
 
 import hashlib
 import json
+import os
 import re
 import shutil
+import socket
+import subprocess
+import sys
 
+import jax
 import numpy as np
 import pyarrow.parquet
 import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
+from dmpo_jax import interop
 from dmpo_jax.commands.main import main
 from dmpo_jax.evaluation import evaluate, score_files, scorers
 from dmpo_jax.evaluation.scorers.base import Kind, Scorer
+from dmpo_jax.models.lora import init as lora_init
 from dmpo_jax.sampling import image_folder
 from tests.interop import tiny
 
@@ -212,6 +219,46 @@ def test_samples_of_another_prompt_are_refused_with_the_image(evaluated, models,
   message = capsys.readouterr().err
   assert "samples/manifest.json, image 2: the prompt is 'an owl', and 'one'" in message
   assert not (tmp_path / "out" / "evaluation.json").exists()
+
+
+def test_a_lora_of_the_reference_is_sampled_as_sample_does(models, tmp_path):
+  base, rng = interop.load_pipeline(models / "reference").params, np.random.default_rng(0)
+  lora = {"unet": lora_init(jax.random.key(0), base["unet"], rank=1)}
+  lora = jax.tree.map(lambda x: rng.standard_normal(x.shape).astype(np.float32), lora)
+  file = tmp_path / "lora.safetensors"
+  interop.save_lora(file, interop.Lora(lora, {"unet": 1.0}), base)
+  prompts = ["--prompt", "the digit seven"]
+  arguments = ["--pipeline", str(models / "reference"), "--lora", str(file), *prompts, *WORKS[:4]]
+  assert main(["sample", *arguments, "--out", str(tmp_path / "samples")]) == 0
+  out = tmp_path / "out"
+  assert run(models, out, f"lora={file}", "--limit", "1", scorer=["brightness"]) == 0
+  name = "00000_0000000001.png"
+  folders = (tmp_path / "samples", out / "images" / "lora", out / "images" / "reference")
+  sampled, ours, reference = (np.asarray(Image.open(f / name)).astype(int) for f in folders)
+  assert np.abs(ours - sampled).max() <= 1
+  assert np.abs(ours - reference).max() > 1
+
+
+@pytest.mark.slow
+def test_two_processes_share_images_and_scores(models, evaluated, tmp_path):
+  with socket.socket() as listener:
+    listener.bind(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+  out = tmp_path / "out"
+  command = [sys.executable, "-m", "dmpo_jax.commands.main", "evaluate", *WORKS]
+  command += ["--reference", str(models / "reference"), f"other={models / 'other'}"]
+  command += ["--prompts", str(models / "prompts.tsv"), "--scorer", "brightness"]
+  command += ["--out", str(out), "--coordinator", f"127.0.0.1:{port}", "--num-processes", "2"]
+  flags = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
+  environment = {**os.environ, "XLA_FLAGS": flags}
+  processes = [
+    subprocess.Popen([*command, "--process-id", str(i)], env=environment) for i in range(2)
+  ]
+  assert [process.wait(timeout=300) for process in processes] == [0, 0]
+  for model in ("reference", "other"):
+    np.testing.assert_allclose(
+      column(out, "brightness", model), column(evaluated, "brightness", model), atol=1e-3
+    )
 
 
 @pytest.mark.parametrize(

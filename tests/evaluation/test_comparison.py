@@ -59,6 +59,8 @@ def test_categories_hold_the_prompts_of_their_own(measured, result):
   assert [c["prompts"] for c in result["categories"].values()] == [10, 20]
   mean = result["categories"]["arts"]["scores"]["b"]["dmpo"]["mean"].value
   np.testing.assert_allclose(mean, measured.scores["b"]["dmpo"][40:].mean())
+  vendi = result["categories"]["arts"]["diversity"]["models"]["reference"]["vendi"].value
+  np.testing.assert_allclose(vendi, measured.vendi["reference"][10:].mean())
 
 
 def test_diversity_has_its_ratio_to_the_reference(result):
