@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Mapping
 
 # Exit statuses. 75 is EX_TEMPFAIL of sysexits.h: a temporary failure, try again. 76 is free there.
-SYSTEM_ERROR, INPUT_ERROR, PREEMPTED, PROCESS_LOST, INTERRUPTED = 1, 2, 75, 76, 130
+SYSTEM_ERROR, INPUT_ERROR, STOPPED, PREEMPTED, PROCESS_LOST, INTERRUPTED = 1, 2, 4, 75, 76, 130
 
 
 # Longest line of a message, and most lines of one, in characters and lines.
@@ -68,6 +68,10 @@ class PreemptedError(Exception):
   """A run was preempted (SIGTERM) and has saved a checkpoint: the same command resumes it."""
 
 
+class StoppedError(Exception):
+  """An alarm has ended a run, whose results are those of its last checkpoint before the alarm."""
+
+
 def exit_status(error: BaseException) -> tuple[int, str] | None:
   """The exit status and the message of a command that ends by an error.
 
@@ -76,12 +80,14 @@ def exit_status(error: BaseException) -> tuple[int, str] | None:
 
   Returns:
     (status, message): 1 the system refused something (a full disk, permissions), 2 bad input,
-    75 preempted, 130 interrupted; None for a defect of the program.
+    4 ended by an alarm, 75 preempted, 130 interrupted; None for a defect of the program.
   """
   if isinstance(error, InputError):
     return INPUT_ERROR, str(error)
   if isinstance(error, OSError):
     return SYSTEM_ERROR, printable(str(error))
+  if isinstance(error, StoppedError):
+    return STOPPED, printable(str(error))
   if isinstance(error, PreemptedError):
     return PREEMPTED, str(error)
   if isinstance(error, KeyboardInterrupt):

@@ -8,9 +8,9 @@ With several processes (hosts), each runs this command: with --distributed on TP
 Slurm, MPI or Kubernetes, where jax finds the others; elsewhere with --coordinator, --num-processes
 and --process-id. All of them must see the work directory.
 
-exit status: 0 done; 1 error of the system; 2 bad input; 75 preempted (SIGTERM), checkpoint saved;
-76 another process of the run was lost; 130 interrupted. After 75, 76 and 130 the same command
-resumes.
+exit status: 0 done; 1 error of the system; 2 bad input; 4 ended by an alarm of config.health.stop;
+75 preempted (SIGTERM), checkpoint saved; 76 another process of the run was lost; 130 interrupted.
+After 75, 76 and 130 the same command resumes.
 """
 
 import argparse

@@ -15,6 +15,7 @@ from dmpo_jax.errors import InputError, short, unknown
 from dmpo_jax.training import reference as references
 from dmpo_jax.training import setup
 from dmpo_jax.training.config_ranges import RANGES
+from dmpo_jax.training.monitor import alarms
 
 OPTIMIZERS = ("adamw", "adafactor")
 # Numbers that may be None; the comment of the key says what it means.
@@ -22,7 +23,7 @@ NULLABLE = ("samples.guidance", "evaluation.guidance")
 # Former name of a key or section -> its name now, for the error about the former one.
 RENAMED = {
   "accumulation": "grad_accumulation_steps",
-  "health": "held_out",
+  **{f"health.{key}": f"held_out.{key}" for key in ("every", "data", "split", "pairs", "bins")},
   "label_noise": "label_flip_rate",
 }
 # Former key that is a section now -> what to do about a value.
@@ -162,6 +163,24 @@ def default() -> ConfigDict:
   # Number of timestep bins of equal length.
   config.held_out.bins = 5
 
+  config.health = ConfigDict()
+  # Alarms that end the run, with the last checkpoint before them (docs/monitoring.md), from
+  # gradient_spikes, preferred_rises, saturates, drifts; empty: alarms are printed alone.
+  config.health.stop = ()
+  # gradient_spikes: gradient norm over the median of the steps before it.
+  config.health.spike = 10.0
+  # gradient_spikes: steps of that median, and steps without a spike that end the alarm.
+  config.health.spike_window = 20
+  # preferred_rises: rise of the held-out error on preferred images, in standard errors.
+  config.health.rise = 3.0
+  # saturates: fraction of held-out pairs that are saturated.
+  config.health.saturated = 0.9
+  # saturates: a pair is saturated below this fraction of the gradient factor it had at the start.
+  config.health.saturated_factor = 0.05
+  # drifts: mean change of held-out errors since the start (of the policy, or of a reference that
+  # moves), relative to the errors.
+  config.health.drift = 0.5
+
   config.samples = ConfigDict()
   # Steps between sample grids; 0: none.
   config.samples.every = 0
@@ -236,6 +255,7 @@ def check(config: ConfigDict) -> ConfigDict:
     f"a divisor of config.batch_size {config.batch_size}",
   )
   _check_reference(config, require)
+  _check_alarms(config)
   require(
     config.reference_dtype == "float32" or config.dtype == "bfloat16",
     "reference_dtype",
@@ -295,6 +315,18 @@ def _check_reference(config: ConfigDict, require: Callable[[bool, str, str], Non
     "'float32' where config.reference.kind moves the reference: rounded to bfloat16 it would "
     "stand still",
   )
+
+
+def _check_alarms(config: ConfigDict) -> None:
+  """The names in config.health.stop."""
+  for name in config.health.stop:
+    if name not in alarms.ADVICE:
+      raise unknown("alarm in config.health.stop", name, alarms.ADVICE)
+    if name in alarms.HELD_OUT and not config.held_out.every:
+      raise InputError(
+        f"config.health.stop names {name!r}, which the held-out evaluation measures; set "
+        "config.held_out.every, or leave the alarm out"
+      )
 
 
 def _check_names(config: ConfigDict, require: Callable[[bool, str, str], None]) -> None:

@@ -52,8 +52,10 @@ def to_saved(state: State) -> dict[str, Any]:
   return fields
 
 
-def restore(checkpoints: Checkpoints, step: int, like: State, expected: dict[str, Any]) -> State:
-  """The state of a checkpoint.
+def restore(
+  checkpoints: Checkpoints, step: int, like: State, expected: dict[str, Any]
+) -> tuple[State, dict[str, Any]]:
+  """The state of a checkpoint, and that of the run's alarms ({} in one of an older version).
 
   Args:
     checkpoints: The run's checkpoints.
@@ -66,7 +68,7 @@ def restore(checkpoints: Checkpoints, step: int, like: State, expected: dict[str
       another step.
   """
   fields, saved = checkpoints.restore(step, to_saved(like))
-  state = State(**fields)
+  state, alarms = State(**fields), saved.pop("alarms", {})
   if saved != expected:
     raise InputError(
       f"the checkpoint of step {step} has the position {saved} in the data, this run would have "
@@ -77,7 +79,7 @@ def restore(checkpoints: Checkpoints, step: int, like: State, expected: dict[str
       f"the checkpoint in {checkpoints.directory / str(step)} is that of step {int(state.step)}; "
       "give the folder its name back"
     )
-  return state
+  return state, alarms
 
 
 def versions() -> dict[str, str]:

@@ -25,6 +25,7 @@ from dmpo_jax.training.checkpoint import Checkpoints
 from dmpo_jax.training.device_batches import DeviceBatches, check_devices
 from dmpo_jax.training.export import check_base_weights, save_run
 from dmpo_jax.training.loop import Hooks, StepResult, take_steps
+from dmpo_jax.training.monitor.alarms import Alarms, AlarmStop
 from dmpo_jax.training.monitor.monitor import Monitor
 from dmpo_jax.training.monitor.monitored_run import MonitoredRun
 from dmpo_jax.training.optimizer import make_optimizer
@@ -43,13 +44,14 @@ from dmpo_jax.training.step import (
   make_step,
   sharded_initial_state,
 )
+from dmpo_jax.training.stop import read_stop, remove_stop, stop_record, stopped_error, write_stop
 
 LOGGER = logging.getLogger(__name__)
 
 # Keys that may change between two starts of a run: they change no number, or, as the layout of the
 # computation, change numbers by rounding alone. All others are part of the run's fingerprint.
 LAYOUT_KEYS = ("num_devices", "mesh", "grad_accumulation_steps", "remat")
-MONITOR_KEYS = ("evaluation", "held_out", "log_every", "profile", "samples", "wandb")
+MONITOR_KEYS = ("evaluation", "health", "held_out", "log_every", "profile", "samples", "wandb")
 MUTABLE_KEYS = ("num_steps", "checkpoint", *MONITOR_KEYS, *LAYOUT_KEYS)
 
 
@@ -83,6 +85,8 @@ def train(
       checkpoint stays).
     OSError: A checkpoint could not be written.
     PreemptedError: A process received SIGTERM.
+    StoppedError: An alarm of config.health.stop ended the run; its results are those of the last
+      checkpoint before the alarm.
   """
   start_time = time.perf_counter()
   config, workdir = configs.check(config), pathlib.Path(workdir)
@@ -131,6 +135,7 @@ def train(
       MonitoredRun(config, pipeline, examples, objective, mesh, workdir),
       start_time=start_time,
       is_first=processes.is_first,
+      broadcast=processes.broadcast,
     )
     del pipeline  # or its parameters would stay in memory beside those of the state
 
@@ -144,17 +149,22 @@ def train(
       if complete is not None:
         return Result(workdir / PIPELINE, **complete)
       copies = {"ema": config.ema_decay > 0, "reference": update.moves}
+      like = abstract_state(trained, optimizer, mesh, **copies)
+      load_state = functools.partial(_restore, config, fingerprint, checkpoints, like)
+      stop = None
+      if first < total:
+        stop = processes.broadcast(read_stop(workdir, config) if processes.is_first else None)
       if first:
         LOGGER.info("resuming from step %d of %d", first, total)
-        like = abstract_state(trained, optimizer, mesh, **copies)
-        expected = position(config, fingerprint["base_weights"], first)
-        state = restore(checkpoints, first, like, expected)
+        state, alarms = load_state(first)
+        monitor.alarms.restore(alarms)
       else:
         state = sharded_initial_state(trained, optimizer, mesh, **copies)
 
       # Loop.
       loop_time = time.perf_counter()
-      if first < total:
+      done = first
+      if first < total and stop is None:
         # Tracing checks shapes, fields and hyperparameters before anything compiles, and before the
         # work directory belongs to this run.
         batch = batches[0]
@@ -164,6 +174,7 @@ def train(
         if processes.is_first:
           write_fingerprint(workdir, fingerprint)
           record_versions(workdir, first)
+          remove_stop(workdir)
         if processes.is_first and batches.truncated:
           LOGGER.warning("%d captions are longer than the context and are cut", batches.truncated)
         with contextlib.ExitStack() as stack:
@@ -185,43 +196,55 @@ def train(
           monitor.start(first, state, frozen, trained, batch)
           del trained, batch  # or the initial parameters would stay in memory
           loop_time = time.perf_counter()
-          save = functools.partial(_save, config, fingerprint, checkpoints)
-          state, done = take_steps(
-            state,
-            monitor.time_batches(iterator),
-            total - first,
-            step=compiled,
-            frozen=frozen,
-            reference=reference,
-            first=first,
-            hooks=_RunHooks(config, processes, checkpoints, monitor, bar, frozen, save),
-          )
-          if done > first and checkpoints.last_saved != done:  # preempted
-            save(done, state)
+          save = functools.partial(_save, config, fingerprint, checkpoints, monitor.alarms)
+          try:
+            state, done = take_steps(
+              state,
+              monitor.time_batches(iterator),
+              total - first,
+              step=compiled,
+              frozen=frozen,
+              reference=reference,
+              first=first,
+              hooks=_RunHooks(config, processes, checkpoints, monitor, bar, frozen, save),
+            )
+          except AlarmStop as alarm:  # in all processes at the same step
+            stop = stop_record(config, alarm)
+          else:
+            if done > first and checkpoints.last_saved != done:  # preempted
+              save(done, state)
           checkpoints.wait()
-        if done < total:
+        if stop is None and done < total:
           processes.barrier()  # a process that ends would end others before all is saved
           raise PreemptedError(
             f"preempted (SIGTERM) after step {done} of {total}"
             + (", which is saved; the same command resumes there" if done else "")
           )
+        if stop is not None:
+          done = processes.broadcast(checkpoints.latest() or 0)
+          state = load_state(done)[0] if done else None
       end_time = time.perf_counter()
 
     # Export.
-    load = functools.partial(load_base_pipeline, config, captions, fingerprint["base_weights"])
-    save_run(workdir, config, state, load, processes)
+    if done and (stop is None or not processes.broadcast(_is_complete(workdir, done, processes))):
+      load = functools.partial(load_base_pipeline, config, captions, fingerprint["base_weights"])
+      save_run(workdir, config, state, load, processes)
     result = Result(
       pipeline=workdir / PIPELINE,
-      steps=total,
+      steps=done,
       resumed_at=first,
       seconds=end_time - start_time,
       compile_seconds=loop_time - start_time,
-      examples_per_second=(total - first) * config.batch_size / (end_time - loop_time),
+      examples_per_second=(done - first) * config.batch_size / (end_time - loop_time),
       captions_truncated=batches.truncated,
     )
-    if processes.is_first:
+    if processes.is_first and done:
       write_summary(workdir, result)
+    if processes.is_first and stop is not None:
+      write_stop(workdir, stop)
     processes.barrier()
+    if stop is not None:
+      raise stopped_error(stop, done, workdir / PIPELINE)
     return result
 
 
@@ -310,10 +333,32 @@ class _RunHooks(Hooks):
     return step % self._config.checkpoint.every == 0 or step == self._config.num_steps
 
 
+def _is_complete(workdir: pathlib.Path, step: int, processes: Processes) -> bool:
+  """Whether the results of a step are in the work directory; False in all but the first process."""
+  return processes.is_first and read_summary(workdir, step) is not None
+
+
+def _restore(
+  config: ConfigDict,
+  fingerprint: dict[str, Any],
+  checkpoints: Checkpoints,
+  like: State,
+  step: int,
+) -> tuple[State, dict[str, Any]]:
+  expected = position(config, fingerprint["base_weights"], step)
+  return restore(checkpoints, step, like, expected)
+
+
 def _save(
-  config: ConfigDict, fingerprint: dict[str, Any], checkpoints: Checkpoints, step: int, state: State
+  config: ConfigDict,
+  fingerprint: dict[str, Any],
+  checkpoints: Checkpoints,
+  alarms: Alarms,
+  step: int,
+  state: State,
 ) -> None:
-  checkpoints.save(step, to_saved(state), position(config, fingerprint["base_weights"], step))
+  data = {**position(config, fingerprint["base_weights"], step), "alarms": alarms.state()}
+  checkpoints.save(step, to_saved(state), data)
 
 
 def _not_finite(

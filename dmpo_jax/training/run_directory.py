@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import pathlib
@@ -189,9 +190,14 @@ def run_config(workdir: pathlib.Path) -> ConfigDict:
 
 def _renames(config: dict[str, Any]) -> list[str]:
   """Lines "former -> new" for the renamed keys and data sets in a config."""
-  lines = [
-    f"  config.{old} -> config.{new}" for old, new in configs.RENAMED.items() if old in config
-  ]
+  lines = []
+  for old, new in configs.RENAMED.items():
+    *parents, key = old.split(".")
+    section = functools.reduce(
+      lambda value, part: value.get(part) if isinstance(value, dict) else None, parents, config
+    )
+    if isinstance(section, dict) and key in section:
+      lines.append(f"  config.{old} -> config.{new}")
 
   def section_of(*keys: str) -> dict[str, Any]:
     value: Any = config

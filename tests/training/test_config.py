@@ -98,14 +98,15 @@ def test_a_renamed_key_is_refused_with_its_new_name(tmp_path):
     "  return c\n"
   )
   with pytest.raises(InputError, match=message):
-    load_config(str(file))
+    check(load_config(str(file)))
 
 
 @pytest.mark.parametrize(("former", "current"), RENAMED.items())
 def test_each_renamed_key_is_refused_with_its_new_name(former, current):
   message = rf"config\.{former} is called config\.{current} now; rename it"
   config = digits_dmpo.get_config().unlock()
-  config[former] = 1
+  *parents, key = former.split(".")
+  functools.reduce(lambda section, part: section[part], parents, config)[key] = 1
   with pytest.raises(InputError, match=message):
     check(config)
   with pytest.raises(InputError, match=message):

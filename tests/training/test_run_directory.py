@@ -65,7 +65,8 @@ MESSAGE = r"(?s)run\.json was written by .* other names.*another work directory.
 
 def test_a_run_of_an_earlier_version_is_refused_with_the_renamed_keys_in_it(old_run):
   match = MESSAGE + (
-    r".*config\.health -> config\.held_out\n  config\.data\.name 'encoded' -> 'cached_latents'"
+    r".*config\.health\.every -> config\.held_out\.every"
+    r"\n  config\.data\.name 'encoded' -> 'cached_latents'"
     r"\n  config\.data\.time_ids -> config\.data\.micro_conditioning$"
   )
   with pytest.raises(InputError, match=match):
@@ -84,7 +85,7 @@ def test_commands_refuse_a_run_of_an_earlier_version(old_run, command, capsys):
   assert main([argument.replace("RUN", str(old_run)) for argument in command]) == 2
   error = capsys.readouterr().err
   assert "run.json was written by" in error
-  assert "config.health -> config.held_out" in error
+  assert "config.health.every -> config.held_out.every" in error
 
 
 def test_sampling_from_a_work_directory_names_its_pipeline(tmp_path, capsys):

@@ -4,6 +4,7 @@ import importlib.util
 import inspect
 import json
 import logging
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -102,6 +103,14 @@ class HeldOutEvaluation:
     self._batches = lambda: (batches[i] for i in range(section.pairs // config.batch_size))
     self._errors = held_out_errors.make_errors(run.objective, run.mesh, section.bins)
     self._workdir, self._objective = run.workdir, run.objective
+    health = run.config.health
+    names = held_out_errors.Thresholds._fields
+    self._thresholds = held_out_errors.Thresholds(*(health[name] for name in names))
+    if "saturates" in health.stop and not held_out_errors.has_gradient_factor(run.objective.loss):
+      raise InputError(
+        f"config.health.stop names 'saturates', and loss {run.config.loss.name!r} has no gradient "
+        "factor that could vanish; leave the alarm out"
+      )
     self._settings = {
       "data": examples.fingerprint(),
       "pairs": section.pairs,
@@ -132,15 +141,19 @@ class HeldOutEvaluation:
       initial: Trained parameters at step 0, on the devices.
       frozen: Parameters that are not trained.
     """
-    self._reference, self._weights = held_out_errors.measure(
+    self._start, self._weights = held_out_errors.measure(
       self._errors, initial, frozen, self._batches()
     )
-    records = [record for record in read(self._workdir, "held_out") if record["step"] <= step]
-    self._warned = any(record.get("preferred_rises") for record in records)
 
   def evaluate(
-    self, step: int, trained: Params, frozen: Params, writer: MetricsWriter | None
-  ) -> None:
+    self,
+    step: int,
+    trained: Params,
+    frozen: Params,
+    writer: MetricsWriter | None,
+    *,
+    reference: Params | None = None,
+  ) -> dict[str, Any] | None:
     """Evaluates the policy and writes a record and the figure.
 
     Args:
@@ -148,22 +161,27 @@ class HeldOutEvaluation:
       trained: Trained parameters at that step.
       frozen: Parameters that are not trained.
       writer: None in processes that write no files.
+      reference: A reference that moves; None: it is frozen.
+
+    Returns:
+      The record, see `held_out_errors.summarise`; None without a writer.
     """
-    policy = self._reference
+    policy = self._start
+    moving = None if reference is None else self._start
     if step:
       policy, _ = held_out_errors.measure(self._errors, trained, frozen, self._batches())
+      if reference is not None:
+        moving, _ = held_out_errors.measure(self._errors, reference, frozen, self._batches())
     if writer is None:
-      return
+      return None
     write_atomically(self._workdir / "held_out.json", json.dumps(self._settings) + "\n")
-    errors = held_out_errors.HeldOutErrors(policy, self._reference, self._weights)
+    errors = held_out_errors.HeldOutErrors(policy, self._start, self._weights, moving)
     edges = self._objective.pipeline.process.bins(self._settings["bins"])
-    record = held_out_errors.summarise(errors, self._objective.loss, edges)
+    record = held_out_errors.summarise(errors, self._objective.loss, edges, self._thresholds)
     writer.write_held_out(step, record)
-    if record["preferred_rises"] and not self._warned:
-      self._warned = True
-      LOGGER.warning("%s", held_out_errors.warning(step, record))
     if self._can_plot:
       title = f"{self._workdir.name}: {self._settings['pairs']} held-out examples"
       bins = self._settings["bins"]  # a damaged file may hold records of another number
       records = [r for r in read(self._workdir, "held_out") if len(r["bins"]) == bins]
       held_out_plot.plot(records, self._workdir / "held_out.png", title=title)
+    return record

@@ -29,9 +29,26 @@ from dmpo_jax.training.objective import (
 
 # Noise and timesteps derive from this seed and the example ids: equal in runs with other seeds.
 SEED = 20_231_121
-# Standard errors beyond which a rise of the preferred image's error counts. Without a true rise the
-# mean of 64 pairs exceeds three about once in 500 evaluations.
-RISE = 3.0
+
+
+class Thresholds(NamedTuple):
+  """Thresholds of the alarms, of config.health.
+
+  Attributes:
+    rise: Standard errors beyond which a rise of the preferred image's error counts. Without a true
+      rise the mean of 64 pairs exceeds three about once in 500 evaluations.
+    saturated: Fraction of saturated pairs.
+    saturated_factor: Fraction of its initial gradient factor below which a pair is saturated.
+    drift: Mean change of the errors relative to their mean.
+  """
+
+  rise: float = 3.0
+  saturated: float = 0.9
+  saturated_factor: float = 0.05
+  drift: float = 0.5
+
+
+DEFAULT = Thresholds()
 
 
 class HeldOutErrors(NamedTuple):
@@ -39,14 +56,21 @@ class HeldOutErrors(NamedTuple):
 
   Attributes:
     policy: Errors of the policy, float32 `[bins, examples, images]`.
-    reference: Errors of the initial pipeline, of the same shape.
+    start: Errors of the initial pipeline, of the same shape.
     weights: The loss's weights of these errors at the sampled timesteps, float32
       `[bins, examples]`.
+    moving: Errors of a reference that moves, as it is now; None: it is the initial pipeline.
   """
 
   policy: np.ndarray
-  reference: np.ndarray
+  start: np.ndarray
   weights: np.ndarray
+  moving: np.ndarray | None = None
+
+  @property
+  def reference(self) -> np.ndarray:
+    """Errors of the reference that the loss takes."""
+    return self.start if self.moving is None else self.moving
 
 
 def make_errors(
@@ -113,27 +137,38 @@ def measure(
   return tuple(np.concatenate(arrays, axis=1) for arrays in zip(*results, strict=True))
 
 
-def summarise(errors: HeldOutErrors, loss: Loss, edges: np.ndarray) -> dict[str, Any]:
+def summarise(
+  errors: HeldOutErrors, loss: Loss, edges: np.ndarray, thresholds: Thresholds = DEFAULT
+) -> dict[str, Any]:
   """Returns the metrics record of an evaluation, over all timesteps and by bin.
 
-      change_w = mean(e_w - r_w),   change_l = mean(e_l - r_l),
-      margin = mean((e_l - r_l) - (e_w - r_w)),   accuracy = fraction of pairs with margin > 0
+      change_w = mean(e_w - s_w),   change_l = mean(e_l - s_l),   s the initial pipeline's errors
+      margin = mean((e_l - s_l) - (e_w - s_w)),   accuracy = fraction of pairs with margin > 0
       gradient factor = mean(-d loss/d z),   z the loss's logit
+      saturation = fraction with |d loss/d z| < saturated_factor · its value at policy = reference
+      drift = mean |e - s| / mean s,   with a reference that moves mean |r - s| / mean s
 
   Args:
     errors: Errors of pairs, or of single images, which have preferred images only.
     loss: The loss, for its logit and gradient factor.
     edges: Edges of the timestep bins, `[bins + 1]`, see `diffusion.Process.bins`.
+    thresholds: Those of the alarms.
 
   Returns:
     preferred, preferred_reference, preferred_change and its standard error preferred_change_se, the
-    same of the rejected image; margin, accuracy (a tie counts 1/2); logit and gradient_factor if
-    the loss has them; preferred_rises, 1 if `rises` is true, else 0; and "bins", a list of the same
-    metrics without preferred_rises, with "from" and "to", the first and last timestep of the bin.
+    same of the rejected image; margin, accuracy (a tie counts 1/2); drift; logit, gradient_factor
+    and saturation if the loss has them; the alarms preferred_rises, drifts and saturates, 1 where
+    they are on, else 0; and "bins", a list of the same metrics without alarms, with "from" and
+    "to", the first and last timestep of the bin.
   """
   images = errors.policy.shape[2]
-  change = errors.policy - errors.reference  # [bins, examples, images]
+  change = errors.policy - errors.start  # [bins, examples, images]
+  drift = change if errors.moving is None else errors.moving - errors.start
   per_pair = _logit_and_gradient_factor(loss, errors) if images == 2 else {}
+  if per_pair:
+    equal = _logit_and_gradient_factor(loss, errors._replace(policy=errors.reference))
+    limit = thresholds.saturated_factor * np.abs(equal["gradient_factor"])
+    per_pair["saturation"] = np.abs(per_pair["gradient_factor"]) < limit
 
   def means(part: slice) -> dict[str, float]:
     metrics = {}
@@ -141,20 +176,23 @@ def summarise(errors: HeldOutErrors, loss: Loss, edges: np.ndarray) -> dict[str,
       # Timesteps of one pair are not independent: the standard error is over pairs.
       by_pair = change[part, :, i].mean(0)  # [examples]
       metrics[name] = errors.policy[part, :, i].mean()
-      metrics[f"{name}_reference"] = errors.reference[part, :, i].mean()
+      metrics[f"{name}_reference"] = errors.start[part, :, i].mean()
       metrics[f"{name}_change"] = by_pair.mean()
       metrics[f"{name}_change_se"] = _standard_error(by_pair)
     if images == 2:
       margin = change[part, :, 1] - change[part, :, 0]
       metrics["margin"] = margin.mean()
       metrics["accuracy"] = np.where(margin == 0, 0.5, margin > 0).mean()
+    metrics["drift"] = np.abs(drift[part]).mean() / errors.start[part].mean()
     metrics |= {name: value[part].mean() for name, value in per_pair.items()}
     return {name: float(value) for name, value in metrics.items()}
 
   record = means(slice(None))
-  record["preferred_rises"] = float(
-    rises(record["preferred_change"], record["preferred_change_se"])
-  )
+  rise = record["preferred_change"], record["preferred_change_se"]
+  record["preferred_rises"] = float(rises(*rise, thresholds.rise))
+  record["drifts"] = float(not record["drift"] <= thresholds.drift)
+  if per_pair:
+    record["saturates"] = float(record["saturation"] > thresholds.saturated)
   record["bins"] = [
     {"from": first, "to": last, **means(slice(i, i + 1))}
     for i, (first, last) in enumerate(bin_ranges(edges))
@@ -168,37 +206,32 @@ def bin_ranges(edges: np.ndarray) -> list[tuple[float, float]]:
   return [(a.item(), b.item() - last) for a, b in itertools.pairwise(edges)]
 
 
-def rises(change: float, standard_error: float) -> bool:
-  """Returns True if the preferred image's error exceeds the reference's significantly.
+def rises(change: float, standard_error: float, rise: float = DEFAULT.rise) -> bool:
+  """Returns True if the preferred image's error exceeds the initial pipeline's significantly.
 
-      mean(e_w - r_w) > 3 · std(e_w - r_w) / sqrt(pairs)
+      mean(e_w - s_w) > rise · std(e_w - s_w) / sqrt(pairs)
 
   NaN counts as a rise.
   """
-  return not change <= RISE * standard_error
-
-
-def warning(step: int, record: dict[str, Any]) -> str:
-  """Returns the warning for an evaluation in which the preferred image's error rises.
-
-  Args:
-    step: Steps done.
-    record: Result of `summarise`.
-  """
-  change, error = record["preferred_change"], record["preferred_change_se"]
-  worst = max(record["bins"], key=lambda metrics: metrics["preferred_change"])
-  percent = 100 * change / record["preferred_reference"]
-  return (
-    f"step {step}: on held-out pairs the policy denoises the preferred images worse than the "
-    f"reference, by {change:.3g} ({percent:.2g}%, {change / max(error, 1e-12):.0f} standard "
-    f"errors), most at timesteps {worst['from']} to {worst['to']}: the margin is bought by "
-    "unlearning. Lower the learning rate or raise beta, or take the checkpoint before; see "
-    "docs/monitoring.md"
-  )
+  return not change <= rise * standard_error
 
 
 def _standard_error(values: np.ndarray) -> float:
   return float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
+
+
+def has_gradient_factor(loss: Loss) -> bool:
+  """Whether records have the logit, the gradient factor and the saturation of a loss."""
+  return _loss_of_logit(loss) is not None
+
+
+def _loss_of_logit(loss: Loss) -> Loss | None:
+  """The loss, or its base, that is a function of the errors alone; None without one."""
+  needs = losses.requirements(loss)
+  while needs.residuals and "base" in loss.keywords:
+    loss = loss.keywords["base"]
+    needs = losses.requirements(loss)
+  return None if needs.residuals or not needs.rejected else loss
 
 
 def _logit_and_gradient_factor(loss: Loss, errors: HeldOutErrors) -> dict[str, np.ndarray]:
@@ -210,11 +243,8 @@ def _logit_and_gradient_factor(loss: Loss, errors: HeldOutErrors) -> dict[str, n
   the rejected image. A wrapper (`sdpo`) has the factor of its base. A loss without rejected images
   has neither, nor has `dspo`, which needs more than the errors.
   """
-  needs = losses.requirements(loss)
-  while needs.residuals and "base" in loss.keywords:
-    loss = loss.keywords["base"]
-    needs = losses.requirements(loss)
-  if needs.residuals or not needs.rejected:
+  loss = _loss_of_logit(loss)
+  if loss is None:
     return {}
 
   def flat(values: np.ndarray) -> jax.Array:

@@ -7,7 +7,7 @@ one run.
 
 import logging
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ from dmpo_jax.errors import InputError, short
 from dmpo_jax.models import flops
 from dmpo_jax.training import setup
 from dmpo_jax.training.batch import Batch
+from dmpo_jax.training.monitor.alarms import Alarms
 from dmpo_jax.training.monitor.held_out import HeldOutEvaluation
 from dmpo_jax.training.monitor.metrics import MetricsWriter, check_wandb, open_wandb
 from dmpo_jax.training.monitor.monitored_run import MonitoredRun
@@ -40,18 +41,27 @@ class Monitor:
     run: The run.
     start_time: `time.perf_counter()` at the start of the run.
     is_first: True in the process that writes files.
+    broadcast: Returns the value of that process (JSON) in all processes.
 
   Raises:
     InputError: The held-out examples cannot be used, images of this kind of pipeline cannot be
       sampled, or config.wandb names a project and wandb is not installed.
   """
 
-  def __init__(self, run: MonitoredRun, *, start_time: float, is_first: bool):
+  def __init__(
+    self,
+    run: MonitoredRun,
+    *,
+    start_time: float,
+    is_first: bool,
+    broadcast: Callable[[Any], Any] = lambda value: value,
+  ):
     config = run.config
     # The run itself is not kept: its pipeline holds the initial parameters.
     self._config, self._workdir, self._mesh = config, run.workdir, run.mesh
     self._flops = run.objective.pipeline.flops
-    self._start_time, self._is_first = start_time, is_first
+    self._start_time, self._is_first, self._broadcast = start_time, is_first, broadcast
+    self.alarms = Alarms(config.health, is_first=is_first)
     self._writer: MetricsWriter | None = None
     self._profile = Profile(config.profile, run.workdir / "profile") if is_first else None
     check_wandb(config.wandb.project)
@@ -138,12 +148,17 @@ class Monitor:
     Args:
       step: Steps done.
       metrics: Metrics of the last of them.
+
+    Raises:
+      AlarmStop: An alarm ends the run; the metrics are written.
     """
     self._timer.done()
+    flags = self.alarms.after_step(step, metrics)
     if step % self._config.log_every == 0 or step == self._config.num_steps:
       timings = self._timer.metrics(step)
       if self._writer is not None:
-        self._writer.write(step, {**metrics, **timings})
+        self._writer.write(step, {**metrics, **flags, **timings})
+    self.alarms.check(step)
 
   def is_due(self, step: int) -> bool:
     """Returns True if `evaluate` has something to do after `step` steps."""
@@ -158,11 +173,19 @@ class Monitor:
       step: Steps done and recorded.
       state: Training state at that step.
       frozen: Parameters that are not trained.
+
+    Raises:
+      AlarmStop: An alarm ends the run; evaluation and samples are written.
     """
     sampled = state.params if state.ema is None else state.ema
     with self._timer.paused():
       if self._is_due(self._config.held_out.every, step):
-        self._held_out.evaluate(step, state.params, frozen, self._writer)
+        record = self._held_out.evaluate(
+          step, state.params, frozen, self._writer, reference=state.reference
+        )
+        # The first process alone has the record; all must take the same decision.
+        record = self._broadcast(record)
+        self.alarms.after_evaluation(step, record, moves=state.reference is not None)
       if self._is_due(self._config.samples.every, step):
         grid, bad = self._grid.sample(sampled, frozen)
         self._check_finite(step, bad, "samples")
@@ -172,6 +195,7 @@ class Monitor:
       if self._is_due(self._config.evaluation.every, step):
         bad = self._evaluation.evaluate(step, sampled, frozen, self._writer)
         self._check_finite(step, bad, "evaluation")
+    self.alarms.check(step)
 
   def _check_finite(self, step: int, bad: Sequence[tuple[str, int]], section: str) -> None:
     """Raises InputError for samples of the initial pipeline that are not finite; warns later."""

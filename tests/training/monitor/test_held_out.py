@@ -133,13 +133,37 @@ def test_noise_counts_as_a_rise_in_one_of_some_hundred_evaluations_and_a_rise_is
   assert detected[0.6] > 1800
 
 
-def test_the_warning_has_the_size_of_the_rise_and_the_timesteps_of_the_largest():
-  errors = _errors(moved=0.0)
-  errors.policy[2, :, 0] += np.float32(0.03)
+def test_saturation_is_the_fraction_of_pairs_below_a_part_of_the_first_gradient_factor():
+  errors = _errors(pairs=200, moved=0.03)
+  change = np.float64(errors.policy) - errors.start
+  z = -100 * (change[..., 0] - change[..., 1])
   record = _summary(errors, DPO)
-  assert record["preferred_rises"] == 1
-  assert "by 0.01 (" in (text := held_out_errors.warning(40, record))
-  assert "timesteps 666 to 999" in text
+  saturated = 1 / (1 + np.exp(z)) < 0.05 * 0.5
+  assert 0 < saturated.mean() < 0.9
+  assert record["saturation"] == pytest.approx(saturated.mean(), abs=1e-3)
+  assert record["saturates"] == 0
+  edges = np.array([0, 300, 600, 1000])
+  low = summarise(errors, DPO, edges, held_out_errors.Thresholds(saturated=0.01))
+  assert low["saturates"] == 1
+
+
+def test_drift_is_the_mean_change_of_the_errors_over_their_mean_at_the_start():
+  errors = _errors()
+  expected = np.abs(errors.policy - errors.start).mean() / errors.start.mean()
+  record = _summary(errors, DPO)
+  assert record["drift"] == pytest.approx(expected, rel=1e-5)
+  assert record["drifts"] == 0
+  assert _summary(errors._replace(policy=errors.start * np.float32(1.6)), DPO)["drifts"] == 1
+
+
+def test_with_a_reference_that_moves_the_logit_is_its_own_and_the_change_is_from_the_start():
+  errors = _errors()
+  moving = errors.start + np.float32(0.5) * (errors.policy - errors.start)
+  frozen, moved = _summary(errors, DPO), _summary(errors._replace(moving=moving), DPO)
+  for name in ("preferred_change", "preferred_reference", "margin", "accuracy"):
+    assert moved[name] == frozen[name]
+  assert moved["logit"] == pytest.approx(frozen["logit"] / 2, rel=1e-3)
+  assert moved["drift"] == pytest.approx(frozen["drift"] / 2, rel=1e-5)
 
 
 def test_a_change_of_nan_counts_as_a_rise():
