@@ -84,4 +84,6 @@ def stopped_error(stop: dict[str, Any], checkpoint: int, pipeline: pathlib.Path)
 
 
 def _settings(config: ConfigDict) -> dict[str, Any]:
-  return json.loads(json.dumps(config.health.to_dict()))
+  """config.health as JSON reads it: lists in place of tuples."""
+  section = config.health.to_dict()
+  return {key: list(value) if isinstance(value, tuple) else value for key, value in section.items()}
