@@ -58,8 +58,8 @@ def main(arguments: list[str] | None = None) -> int:
 
   Returns:
     Exit status. 0: done. 1: error of the system (disk, permissions). 2: bad input. 3: the planned
-    step does not fit. 4: an alarm ended the run. 75: preempted, checkpoint saved; 76: another process of the run was lost;
-    after these two the same command resumes. 130: interrupted.
+    step does not fit. 4: an alarm ended the run. 75: preempted, checkpoint saved; 76: another
+    process of the run was lost; after these two the same command resumes. 130: interrupted.
   """
   from dmpo_jax.commands import (
     data,

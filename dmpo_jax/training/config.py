@@ -4,18 +4,14 @@ import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 from ml_collections.config_dict import RequiredValueError, placeholder
 
-from dmpo_jax import losses, models
+from dmpo_jax import models
 from dmpo_jax.common.ranges import check_range
 from dmpo_jax.errors import InputError, short, unknown
-from dmpo_jax.training import reference as references
-from dmpo_jax.training import setup
+from dmpo_jax.training import config_rules, setup
 from dmpo_jax.training.config_ranges import RANGES
-from dmpo_jax.training.monitor import alarms
 
 OPTIMIZERS = ("adamw", "adafactor")
 # Numbers that may be None; the comment of the key says what it means.
@@ -254,8 +250,8 @@ def check(config: ConfigDict) -> ConfigDict:
     "grad_accumulation_steps",
     f"a divisor of config.batch_size {config.batch_size}",
   )
-  _check_reference(config, require)
-  _check_alarms(config)
+  config_rules.check_reference(config, require)
+  config_rules.check_alarms(config)
   require(
     config.reference_dtype == "float32" or config.dtype == "bfloat16",
     "reference_dtype",
@@ -283,50 +279,9 @@ def check(config: ConfigDict) -> ConfigDict:
     for key in ("prompts", "scorers"):
       expected = f"set where evaluation.every is: {'a file' if key == 'prompts' else 'names'}"
       require(len(config.evaluation[key]) > 0, f"evaluation.{key}", expected)
-  _check_loss(config.loss)
+  config_rules.check_loss(config.loss)
   setup.beta_factor(config)
   return config.lock()
-
-
-def _check_reference(config: ConfigDict, require: Callable[[bool, str, str], None]) -> None:
-  """The keys of config.reference against each other, the loss and config.reference_dtype."""
-  section, kinds = config.reference, references.KINDS
-  require(section.kind in kinds, "reference.kind", f"one of {kinds}")
-  moves = section.kind != "frozen"
-  if section.kind == "ema":
-    expected = "positive where config.reference.kind is 'ema'; published: 0.995"
-    require(section.decay > 0, "reference.decay", expected)
-  if section.kind == "hard":
-    expected = "at least 1 where config.reference.kind is 'hard'"
-    require(section.every > 0, "reference.every", expected)
-  for key, kind in (("decay", "ema"), ("every", "hard")):
-    if section.kind != kind:
-      expected = f"0 where config.reference.kind is not {kind!r}, for it has no effect"
-      require(section[key] == 0, f"reference.{key}", expected)
-  if not moves:
-    expected = "0 where config.reference.kind is 'frozen', for it has no effect"
-    require(section.start == 0, "reference.start", expected)
-    return
-  expected = f"'frozen' for loss {config.loss.name!r}, which uses no reference"
-  require(setup.uses_reference(config), "reference.kind", expected)
-  require(
-    config.reference_dtype == "float32" or config.lora.rank > 0,
-    "reference_dtype",
-    "'float32' where config.reference.kind moves the reference: rounded to bfloat16 it would "
-    "stand still",
-  )
-
-
-def _check_alarms(config: ConfigDict) -> None:
-  """The names in config.health.stop."""
-  for name in config.health.stop:
-    if name not in alarms.ADVICE:
-      raise unknown("alarm in config.health.stop", name, alarms.ADVICE)
-    if name in alarms.HELD_OUT and not config.held_out.every:
-      raise InputError(
-        f"config.health.stop names {name!r}, which the held-out evaluation measures; set "
-        "config.held_out.every, or leave the alarm out"
-      )
 
 
 def _check_names(config: ConfigDict, require: Callable[[bool, str, str], None]) -> None:
@@ -335,20 +290,6 @@ def _check_names(config: ConfigDict, require: Callable[[bool, str, str], None]) 
   require(config.optimizer.name in OPTIMIZERS, "optimizer.name", f"one of {OPTIMIZERS}")
   for key in ("dtype", "reference_dtype", "optimizer.moment_dtype"):
     require(_get(config, key) in ("float32", "bfloat16"), key, "'float32' or 'bfloat16'")
-
-
-def _check_loss(section: ConfigDict) -> None:
-  """Evaluates the loss on the shapes of one pair, which checks its hyperparameters."""
-  loss = setup.make_loss(section)
-  number = jax.ShapeDtypeStruct((1,), jnp.float32)
-  errors = losses.PairErrors(number, number, number, number)
-  inputs = [errors]
-  if losses.requirements(loss).residuals:
-    inputs.append(losses.Residuals(*[jax.ShapeDtypeStruct((1, 1), jnp.float32)] * 4))
-  try:
-    jax.eval_shape(lambda *inputs: loss(*inputs), *inputs)
-  except InputError as error:
-    raise InputError(f"config.loss: {error}") from error
 
 
 def unknown_key(key: str, known: Iterable[str]) -> InputError:

@@ -219,7 +219,7 @@ def _load(
     step = checkpoints.latest()
     if step is None:
       raise InputError(f"{workdir} holds no checkpoint yet")
-    state, _ = restore(checkpoints, step, like, position(config, base_weights, step))
+    state = restore(checkpoints, step, like, position(config, base_weights, step))
   return step, pipeline, on_host(_export_params(state, weights))
 
 

@@ -52,7 +52,12 @@ def to_saved(state: State) -> dict[str, Any]:
   return fields
 
 
-def restore(
+def restore(checkpoints: Checkpoints, step: int, like: State, expected: dict[str, Any]) -> State:
+  """The state of a checkpoint; see `restore_with_alarms`."""
+  return restore_with_alarms(checkpoints, step, like, expected)[0]
+
+
+def restore_with_alarms(
   checkpoints: Checkpoints, step: int, like: State, expected: dict[str, Any]
 ) -> tuple[State, dict[str, Any]]:
   """The state of a checkpoint, and that of the run's alarms ({} in one of an older version).

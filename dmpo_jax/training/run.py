@@ -30,7 +30,13 @@ from dmpo_jax.training.monitor.monitor import Monitor
 from dmpo_jax.training.monitor.monitored_run import MonitoredRun
 from dmpo_jax.training.optimizer import make_optimizer
 from dmpo_jax.training.results import PIPELINE, Result, read_summary, write_summary
-from dmpo_jax.training.resume import position, record_versions, restore, to_saved, versions
+from dmpo_jax.training.resume import (
+  position,
+  record_versions,
+  restore_with_alarms,
+  to_saved,
+  versions,
+)
 from dmpo_jax.training.run_directory import (
   check_base_pipeline,
   check_fingerprint,
@@ -346,7 +352,7 @@ def _restore(
   step: int,
 ) -> tuple[State, dict[str, Any]]:
   expected = position(config, fingerprint["base_weights"], step)
-  return restore(checkpoints, step, like, expected)
+  return restore_with_alarms(checkpoints, step, like, expected)
 
 
 def _save(
