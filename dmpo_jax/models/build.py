@@ -15,7 +15,6 @@ from dmpo_jax.models.clip import config as clip_config
 from dmpo_jax.models.clip import model_config as clip_model_config
 from dmpo_jax.models.clip.model import CLIPModel
 from dmpo_jax.models.clip.text import CLIPTextModel
-from dmpo_jax.models.clip.vision import CLIPVisionModelWithProjection
 from dmpo_jax.models.compute import Compute
 from dmpo_jax.models.functional import Buffer, Functional, Model, functional
 from dmpo_jax.models.mmdit import build as mmdit_build
@@ -61,9 +60,6 @@ NETWORKS = {
   clip_config.NAME: _CLIP,
   clip_config.WITH_PROJECTION: _CLIP,
   clip_model_config.NAME: Network(clip_model_config.read, CLIPModel, clip_build.clip_functions),
-  clip_model_config.VISION: Network(
-    clip_model_config.read_vision, CLIPVisionModelWithProjection, clip_build.vision_functions
-  ),
   blip_config.NAME: Network(blip_config.read, ImageReward, blip_build.functions),
   t5_config.NAME: Network(t5_config.read, T5EncoderModel, t5_build.functions),
 }

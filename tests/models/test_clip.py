@@ -226,13 +226,6 @@ def test_the_parts_of_former_configs_replace_those_of_new_ones():
   assert models.read_config(old) == models.read_config(new)
 
 
-def test_an_image_encoder_with_projection_is_that_of_the_whole_model():
-  config = {**VISION, "architectures": ["CLIPVisionModelWithProjection"], "projection_dim": 20}
-  whole = models.abstract(QUICK)
-  parts = {name: whole[name] for name in ("vision_model", "visual_projection")}
-  assert trees.flatten(models.abstract(config)) == trees.flatten(parts)
-
-
 def test_a_new_model_has_the_initial_scale_of_clip():
   params = models.build(TINY).init(jax.random.key(0))
   np.testing.assert_allclose(np.exp(params["logit_scale"]), 1 / 0.07, rtol=1e-6)

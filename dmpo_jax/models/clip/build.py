@@ -67,16 +67,3 @@ def clip_functions(network: Functional) -> CLIP:
     return network.run(lambda clip, ids: clip.text(ids, dtype), params, input_ids)
 
   return CLIP(encode_image, encode_text, network.init)
-
-
-def vision_functions(network: Functional) -> Model:
-  """`apply` and `init` of an image encoder with projection."""
-
-  def apply(
-    params: Tree, images: jax.Array, *, dtype: jax.typing.DTypeLike = jnp.float32
-  ) -> jax.Array:
-    """Embeds normalised images `[B, S, S, 3]` as `[B, P]`, not normalised."""
-    check_images(network.config.image_size, images)
-    return network.run(lambda encoder, images: encoder(images, dtype), params, images)
-
-  return Model(apply, network.init)

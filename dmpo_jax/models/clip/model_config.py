@@ -10,7 +10,7 @@ from dmpo_jax.models.clip import config as text_config
 from dmpo_jax.models.clip.config import CLIPTextConfig
 
 NAME = "CLIPModel"
-VISION = "CLIPVisionModelWithProjection"
+VISION = "CLIPVisionModel"
 
 VISION_DEFAULTS = {
   "hidden_size": 768,
@@ -21,7 +21,6 @@ VISION_DEFAULTS = {
   "patch_size": 32,
   "hidden_act": "quick_gelu",
   "layer_norm_eps": 1e-5,
-  "projection_dim": 512,
 }
 VISION_CONSTANTS = {**text_config.CONSTANTS, "num_channels": 3}
 # The dicts are read apart; the initial value of the scale is in the weights.
@@ -41,7 +40,6 @@ class CLIPVisionConfig:
   patch_size: int
   hidden_act: str
   layer_norm_eps: float
-  projection_dim: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,36 +49,6 @@ class CLIPConfig:
   text: CLIPTextConfig
   vision: CLIPVisionConfig
   projection_dim: int
-
-
-def read_vision(config: Mapping[str, Any]) -> CLIPVisionConfig:
-  """Reads transformers' config.json of a CLIPVisionModelWithProjection.
-
-  Args:
-    config: Its fields; absent ones have transformers' defaults.
-
-  Returns:
-    A `CLIPVisionConfig`.
-
-  Raises:
-    InputError: A field is unknown, or has a value that is not supported.
-
-  Source: transformers' CLIPVisionConfig and CLIPVisionModelWithProjection (5.24).
-  """
-  values = config_fields.read(
-    VISION,
-    config,
-    defaults=VISION_DEFAULTS,
-    constants=VISION_CONSTANTS,
-    ignored=text_config.IGNORED | {"eos_token_id"},
-    dropouts=text_config.DROPOUTS,
-  )
-  sizes = ("image_size", "patch_size")
-  text_config.check_layers(VISION, values, (*sizes, "projection_dim"))
-  if values["patch_size"] > values["image_size"]:
-    expected = f"at most image_size = {values['image_size']}"
-    raise config_fields.unsupported(VISION, "patch_size", values["patch_size"], expected)
-  return CLIPVisionConfig(**values)
 
 
 def read(config: Mapping[str, Any]) -> CLIPConfig:
@@ -109,7 +77,7 @@ def read(config: Mapping[str, Any]) -> CLIPConfig:
       {**fields, "architectures": [text_config.NAME], "projection_dim": width}
     )
   with located("vision_config"):
-    vision = read_vision({**_part(config, "vision_config"), "projection_dim": width})
+    vision = _vision(_part(config, "vision_config"))
   return CLIPConfig(text, vision, width)
 
 
@@ -123,3 +91,20 @@ def _part(config: Mapping[str, Any], name: str) -> dict[str, Any]:
       raise config_fields.unsupported(NAME, key, part, "an object")
     return dict(part)
   return {}
+
+
+def _vision(config: Mapping[str, Any]) -> CLIPVisionConfig:
+  """The fields of the image encoder; raises InputError for those that are not supported."""
+  values = config_fields.read(
+    VISION,
+    config,
+    defaults=VISION_DEFAULTS,
+    constants=VISION_CONSTANTS,
+    ignored=text_config.IGNORED | {"eos_token_id", "projection_dim"},
+    dropouts=text_config.DROPOUTS,
+  )
+  text_config.check_layers(VISION, values, ("image_size", "patch_size"))
+  if values["patch_size"] > values["image_size"]:
+    expected = f"at most image_size = {values['image_size']}"
+    raise config_fields.unsupported(VISION, "patch_size", values["patch_size"], expected)
+  return CLIPVisionConfig(**values)

@@ -9,7 +9,7 @@ from dmpo_jax.models import kernels
 from dmpo_jax.models.clip.encoder import Encoder
 from dmpo_jax.models.clip.model_config import CLIPVisionConfig
 from dmpo_jax.models.compute import Compute
-from dmpo_jax.models.layers import Embedding, LayerNorm, Linear, parameter, weight
+from dmpo_jax.models.layers import Embedding, LayerNorm, parameter, weight
 
 
 class PatchEmbedding(nnx.Module):
@@ -66,20 +66,6 @@ class VisionTransformer(nnx.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     x, _ = self.encoder(self.pre_layrnorm(self.embeddings(x)))
     return self.post_layernorm(x[:, 0])
-
-
-class CLIPVisionModelWithProjection(nnx.Module):
-  """The image encoder and its projection."""
-
-  def __init__(self, config: CLIPVisionConfig, compute: Compute):
-    self.config, self.compute = config, compute
-    self.vision_model = VisionTransformer(config, compute)
-    width = config.projection_dim
-    self.visual_projection = Linear(config.hidden_size, width, bias=False, compute=compute)
-
-  def __call__(self, images: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """Embeddings `[B, P]` of normalised images `[B, S, S, 3]` in the given dtype."""
-    return self.visual_projection(self.vision_model(images.astype(dtype)))
 
 
 def check_images(size: int, images: jax.Array) -> None:
