@@ -27,6 +27,9 @@ RESULTS, TABLE, REPORT = "evaluation.json", "scores.parquet", "report.html"
 IMAGES, SCORES = "images", "scores"
 PIPELINE, LORA, SAMPLES = "pipeline", "lora", "samples"
 
+# `progress(text)` wraps a sequence for a progress bar with that text.
+Progress = Callable[[str], Callable]
+
 LOGGER = logging.getLogger(__name__)
 
 
@@ -63,13 +66,14 @@ class ModelImages(NamedTuple):
     files: File of each image, N.
     content: Everything that the images depend on, in JSON.
     settings: The settings that they were sampled with; None for a folder of samples.
-    truncated: Prompts that are longer than the context of the text encoder; None if unknown.
+    truncated: Place and text of the prompts that are longer than the context of the text encoder;
+      None if unknown.
   """
 
   files: list[pathlib.Path]
   content: Any
   settings: dict[str, Any] | None
-  truncated: list[str] | None
+  truncated: list[tuple[str, str]] | None
 
 
 def evaluate(
@@ -83,7 +87,7 @@ def evaluate(
   batch_size: int | None = None,
   variant: str | None = None,
   processes: Processes | None = None,
-  progress: Callable[[str], Callable] = lambda text: iter,
+  progress: Progress = lambda text: iter,
 ) -> dict[str, Any]:
   """Samples what is missing, scores it, and writes the table, the statistics and the report.
 
@@ -115,10 +119,10 @@ def evaluate(
   _check_names([model.name for model in models])
   for module in ("pyarrow.parquet", "matplotlib.figure"):  # before hours of sampling
     import_optional(module, extra="data,monitor")
-  names, space_of = _scorer_names(scorers)
+  names, features = _scorer_names(scorers)
   with image_folder.locked(out) if processes.is_first else contextlib.nullcontext():
     images = _sample(out, models, units, settings, batch_size, variant, processes, progress)
-    scores = _score(out, images, units, scorers, names, space_of, processes, progress)
+    scores = _score(out, images, units, scorers, names, features, processes, progress)
     processes.barrier()
     if not processes.is_first:
       return {}
@@ -174,8 +178,17 @@ def _scorer_names(scorers: Sequence[ScorerSource]) -> tuple[list[str], int | Non
   return names, features
 
 
-def _sample(out, models, units, settings, batch_size, variant, processes, progress):
-  """Images of each model by name."""
+def _sample(
+  out: pathlib.Path,
+  models: Sequence[Model],
+  units: Units,
+  settings: sample_folder.SamplingSettings,
+  batch_size: int | None,
+  variant: str | None,
+  processes: Processes,
+  progress: Progress,
+) -> dict[str, ModelImages]:
+  """Images of each model by name, after those that are missing are sampled."""
   samplers: dict[str, Any] = {}
   result: dict[str, ModelImages] = {}
   for model in models:
@@ -236,8 +249,8 @@ def _sample(out, models, units, settings, batch_size, variant, processes, progre
     if long := result[model.name].truncated:
       LOGGER.warning(
         "%d of %d prompts are longer than the context of %s's text encoder and were cut, the first "
-        "is %s",
-        *(len(long), units.num_prompts, model.name, short(long[0], 200)),
+        "is in %s: %s",
+        *(len(long), units.num_prompts, model.name, long[0][0], short(long[0][1], 200)),
       )
   return result
 
@@ -253,15 +266,25 @@ def _of_samples(model: Model, units: Units) -> ModelImages:
   return ModelImages(files, [names, stamps], None, None)
 
 
-def _truncated(job: sample_folder.SamplingJob, units: Units) -> list[str]:
-  """The prompts that are longer than the context."""
+def _truncated(job: sample_folder.SamplingJob, units: Units) -> list[tuple[str, str]]:
+  """Place and text of the prompts that are longer than the context."""
   if not job.truncated:
     return []
-  return [p for p in dict.fromkeys(units.prompts) if job.functions.tokenize([p])[1]]
+  prompts = zip(units.places, dict.fromkeys(units.prompts), strict=True)
+  return [(place, prompt) for place, prompt in prompts if job.functions.tokenize([prompt])[1]]
 
 
-def _score(out, images, units, scorers, names, features, processes, progress):
-  """Keys and spaces of the scores of each scorer and model, after scoring what is missing."""
+def _score(
+  out: pathlib.Path,
+  images: Mapping[str, ModelImages],
+  units: Units,
+  scorers: Sequence[ScorerSource],
+  names: Sequence[str],
+  features: int | None,
+  processes: Processes,
+  progress: Progress,
+) -> dict[tuple[str, str], tuple[dict[str, Any], str | None]]:
+  """(scorer, model) -> key and space of its scores, after those that are missing are computed."""
   result = {}
   for number, (name, source) in enumerate(zip(names, scorers, strict=True)):
     scorer = source.load()
@@ -291,7 +314,13 @@ def _folder(out: pathlib.Path, model: str, scorer: str) -> pathlib.Path:
   return out / SCORES / model / safe
 
 
-def _measured(out, images, units, names, keys) -> comparison.Measured:
+def _measured(
+  out: pathlib.Path,
+  images: Mapping[str, ModelImages],
+  units: Units,
+  names: Sequence[str],
+  keys: Mapping[tuple[str, str], tuple[dict[str, Any], str | None]],
+) -> comparison.Measured:
   """The scores of all models, read from their files."""
   scores: dict[str, dict[str, np.ndarray]] = {name: {} for name in names}
   vendi, distance, space_name = {}, {}, score_files.PIXELS
@@ -306,7 +335,12 @@ def _measured(out, images, units, names, keys) -> comparison.Measured:
   )
 
 
-def _write_table(out, units, images, measured) -> None:
+def _write_table(
+  out: pathlib.Path,
+  units: Units,
+  images: Mapping[str, ModelImages],
+  measured: comparison.Measured,
+) -> None:
   """Writes a row for each model and image."""
   arrow = import_optional("pyarrow", extra="data")
   parquet = import_optional("pyarrow.parquet", extra="data")

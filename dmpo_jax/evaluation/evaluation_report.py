@@ -307,7 +307,9 @@ def _settings(result: Mapping[str, Any], models: Sequence[str]) -> str:
   facts |= {f"{entry['name']} ({entry['kind']})": entry["path"] for entry in result["models"]}
   facts["dmpo_jax"] = result["dmpo_jax"]
   long = prompts["longer_than_context"][models[0]] or []
-  listed = "".join(f"<li>{html.escaped(text)}</li>" for text in long[:LISTED])
+  listed = "".join(
+    f"<li>{html.escaped(place)}: {html.escaped(text)}</li>" for place, text in long[:LISTED]
+  )
   cut = (
     f"<p>Prompts that are longer than the text encoder's context, which were cut: </p><ul>{listed}"
     f"</ul>{'<p>and more.</p>' if len(long) > LISTED else ''}\n"

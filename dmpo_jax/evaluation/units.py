@@ -22,12 +22,14 @@ class Units(NamedTuple):
     seeds: Seed of each image, uint32 `[N]`.
     groups: Number of the prompt of each image, int `[N]`, from 0 in steps of 0 or 1.
     categories: Category of each image, N; "" without one.
+    places: Place of each prompt in its file, for messages ("FILE, line 3").
   """
 
   prompts: list[str]
   seeds: np.ndarray
   groups: np.ndarray
   categories: list[str]
+  places: Sequence[str] = ()
 
   @property
   def num_prompts(self) -> int:
@@ -55,6 +57,7 @@ def of_prompts(prompts: PromptSet, *, images_per_prompt: int, first_seed: int = 
     (first_seed + np.arange(count)).astype(np.uint32),
     groups,
     [prompts.categories[i] for i in groups],
+    prompts.places,
   )
 
 
@@ -93,7 +96,8 @@ def of_folder(folder: pathlib.Path) -> tuple[Units, list[str]]:
   if first.sum() != len(set(prompts)):
     raise InputError(f"{path}: the images of one prompt must follow each other; sample again")
   groups = np.cumsum(first) - 1
-  return Units(prompts, np.array(seeds, np.uint32), groups, [""] * len(prompts)), names
+  places = [f"{path}, image {i}" for i in np.flatnonzero(first)]
+  return Units(prompts, np.array(seeds, np.uint32), groups, [""] * len(prompts), places), names
 
 
 def check_same(units: Units, other: Units, where: object, reference: object) -> None:

@@ -62,6 +62,11 @@ def commands(folder: pathlib.Path) -> dict[str, list[str]]:
       "--out",
       "OUT",
     ],
+    "evaluate": [
+      *["evaluate", "--reference", str(pipeline), f"trained={folder / 'run'}", "--no-progress"],
+      *["--prompts", str(folder / "prompts.txt"), "--seeds", "2", "--steps", "2"],
+      *["--batch-size", "2", "--scorer", "colourfulness", "--out", "OUT"],
+    ],
     "convert": [*convert, "--out", "OUT", "--workers", "1"],
     "convert with two workers": [*convert, "--out", "OUT", "--workers", "2"],
     "cache-latents": [
@@ -85,6 +90,7 @@ def prepare(folder: pathlib.Path) -> None:
       Image.fromarray(pixels).save(source / f"{i}_{j}.png")
     rows.append(f"the digit {['seven', 'one'][i % 2]},{i}_0.png,{i}_1.png,{[1, 0, 0.75][i % 3]}")
   (source / "pairs.csv").write_text("\n".join(rows) + "\n")
+  (folder / "prompts.txt").write_text("the digit seven\none\nseven\n")
   for name, rank in (("whole", 0), ("lora", 2)):
     text = CONFIG.format(pipeline=str(folder / "sd"), data=str(folder / "data"), rank=rank)
     (folder / f"{name}.py").write_text(text)

@@ -136,7 +136,9 @@ def test_the_statistics_are_those_of_the_table(evaluated):
 
 def test_prompts_that_are_longer_than_the_context_are_listed(evaluated):
   result = json.loads((evaluated / "evaluation.json").read_text())
-  assert result["prompts"]["longer_than_context"]["other"] == [" ".join(["the"] * 10)]
+  ((place, prompt),) = result["prompts"]["longer_than_context"]["other"]
+  assert place.endswith("prompts.tsv, line 6")
+  assert prompt == " ".join(["the"] * 10)
   assert "longer than the text encoder" in (evaluated / "report.html").read_text()
 
 
