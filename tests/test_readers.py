@@ -20,7 +20,12 @@ RAW = {
     "pipelines/fingerprints.py",
     "pipelines/latent_encoders.py",
   ),
-  "np.load": ("data/convert/chunk_index.py", "data/pair_index.py", "demos/digits/samples.py"),
+  "np.load": (
+    "data/convert/chunk_index.py",
+    "data/pair_index.py",
+    "demos/digits/samples.py",
+    "training/potential/samples.py",
+  ),
   "read_text": ("commands/plan.py", "common/files.py", "training/run_directory.py"),
   "safe_open": ("commands/inspect/sources.py", "interop/lora_file.py", "interop/read_weights.py"),
 }

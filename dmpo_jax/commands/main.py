@@ -26,6 +26,8 @@ Align text-to-image diffusion models with preference pairs, in JAX.
       memory and time of a run on a TPU slice, from compiling its step without a TPU
   dmpo-jax train --config configs/digits_dmpo.py --workdir runs/dmpo
       one run from a config; any key can be set: --config.loss.alpha=0.05
+  dmpo-jax potential --config configs/digits_ddo.py --workdir runs/ddo
+      a potential that steers samples of a pipeline, whose weights stay as they are
   dmpo-jax sample --pipeline runs/dmpo/pipeline --prompt "the digit seven" --out samples
       images from a pipeline folder
   dmpo-jax score samples --scorer pickscore=yuvalkirstain/PickScore_v1
@@ -68,6 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
     inspect,
     objectives,
     plan,
+    potential,
     quickstart,
     sample,
     score,
@@ -97,6 +100,7 @@ def main(arguments: list[str] | None = None) -> int:
     data,
     plan,
     train,
+    potential,
     sample,
     score,
     evaluate,

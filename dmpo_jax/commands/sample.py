@@ -32,6 +32,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     type=float,
     help="fraction of --lora that the negative branch leaves out, 0 to 1 (default: 1, all)",
   )
+  add("--potential", type=pathlib.Path, help="folder of a potential to follow (docs/ddo.md)")
+  add(
+    "--drift",
+    help="estimator of the potential's drift: nested, reinforce, log_h or denoising (default: the "
+    "one that the potential has learned, otherwise nested)",
+  )
+  add("--particles", type=int, help="particles of nested and reinforce (default: 64)")
+  add("--inner-steps", type=int, help="steps of each of their simulations (default: 15)")
   source = parser.add_mutually_exclusive_group(required=True)
   source.add_argument("--prompt", action="append", help="a prompt; can be repeated")
   source.add_argument("--prompts", type=pathlib.Path, help="text file with one prompt per line")
@@ -71,6 +79,7 @@ def run(options: argparse.Namespace) -> None:
     lora=options.lora,
     negative_lora=options.negative_lora,
     negative_weight=options.negative_weight,
+    steer=_steer(options),
   )
   del pipeline
   settings = {**job.settings, "prompts": prompts, "seeds": seeds, "content": job.content}
@@ -92,6 +101,7 @@ def run(options: argparse.Namespace) -> None:
       "lora": str(options.lora) if options.lora else None,
       "negative_lora": str(options.negative_lora) if options.negative_lora else None,
       "negative_weight": options.negative_weight,
+      **({"potential": str(options.potential)} if options.potential else {}),
       "scheduler": job.scheduler,
       "batch_size": batch_size,
       "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
@@ -109,6 +119,30 @@ def run(options: argparse.Namespace) -> None:
       results["prompts_truncated"],
     )
   print(f"{len(names)} images in {options.out}" + (f", {sum(done)} from before" * any(done)))
+
+
+def _steer(options: argparse.Namespace):
+  """The potential to follow; None without one."""
+  from dmpo_jax.errors import InputError
+  from dmpo_jax.pipelines import potential_folder, sample_folder, steering
+
+  if options.potential is None:
+    for name in ("drift", "particles", "inner_steps"):
+      if getattr(options, name) is not None:
+        raise InputError(f"--{name.replace('_', '-')} has no effect without --potential")
+    return None
+  drift = options.drift or potential_folder.learned_drift(options.potential) or "nested"
+  nested = drift in steering.NESTED or drift not in steering.DRIFTS
+  for name in ("particles", "inner_steps"):
+    if getattr(options, name) is not None and not nested:
+      raise InputError(f"--{name.replace('_', '-')} has no effect on the learned drift {drift!r}")
+  defaults = steering.Steering._field_defaults
+  return sample_folder.Steer(
+    options.potential,
+    drift,
+    defaults["particles"] if options.particles is None else options.particles,
+    defaults["inner_steps"] if options.inner_steps is None else options.inner_steps,
+  )
 
 
 def check_no_workdir(folder: pathlib.Path) -> None:

@@ -74,18 +74,32 @@ def sampling_fingerprint(
     "weights", "configs", "solver", "tokens" and, with `negative_params`, "negative_weights" ->
     hexadecimal digest.
   """
+  negative = {} if negative_params is None else {"negative_weights": tree_checksum(negative_params)}
+  return {
+    **pipeline_fingerprint(pipeline),
+    **negative,
+    "solver": _arrays(solver),
+    "tokens": _arrays((inputs.text, inputs.negative_text)),
+  }
+
+
+def pipeline_fingerprint(pipeline: interop.Pipeline) -> dict[str, str]:
+  """Digests of a pipeline's parameters and of its configs but the scheduler's.
+
+  Args:
+    pipeline: The pipeline, with its parameters as they are stored; a LoRA is merged.
+
+  Returns:
+    "weights" and "configs" -> hexadecimal digest.
+  """
   configs = {
     name: {k: v for k, v in config.items() if v is not None and not _is_provenance(k)}
     for name, config in pipeline.configs.items()
-    if name != interop.pipeline.SCHEDULER  # the solver has its numbers
+    if name != interop.pipeline.SCHEDULER  # samplers have its numbers
   }
-  negative = {} if negative_params is None else {"negative_weights": tree_checksum(negative_params)}
   return {
     "weights": tree_checksum(pipeline.params),
-    **negative,
     "configs": _digest(json.dumps(configs, sort_keys=True, default=str).encode()),
-    "solver": _arrays(solver),
-    "tokens": _arrays((inputs.text, inputs.negative_text)),
   }
 
 

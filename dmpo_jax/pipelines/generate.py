@@ -11,10 +11,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dmpo_jax import diffusion
 from dmpo_jax.pipelines.interface import Conditioning, Params, Text, TextToImage
+from dmpo_jax.pipelines.steering import Steering, pooled_text, steered
 from dmpo_jax.sampling.noise import checked_seeds, initial_noise, seed_keys
 from dmpo_jax.sampling.solve import guided, interleave, separate, solve
 
 Size = tuple[int, int]
+# Name of a potential's parameters beside the pipeline's components.
+STEERING = "steering"
 
 
 class SamplingInputs(NamedTuple):
@@ -104,6 +107,8 @@ def make_sampler(
   guidance: float,
   guidance_rescale: float = 0.0,
   negative: bool = False,
+  steering: Steering | None = None,
+  decode: bool = True,
 ) -> Sampler:
   """A compiled function from parameters, prompts and seeds to images.
 
@@ -117,6 +122,9 @@ def make_sampler(
     guidance_rescale: Strength of `diffusion.rescale`; 0: none.
     negative: Whether there is a negative prompt. Without one, pipelines with `zero_null_text`
       condition on zeros in place of the encoded empty prompt.
+    steering: A potential and its drift, see `steering`; its parameters are those of the component
+      `STEERING`. None: the pipeline's own samples.
+    decode: Whether to return images; otherwise x_0 `[B, h, w, Z]` in the denoiser's units.
 
   Returns:
     `sampler(params, inputs, negative_params=None) -> float32 [B, H, W, C]`: images around [-1, 1].
@@ -168,11 +176,16 @@ def make_sampler(
       rescale=guidance_rescale,
       null_network=null_network if pipeline.denoiser in (negative_params or {}) else None,
     )
+    if steering is not None:
+      pooled = pooled_text(pipeline.encode_text(params, inputs.text))
+      predict = steered(
+        pipeline, steering, predict, params[STEERING], pooled, seed_keys(inputs.seeds)
+      )
     noise = initial_noise(inputs.seeds, shape)  # [B, h, w, Z]
     steps, scale = numbers
     traced = solver._replace(steps=steps, initial_scale=scale)
     x = solve(predict, traced, noise, keys=seed_keys(inputs.seeds))
-    return pipeline.decode(params, x)  # [B, H, W, C]
+    return pipeline.decode(params, x) if decode else x  # [B, H, W, C]
 
   return functools.partial(sample, numbers=numbers)
 
@@ -265,7 +278,7 @@ def cast_params(pipeline: TextToImage, params: Params, dtype: Any) -> dict[str, 
 
   with np.errstate(over="ignore"):  # float16; `check_params` finds what became infinite
     return {
-      name: tree if name == pipeline.autoencoder else jax.tree.map(cast, tree)
+      name: tree if name in (pipeline.autoencoder, STEERING) else jax.tree.map(cast, tree)
       for name, tree in params.items()
     }
 

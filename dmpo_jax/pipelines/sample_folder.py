@@ -13,9 +13,10 @@ import dmpo_jax
 from dmpo_jax import diffusion, interop, models
 from dmpo_jax.errors import InputError
 from dmpo_jax.pipelines import families
-from dmpo_jax.pipelines.fingerprints import sampling_fingerprint
+from dmpo_jax.pipelines.fingerprints import params_digest, sampling_fingerprint
 from dmpo_jax.pipelines.finite import check_image, check_params
 from dmpo_jax.pipelines.generate import (
+  STEERING,
   Sampler,
   SamplingInputs,
   cast_params,
@@ -25,6 +26,8 @@ from dmpo_jax.pipelines.generate import (
   sampling_inputs,
 )
 from dmpo_jax.pipelines.interface import TextToImage
+from dmpo_jax.pipelines.potential_folder import load_potential
+from dmpo_jax.pipelines.steering import Steering, check_drift
 from dmpo_jax.sampling import image_folder, to_uint8
 
 Size = tuple[int, int]
@@ -61,6 +64,22 @@ class SamplingSettings:
   target_size: Sequence[int] | None = None
   negative: str | None = None
   dtype: str | None = None
+
+
+class Steer(NamedTuple):
+  """A potential to follow, see `steering.Steering`.
+
+  Attributes:
+    folder: Folder of the potential.
+    drift: Name of the drift.
+    particles: Particles of nested simulations.
+    inner_steps: Steps of each.
+  """
+
+  folder: pathlib.Path
+  drift: str
+  particles: int
+  inner_steps: int
 
 
 class SamplingJob(NamedTuple):
@@ -102,6 +121,7 @@ def prepare(
   lora: pathlib.Path | None = None,
   negative_lora: pathlib.Path | None = None,
   negative_weight: float | None = None,
+  steer: Steer | None = None,
   samplers: dict[str, Sampler] | None = None,
 ) -> SamplingJob:
   """Prepares the images of prompts and seeds.
@@ -114,6 +134,7 @@ def prepare(
     lora: LoRA file to merge into the pipeline.
     negative_lora: LoRA file of the negative branch of guidance, see `_negative_params`.
     negative_weight: Fraction of `lora` that the negative branch leaves out; None: 1.
+    steer: A potential to follow; None: the pipeline's own samples.
     samplers: Compiled samplers, to which this one is added: pipelines that differ in weights alone
       share one.
 
@@ -156,9 +177,18 @@ def prepare(
     negative_params = cast_params(functions, negative, dtype)
     check_params(negative_params, negative, dtype=dtype)
   content = sampling_fingerprint(pipeline, solver, inputs, negative)
+  steering = None
+  if steer is not None:
+    steering = Steering(load_potential(steer.folder, pipeline), *steer[1:])
+    check_drift(steering)
+    params[STEERING] = steering.params
+    content["potential"] = params_digest(steering.params)[:16]
+    record |= steering.settings()
   samplers = {} if samplers is None else samplers
+  network = repr(steering and steering.potential.config)
   key = json.dumps(
-    [content["configs"], content["solver"], record, functions.zero_null_text], sort_keys=True
+    [content["configs"], content["solver"], record, functions.zero_null_text, network],
+    sort_keys=True,
   )
   if key not in samplers:
     samplers[key] = make_sampler(
@@ -168,6 +198,7 @@ def prepare(
       guidance=record["guidance"],
       guidance_rescale=record["guidance_rescale"],
       negative=settings.negative is not None,
+      steering=steering,
     )
   shape = (*size, functions.image_channels)
   return SamplingJob(
