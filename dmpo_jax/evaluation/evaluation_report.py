@@ -62,7 +62,8 @@ def _header(result: Mapping[str, Any], models: Sequence[str]) -> str:
   scores, prompts = result["scores"], result["prompts"]
   title = "Scores of one model" if not candidates else _headline(scores, primary, candidates)
   pieces = [
-    f'<p class="eyebrow">Evaluation against {html.escaped(reference)} under '
+    f'<p class="eyebrow">Evaluation {"against" if candidates else "of"} '
+    f"{html.escaped(reference)} under "
     f"{html.escaped(', '.join(result['scorers']))}</p>\n<h1>{html.escaped(title)}</h1>\n"
     f'<p class="faint">{prompts["count"]} prompts, {prompts["images"]} images of each model; the '
     "same prompts, seeds and noise for all. Below each number: its 95% interval, which resamples "
