@@ -13,6 +13,7 @@ from dmpo_jax.commands.main import main
 from dmpo_jax.data.convert import convert, source_reader
 from dmpo_jax.data.convert.options import Options
 from dmpo_jax.errors import InputError
+from dmpo_jax.evaluation.scorers import load_scorer
 from dmpo_jax.models import trees
 from dmpo_jax.reward import config as configs
 from dmpo_jax.reward import model as models
@@ -116,7 +117,9 @@ def test_four_devices_agree_with_one(whole, folder, tmp_path):
     np.testing.assert_allclose(four["gradient_norm"], one["gradient_norm"], rtol=1e-3)
 
 
-def test_transformers_loads_the_folder_and_gives_the_same_scores(whole, tmp_path):
+def test_transformers_and_the_scorer_pickscore_load_the_folder_and_give_the_same_scores(
+  whole, tmp_path
+):
   transformers = pytest.importorskip("transformers")
   import torch
 
@@ -138,6 +141,8 @@ def test_transformers_loads_the_folder_and_gives_the_same_scores(whole, tmp_path
     clip, model.params, model.normalisation(pixels)[:, None], ids["input_ids"]
   )[:, 0]
   np.testing.assert_allclose(ours, logits, rtol=1e-4, atol=1e-4)
+  pickscore = load_scorer("pickscore", str(folder))
+  np.testing.assert_allclose(pickscore.score(pixels, prompts), logits, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow
