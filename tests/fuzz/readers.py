@@ -14,13 +14,16 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from dmpo_jax import interop, pipelines
+from dmpo_jax.common import files
 from dmpo_jax.data import captions, images, prompt_sets
 from dmpo_jax.demos.digits import samples as quickstart_samples_file
 from dmpo_jax.errors import InputError
 from dmpo_jax.sampling import image_folder
-from dmpo_jax.training import results, run_directory
+from dmpo_jax.training import results, run_directory, stop
 from dmpo_jax.training.checkpoint import Checkpoints
+from dmpo_jax.training.config import default
 from dmpo_jax.training.config_file import load_config
+from dmpo_jax.training.monitor import alarms
 from dmpo_jax.training.monitor import metrics as metrics_file
 from tests.commands.conftest import make_run
 from tests.data import sets
@@ -237,6 +240,23 @@ def summary(root: pathlib.Path) -> Reader:
   return Reader(root, {"summary.json": "json", "pipeline/model_index.json": "binary"}, read)
 
 
+def stopped_run(root: pathlib.Path) -> Reader:
+  """A run that an alarm has ended: its record, and the state of its alarms in a checkpoint."""
+  config = default()
+  watch = alarms.Alarms(config.health, is_first=False)
+  watch.after_step(1, {"gradient_norm": 0.5})
+  stop.write_stop(root, stop.stop_record(config, alarms.AlarmStop("drifts", 1, "by 60%")))
+  (root / "state.json").write_text(json.dumps(watch.state()))
+
+  def read(folder):
+    if (record := stop.read_stop(folder, config)) is not None:
+      str(stop.stopped_error(record, 1, folder))
+    state = files.read_json(folder / "state.json")
+    alarms.Alarms(config.health, is_first=False).restore(state)
+
+  return Reader(root, {stop.STOP_FILE: "json", "state.json": "json"}, read)
+
+
 def inspect_run(root: pathlib.Path) -> Reader:
   """`dmpo-jax inspect` of a run whose record is damaged."""
   tiny.write_tiny_pixels(root / "start")
@@ -387,6 +407,7 @@ READERS = {
     caption_tokenizer,
     run_record,
     summary,
+    stopped_run,
     inspect_run,
     checkpoint,
     metrics,

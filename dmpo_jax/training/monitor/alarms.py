@@ -7,6 +7,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from dmpo_jax.common import files
+
 LOGGER = logging.getLogger(__name__)
 
 # Alarms by name, which is also that of the flag in the records, and what to do. The first is
@@ -68,10 +70,20 @@ class Alarms:
     }
 
   def restore(self, state: Mapping[str, Any]) -> None:
-    """Takes over the state of a checkpoint; one without alarms leaves everything as it was."""
-    if state:
-      self._norms = list(state["gradient_norms"])
-      self._last_spike, self._active = state["last_spike"], dict(state["active"])
+    """Takes over the state of a checkpoint; one without alarms leaves everything as it was.
+
+    Args:
+      state: Result of `state`, or {}.
+
+    Raises:
+      InputError: It is damaged.
+    """
+    advice = "move the folder of that checkpoint away to continue from the one before"
+    with files.reading("the checkpoint", "record of alarms", advice=advice):
+      if state:
+        self._norms = [float(norm) for norm in state["gradient_norms"]]
+        self._last_spike = int(state["last_spike"])
+        self._active = {name: str(state["active"][name]) for name in state["active"]}
 
   def after_step(self, step: int, metrics: Mapping[str, float]) -> dict[str, float]:
     """Takes the metrics of a train step.
