@@ -39,7 +39,7 @@ def learn_all(options):
   """Loss and number of loops -> the run's result."""
   file = pathlib.Path(configs.__file__).parent / "digits_ddo.py"
   results, pool = {}, options.samples
-  for loss in LOSSES:
+  for loss in options.losses:
     for loops in options.loops:
       config = load_config(f"{file}:{loss}")
       config.pipeline = str(options.quickstart / "reference" / "pipeline")
@@ -80,7 +80,8 @@ def importance(folder, held_out):
   text = prompts_text(functions, pipeline.params, digits.captions(range(10)))
   rows = np.repeat(text, x.shape[1], axis=0)
   flat = x.reshape(-1, *x.shape[2:])
-  f = networks.build(potential.config).apply(potential.params, flat, rows, np.zeros(len(flat)))
+  apply = jax.jit(networks.build(potential.config).apply)
+  f = apply(potential.params, flat, rows, np.zeros(len(flat)))
   weights = np.asarray(jax.nn.softmax(-f.reshape(x.shape[:2]), axis=1))
   return float((weights * digits.ink(flat).reshape(x.shape[:2])).sum(1).mean())
 
@@ -91,6 +92,7 @@ def main():
   parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/ddo_digits"))
   parser.add_argument("--images-per-caption", type=int, default=20)
   parser.add_argument("--nested-per-caption", type=int, default=5, help="images of nested drifts")
+  parser.add_argument("--losses", nargs="*", default=list(LOSSES))
   parser.add_argument("--loops", type=int, nargs="*", default=[1, 2, 3])
   parser.add_argument("--samples", type=pathlib.Path, help="reference_samples.npz of another run")
   parser.add_argument(
@@ -106,7 +108,7 @@ def main():
   )
   fitted = classifier.fit(*parts)
   reference = pipelines.load(options.quickstart / "reference" / "pipeline")
-  first = options.workdir / f"{LOSSES[0]}_{options.loops[0]}"
+  first = options.workdir / f"{options.losses[0]}_{options.loops[0]}"
   x = np.load(first / FILE)["x"]
   held_out = (
     reference,
@@ -159,7 +161,7 @@ def main():
     steer = Steer(result.potential, "log_h", 0, 0)._replace(particles=1, inner_steps=1)
     add(f"{loss.upper()}, K = {loops}", reference, steer, result.loops)
   if options.nested_per_caption:
-    result = learned[LOSSES[0], options.loops[-1]]
+    result = learned[options.losses[0], options.loops[-1]]
     for particles, inner in ((16, 6),):
       steer = Steer(result.potential, "nested", particles, inner)
       label = f"RLHF, K = {options.loops[-1]}, nested, M = {particles}"

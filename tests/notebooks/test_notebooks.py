@@ -26,7 +26,7 @@ def images(notebook):
 
 
 def test_all_notebooks_are_there():
-  names = ["01_objectives", "02_toy_modes", "03_align_stable_diffusion"]
+  names = ["01_objectives", "02_toy_modes", "03_align_stable_diffusion", "04_ddo"]
   assert [p.stem for p in NOTEBOOKS] == names
 
 
