@@ -66,7 +66,7 @@ def copy(tmp_path_factory):
     lines.insert(lines.index(line) + 1, new)
     (root / name).write_text("\n".join(lines) + "\n")
   main = root / "dmpo_jax/commands/main.py"
-  pattern = r"(?<=from dmpo_jax.commands import \()\n|(?<= in \()(?=quickstart, )"
+  pattern = r"(?<=from dmpo_jax.commands import \()\n|(?<=  for module in \()\n"
   text, count = re.subn(pattern, lambda m: m[0] + "captions, ", main.read_text())
   assert count == 2
   main.write_text(text)
