@@ -1,4 +1,9 @@
-"""Trajectories of objectives: parameters at stated movements, and what their samples score."""
+"""Trajectories of objectives: parameters at stated movements, and what their samples score.
+
+Seeds are separate calls of one compiled step. On 2 CPU cores five seeds in one program took 1.8
+times the processor time of five calls by vmap, whose convolutions become grouped ones, and 4.9
+times by lax.map (digits, 32 pairs, 2026-11-27).
+"""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
