@@ -1,4 +1,4 @@
-"""A scorer that learns which of two drawings of an emoji is the later revision.
+"""A scorer that is to learn which of two drawings of an emoji is the later revision.
 
     dmpo-jax train-scorer --config configs/emoji_scorer.py --workdir runs/emoji/scorer
 
