@@ -1,7 +1,7 @@
 """Images a second of CLIP's image encoders, against transformers in torch on the same CPU.
 
     python benchmarks/scorers.py --json scorers.json
-    python benchmarks/scorers.py --sizes H/14
+    python benchmarks/scorers.py --sizes H/14 --loading --repeats 3
     python benchmarks/scorers.py --quick
 
 Both sides read the same random weights, in float32, and their embeddings are compared first. Each
@@ -85,6 +85,35 @@ def measure(
     }
 
 
+def measure_loading(name: str, repeats: int) -> dict[str, Any]:
+  """Times loading alone, in turns, each in a new process.
+
+  Args:
+    name: Key of `scorers_setting.SIZES`.
+    repeats: Number of processes of each side.
+
+  Returns:
+    Seconds and peak of memory in MiB (imports included) by side, as JSON values.
+  """
+  import scorers_setting
+
+  sides = {"ours": ("scorers_ours.OurSide", None), "torch": ("scorers_torch.TorchSide",)}
+  seconds, peak = {key: [] for key in sides}, {key: [] for key in sides}
+  with tempfile.TemporaryDirectory() as temporary:
+    folder = pathlib.Path(temporary)
+    scorers_setting.write(scorers_setting.SIZES[name], folder)
+    for _ in range(repeats):
+      for key, (side, *rest) in sides.items():
+        worker = Worker(key, side, folder, *rest)
+        worker("start")
+        seconds[key].append(worker("loading_seconds"))
+        status = pathlib.Path(f"/proc/{worker.process.pid}/status").read_text().splitlines()
+        line = next(line for line in status if line.startswith("VmHWM:"))
+        peak[key].append(int(line.split()[1]) / 1024)
+        worker.close()
+  return {"size": name, "loading_seconds": seconds, "peak_mib": peak}
+
+
 HEADER = (
   f"{'size':6} {'batch':>5} {'ours im/s':>9} {'torch':>7} {'ours/torch time [95%]':>21} "
   f"{'fastest':>7} {'processor':>9} {'others':>6} {'load s':>6} {'torch':>6} {'peak MiB':>8} "
@@ -116,16 +145,27 @@ def main() -> None:
   parser.add_argument("--turn-seconds", type=float, default=2.0, help="length of a turn")
   parser.add_argument("--implementation", help="our attention: cpu (default) or plain")
   parser.add_argument("--json", type=pathlib.Path, help="file for all measurements")
+  parser.add_argument("--loading", action="store_true", help="measure loading alone")
+  parser.add_argument("--cores", type=int, help="number of cores to use (default: all)")
   parser.add_argument("--quick", action="store_true", help="the smallest model, three short turns")
   options = parser.parse_args()
   if options.quick:
     options.sizes, options.repeats, options.turn_seconds = ["tiny"], 3, 0.2
   if options.repeats < 3:
     parser.error("--repeats must be at least 3")
+  cores = sorted(os.sched_getaffinity(0))
+  if options.cores is not None:
+    if not 1 <= options.cores <= len(cores):
+      parser.error(f"--cores must be from 1 to {len(cores)}")
+    os.sched_setaffinity(0, cores[-options.cores :])  # inherited by both sides
   os.environ["JAX_PLATFORMS"] = "cpu"
   os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # compile times are those of a first run
   about, results = {**machine(), "implementation": options.implementation or "cpu"}, []
   for name in options.sizes:
+    if options.loading:
+      results.append(measure_loading(name, options.repeats))
+      print(json.dumps(results[-1]), flush=True)
+      continue
     result = measure(name, options.implementation, options.repeats, options.turn_seconds)
     if not results:
       about.update(result["versions"])
