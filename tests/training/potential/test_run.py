@@ -154,6 +154,15 @@ def test_pairs_of_a_data_set_teach_a_potential_too(pipeline, tmp_path):
   assert len(result.loops) == 2
 
 
+def test_the_denoising_drift_is_learned_from_the_guided_score(pipeline, tmp_path):
+  config = tiny_config(pipeline)
+  config.drift.name, config.num_loops, config.drift.num_steps = "denoising", 1, 2
+  result = learn(config, tmp_path / "run", score, show_progress=False)
+  potential = load_potential(result.potential, pipelines.load(pipeline))
+  assert potential.drift == "denoising"
+  assert np.abs(potential.learned["out"]["kernel"]).max() > 0
+
+
 def test_the_command_samples_a_potential_it_has_learned(learned, pipeline, tmp_path, capsys):
   arguments = ["sample", "--pipeline", str(pipeline), "--prompt", "the digit seven", "--steps", "2"]
   arguments += ["--potential", str(learned / "potential"), "--seeds", "1"]
