@@ -11,7 +11,8 @@ fixed noised held-out images. Every run ends where its movement reaches the last
 is measured at each: change of the score that labelled the pairs, win rate over the reference,
 fraction of right samples, Vendi score, and change of the held-out error. All models sample from the
 same noise. Runs of one seed share data order, timesteps, noise and flips; seeds share the
-reference. Flips are on top of the noise that the labels have by themselves.
+reference, which is frozen for all objectives. Flips are on top of the noise that the labels have by
+themselves.
 
 Every run has a file in the work directory, and a run that has one is not repeated: stop the command
 at any time and give it again. The report, report.md with compare.png, is over all runs of the work
