@@ -55,7 +55,16 @@ def main(arguments=None):
   command += ["--solver", "dpm_solver_pp_2m", "--steps", "10", "--guidance", "2", *rest]
   if status := command_line.main(command):
     return status
-  drawings = np.concatenate([part.images[:, 0] for part in parts.values()])  # [N, H, W, C]
+  models = files.read_json(options.out / "evaluation.json")["models"]
+  sheets, units = {}, {}
+  for model in models:
+    folder = options.out / "images" / model["name"]
+    units[model["name"]], names = of_folder(folder)
+    sheets[model["name"]] = np.stack([read_image(folder / name) for name in names]) / 127.5 - 1
+  size = sheets[models[0]["name"]].shape[1]  # drawings are compared at the size of the samples
+  drawings = np.concatenate(
+    [image_captions.load(options.folder, size=size, split=split).images[:, 0] for split in PARTS]
+  )  # [N, H, W, C]
   captions = np.array([caption for part in parts.values() for caption in part.captions])
   first = np.cumsum([0, *map(len, parts.values())])
   shown = {split: first[i] + np.array(chosen[split]) for i, split in enumerate(parts)}
@@ -64,17 +73,12 @@ def main(arguments=None):
       scorer = parse_scorer(text)
       scores = scorer.score(np.asarray(to_uint8(drawings[rows])), captions[rows].tolist())
       print(f"{scorer.name} of the drawings, {PARTS[split]}: {statistics.bootstrap(scores)}")
-  models = files.read_json(options.out / "evaluation.json")["models"]
-  sheets = {}
-  for model in models:
-    units, names = of_folder(options.out / "images" / model["name"])
-    folder = options.out / "images" / model["name"]
-    sheets[model["name"]] = np.stack([read_image(folder / name) for name in names]) / 127.5 - 1
-    right = right_drawing(sheets[model["name"]], np.array(units.prompts), drawings, captions)
+  for name, samples in sheets.items():
+    right = right_drawing(samples, np.array(units[name].prompts), drawings, captions)
     for split in parts:
-      mine = np.isin(units.prompts, captions[shown[split]])
-      rate = statistics.bootstrap(right[mine], groups=units.groups[mine])
-      print(f"{model['name']}, {PARTS[split]}: nearest drawing right {rate.as_percent()}")
+      mine = np.isin(units[name].prompts, captions[shown[split]])
+      rate = statistics.bootstrap(right[mine], groups=units[name].groups[mine])
+      print(f"{name}, {PARTS[split]}: nearest drawing right {rate.as_percent()}")
   write_picture(options.out / "samples.png", shown, drawings, captions, sheets)
   return 0
 

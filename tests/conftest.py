@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 import time
 
 # Several simulated devices on few cores can deadlock in XLA's thread pool unless it is told of more
@@ -22,6 +23,9 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# A shell starts a background process with SIGINT ignored, and children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 STARTED = time.monotonic()
 

@@ -100,15 +100,18 @@ def test_dmpo_aligns_the_reference_on_pairs_of_its_samples(root):
 
 
 def test_the_benchmark_measures_both_splits_and_writes_the_picture(root, tmp_path, capsys):
-  pipeline, picture = str(root / "reference" / "pipeline"), tmp_path / "pictures" / "emoji.png"
-  few = ["--seeds", "2", "--steps", "1", "--picture", str(picture)]
-  benchmark.main(["--folder", str(root / "emoji"), "--reference", pipeline, f"x={pipeline}", *few])
+  pipeline, out = str(root / "reference" / "pipeline"), tmp_path / "evaluation"
+  few = ["--seeds", "2", "--steps", "1", "--out", str(out)]
+  folder = ["--folder", str(root / "emoji")]
+  assert benchmark.main([*folder, "--reference", pipeline, f"x={pipeline}", *few]) == 0
   output = capsys.readouterr().out
-  assert output.count("0.000 [0.000, 0.000] | 50.0% [50.0, 50.0] |") == 2  # a model against itself
-  assert "1 held-out captions x 2 samples" in output
-  rows = [line for line in output.splitlines() if line.startswith("|")]
-  assert {row.count("|") for row in rows} == {7}
-  assert Image.open(picture).width > 300
+  for kind in ("training captions", "held-out captions"):
+    assert f"reference, {kind}: nearest drawing right" in output
+    assert f"x, {kind}: nearest drawing right" in output
+  evaluation = json.loads((out / "evaluation.json").read_text())
+  assert len(evaluation["models"]) == 2
+  with Image.open(out / "samples.png") as picture:
+    assert picture.width > 300
 
 
 def test_dpo_differs_from_dmpo_in_the_loss_alone():
