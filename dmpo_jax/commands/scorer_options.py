@@ -47,7 +47,7 @@ def described() -> str:
 
 
 def key_of(text: str) -> Any:
-  """What the scores of a scorer depend on, in JSON: its text, and its files by size and time.
+  """All that the scores of a scorer depend on, in JSON: its text, its files by size and time.
 
   Args:
     text: As `evaluation.scorers.parse_scorer` takes it.

@@ -13,7 +13,7 @@ SETTINGS = {"resamples": statistics.RESAMPLES, "seed": 0}
 
 
 class Measured(NamedTuple):
-  """What was measured on the images of all models, which share prompts and seeds.
+  """Measurements on the images of all models, which share prompts and seeds.
 
   Attributes:
     models: Names, the reference first.

@@ -60,7 +60,7 @@ class Steering(NamedTuple):
     return self.potential.learned if self.drift in LEARNED_DRIFTS else self.potential.params
 
   def settings(self) -> dict[str, Any]:
-    """What images depend on, in JSON."""
+    """All that images depend on, in JSON."""
     nested = {"particles": self.particles, "inner_steps": self.inner_steps}
     return {"drift": self.drift, **(nested if self.drift in NESTED else {})}
 

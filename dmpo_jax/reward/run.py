@@ -141,7 +141,7 @@ def train(
 
 @dataclasses.dataclass
 class _Run:
-  """What the parts of a run share."""
+  """Objects that the parts of a run share."""
 
   config: ConfigDict
   workdir: pathlib.Path

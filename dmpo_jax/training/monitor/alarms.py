@@ -62,7 +62,7 @@ class Alarms:
     self._active: dict[str, str] = {}  # name -> its last text
 
   def state(self) -> dict[str, Any]:
-    """What a checkpoint holds of the alarms, in JSON."""
+    """The alarms as a checkpoint holds them, in JSON."""
     return {
       "gradient_norms": self._norms,
       "last_spike": self._last_spike,
