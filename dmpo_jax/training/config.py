@@ -36,6 +36,7 @@ OPEN_SECTIONS = (
   "model",
   "timesteps",
   "timestep_weights",
+  "weights",  # of a potential's dual averaging
 )
 
 
@@ -351,9 +352,11 @@ def check_keys(schema: ConfigDict, config: ConfigDict, prefix: str) -> None:
       expected = "a text" if isinstance(value, str) else "True or False"
       raise InputError(f"config.{name} must be {expected}, got {_shown(actual)}")
     elif isinstance(value, tuple):
-      texts = [actual] if prefix == "lora.targets." and isinstance(actual, str) else actual
-      if not (isinstance(texts, tuple | list) and all(isinstance(x, str) for x in texts)):
-        raise InputError(f"config.{name} must be a tuple of texts, got {_shown(actual)}")
+      values = [actual] if prefix == "lora.targets." and isinstance(actual, str) else actual
+      kind = type(value[0]) if value else str
+      if not (isinstance(values, tuple | list) and all(type(x) is kind for x in values)):
+        expected = "texts" if kind is str else "whole numbers"
+        raise InputError(f"config.{name} must be a tuple of {expected}, got {_shown(actual)}")
 
 
 def _shown(value: Any) -> str:

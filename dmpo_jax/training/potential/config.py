@@ -7,7 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from dmpo_jax.common.ranges import Integers, Interval, check_number, check_range
-from dmpo_jax.errors import InputError, short, unknown
+from dmpo_jax.errors import InputError, unknown
 from dmpo_jax.pipelines.steering import LEARNED_DRIFTS
 from dmpo_jax.training import config as train_config
 from dmpo_jax.training.config_ranges import RANGES as TRAIN_RANGES
@@ -149,7 +149,7 @@ def check(config: ConfigDict) -> ConfigDict:
     InputError: A key is unknown or missing, or a value has another type or is out of range.
   """
   config = ConfigDict(config)
-  _check_keys(default(), config, "")
+  train_config.check_keys(default(), config, "")
   for key, allowed in RANGES.items():
     check_range(f"config.{key}", _get(config, key), allowed)
   for key, allowed in TRAIN_RANGES.items():
@@ -204,24 +204,3 @@ def _check_choice(name: str, section: ConfigDict, choices: Mapping[str, Mapping]
 
 def _get(config: ConfigDict, key: str) -> Any:
   return functools.reduce(lambda section, part: section[part], key.split("."), config)
-
-
-def _check_keys(schema: ConfigDict, config: ConfigDict, prefix: str) -> None:
-  if not isinstance(config, ConfigDict):
-    raise InputError(f"config.{prefix[:-1]} must be a section (a ConfigDict), got {short(config)}")
-  is_open = prefix in ("data.", "loss.", "weights.")
-  if unknown_keys := [key for key in config if key not in schema and not is_open]:
-    raise train_config.unknown_key(prefix + unknown_keys[0], [prefix + key for key in schema])
-  for key, value in schema.items():
-    name = prefix + key
-    if key not in config:
-      if is_open and key != "name":
-        continue
-      raise InputError(f"config.{name} is missing; start from the default config of potentials")
-    actual = config[key]
-    if isinstance(value, ConfigDict):
-      _check_keys(value, actual, f"{name}.")
-    elif isinstance(value, str) and not isinstance(actual, str):
-      raise InputError(f"config.{name} must be a text, got {short(actual)}")
-    elif isinstance(value, tuple) and not isinstance(actual, tuple | list):
-      raise InputError(f"config.{name} must be a tuple, got {short(actual)}")
