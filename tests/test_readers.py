@@ -13,6 +13,8 @@ RAW = {
   "json.loads": (
     "commands/plan.py",  # the result of its own subprocess
     "common/files.py",
+    "common/leases.py",  # a damaged lease is none
+    "common/local_copies.py",  # a damaged index is none
     "data/convert/tables/json_rows.py",  # a damaged row is counted or skipped
     "data/latents/cache.py",  # values as JSON would return them
     "data/resumable.py",
@@ -26,7 +28,13 @@ RAW = {
     "demos/digits/samples.py",
     "training/potential/samples.py",
   ),
-  "read_text": ("commands/plan.py", "common/files.py", "training/run_directory.py"),
+  "read_text": (
+    "commands/plan.py",
+    "common/files.py",
+    "common/leases.py",  # /proc
+    "common/local_copies.py",
+    "training/run_directory.py",
+  ),
   "safe_open": ("commands/inspect/sources.py", "interop/lora_file.py", "interop/read_weights.py"),
 }
 # What would run code of a file, and where it may stand.

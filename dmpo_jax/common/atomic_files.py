@@ -2,12 +2,13 @@
 
 import contextlib
 import errno
+import io
 import os
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
-from dmpo_jax.common import unfinished
+from dmpo_jax.common import paths, unfinished
 from dmpo_jax.errors import InputError
 
 # Errors by which a system refuses a write.
@@ -23,27 +24,33 @@ _REFUSALS = (
 
 
 def write_atomically(
-  path: str | os.PathLike,
+  path: str | os.PathLike | paths.Path,
   contents: str | bytes | Callable[[IO[bytes]], Any],
   *,
-  scratch: str | os.PathLike | None = None,
+  scratch: str | os.PathLike | paths.Path | None = None,
 ) -> None:
   """Writes a file under a temporary name, flushes it to the disk, and renames it.
 
   A reader sees the old file or the new one, whenever the writing process dies. What a killed
-  process left of its temporary files in that folder is removed.
+  process left of its temporary files in that folder is removed. An object in a bucket is written in
+  one request, which does the same.
 
   Args:
     path: The file; one that exists is replaced. A pipe or a device, such as /dev/stdout, is written
       directly.
     contents: Text (written as UTF-8), bytes, or a function that writes to the binary stream it is
       called with.
-    scratch: Folder of the temporary file, on the same disk; None: the file's own folder.
+    scratch: Folder of the temporary file, on the same disk; None: the file's own folder. A bucket
+      needs none.
 
   Raises:
     OSError: The file cannot be written. An existing file stays as it is.
   """
-  path = pathlib.Path(path)
+  path = paths.parse(path)
+  if not isinstance(path, pathlib.Path):
+    with writing(path):
+      _write_object(path, contents)
+    return
   if path.exists() and not path.is_file() and not path.is_dir():
     with writing(path), path.open("wb") as stream:
       _write(stream, contents)
@@ -64,6 +71,16 @@ def write_atomically(
     raise
 
 
+def _write_object(
+  path: paths.BucketPath, contents: str | bytes | Callable[[IO[bytes]], Any]
+) -> None:
+  if callable(contents):
+    stream = io.BytesIO()
+    contents(stream)
+    contents = stream.getvalue()
+  path.write_bytes(contents.encode() if isinstance(contents, str) else contents)
+
+
 def _write(stream: IO[bytes], contents: str | bytes | Callable[[IO[bytes]], Any]) -> None:
   if callable(contents):
     contents(stream)
@@ -72,7 +89,7 @@ def _write(stream: IO[bytes], contents: str | bytes | Callable[[IO[bytes]], Any]
 
 
 @contextlib.contextmanager
-def writing(path: str | os.PathLike) -> Iterator[None]:
+def writing(path: str | os.PathLike | paths.Path) -> Iterator[None]:
   """Turns a failed write by another library into an OSError that names the file.
 
   Libraries in Rust and C report a full disk by exceptions of their own classes.
@@ -83,7 +100,7 @@ def writing(path: str | os.PathLike) -> Iterator[None]:
   Raises:
     OSError: The system refused the write, see `write_error`.
   """
-  path = pathlib.Path(path)
+  path = paths.parse(path)
   try:
     yield
   except InputError:
@@ -99,7 +116,7 @@ def writing(path: str | os.PathLike) -> Iterator[None]:
     raise
 
 
-def write_error(path: pathlib.Path, reason: str, number: int | None = errno.EIO) -> OSError:
+def write_error(path: paths.Path, reason: str, number: int | None = errno.EIO) -> OSError:
   """The error of a failed write, with advice where the disk is full.
 
   Args:

@@ -11,6 +11,10 @@ Everything is written to a hidden work folder beside the target:
 Linux exchanges two folders in one operation (renameat2 with RENAME_EXCHANGE). Where a file system
 or another system cannot, the target is missing for a moment between two renames. If the writer is
 killed there, `exchange` remains, and `recover` finishes its work.
+
+In a bucket nothing can be exchanged: the new folder is written on the local disk and uploaded, and
+the file by which readers know the folder is removed first and comes last. A folder that has it is
+whole.
 """
 
 import contextlib
@@ -23,7 +27,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 
-from dmpo_jax.common import unfinished
+from dmpo_jax.common import paths, unfinished
 from dmpo_jax.common.atomic_files import write_error, writing
 
 LOCK, NEW, OLD, EXCHANGE = "lock", "new", "old", "exchange"
@@ -31,7 +35,9 @@ AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 
 @contextlib.contextmanager
-def folder_atomically(target: str | os.PathLike) -> Iterator[pathlib.Path]:
+def folder_atomically(
+  target: str | os.PathLike | paths.Path, *, index: str | None = None
+) -> Iterator[pathlib.Path]:
   """Context of a new folder that takes the place of the target at the end.
 
   A reader sees the old folder or the new one, whenever the writing process dies. After an error the
@@ -39,14 +45,21 @@ def folder_atomically(target: str | os.PathLike) -> Iterator[pathlib.Path]:
 
   Args:
     target: The folder; one that exists is replaced. Its parents are made.
+    index: The file by which readers know that the folder is whole, for a folder in a bucket; None:
+      the last by name.
 
   Yields:
-    An empty folder to write to.
+    An empty folder of the local disk to write to.
 
   Raises:
     OSError: The folder cannot be written.
   """
-  target = pathlib.Path(target).resolve()
+  target = paths.parse(target).resolve()
+  if not isinstance(target, pathlib.Path):
+    with paths.scratch_folder() as new:
+      yield new
+      _upload(new, target, index)
+    return
   with _write_errors(target):
     target.parent.mkdir(parents=True, exist_ok=True)
     recover(target.parent)
@@ -65,13 +78,27 @@ def folder_atomically(target: str | os.PathLike) -> Iterator[pathlib.Path]:
       os.close(lock)
 
 
-def recover(parent: str | os.PathLike) -> None:
+def _upload(new: pathlib.Path, target: paths.BucketPath, index: str | None) -> None:
+  """Replaces a folder in a bucket by a local one."""
+  names = {path.relative_to(new).as_posix() for path in new.rglob("*") if path.is_file()}
+  index = index if index in names else max(names, default=None)
+  if index is not None:
+    (target / index).unlink(missing_ok=True)
+  for name in target.find().keys() - names:
+    (target / name).unlink(missing_ok=True)
+  target.upload_folder(new, last=index)
+
+
+def recover(parent: str | os.PathLike | paths.Path) -> None:
   """Completes the exchanges that killed processes left in a folder, and removes their work folders.
 
   Args:
     parent: The folder in which targets lie. Where it cannot be read or written, nothing happens.
   """
-  for work in unfinished.candidates(pathlib.Path(parent), unfinished.FOLDER_SUFFIX):
+  parent = paths.parse(parent)
+  if not isinstance(parent, pathlib.Path):
+    return
+  for work in unfinished.candidates(parent, unfinished.FOLDER_SUFFIX):
     with contextlib.suppress(OSError):
       work.rmdir()  # killed before it had a lock; fails for a folder with content
     with contextlib.suppress(OSError), unfinished.left_behind(work / LOCK) as is_left:

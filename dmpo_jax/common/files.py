@@ -14,6 +14,7 @@ import stat
 from collections.abc import Iterator
 from typing import Any
 
+from dmpo_jax.common import paths
 from dmpo_jax.errors import InputError, cut, short
 
 # Largest text file that is read, in bytes, and deepest nesting of JSON.
@@ -79,16 +80,18 @@ def reason(error: BaseException) -> str:
   return f"{type(error).__name__}: {text}" if isinstance(error, KeyError | IndexError) else text
 
 
-def is_file(path: str | os.PathLike) -> bool:
+def is_file(path: str | os.PathLike | paths.Path) -> bool:
   """Whether there is a file; False for a name that no file can have, such as one too long."""
   try:
-    return pathlib.Path(path).is_file()
+    return paths.parse(path).is_file()
+  except InputError:
+    raise
   except (OSError, ValueError):
     return False
 
 
 def read_text(
-  path: str | os.PathLike,
+  path: str | os.PathLike | paths.Path,
   *,
   advice: str = "save it as UTF-8",
   pipes: bool = False,
@@ -115,10 +118,14 @@ def read_text(
 
 
 def read_bytes(
-  path: str | os.PathLike, *, advice: str = "", pipes: bool = False, max_bytes: int = MAX_BYTES
+  path: str | os.PathLike | paths.Path,
+  *,
+  advice: str = "",
+  pipes: bool = False,
+  max_bytes: int = MAX_BYTES,
 ) -> bytes:
   """The bytes of a regular file of at most `max_bytes`; arguments and errors of `read_text`."""
-  path = pathlib.Path(path)
+  path = paths.parse(path)
   try:
     mode = path.stat().st_mode
     if not (stat.S_ISREG(mode) or (pipes and not stat.S_ISDIR(mode))):
@@ -159,7 +166,11 @@ def split_lines(text: str) -> list[str]:
 
 
 def read_json(
-  path: str | os.PathLike, *, kind: type = dict, advice: str = "", max_bytes: int = MAX_BYTES
+  path: str | os.PathLike | paths.Path,
+  *,
+  kind: type = dict,
+  advice: str = "",
+  max_bytes: int = MAX_BYTES,
 ) -> Any:
   """The value in a JSON file.
 
@@ -213,7 +224,9 @@ def parse_json(text: str | bytes, where: object, kind: type = dict, advice: str 
   return value
 
 
-def read_json_lines(path: str | os.PathLike, *, kind: type = dict, advice: str = "") -> list[Any]:
+def read_json_lines(
+  path: str | os.PathLike | paths.Path, *, kind: type = dict, advice: str = ""
+) -> list[Any]:
   """The values of a file with a JSON value per line; empty lines are passed over.
 
   Args:
@@ -251,7 +264,7 @@ def check_name(name: object, what: str) -> str:
   return name
 
 
-def inside(root: str | os.PathLike, name: object, what: str = "path") -> pathlib.Path:
+def inside(root: str | os.PathLike | paths.Path, name: object, what: str = "path") -> paths.Path:
   """The path of a file or folder that must lie in a folder.
 
   Links may lead elsewhere in the folder, and from a snapshot of the hub's cache to its blobs.
@@ -272,7 +285,9 @@ def inside(root: str | os.PathLike, name: object, what: str = "path") -> pathlib
   parts = pathlib.PurePosixPath(name)
   if parts.is_absolute() or ".." in parts.parts:
     raise InputError(f"the {what} {short(name)} leaves the folder {root}; paths are relative to it")
-  base = pathlib.Path(root).resolve()
+  base = paths.parse(root).resolve()
+  if not isinstance(base, pathlib.Path):
+    return base / parts
   allowed = [base]
   if "snapshots" in base.parts:  # the hub's cache: snapshots/REVISION/file -> blobs/HASH
     allowed.append(pathlib.Path(*base.parts[: base.parts.index("snapshots")], "blobs"))
