@@ -21,6 +21,8 @@ class Examples:
     labels: float32 `[N]` in [0, 1], probability that the first image of a pair is the preferred
       one; 1/2 is a tie. None: 1.
     weights: float32 `[N]`, finite and >= 0, factors of the examples' losses; None: 1.
+    sources: float32 `[N, H, W, C]` in [-1, 1], the images that those of each example were edited
+      from; None where they are no edits.
 
   Raises:
     InputError: A shape, dtype or length is wrong, a pixel is NaN or infinite, an id occurs twice, a
@@ -32,6 +34,7 @@ class Examples:
   ids: np.ndarray
   labels: np.ndarray | None = None
   weights: np.ndarray | None = None
+  sources: np.ndarray | None = None
 
   def __post_init__(self):
     shape, n = np.shape(self.images), len(self.captions)
@@ -51,6 +54,17 @@ class Examples:
         f"{bad.size} examples hold NaN or infinite pixels, the first at row {bad[0]} "
         f"({self.captions[bad[0]]!r})"
       )
+    if self.sources is not None:
+      expected = (n, *shape[2:])
+      if np.shape(self.sources) != expected or self.sources.dtype != np.float32:
+        actual = f"{getattr(self.sources, 'dtype', type(self.sources).__name__)}"
+        raise InputError(
+          f"sources must be float32 {list(expected)}, one image as large as those of its example, "
+          f"got {actual} {np.shape(self.sources)}"
+        )
+      bad = np.flatnonzero(~np.isfinite(self.sources).all(axis=(1, 2, 3)))
+      if bad.size:
+        raise InputError(f"{bad.size} sources hold NaN or infinite pixels, the first at {bad[0]}")
     values, counts = np.unique(self.ids, return_counts=True)
     if (counts > 1).any():
       raise InputError(f"id {values[counts > 1][0]} occurs more than once; ids must be unique")
@@ -71,6 +85,11 @@ class Examples:
   def __len__(self) -> int:
     return len(self.captions)
 
+  @property
+  def has_sources(self) -> bool:
+    """Whether the examples are edits of source images."""
+    return self.sources is not None
+
   def fingerprint(self) -> str:
     """Fingerprint of the data set, equal for equal contents in one order.
 
@@ -80,7 +99,7 @@ class Examples:
     digest = hashlib.sha256(f"{self.images.shape}".encode())
     digest.update(np.ascontiguousarray(self.images, "<f4").data)
     digest.update(np.ascontiguousarray(self.ids, "<u4").data)
-    for name in ("labels", "weights"):
+    for name in ("labels", "weights", "sources"):
       if getattr(self, name) is not None:
         digest.update(name.encode() + np.ascontiguousarray(getattr(self, name), "<f4").tobytes())
     for caption in self.captions:
@@ -110,8 +129,8 @@ class Examples:
       process_count: Number of processes that share a batch in equal parts.
 
     Returns:
-      `Loader`. A batch holds pixels, text (token ids by name), example_id, and label and weight
-      where the data set has them.
+      `Loader`. A batch holds pixels, text (token ids by name), example_id, and label, weight and
+      source where the data set has them.
 
     Raises:
       InputError: The images have another number of channels, or a number is out of range.
@@ -128,6 +147,7 @@ class Examples:
       "example_id": self.ids,
       "label": self.labels,
       "weight": self.weights,
+      "source": self.sources,
     }
     return Loader(
       {name: column for name, column in columns.items() if column is not None},

@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 
 INDEX = "model_index.json"
 SCHEDULER = "scheduler"
+STABLE_DIFFUSION = "StableDiffusionPipeline"
+# Class of a pipeline -> that of the same one with a UNet that reads the image to edit too.
+EDITING = {
+  STABLE_DIFFUSION: "StableDiffusionInstructPix2PixPipeline",
+  "StableDiffusionXLPipeline": "StableDiffusionXLInstructPix2PixPipeline",
+}
 # Endings of the names of tokenizer classes.
 TOKENIZERS = ("Tokenizer", "TokenizerFast")
 
@@ -116,6 +122,9 @@ def pixel_pipeline(
 ) -> Pipeline:
   """A pipeline that denoises pixels: a StableDiffusionPipeline without a VAE.
 
+  With a UNet that reads twice the channels it returns, those of the image to edit too, it is a
+  StableDiffusionInstructPix2PixPipeline.
+
   diffusers loads the saved folder with `StableDiffusionPipeline.from_pretrained(folder, vae=None)`
   and samples with `output_type="latent"`, which returns the pixels in [-1, 1].
 
@@ -144,8 +153,10 @@ def pixel_pipeline(
         "diffusers' StableDiffusionPipeline overrides it with that value when it loads"
       )
   _check_tokenizer(tokenizer, configs["text_encoder"])
+  unet = configs["unet"]
+  edits = unet.get("in_channels") == 2 * unet.get("out_channels", 0)
   model_index = {
-    "_class_name": "StableDiffusionPipeline",
+    "_class_name": EDITING[STABLE_DIFFUSION] if edits else STABLE_DIFFUSION,
     "_diffusers_version": importlib.metadata.version("diffusers"),
     "feature_extractor": [None, None],
     "image_encoder": [None, None],

@@ -39,10 +39,10 @@ class TextToImage(NamedTuple):
     lora_targets: Component -> glob patterns of the layers that a LoRA adapts by default.
     tokenize: `(captions) -> (Text of N rows, captions that lost words at their end)`.
     encode_text: `(params, Text) -> Conditioning`, float; cached results pass through in float32.
-    condition: `(Conditioning, geometry [B, 6] or None, source [B, H, W, C] or None) ->
+    condition: `(Conditioning, geometry [B, 6] or None, source [B, h, w, Z] or None) ->
       Conditioning` with everything else that the denoiser is conditioned on. Geometry is the
       original height and width, the top and left of the crop, and the target height and width, in
-      pixels.
+      pixels. Source is the result of `encode_source`, zeros for a dropped source image.
     denoise: `(params, x_t [B, h, w, Z], t [B], Conditioning) -> prediction [B, h, w, Z]`.
     posterior: `(params, images [B, H, W, C] in [-1, 1]) -> models.Posterior`; None without an
       autoencoder.
@@ -56,6 +56,8 @@ class TextToImage(NamedTuple):
       makes, for a manifest.
     flops: `(batch, *, trained, reference, lora) -> {component: model FLOPs of one example in a
       train step}`; of the batch only shapes are read, see `training.batch.Batch`.
+    encode_source: `(params, source images [B, H, W, C] in [-1, 1]) -> [B, h, w, Z]`, float32, the
+      source in the form that `condition` takes; None where the pipeline edits no images.
   """
 
   components: tuple[str, ...]
@@ -81,6 +83,7 @@ class TextToImage(NamedTuple):
   make_solver: Callable[..., diffusion.Solver]
   solver_settings: Callable[..., dict[str, Any]]
   flops: Callable[..., dict[str, int]]
+  encode_source: Callable[[Params, jax.Array], jax.Array] | None = None
 
 
 class Family(NamedTuple):

@@ -22,6 +22,8 @@ from dmpo_jax.pipelines.interface import Conditioning, Family, Params, Text, Tex
 
 DENOISER = "unet"
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
+# Conditioning on the image to edit: its latents, or its pixels.
+SOURCE = "source"
 # The order fixes the random initialisation of LoRAs: append, never reorder.
 COMPONENTS = (DENOISER, AUTOENCODER, *TEXT_ENCODERS)
 
@@ -71,8 +73,17 @@ def build(
   def condition(
     text: Conditioning, geometry: jax.Array | None, source: jax.Array | None
   ) -> Conditioning:
-    if source is not None:
-      raise InputError("source images are for editing pipelines, which are not trained yet")
+    if (source is not None) != edits:
+      raise InputError(
+        "the UNet reads the image to edit beside the noisy one, and there is none"
+        if edits
+        else "there is a source image, and the pipeline edits none: its UNet reads "
+        f"{unet.in_channels} channels"
+      )
+    if edits:
+      # CosXL-Edit alone scales them.
+      source = vae.scale(source) if vae and scales_source else source
+      text = {**text, SOURCE: source}
     if unet.text_time is None:
       return text
     if geometry is None:
@@ -83,11 +94,19 @@ def build(
     return {**text, "time_ids": geometry}
 
   def denoise(params: Params, x_t: jax.Array, t: jax.Array, text: Conditioning) -> jax.Array:
+    if edits:
+      x_t = jnp.concatenate([x_t, text[SOURCE].astype(x_t.dtype)], axis=-1)  # [B, h, w, 2 Z]
+      text = {name: x for name, x in text.items() if name != SOURCE}
     return denoiser(params[DENOISER], x_t, t, **text, dtype=dtype)
+
+  def encode_source(params: Params, images: jax.Array) -> jax.Array:
+    return (vae.posterior(params, images).mean if vae else images).astype(jnp.float32)
 
   vae = None
   if AUTOENCODER in configs:
     vae = autoencoder.make(configs[AUTOENCODER], dtype, frozen)
+  edits = unet.in_channels == 2 * unet.out_channels
+  scales_source = pipeline.model_index.get("is_cosxl_edit", False) is True
   forced = pipeline.model_index.get("force_zeros_for_empty_prompt", True)
   scheduler = parts.scheduler(pipeline)
   with located("scheduler/scheduler_config.json"):
@@ -98,7 +117,7 @@ def build(
     text_encoders=encoders,
     autoencoder=AUTOENCODER if vae else None,
     process=process,
-    image_channels=vae.channels if vae else unet.in_channels,
+    image_channels=vae.channels if vae else unet.out_channels,
     text_shapes={
       _ids(name): jax.ShapeDtypeStruct((length,), jnp.int32)
       for name, length in zip(encoders, lengths, strict=True)
@@ -118,10 +137,11 @@ def build(
     posterior=vae and vae.posterior,
     scale=vae.scale if vae else lambda x: x,
     decode=vae.decode if vae else lambda params, x: x,
-    sample_shape=functools.partial(_sample_shape, unet.in_channels, vae),
+    sample_shape=functools.partial(_sample_shape, unet.out_channels, vae),
     make_solver=functools.partial(_make_solver, scheduler),
     solver_settings=functools.partial(_solver_settings, scheduler),
     flops=functools.partial(stable_diffusion_flops.of_batch, configs),
+    encode_source=encode_source if edits else None,
   )
 
 
@@ -287,9 +307,8 @@ def _sample_shape(
   factor, allowed = (vae.downscale, (vae.latent_channels,)) if vae else (1, (1, 3))
   if channels not in allowed:
     raise InputError(
-      f"unet/config.json: in_channels is {channels}; expected "
-      f"{' or '.join(map(str, allowed))}, the channels of a sample: pipelines for editing, whose "
-      "UNets read more, are not sampled here"
+      f"unet/config.json: out_channels is {channels}; expected "
+      f"{' or '.join(map(str, allowed))}, the channels of a sample"
     )
   for name, value in zip(("height", "width"), size, strict=True):
     if value < factor or value % factor:

@@ -96,7 +96,9 @@ def build(
     text: Conditioning, geometry: jax.Array | None, source: jax.Array | None
   ) -> Conditioning:
     if source is not None:
-      raise InputError("source images are for editing pipelines, which are not trained yet")
+      raise InputError(
+        "there is a source image, and no pipeline of Stable Diffusion 3 edits images"
+      )
     hidden = join_hidden_states(
       text["clip_hidden_states"],
       text.get("t5_hidden_states"),

@@ -95,10 +95,11 @@ def check(pipeline: interop.Pipeline, unet: UNetConfig, encoders: Sequence[str])
   _check_widths(unet, encoders, texts)
   if "vae" in pipeline.configs:
     _check_channels(unet, vae_config.read(pipeline.configs["vae"]))
-  elif unet.in_channels != unet.out_channels:
+  elif unet.in_channels not in (unet.out_channels, 2 * unet.out_channels):
     raise InputError(
       f"unet/config.json: in_channels is {unet.in_channels} and out_channels "
-      f"{unet.out_channels}; without an autoencoder they are the same pixels"
+      f"{unet.out_channels}; without an autoencoder they are the same pixels, or with those of the "
+      "image to edit twice as many"
     )
   forced = pipeline.model_index.get("force_zeros_for_empty_prompt")
   if forced is not None and not isinstance(forced, bool):

@@ -25,7 +25,10 @@ class Batch(NamedTuple):
       variance in its own units.
     geometry: float32 `[examples, 6]`, original height and width, top and left of the crop, target
       height and width, in pixels; None: (H, W, 0, 0, H, W) of the pixels.
-    source: float32 `[examples, H, W, C]` in [-1, 1], the image to edit, for editing pipelines.
+    source: `[examples, H, W, C]`, float32 in [-1, 1] or uint8, the image to edit, for editing
+      pipelines; beside `pixels`.
+    source_latents: `[examples, h, w, Z]`, the cached mode of its posterior in the autoencoder's own
+      units; beside `latents`.
     label: float32 `[examples]` in [0, 1], probability that the first image of a pair is the
       preferred one; None: 1.
     weight: float32 `[examples]`, >= 0, factor of an example's loss; None: 1. Nothing divides by the
@@ -50,6 +53,23 @@ class Batch(NamedTuple):
   seeds: jax.Array | None = None
   score_gap: jax.Array | None = None
   beta_factor: jax.Array | None = None
+  source_latents: jax.Array | None = None
+
+
+class EditDropout(NamedTuple):
+  """Probabilities with which an editing pipeline's conditioning is dropped; they sum to at most 1.
+
+  Attributes:
+    caption: Of the caption alone.
+    source: Of the source image alone.
+    both: Of both.
+
+  Source: arXiv 2211.09800, section 3.2.1: 5 % each.
+  """
+
+  caption: float = 0.05
+  source: float = 0.05
+  both: float = 0.05
 
 
 class NoiseSample(NamedTuple):
@@ -60,11 +80,14 @@ class NoiseSample(NamedTuple):
     noise: float32 `[examples, h, w, Z]`, standard normal; `[examples, images, h, w, Z]` where each
       image has its own (`Batch.seeds`).
     dropped: bool `[examples]`, whether the caption is replaced by the empty one.
+    source_dropped: bool `[examples]`, whether the source's latents are replaced by zeros; None:
+      none are.
   """
 
   timesteps: jax.Array
   noise: jax.Array
   dropped: jax.Array
+  source_dropped: jax.Array | None = None
 
 
 def sample_timesteps(seed: int, step: jax.Array, batch: Batch, sampler: Callable) -> jax.Array:
@@ -86,9 +109,13 @@ def sample_timesteps(seed: int, step: jax.Array, batch: Batch, sampler: Callable
 
 
 def sample_noise(
-  seed: int, step: jax.Array, batch: Batch, shape: tuple[int, ...], caption_dropout: float
+  seed: int,
+  step: jax.Array,
+  batch: Batch,
+  shape: tuple[int, ...],
+  dropout: float | EditDropout,
 ) -> NoiseSample:
-  """Noise and caption dropout of each example.
+  """Noise and dropout of the conditioning of each example.
 
   They do not depend on an example's position in the batch, on the number of devices, or on resume.
 
@@ -97,7 +124,9 @@ def sample_noise(
     step: int32 scalar.
     batch: The examples, with timesteps.
     shape: Shape of one image's x_0, (h, w, Z).
-    caption_dropout: Probability of dropping a caption.
+    dropout: Probability of dropping a caption; or those of an editing pipeline. One uniform
+      number u decides: the caption alone is dropped where u < caption, both where u < caption +
+      both, the source alone where u < caption + both + source.
 
   Returns:
     `NoiseSample`.
@@ -107,10 +136,16 @@ def sample_noise(
     noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys[:, 1])
   else:
     noise = initial_noise(batch.seeds.reshape(-1), shape).reshape(*batch.seeds.shape, *shape)
+  if not isinstance(dropout, EditDropout):
+    dropped = jax.vmap(lambda key: jax.random.bernoulli(key, dropout))(keys[:, 2])
+    return NoiseSample(batch.timesteps, noise, dropped)
+  caption, source, both = dropout
+  u = jax.vmap(jax.random.uniform)(keys[:, 2])
   return NoiseSample(
-    timesteps=batch.timesteps,
-    noise=noise,
-    dropped=jax.vmap(lambda key: jax.random.bernoulli(key, caption_dropout))(keys[:, 2]),
+    batch.timesteps,
+    noise,
+    dropped=u < caption + both,
+    source_dropped=(u >= caption) & (u < caption + both + source),
   )
 
 

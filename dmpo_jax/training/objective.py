@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 
 from dmpo_jax import losses, models, pipelines
+from dmpo_jax.errors import InputError
 from dmpo_jax.pipelines import Conditioning, Params, Text, TextToImage
 from dmpo_jax.sampling import to_floats
 from dmpo_jax.training import reference as references
 from dmpo_jax.training.batch import (
   Batch,
+  EditDropout,
   NoiseSample,
   flipped_labels,
   sample_noise,
@@ -65,28 +67,60 @@ def clean_samples(
   return jax.lax.stop_gradient(pipeline.scale(latents)).reshape(noise.shape)
 
 
+def clean_source(pipeline: TextToImage, params: Params, batch: Batch) -> jax.Array | None:
+  """The source image of each example as its denoiser reads it, without gradient.
+
+  Args:
+    pipeline: The networks.
+    params: Parameters of all components; the autoencoder's are not needed for cached latents.
+    batch: The examples, in pixels or as cached latents.
+
+  Returns:
+    float32 `[examples, h, w, Z]`, the mode of the source's posterior in the autoencoder's own units
+    (pixels without an autoencoder); None where the pipeline edits no images.
+
+  Raises:
+    InputError: The batch has no source images and the pipeline edits some, or the reverse.
+  """
+  exists = batch.source is not None or batch.source_latents is not None
+  if exists != (pipeline.encode_source is not None):
+    raise InputError(
+      "the examples have source images, and the pipeline edits none"
+      if exists
+      else "the pipeline edits images, and the examples have no source images"
+    )
+  if not exists:
+    return None
+  if batch.source_latents is not None:
+    return batch.source_latents.astype(jnp.float32)
+  return jax.lax.stop_gradient(pipeline.encode_source(params, to_floats(batch.source)))
+
+
 def conditioning(
   pipeline: TextToImage,
   params: Params,
   batch: Batch,
-  dropped: jax.Array,
+  sample: NoiseSample,
   null_text: Text | None,
+  source: jax.Array | None = None,
 ) -> Conditioning:
-  """The denoiser's conditioning on each example, with dropped captions replaced.
+  """The denoiser's conditioning on each example, with dropped captions and sources replaced.
 
   Args:
     pipeline: The networks.
     params: Parameters of all components; the text encoders' are not needed for cached embeddings.
     batch: The examples.
-    dropped: bool `[examples]`.
+    sample: Which captions and sources are dropped.
     null_text: The empty caption in the form of `batch.text`, without the first axis; None: a
       dropped caption conditions on zeros.
+    source: From `clean_source`; a dropped one is zeros.
 
   Returns:
     Arrays `[examples, ...]` by name.
   """
 
-  def drop(x: jax.Array, null: jax.Array) -> jax.Array:  # [examples, ...], [...]
+  def drop(x: jax.Array, null: jax.Array, dropped=sample.dropped) -> jax.Array:
+    # [examples, ...], [...], [examples]
     return jnp.where(dropped.reshape(-1, *[1] * (x.ndim - 1)), null[None], x)
 
   text = batch.text
@@ -95,7 +129,9 @@ def conditioning(
   encoded = pipeline.encode_text(params, text)
   if null_text is None:
     encoded = jax.tree.map(lambda x: drop(x, jnp.zeros_like(x[0])), encoded)
-  return pipeline.condition(encoded, batch.geometry, batch.source)
+  if source is not None and sample.source_dropped is not None:
+    source = drop(source, jnp.zeros_like(source[0]), sample.source_dropped)
+  return pipeline.condition(encoded, batch.geometry, source)
 
 
 def image_errors(
@@ -105,6 +141,7 @@ def image_errors(
   x0: jax.Array,
   sample: NoiseSample,
   null_text: Text | None,
+  source: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Denoising error of each image under one set of parameters, and the residual it comes from.
 
@@ -115,8 +152,9 @@ def image_errors(
     params: Parameters of all components.
     batch: The examples.
     x0: Their clean samples, float32 `[examples, images, h, w, Z]`.
-    sample: Their timesteps, noise and caption dropout.
+    sample: Their timesteps, noise and dropout.
     null_text: The empty caption, see `conditioning`.
+    source: Their source images, from `clean_source`.
 
   Returns:
     errors: float32 `[examples, images]`.
@@ -128,7 +166,7 @@ def image_errors(
   def per_image(x: jax.Array) -> jax.Array:  # [examples, ...] -> [examples * images, ...]
     return jnp.repeat(x, images, axis=0, total_repeat_length=examples * images)
 
-  conditions = conditioning(pipeline, params, batch, sample.dropped, null_text)
+  conditions = conditioning(pipeline, params, batch, sample, null_text, source)
   conditions = jax.tree.map(per_image, conditions)
   clean = x0.reshape(examples * images, *x0.shape[2:])  # [B, h, w, Z]
   own = sample.noise.ndim == x0.ndim  # each image has its own noise
@@ -195,7 +233,7 @@ class Objective(NamedTuple):
     pipeline: Networks and noise process.
     loss: The loss over errors, its hyperparameters bound.
     timestep_sampler: `(step key, example keys [examples]) -> t [examples]`.
-    caption_dropout: Probability of dropping a caption.
+    caption_dropout: Probability of dropping a caption, where the pipeline edits no images.
     seed: The run's seed.
     null_text: The empty caption, see `conditioning`.
     combine: (frozen, trained) -> the parameters of all components.
@@ -209,6 +247,7 @@ class Objective(NamedTuple):
       would differ by rounding, which beta multiplies. The same holds after each copy of the policy
       into the reference.
     reference_update: How the reference moves.
+    edit_dropout: Probabilities of dropping caption and source, where the pipeline edits images.
   """
 
   pipeline: TextToImage
@@ -224,6 +263,7 @@ class Objective(NamedTuple):
   beta_factor: Callable[[jax.Array | None, jax.Array], jax.Array] | None = None
   starts_at_reference: bool = False
   reference_update: references.ReferenceUpdate = references.FROZEN
+  edit_dropout: EditDropout = EditDropout()
 
   def __call__(
     self, trained: Params, frozen: Params, reference: Params | None, batch: Batch, step: jax.Array
@@ -291,12 +331,15 @@ class Objective(NamedTuple):
       residuals: float32 `[examples, h, w, Z]`; None where the loss takes none.
     """
     x0 = clean_samples(self.pipeline, frozen, batch, self.seed, step)
-    sample = sample_noise(self.seed, step, batch, x0.shape[2:], self.caption_dropout)
+    source = clean_source(self.pipeline, frozen, batch)
+    dropout = self.caption_dropout if source is None else self.edit_dropout
+    sample = sample_noise(self.seed, step, batch, x0.shape[2:], dropout)
 
     count = 2 if losses.requirements(self.loss).residuals else 1
 
     def evaluate(params: Params) -> tuple[jax.Array, ...]:
-      return image_errors(self.pipeline, params, batch, x0, sample, self.null_text)[:count]
+      errors = image_errors(self.pipeline, params, batch, x0, sample, self.null_text, source)
+      return errors[:count]
 
     if self.recompute:
       evaluate = jax.checkpoint(evaluate)

@@ -24,6 +24,7 @@ from dmpo_jax.training.objective import (
   Objective,
   Params,
   clean_samples,
+  clean_source,
   image_errors,
 )
 
@@ -78,8 +79,8 @@ def make_errors(
 ) -> Callable[[Params, Params, Batch], tuple[jax.Array, jax.Array]]:
   """Returns the compiled function that computes the errors of a batch of held-out examples.
 
-  Each example gets one timestep per bin with noise of its own, derived from its id. Captions are
-  not dropped.
+  Each example gets one timestep per bin with noise of its own, derived from its id. Captions and
+  source images are not dropped.
 
   Args:
     objective: Training objective.
@@ -98,6 +99,7 @@ def make_errors(
     step = jnp.zeros((), jnp.int32)
     batch = objective._replace(label_flip_rate=0.0).prepare(batch, step)
     x0 = clean_samples(pipeline, frozen, batch, SEED, step)
+    source = clean_source(pipeline, frozen, batch)
     params = objective.combine(frozen, trained)
     shape = x0.shape[2:]
 
@@ -110,7 +112,9 @@ def make_errors(
     def in_bin(i: jax.Array) -> tuple[jax.Array, jax.Array]:
       timesteps, noise = jax.vmap(sample, in_axes=(0, None))(batch.example_id, i)
       noise_sample = NoiseSample(timesteps, noise, jnp.zeros(timesteps.shape, bool))
-      errors, _ = image_errors(pipeline, params, batch, x0, noise_sample, objective.null_text)
+      errors, _ = image_errors(
+        pipeline, params, batch, x0, noise_sample, objective.null_text, source
+      )
       weights = objective.weights or (lambda t: jnp.ones(t.shape, jnp.float32))
       return errors, weights(timesteps)  # [examples, images], [examples]
 
