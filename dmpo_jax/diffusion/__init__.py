@@ -14,7 +14,7 @@ from dmpo_jax.diffusion import (
 )
 from dmpo_jax.diffusion.ddpm import DiscreteProcess
 from dmpo_jax.diffusion.flow import FlowProcess
-from dmpo_jax.diffusion.guidance import guide, has_guidance, rescale
+from dmpo_jax.diffusion.guidance import guide, guide_edit, has_guidance, rescale
 from dmpo_jax.diffusion.process import Process
 from dmpo_jax.diffusion.scheduler_config import CLASSES, from_config, make_solver, solver_name
 from dmpo_jax.diffusion.solver import Solver, Steps
@@ -35,6 +35,7 @@ __all__ = [
   "flow_weights",
   "from_config",
   "guide",
+  "guide_edit",
   "has_guidance",
   "make_solver",
   "rescale",

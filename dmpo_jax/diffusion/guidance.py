@@ -1,4 +1,4 @@
-"""Classifier-free guidance, and the contrast it adds."""
+"""Classifier-free guidance, by captions and by source images, and the contrast it adds."""
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +42,40 @@ def guide(unconditional: jax.Array, conditional: jax.Array, scale: float) -> jax
   dtype = jnp.promote_types(unconditional.dtype, jnp.float32)
   unconditional, conditional = unconditional.astype(dtype), conditional.astype(dtype)
   return unconditional + scale * (conditional - unconditional)
+
+
+def guide_edit(
+  null: jax.Array,
+  source: jax.Array,
+  conditional: jax.Array,
+  scale: float,
+  image_scale: float,
+) -> jax.Array:
+  """Moves a prediction toward the source image and the instruction, each by a scale of its own.
+
+      guided = e(∅, ∅) + image_scale (e(I, ∅) - e(∅, ∅)) + scale (e(I, T) - e(I, ∅))
+
+  Args:
+    null: e(∅, ∅), the prediction without source and with the empty caption, `[B, ...]`.
+    source: e(I, ∅), that with the source and the empty caption, of the same shape.
+    conditional: e(I, T), that with both, of the same shape.
+    scale: s_T, guidance by the instruction.
+    image_scale: s_I, guidance by the source; 1 leaves `guide(source, conditional, scale)`.
+
+  Returns:
+    The guided prediction, of the same shape, float32 (or wider).
+
+  Raises:
+    InputError: The shapes differ.
+
+  Source: arXiv 2211.09800, equation 3.
+  """
+  shapes = [x.shape for x in (null, source, conditional)]
+  if len(set(shapes)) > 1:
+    raise InputError(f"null, source and conditional have shapes {shapes}; expected the same")
+  dtype = jnp.promote_types(null.dtype, jnp.float32)
+  null, source, conditional = (x.astype(dtype) for x in (null, source, conditional))
+  return null + image_scale * (source - null) + scale * (conditional - source)
 
 
 def rescale(guided: jax.Array, conditional: jax.Array, strength: float) -> jax.Array:

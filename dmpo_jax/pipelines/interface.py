@@ -58,6 +58,7 @@ class TextToImage(NamedTuple):
       train step}`; of the batch only shapes are read, see `training.batch.Batch`.
     encode_source: `(params, source images [B, H, W, C] in [-1, 1]) -> [B, h, w, Z]`, float32, the
       source in the form that `condition` takes; None where the pipeline edits no images.
+    default_image_guidance: Scale of guidance by the source that edits are published with.
   """
 
   components: tuple[str, ...]
@@ -84,6 +85,12 @@ class TextToImage(NamedTuple):
   solver_settings: Callable[..., dict[str, Any]]
   flops: Callable[..., dict[str, int]]
   encode_source: Callable[[Params, jax.Array], jax.Array] | None = None
+  default_image_guidance: float = 1.5
+
+  @property
+  def edits(self) -> bool:
+    """Whether the denoiser is conditioned on a source image."""
+    return self.encode_source is not None
 
 
 class Family(NamedTuple):

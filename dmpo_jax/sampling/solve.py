@@ -121,12 +121,69 @@ def guided(
   return predict
 
 
-def interleave(a: jax.Array, b: jax.Array) -> jax.Array:
-  """a_0, b_0, a_1, b_1, ... along the first axis: `[B, ...]` twice to `[2B, ...]`."""
-  return jnp.stack([a, b], axis=1).reshape(-1, *a.shape[1:])
+def guided_edit(
+  network: Callable[[jax.Array, jax.Array, Any], jax.Array],
+  conditioning: Any,
+  source_conditioning: Any,
+  null_conditioning: Any,
+  *,
+  scale: float,
+  image_scale: float,
+  rescale: float = 0.0,
+  null_network: Callable[[jax.Array, jax.Array, Any], jax.Array] | None = None,
+) -> Predict:
+  """A network with its instructions and source images, as the `predict` of `solve`.
+
+      predict(x, t) = guide_edit(e(∅, ∅), e(I, ∅), e(I, T), scale, image_scale)
+
+  The three predictions come from one forward on a batch of 3 B in which the three of an image
+  follow each other. At `image_scale` 1, where e(∅, ∅) cancels, they are two: `guided`. At and below
+  scale 1 there is no guidance, as in diffusers: the prediction is e(I, T).
+
+  Args:
+    network: (x, t, conditioning) -> prediction.
+    conditioning: Conditioning on source and instruction, a tree of arrays `[B, ...]`.
+    source_conditioning: That on the source and the empty or negative caption.
+    null_conditioning: That on no source and the empty or negative caption.
+    scale: Guidance by the instruction; 1 and less is none.
+    image_scale: Guidance by the source, at least 1.
+    rescale: The strength of `diffusion.rescale`, toward e(I, T); 0 is none.
+    null_network: The network of both conditionings without the instruction; None: the same.
+
+  Returns:
+    predict(x `[B, H, W, C]`, t `[B]`) -> `[B, H, W, C]`.
+  """
+  if image_scale == 1 or not diffusion.has_guidance(scale):
+    return guided(
+      network,
+      conditioning,
+      source_conditioning,
+      scale=scale,
+      rescale=rescale,
+      null_network=null_network,
+    )
+  without = jax.tree.map(interleave, null_conditioning, source_conditioning)  # [2B, ...]
+  every = jax.tree.map(interleave, null_conditioning, source_conditioning, conditioning)  # [3B]
+
+  def predict(x: jax.Array, t: jax.Array) -> jax.Array:
+    if null_network is None:
+      three = network(interleave(x, x, x), interleave(t, t, t), every)
+      null, source, full = separate(three, 3)  # [B, H, W, C]
+    else:
+      null, source = separate(null_network(interleave(x, x), interleave(t, t), without))
+      full = network(x, t, conditioning)
+    prediction = diffusion.guide_edit(null, source, full, scale, image_scale)
+    return diffusion.rescale(prediction, full, rescale) if rescale else prediction
+
+  return predict
 
 
-def separate(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Undoes `interleave`: `[2B, ...]` to `[B, ...]` twice."""
-  pairs = x.reshape(-1, 2, *x.shape[1:])
-  return pairs[:, 0], pairs[:, 1]
+def interleave(*arrays: jax.Array) -> jax.Array:
+  """a_0, b_0, a_1, b_1, ... along the first axis: K arrays `[B, ...]` to `[K B, ...]`."""
+  return jnp.stack(arrays, axis=1).reshape(-1, *arrays[0].shape[1:])
+
+
+def separate(x: jax.Array, count: int = 2) -> tuple[jax.Array, ...]:
+  """Undoes `interleave`: `[K B, ...]` to K arrays `[B, ...]`."""
+  groups = x.reshape(-1, count, *x.shape[1:])
+  return tuple(groups[:, i] for i in range(count))

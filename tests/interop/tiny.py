@@ -4,8 +4,11 @@ import torch
 from diffusers import (
   AutoencoderKL,
   DDIMScheduler,
+  DiffusionPipeline,
   EulerDiscreteScheduler,
+  StableDiffusionInstructPix2PixPipeline,
   StableDiffusionPipeline,
+  StableDiffusionXLInstructPix2PixPipeline,
   StableDiffusionXLPipeline,
   UNet2DConditionModel,
 )
@@ -55,10 +58,10 @@ def make_unet(**config):
   return perturb(UNet2DConditionModel(**{**blocks, **config}))
 
 
-def make_sdxl_unet():
+def make_sdxl_unet(**latents):
   """Conditioned on sizes and on pooled text: 6 numbers of 4 features each, and 10 of the text."""
   return make_unet(
-    **LATENTS,
+    **{**LATENTS, **latents},
     down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
     up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
     transformer_layers_per_block=(1, 2),
@@ -159,6 +162,20 @@ def write_tiny_sdxl(folder, **saving):
     add_watermarker=False,
   )
   pipeline.save_pretrained(folder, **saving)
+  return folder
+
+
+def as_editing(folder):
+  """Makes a tiny pipeline with a VAE one for editing, with a UNet of twice the channels."""
+  cls = DiffusionPipeline.from_pretrained(folder).__class__
+  kinds = {
+    StableDiffusionPipeline: (StableDiffusionInstructPix2PixPipeline, make_unet),
+    StableDiffusionXLPipeline: (StableDiffusionXLInstructPix2PixPipeline, make_sdxl_unet),
+  }
+  cls, unet = kinds[cls]
+  fields = LATENTS if unet is make_unet else {}
+  pipeline = cls.from_pretrained(folder, unet=unet(**{**fields, "in_channels": 8}))
+  pipeline.save_pretrained(folder)
   return folder
 
 

@@ -1,0 +1,133 @@
+"""Edits by random pipelines against torch diffusers', image by image from the same noise."""
+
+import dataclasses
+
+import diffusers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dmpo_jax import diffusion, interop, pipelines, sampling
+from dmpo_jax.errors import InputError
+from dmpo_jax.sampling.noise import step_noise
+from tests.interop import tiny
+
+PROMPTS = ["the digit seven", "one", "the the seven one"]
+SEEDS = np.array([5, 0, 2**32 - 1])
+SIZE, STEPS = (16, 24), 4
+SOURCE = np.random.default_rng(3).integers(0, 256, (3, *SIZE, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+  """Kind -> folder of a tiny random pipeline that edits images."""
+  root = tmp_path_factory.mktemp("editing")
+  writers = {"sd": tiny.write_tiny_sd, "sdxl": tiny.write_tiny_sdxl}
+  return {kind: tiny.as_editing(write(root / kind)) for kind, write in writers.items()}
+
+
+@pytest.fixture(scope="module")
+def loaded(folders):
+  return {kind: interop.load_pipeline(folder) for kind, folder in folders.items()}
+
+
+def to_torch(x):
+  """[B, H, W, C] to torch's [B, C, H, W]."""
+  return torch.from_numpy(np.moveaxis(np.array(x), -1, 1))
+
+
+def theirs(folder, solver, scheduler, monkeypatch, noise, **options):
+  """[N, H, W, C] in [0, 1], by diffusers' pipeline of the folder."""
+  pipeline = diffusers.DiffusionPipeline.from_pretrained(folder)
+  pipeline.set_progress_bar_config(disable=True)
+  if solver is not None:
+    cls = getattr(diffusers, diffusion.CLASSES[solver])
+    pipeline.scheduler = cls.from_config(pipeline.scheduler.config, **scheduler)
+  keys, count = sampling.seed_keys(SEEDS), iter(range(1, STEPS + 1))
+  monkeypatch.setattr(
+    "diffusers.schedulers.scheduling_euler_ancestral_discrete.randn_tensor",
+    lambda *_, **__: to_torch(step_noise(keys, next(count), noise.shape[1:])),
+  )
+  with torch.inference_mode():
+    return pipeline(
+      PROMPTS,
+      image=[Image.fromarray(image) for image in SOURCE],
+      latents=to_torch(noise),
+      num_inference_steps=STEPS,
+      output_type="np",
+      **options,
+    ).images
+
+
+def ours(pipeline, solver=None, *, guidance, source=SOURCE, **options):
+  """[N, H, W, C] in [0, 1]."""
+  functions = pipelines.build(pipeline)
+  negative = options.pop("negative", None)
+  sampler = pipelines.make_sampler(
+    functions,
+    functions.make_solver(STEPS, name=solver),
+    size=SIZE,
+    guidance=guidance,
+    negative=negative is not None,
+    **options,
+  )
+  inputs, _ = pipelines.sampling_inputs(
+    functions, PROMPTS, SEEDS, negative=negative, size=SIZE, source=source
+  )
+  images = pipelines.sample_all(
+    sampler, pipeline.params, inputs, batch_size=3, devices=jax.devices()[:1]
+  )
+  return np.clip(images / 2 + 0.5, 0, 1)
+
+
+# Kind, solver, scheduler, guidance, image guidance, further options of ours and of theirs.
+CASES = {
+  "sd, both scales": ("sd", None, {}, 7.5, 1.5, {}),
+  "sd, karras": ("sd", "euler", {"use_karras_sigmas": True}, 7.5, 1.5, {}),
+  "sd, ancestral, as InstructPix2Pix is published": ("sd", "euler_ancestral", {}, 7.5, 1.5, {}),
+  "sd, heun": ("sd", "heun", {}, 7.5, 1.5, {}),
+  "sd, dpm_solver_pp_2m": ("sd", "dpm_solver_pp_2m", {}, 7.5, 1.5, {}),
+  "sd, pndm": (
+    "sd",
+    "pndm",
+    {"skip_prk_steps": True, "steps_offset": 1, "set_alpha_to_one": False},
+    7.5,
+    1.5,
+    {},
+  ),
+  "sd, negative prompt": ("sd", None, {}, 7.5, 1.5, {"negative": "one"}),
+  "sd, instruction alone": ("sd", None, {}, 7.5, 1.0, {}),
+  "sd, no guidance": ("sd", None, {}, 1.0, 1.0, {}),
+  "sdxl, both scales": ("sdxl", None, {}, 5.0, 1.5, {}),
+  "sdxl, instruction alone, rescaled": ("sdxl", None, {}, 5.0, 1.0, {"guidance_rescale": 0.6}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_edits_are_those_of_diffusers_from_the_same_noise(case, folders, loaded, monkeypatch):
+  kind, solver, scheduler, guidance, image_guidance, options = CASES[case]
+  pipeline = loaded[kind]
+  config = {**pipeline.configs["scheduler"], **scheduler}
+  pipeline = dataclasses.replace(pipeline, configs={**pipeline.configs, "scheduler": config})
+  images = ours(pipeline, solver, guidance=guidance, image_guidance=image_guidance, **options)
+  further = {k: v for k, v in options.items() if k != "negative"}
+  if "negative" in options:
+    further["negative_prompt"] = [options["negative"]] * len(PROMPTS)
+  if kind == "sdxl":
+    further |= {"height": SIZE[0], "width": SIZE[1]}
+  expected = theirs(
+    folders[kind],
+    solver,
+    scheduler,
+    monkeypatch,
+    sampling.initial_noise(SEEDS, (SIZE[0] // 2, SIZE[1] // 2, 4)),
+    guidance_scale=guidance,
+    image_guidance_scale=image_guidance,
+    **further,
+  )
+  assert np.ptp(expected) > 0.2
+  assert np.mean((expected > 0) & (expected < 1)) > 0.3, "most of it is clipped"
+  np.testing.assert_allclose(images, expected, atol=1e-4)
