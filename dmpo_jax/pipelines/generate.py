@@ -107,11 +107,11 @@ def _check_source(
     return
   expected = (count, *(size or pipeline.default_size()), pipeline.image_channels)
   if tuple(source.shape) != expected:
-    raise InputError(f"the source images are {tuple(source.shape)}; expected {expected}, [N, H, W, C]")
-  if source.dtype not in (np.uint8, np.float32):
     raise InputError(
-      f"the source images are {source.dtype}; expected uint8, or float32 in [-1, 1]"
+      f"the source images are {tuple(source.shape)}; expected {expected}, [N, H, W, C]"
     )
+  if source.dtype not in (np.uint8, np.float32):
+    raise InputError(f"the source images are {source.dtype}; expected uint8, or float32 in [-1, 1]")
 
 
 def geometry(

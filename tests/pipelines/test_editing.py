@@ -4,14 +4,12 @@ import dataclasses
 
 import diffusers
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from dmpo_jax import diffusion, interop, pipelines, sampling
-from dmpo_jax.errors import InputError
 from dmpo_jax.sampling.noise import step_noise
 from tests.interop import tiny
 
@@ -106,7 +104,12 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+FAST = ("sd, ancestral, as InstructPix2Pix is published", "sdxl, both scales")
+
+
+@pytest.mark.parametrize(
+  "case", [case if case in FAST else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
+)
 def test_edits_are_those_of_diffusers_from_the_same_noise(case, folders, loaded, monkeypatch):
   kind, solver, scheduler, guidance, image_guidance, options = CASES[case]
   pipeline = loaded[kind]
