@@ -48,7 +48,16 @@ def pytest_runtest_setup(item):
     pytest.skip(f"more than {minutes:g} minutes have gone: no slow test starts any more")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-  """Puts the files with slow tests last: they are the ones that wait for other processes."""
-  slow = {item.path for item in items if item.get_closest_marker("slow") is not None}
-  items.sort(key=lambda item: item.path in slow)
+  """Groups the tests of a file for one process, and puts all slow tests last.
+
+  The slow tests of a file are a group of their own: they start after the fast tests of all files,
+  so that a time limit for slow tests leaves no fast one waiting.
+  """
+  slow = {item for item in items if item.get_closest_marker("slow") is not None}
+  files = {path: number for number, path in enumerate(dict.fromkeys(i.path for i in items))}
+  for item in items:
+    group = f"{files[item.path]}{'-slow' if item in slow else ''}"  # xdist prints it after the name
+    item.add_marker(pytest.mark.xdist_group(group))
+  items.sort(key=lambda item: item in slow)

@@ -13,6 +13,8 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+# Those that train networks for more than half a minute.
+SLOW = {"02_toy_modes", "03_align_stable_diffusion"}
 every = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 
 
@@ -30,7 +32,11 @@ def test_all_notebooks_are_there():
   assert [p.stem for p in NOTEBOOKS] == names
 
 
-@every
+@pytest.mark.parametrize(
+  "path",
+  [pytest.param(p, marks=[pytest.mark.slow] if p.stem in SLOW else []) for p in NOTEBOOKS],
+  ids=lambda p: p.stem,
+)
 def test_a_notebook_runs_from_top_to_bottom_and_its_assertions_hold(path, tmp_path):
   execute = runpy.run_path(str(ROOT / "notebooks" / "execute.py"))["execute"]
   settings = {"DMPO_NOTEBOOK_SMALL": "1", "DMPO_NOTEBOOK_IMAGES": str(tmp_path)}

@@ -282,6 +282,7 @@ def test_the_number_of_devices_changes_no_byte(settings, pairs, tmp_path):
   assert one["files"] == two["files"]
 
 
+@pytest.mark.slow
 def test_a_run_on_cached_latents_has_the_metrics_of_one_on_images(settings, pairs, tmp_path):
   by_data = configs_of(settings["sd"], pairs)
   for data in ("images", "cached"):

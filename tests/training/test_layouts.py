@@ -88,6 +88,7 @@ def compare_monitoring(root, layout):
   assert np.abs(picture - other_picture).max() <= 1
 
 
+@pytest.mark.slow
 def test_two_processes_agree_with_one_device_and_end_together_at_a_nan_loss(root, one):
   workdir = root / "processes"
   arguments = ["--config.mesh.fsdp=2", "--config.num_steps=3"]
@@ -101,6 +102,7 @@ def test_two_processes_agree_with_one_device_and_end_together_at_a_nan_loss(root
   compare_monitoring(root, "processes")
 
 
+@pytest.mark.slow
 def test_a_run_resumes_in_another_layout_and_after_sigterm(tmp_path, capsys):
   moved, log = tmp_path / "moved", tmp_path / "local.log"
   train(config("steps", num_steps=4, **FOUR), moved, show_progress=False)

@@ -207,6 +207,7 @@ def _start(workdir: pathlib.Path, pipeline: pathlib.Path) -> subprocess.Popen:
   )
 
 
+@pytest.mark.slow
 def test_a_run_killed_again_and_again_ends_as_if_it_had_not_been(pipeline, tmp_path):
   whole, killed = tmp_path / "whole", tmp_path / "killed"
   worker = _start(whole, pipeline)

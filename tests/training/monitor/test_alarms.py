@@ -105,6 +105,7 @@ def state_of(folder):
   return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*.safetensors")}
 
 
+@pytest.mark.slow
 def test_an_alarm_ends_the_run_with_the_checkpoint_before_it_until_the_config_changes(
   base, ruin, tmp_path
 ):
