@@ -8,7 +8,6 @@ import time
 from typing import Any
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
@@ -17,14 +16,14 @@ from dmpo_jax.errors import InputError, PreemptedError
 from dmpo_jax.parallel import sharding
 from dmpo_jax.parallel.array_checksums import tree_checksum
 from dmpo_jax.parallel.processes import Processes
-from dmpo_jax.parallel.to_host import on_host
 from dmpo_jax.training import config as configs
 from dmpo_jax.training import reference as references
 from dmpo_jax.training import setup
 from dmpo_jax.training.checkpoint import Checkpoints
 from dmpo_jax.training.device_batches import DeviceBatches, check_devices
 from dmpo_jax.training.export import check_base_weights, save_run
-from dmpo_jax.training.loop import Hooks, StepResult, take_steps
+from dmpo_jax.training.goodput import Goodput
+from dmpo_jax.training.loop import take_steps
 from dmpo_jax.training.monitor.alarms import Alarms, AlarmStop
 from dmpo_jax.training.monitor.monitor import Monitor
 from dmpo_jax.training.monitor.monitored_run import MonitoredRun
@@ -43,6 +42,7 @@ from dmpo_jax.training.run_directory import (
   run_lock,
   write_fingerprint,
 )
+from dmpo_jax.training.run_hooks import RunHooks
 from dmpo_jax.training.step import (
   State,
   abstract_state,
@@ -76,9 +76,9 @@ def train(
 
   Args:
     config: See `dmpo_jax.training.config.default`.
-    workdir: Directory of this run alone: run.json, checkpoints/, metrics.jsonl, tensorboard/, the
-      files of docs/monitoring.md, and at the end pipeline/, with LoRA lora/ too, and summary.json.
-      All processes share it.
+    workdir: Directory of this run alone: run.json, checkpoints/, metrics.jsonl, goodput.json,
+      tensorboard/, the files of docs/monitoring.md, and at the end pipeline/, with LoRA lora/ too,
+      and summary.json. All processes share it.
     show_progress: Whether to show a progress bar.
     processes: The processes of the run, all of which call this; None: this one alone.
 
@@ -94,11 +94,14 @@ def train(
     StoppedError: An alarm of config.health.stop ended the run; its results are those of the last
       checkpoint before the alarm.
   """
-  start_time = time.perf_counter()
+  start_time, goodput = time.perf_counter(), Goodput()
   config, workdir = configs.check(config), pathlib.Path(workdir)
   processes = processes or Processes()
   total = config.num_steps
-  with processes.preemption_handler(), run_lock(workdir, processes):
+  with contextlib.ExitStack() as outer:
+    outer.enter_context(processes.preemption_handler())
+    outer.enter_context(run_lock(workdir, processes))
+    outer.enter_context(contextlib.closing(goodput))
     # Mesh.
     check_base_pipeline(config.pipeline, workdir)
     mesh = sharding.make_mesh(config.num_devices, **config.mesh)
@@ -142,6 +145,7 @@ def train(
       start_time=start_time,
       is_first=processes.is_first,
       broadcast=processes.broadcast,
+      goodput=goodput,
     )
     del pipeline  # or its parameters would stay in memory beside those of the state
 
@@ -162,7 +166,8 @@ def train(
         stop = processes.broadcast(read_stop(workdir, config) if processes.is_first else None)
       if first:
         LOGGER.info("resuming from step %d of %d", first, total)
-        state, alarms = load_state(first)
+        with goodput.part("restore"):
+          state, alarms = load_state(first)
         monitor.alarms.restore(alarms)
       else:
         state = sharded_initial_state(trained, optimizer, mesh, **copies)
@@ -174,13 +179,15 @@ def train(
         # Tracing checks shapes, fields and hyperparameters before anything compiles, and before the
         # work directory belongs to this run.
         batch = batches[0]
-        lowered = compile_step(step, mesh, state, frozen, reference).lower(
-          state, frozen, reference, batch
-        )
+        with goodput.part("compile"):
+          lowered = compile_step(step, mesh, state, frozen, reference).lower(
+            state, frozen, reference, batch
+          )
         if processes.is_first:
           write_fingerprint(workdir, fingerprint)
           record_versions(workdir, first)
           remove_stop(workdir)
+          goodput.begin(workdir, first)
         if processes.is_first and batches.truncated:
           LOGGER.warning("%d captions are longer than the context and are cut", batches.truncated)
         with contextlib.ExitStack() as stack:
@@ -196,30 +203,35 @@ def train(
           stack.enter_context(contextlib.closing(bar))
           stack.enter_context(contextlib.closing(monitor))
           compile_start = time.perf_counter()
-          compiled = lowered.compile()
+          with goodput.part("compile"):
+            compiled = lowered.compile()
           LOGGER.debug("compiled in %.1f s", time.perf_counter() - compile_start)
           bar.unpause()
           monitor.start(first, state, frozen, trained, batch)
           del trained, batch  # or the initial parameters would stay in memory
           loop_time = time.perf_counter()
-          save = functools.partial(_save, config, fingerprint, checkpoints, monitor.alarms)
+          save = functools.partial(_save, config, fingerprint, checkpoints, monitor.alarms, goodput)
           try:
-            state, done = take_steps(
-              state,
-              monitor.time_batches(iterator),
-              total - first,
-              step=compiled,
-              frozen=frozen,
-              reference=reference,
-              first=first,
-              hooks=_RunHooks(config, processes, checkpoints, monitor, bar, frozen, save),
-            )
+            with goodput.part("steps"):
+              state, done = take_steps(
+                state,
+                monitor.time_batches(iterator),
+                total - first,
+                step=compiled,
+                frozen=frozen,
+                reference=reference,
+                first=first,
+                hooks=RunHooks(config, processes, checkpoints, monitor, bar, frozen, save),
+              )
           except AlarmStop as alarm:  # in all processes at the same step
             stop = stop_record(config, alarm)
           else:
             if done > first and checkpoints.last_saved != done:  # preempted
               save(done, state)
-          checkpoints.wait()
+          with goodput.part("save"):
+            checkpoints.wait()
+          if checkpoints.last_saved == done:
+            goodput.saved(done)
         if stop is None and done < total:
           processes.barrier()  # a process that ends would end others before all is saved
           raise PreemptedError(
@@ -234,7 +246,10 @@ def train(
     # Export.
     if done and (stop is None or not processes.broadcast(_is_complete(workdir, done, processes))):
       load = functools.partial(load_base_pipeline, config, captions, fingerprint["base_weights"])
-      save_run(workdir, config, state, load, processes)
+      if processes.is_first:
+        goodput.begin(workdir, done)
+      with goodput.part("export"):
+        save_run(workdir, config, state, load, processes)
     result = Result(
       pipeline=workdir / PIPELINE,
       steps=done,
@@ -245,7 +260,8 @@ def train(
       captions_truncated=batches.truncated,
     )
     if processes.is_first and done:
-      write_summary(workdir, result)
+      with goodput.part("export"):
+        write_summary(workdir, result)
     if processes.is_first and stop is not None:
       write_stop(workdir, stop)
     processes.barrier()
@@ -297,48 +313,6 @@ def load_base_pipeline(
   return pipeline
 
 
-class _RunHooks(Hooks):
-  """Progress bar, metrics, evaluation and checkpoints of a run."""
-
-  def __init__(self, config, processes, checkpoints, monitor, bar, frozen, save):
-    self._config, self._processes = config, processes
-    self._frozen, self._save = frozen, save
-    self._checkpoints, self._monitor, self._bar = checkpoints, monitor, bar
-
-  def should_stop(self, step: int) -> bool:
-    return self._processes.should_stop(step)
-
-  def before_step(self, step: int) -> None:
-    self._monitor.before_step(step)
-
-  def after_step(self, result: StepResult) -> None:
-    self._monitor.after_step(result.losses)
-
-  def record(self, result: StepResult) -> None:
-    metrics = {name: float(value) for name, value in result.metrics.items()}
-    if not all(np.isfinite(metrics[k]) for k in ("loss", "gradient_norm", "parameter_norm")):
-      # All processes come here, so the save that may still be running can be waited for.
-      self._checkpoints.wait()
-      raise _not_finite(result, metrics, self._checkpoints)
-    self._checkpoints.check()
-    self._monitor.record(result.step, metrics)
-    shown = {k: f"{metrics[k]:.4g}" for k in ("loss", "accuracy") if k in metrics}
-    self._bar.set_postfix(shown, refresh=False)
-    self._bar.update()
-
-  def is_due(self, step: int) -> bool:
-    return self._is_saved(step) or self._monitor.is_due(step)
-
-  def at(self, step: int, state: State) -> None:
-    if self._monitor.is_due(step):
-      self._monitor.evaluate(step, state, self._frozen)
-    if self._is_saved(step):
-      self._save(step, state)
-
-  def _is_saved(self, step: int) -> bool:
-    return step % self._config.checkpoint.every == 0 or step == self._config.num_steps
-
-
 def _is_complete(workdir: pathlib.Path, step: int, processes: Processes) -> bool:
   """Whether the results of a step are in the work directory; False in all but the first process."""
   return processes.is_first and read_summary(workdir, step) is not None
@@ -360,27 +334,11 @@ def _save(
   fingerprint: dict[str, Any],
   checkpoints: Checkpoints,
   alarms: Alarms,
+  goodput: Goodput,
   step: int,
   state: State,
 ) -> None:
   data = {**position(config, fingerprint["base_weights"], step), "alarms": alarms.state()}
-  checkpoints.save(step, to_saved(state), data)
-
-
-def _not_finite(
-  result: StepResult, metrics: dict[str, float], checkpoints: Checkpoints
-) -> InputError:
-  """The error for a step whose loss, gradient or parameters are not finite; it is never saved."""
-  losses, ids = on_host((result.losses, result.example_id))
-  bad = ~np.isfinite(losses)
-  if bad.any():
-    what, ids = f"the loss of {bad.sum()} of {bad.size} examples", ids[bad]
-  else:
-    what = next(name for name, value in metrics.items() if not np.isfinite(value))
-  saved = checkpoints.latest()
-  good = "no checkpoint was due before it" if saved is None else f"that of step {saved} is good"
-  return InputError(
-    f"step {result.step}: {what} is not finite (examples with ids {ids[:20].tolist()}). Nothing of "
-    f"this step was saved; of the checkpoints in {checkpoints.directory}, {good}. Lower the "
-    "learning rate or beta, or look at those examples"
-  )
+  with goodput.part("save"):
+    checkpoints.save(step, to_saved(state), data)
+  goodput.saved(step)

@@ -2,10 +2,12 @@
 
 import pathlib
 
+from dmpo_jax.training.goodput import Goodput
 from dmpo_jax.training.monitor.metrics import read
 from dmpo_jax.training.monitor.throughput import TIMINGS
 
 
 def computed(workdir: pathlib.Path) -> list[dict]:
   """The rows of a run without what tells its speed."""
-  return [{k: v for k, v in row.items() if k not in TIMINGS} for row in read(workdir)]
+  timings = {*TIMINGS, *Goodput(period=None).metrics()}
+  return [{k: v for k, v in row.items() if k not in timings} for row in read(workdir)]

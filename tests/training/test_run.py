@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from dmpo_jax import data, interop
 from dmpo_jax.common.ranges import Interval
-from dmpo_jax.training import config_ranges
+from dmpo_jax.training import config_ranges, goodput
 from dmpo_jax.training.export import export
 from dmpo_jax.training.monitor.metrics import read
 from dmpo_jax.training.run import train
@@ -225,6 +225,11 @@ def test_a_run_killed_again_and_again_ends_as_if_it_had_not_been(pipeline, tmp_p
   assert kills == 3
   worker = _start(killed, pipeline)
   assert worker.wait(timeout=300) == 0, worker.stderr.read()
+  record = goodput.read(killed)
+  seconds = record["seconds"]
+  assert (record["starts"], record["step"]) == (4, 24)
+  assert all(value > 0 for value in seconds.values())  # each part occurs, lost work too
+  assert sum(seconds.values()) == pytest.approx(record["updated"] - record["first_start"], abs=0.1)
   assert computed(killed) == computed(whole)
   for kind in ("ema", "last"):
     folders = [tmp_path / f"{name}-{kind}" for name in ("whole", "killed")]

@@ -12,6 +12,7 @@ from dmpo_jax.common.files import is_file
 from dmpo_jax.errors import InputError, short
 from dmpo_jax.interop import files, hub, pipeline, read_weights, weight_names
 from dmpo_jax.models import config_fields
+from dmpo_jax.training import goodput
 
 CONFIGS = ("config.json", "scheduler_config.json", "preprocessor_config.json")
 
@@ -220,6 +221,8 @@ def _run(location: str, run: pathlib.Path, step: int | None, weights: str) -> So
     "data": _settings(config["data"]),
     "base pipeline": origin,
   }
+  if (record := goodput.read_or_warn(run)) is not None:
+    facts["goodput"] = goodput.text(record)
   return Source(location, "checkpoint of a run", facts, components)
 
 

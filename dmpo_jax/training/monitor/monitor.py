@@ -18,6 +18,7 @@ from dmpo_jax.errors import InputError, short
 from dmpo_jax.models import flops
 from dmpo_jax.training import setup
 from dmpo_jax.training.batch import Batch
+from dmpo_jax.training.goodput import Goodput
 from dmpo_jax.training.monitor.alarms import Alarms
 from dmpo_jax.training.monitor.held_out import HeldOutEvaluation
 from dmpo_jax.training.monitor.metrics import MetricsWriter, check_wandb, open_wandb
@@ -42,6 +43,7 @@ class Monitor:
     start_time: `time.perf_counter()` at the start of the run.
     is_first: True in the process that writes files.
     broadcast: Returns the value of that process (JSON) in all processes.
+    goodput: Counts of the run's wall time; None: new ones.
 
   Raises:
     InputError: The held-out examples cannot be used, images of this kind of pipeline cannot be
@@ -55,12 +57,14 @@ class Monitor:
     start_time: float,
     is_first: bool,
     broadcast: Callable[[Any], Any] = lambda value: value,
+    goodput: Goodput | None = None,
   ):
     config = run.config
     # The run itself is not kept: its pipeline holds the initial parameters.
     self._config, self._workdir, self._mesh = config, run.workdir, run.mesh
     self._flops = run.objective.pipeline.flops
     self._start_time, self._is_first, self._broadcast = start_time, is_first, broadcast
+    self._goodput = goodput or Goodput()
     self.alarms = Alarms(config.health, is_first=is_first)
     self._writer: MetricsWriter | None = None
     self._profile = Profile(config.profile, run.workdir / "profile") if is_first else None
@@ -109,14 +113,16 @@ class Monitor:
       flops=sum(flops_by_component.values()),
       devices=mesh.size,
       peak=peak,
+      on_stall=lambda seconds: self._goodput.move(seconds, "data"),
     )
-    if config.held_out.every:
-      shardings = jax.tree.map(lambda x: x.sharding, state.params)
-      self._held_out.start(step, jax.device_put(initial, shardings), frozen)
-    if config.evaluation.every:
-      shardings = jax.tree.map(lambda x: x.sharding, state.params)
-      bad = self._evaluation.start(jax.device_put(initial, shardings), frozen)
-      self._check_finite(0, bad, "evaluation")
+    with self._goodput.part("evaluation"):
+      if config.held_out.every:
+        shardings = jax.tree.map(lambda x: x.sharding, state.params)
+        self._held_out.start(step, jax.device_put(initial, shardings), frozen)
+      if config.evaluation.every:
+        shardings = jax.tree.map(lambda x: x.sharding, state.params)
+        bad = self._evaluation.start(jax.device_put(initial, shardings), frozen)
+        self._check_finite(0, bad, "evaluation")
     if step == 0:
       self.evaluate(0, state, frozen)
     self._timer.restart(step)
@@ -153,11 +159,12 @@ class Monitor:
       AlarmStop: An alarm ends the run; the metrics are written.
     """
     self._timer.done()
+    self._goodput.done(step)
     flags = self.alarms.after_step(step, metrics)
     if step % self._config.log_every == 0 or step == self._config.num_steps:
       timings = self._timer.metrics(step)
       if self._writer is not None:
-        self._writer.write(step, {**metrics, **flags, **timings})
+        self._writer.write(step, {**metrics, **flags, **timings, **self._goodput.metrics()})
     self.alarms.check(step)
 
   def is_due(self, step: int) -> bool:
@@ -178,7 +185,7 @@ class Monitor:
       AlarmStop: An alarm ends the run; evaluation and samples are written.
     """
     sampled = state.params if state.ema is None else state.ema
-    with self._timer.paused():
+    with self._timer.paused(), self._goodput.part("evaluation"):
       if self._is_due(self._config.held_out.every, step):
         record = self._held_out.evaluate(
           step, state.params, frozen, self._writer, reference=state.reference

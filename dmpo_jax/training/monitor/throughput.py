@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
@@ -30,13 +30,21 @@ class StepTimer:
     flops: Model FLOPs of one example, see `models.flops.train_step`.
     devices: Number of devices.
     peak: Peak FLOP/s of one device, or None if unknown.
+    on_stall: Called with the seconds of each stall.
   """
 
   def __init__(
-    self, start_time: float, *, batch_size: int, flops: int, devices: int, peak: float | None
+    self,
+    start_time: float,
+    *,
+    batch_size: int,
+    flops: int,
+    devices: int,
+    peak: float | None,
+    on_stall: Callable[[float], None] = lambda seconds: None,
   ):
     self._batch_size, self._flops, self._devices, self._peak = batch_size, flops, devices, peak
-    self._start_time = start_time
+    self._start_time, self._on_stall = start_time, on_stall
     self._in_flight: Any = None
     self.restart(0)
 
@@ -74,6 +82,7 @@ class StepTimer:
         jax.tree.map(lambda x: x.is_ready(), self._in_flight)
       ):
         self._stalled += waited
+        self._on_stall(waited)
       yield batch
 
   @contextlib.contextmanager
