@@ -164,7 +164,9 @@ def image_errors(
   examples, images = x0.shape[:2]
 
   def per_image(x: jax.Array) -> jax.Array:  # [examples, ...] -> [examples * images, ...]
-    return jnp.repeat(x, images, axis=0, total_repeat_length=examples * images)
+    # Not jnp.repeat: its gather makes the partitioner all-gather the batch.
+    shape = (examples, images, *x.shape[1:])
+    return jnp.broadcast_to(x[:, None], shape).reshape(examples * images, *x.shape[1:])
 
   conditions = conditioning(pipeline, params, batch, sample, null_text, source)
   conditions = jax.tree.map(per_image, conditions)
