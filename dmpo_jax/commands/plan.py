@@ -41,7 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Declares the command's options."""
   parser.add_argument("--config", required=True, help="a Python file with get_config()")
   parser.add_argument(
-    "--topology", required=True, help="v5e:4x4, v5p:2x2x4 (chips), v5e-16, v5p-32 (Google's names)"
+    "--topology",
+    required=True,
+    help="v5e:4x4, v5p:2x2x4 (chips), v5e-16, v5p-32 (Google's names); several slices: 2xv5e-16",
   )
   parser.add_argument(
     "--model",
@@ -182,9 +184,9 @@ def _plan(options: argparse.Namespace) -> dict:
   from dmpo_jax.training.config_file import load_config
 
   config = load_config(options.config, options.rest)
-  tpu_slice = tpu_slices.parse(options.topology)
+  slices = tpu_slices.parse(options.topology)
   if options.pairs_per_chip:
-    count = config.num_devices or tpu_slice.chips
+    count = config.num_devices or slices.chips
     config.batch_size = options.pairs_per_chip * count * config.grad_accumulation_steps
   config = configs.check(config)
   if options.model:
@@ -199,4 +201,4 @@ def _plan(options: argparse.Namespace) -> dict:
   else:
     pipeline = setup.load_pipeline(config, setup.load_examples(config).captions)
   inputs = plan.inputs_from_config(config, pipelines.build(pipeline), options.inputs, options.size)
-  return plan.plan_train_step(config, pipeline, tpu_slice, inputs)
+  return plan.plan_train_step(config, pipeline, slices, inputs)

@@ -23,8 +23,9 @@ def describe(plan: dict) -> str:
   mesh = " x ".join(f"{axis} {size}" for axis, size in plan["mesh"].items())
   inputs = plan["inputs"]
   images = "pairs" if inputs["images"] == 2 else "images"
+  each = "each " if plan["slices"] > 1 else ""
   lines = [
-    f"{plan['slice']} ({plan['topology']}, {plan['chips']} chips), mesh {mesh}, jax "
+    f"{plan['slice']} ({each}{plan['topology']}, {plan['chips']} chips), mesh {mesh}, jax "
     f"{plan['versions']['jax']}, libtpu {plan['versions']['libtpu']}",
     f"{plan['examples_per_chip']:g} {images} per chip and step in "
     f"{plan['grad_accumulation_steps']} microbatches, "
@@ -53,15 +54,22 @@ def _costs(plan: dict) -> list[str]:
     f"  in the compiled program          {plan['program_flops'] / 1e12:9.2f} T, with "
     "rematerialisation and padded heads",
     "collectives, GB sent by a chip",
+    *_traffic(plan["collectives"]),
   ]
-  for kind, traffic in plan["collectives"].items():
-    lines.append(f"  {kind:24}{traffic['bytes'] / 1e9:9.3f}  in {traffic['count']}")
+  several = plan["slices"] > 1
+  if several:
+    speed = plan["dcn_bandwidth"] / 1e9
+    lines += [
+      f"between {plan['slices']} slices, GB sent by a chip, at {speed:g} GB/s",
+      *_traffic(plan["between_slices"]),
+    ]
   lines += [
     "seconds per step, estimated from the compiled program",
     f"  matrix products         {seconds['matrix']:9.4f}",
     f"  attention kernels       {seconds['attention']:9.4f}",
     f"  memory traffic          {seconds['memory']:9.4f}",
     f"  collectives             {seconds['collectives']:9.4f}",
+    *([f"  between slices          {seconds['between_slices']:9.4f}"] if several else []),
     f"  step, collectives hidden{seconds['step']:9.4f}  MFU {mfu['step']:.1%}",
     f"  step, none hidden       {seconds['step_exposed']:9.4f}  MFU {mfu['step_exposed']:.1%}",
   ]
@@ -74,3 +82,10 @@ def _costs(plan: dict) -> list[str]:
       f"{mfu['compiler']:.1%}{doubt} (kernels not counted, loops once)"
     )
   return lines
+
+
+def _traffic(collectives: dict) -> list[str]:
+  return [
+    f"  {kind:24}{traffic['bytes'] / 1e9:9.3f}  in {traffic['count']}"
+    for kind, traffic in collectives.items()
+  ]

@@ -4,6 +4,10 @@ Examples are sharded over all devices. Arrays that persist between steps (parame
 state, frozen networks, the reference) are sharded over `fsdp` and replicated over `data`: each
 device stores 1/fsdp of them and all-gathers a weight where it is used. The largest fsdp needs the
 least memory, but arrays that it does not divide are replicated.
+
+Several TPU slices, with a slower network between them, lie one after the other along `data`. The
+gradients of a slice are summed inside it first, and each device passes on its share of the sums:
+XLA makes that of the one sum over `data` (`planning/hlo.py` counts both networks).
 """
 
 import math
@@ -12,6 +16,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dmpo_jax import models
@@ -24,23 +29,33 @@ SMALLEST = 2**14
 
 
 def make_mesh(
-  num_devices: int = 0, *, data: int = 0, fsdp: int = 1, devices: list[jax.Device] | None = None
+  num_devices: int = 0,
+  *,
+  data: int = 0,
+  fsdp: int = 1,
+  slices: int = 0,
+  devices: list[jax.Device] | None = None,
 ) -> Mesh:
   """A mesh with the axes "data" and "fsdp".
 
-  Neighbouring devices share an fsdp group, so that all-gathers stay between near chips.
+  Neighbouring devices share an fsdp group, so that all-gathers stay between near chips. Slices are
+  sets of devices with a fast network of their own, one after the other along "data": an fsdp group
+  lies within a slice, and only sums pass between slices.
 
   Args:
     num_devices: Number of devices, from the first on; 0: all.
-    data: Size of "data"; 0: the number of devices divided by fsdp.
+    data: Size of "data" over all slices; 0: the number of devices divided by fsdp.
     fsdp: Size of "fsdp".
+    slices: Number of slices; 0: that of the devices. TPUs know their slice; other devices are one
+      slice, or as many equal groups of consecutive devices as this says.
     devices: Available devices; None: all of jax's default backend.
 
   Returns:
     The mesh, of AxisType.Auto.
 
   Raises:
-    InputError: There are fewer devices, or data x fsdp is not their number.
+    InputError: There are fewer devices, data x fsdp is not their number, or the slices are not
+      those of the devices, differ in size, or are not divided by fsdp.
   """
   available = jax.devices() if devices is None else list(devices)
   count = num_devices or len(available)
@@ -52,8 +67,49 @@ def make_mesh(
       f"config.mesh of {sizes} does not multiply out to {count} devices; choose an fsdp that "
       f"divides {count}, and data = {count} / fsdp or 0"
     )
+  groups = _slices(available[:count], slices)
+  if (size := count // len(groups)) % fsdp:
+    raise InputError(
+      f"config.mesh.fsdp {fsdp} does not divide the {size} devices of a slice ({count} devices in "
+      f"{len(groups)} slices); choose an fsdp that does, so that parameters are gathered within a "
+      "slice"
+    )
+  types = (AxisType.Auto,) * 2
   shape = (count // fsdp, fsdp)
-  return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 2, devices=available[:count])
+  if len(groups) == 1:
+    return jax.make_mesh(shape, AXES, axis_types=types, devices=groups[0])
+  shape = (size // fsdp, fsdp)
+  parts = [
+    mesh_utils.create_device_mesh(shape, group, allow_split_physical_axes=True) for group in groups
+  ]
+  return Mesh(np.concatenate(parts), AXES, axis_types=types)
+
+
+def _slices(devices: list[jax.Device], slices: int) -> list[list[jax.Device]]:
+  """The devices of each slice, see `make_mesh`."""
+  if devices[0].platform != "tpu":
+    size, rest = divmod(len(devices), slices or 1)
+    if rest:
+      raise InputError(
+        f"config.mesh.slices {slices} does not divide {len(devices)} devices; slices have one size"
+      )
+    return [devices[i : i + size] for i in range(0, len(devices), size)]
+  groups: dict[int, list[jax.Device]] = {}
+  for device in devices:
+    groups.setdefault(getattr(device, "slice_index", 0), []).append(device)
+  sizes = [len(groups[index]) for index in sorted(groups)]
+  if slices and slices != len(sizes):
+    raise InputError(
+      f"config.mesh.slices is {slices}, and the {len(devices)} TPU devices lie in {len(sizes)} "
+      f"slice{'s' if len(sizes) > 1 else ''}; set it to {len(sizes)}, or to 0 for what the devices "
+      "say"
+    )
+  if len(set(sizes)) > 1:
+    raise InputError(
+      f"the slices have {sizes} devices, and all must have the same number; change "
+      "config.num_devices, which takes the first devices"
+    )
+  return [groups[index] for index in sorted(groups)]
 
 
 def spec(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:

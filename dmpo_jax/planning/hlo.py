@@ -1,4 +1,4 @@
-"""FLOPs, memory traffic and collectives of a compiled TPU program.
+"""FLOPs and memory traffic of a compiled TPU program.
 
 XLA's own cost analysis counts the body of a loop once and a Pallas kernel not at all. This module
 parses the text of the optimised program instead and multiplies loop bodies by their trip counts.
@@ -17,6 +17,7 @@ COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "coll
 # Opcodes without memory traffic of their own.
 NO_TRAFFIC = frozenset({"parameter", "constant", "tuple", "get-tuple-element", "bitcast"})
 NO_TRAFFIC |= {"after-all", "partition-id", "replica-id"}
+NO_TRAFFIC |= {"send", "send-done", "recv", "recv-done"}
 
 _HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .* )?\{")
 _LINE = re.compile(
@@ -219,7 +220,7 @@ def operations(program: Program, mxu_size: int = 128) -> list[Operation]:
   for instruction, computation, count in walk(program):
     if instruction.opcode in NO_TRAFFIC or instruction.opcode.startswith(COLLECTIVES):
       continue
-    operands = _operands(instruction, computation)
+    operands = operands_of(instruction, computation)
     is_kernel = 'custom_call_target="tpu_custom_call"' in instruction.attributes
     if instruction.opcode == "custom-call" and not is_kernel:
       continue  # hints to the compiler
@@ -233,7 +234,8 @@ def operations(program: Program, mxu_size: int = 128) -> list[Operation]:
   return result
 
 
-def _operands(instruction: Instruction, computation: dict[str, Instruction]) -> list[Array]:
+def operands_of(instruction: Instruction, computation: dict[str, Instruction]) -> list[Array]:
+  """Arrays that an instruction of a computation reads."""
   names = [name for name in instruction.operands if name in computation]
   return [array for name in names for array in computation[name].results]
 
@@ -316,61 +318,3 @@ def _window_fraction(convolution: Instruction, image: tuple[int, ...]) -> float:
       inside += sum(x % base == 0 and 0 <= x // base < length for x in positions)
     fraction *= inside / (out * size)
   return fraction
-
-
-def collectives(program: Program, devices: int) -> dict[str, tuple[int, float]]:
-  """Number and traffic of the collectives of a step, by kind.
-
-      bytes that a chip sends, in a group of g, with an operand of n bytes:
-      all-gather (g - 1) n,   all-reduce 2 (g - 1)/g n,   reduce-scatter, all-to-all (g - 1)/g n,
-      collective-permute n
-
-  Args:
-    program: Result of `parse`.
-    devices: Number of devices that run the program.
-
-  Returns:
-    Kind -> (count, bytes).
-  """
-  totals: dict[str, tuple[int, float]] = {}
-
-  def visit(instruction: Instruction, computation: dict[str, Instruction], count: int) -> None:
-    kind = instruction.opcode.removesuffix("-start")
-    if instruction.opcode == "fusion":  # a fusion may run a collective beside a product
-      fused = program.computations[instruction.called("calls")]
-      for inner in fused.values():
-        visit(inner, fused, count)
-    if kind not in COLLECTIVES:
-      return
-    size = sum(map(_unpadded_bytes, _operands(instruction, computation)))
-    group = _group_size(instruction.attributes, devices)
-    factor = {
-      "all-gather": group - 1,
-      "all-reduce": 2 * (group - 1) / group,
-      "collective-permute": 1,
-    }.get(kind, (group - 1) / group)
-    total_count, total = totals.get(kind, (0, 0.0))
-    totals[kind] = (total_count + count, total + count * factor * size)
-
-  for instruction, computation, count in walk(program):
-    visit(instruction, computation, count)
-  return totals
-
-
-def _unpadded_bytes(array: Array) -> float:
-  return math.prod(array.shape) * BYTES[array.dtype]
-
-
-def _group_size(attributes: str, devices: int) -> int:
-  """Number of devices in a group of a collective."""
-  listed = re.search(r"replica_groups=\{\{([\d,]+)\}", attributes)
-  if listed:
-    return listed.group(1).count(",") + 1
-  counted = re.search(r"replica_groups=\[\d+,(\d+)\]", attributes)
-  if counted:
-    return int(counted.group(1))
-  named = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", attributes)
-  if named:
-    sizes = dict(re.findall(r"'([^']+)'=(\d+)", named.group(1)))
-    return math.prod(int(sizes[axis]) for axis in re.findall(r"'([^']+)'", named.group(2)))
-  return devices

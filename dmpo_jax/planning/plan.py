@@ -17,7 +17,7 @@ from dmpo_jax import interop, models, pipelines
 from dmpo_jax.errors import InputError, unknown
 from dmpo_jax.parallel import sharding
 from dmpo_jax.pipelines import Params, TextToImage
-from dmpo_jax.planning import hlo, tpu_slices
+from dmpo_jax.planning import collectives, hlo, tpu_slices
 from dmpo_jax.training import reference as references
 from dmpo_jax.training import setup
 from dmpo_jax.training.batch import Batch
@@ -133,28 +133,26 @@ def abstract_batch(
 
 
 def plan_train_step(
-  config: ConfigDict, pipeline: interop.Pipeline, tpu_slice: tpu_slices.Slice, inputs: Inputs
+  config: ConfigDict, pipeline: interop.Pipeline, slices: tpu_slices.Slices, inputs: Inputs
 ) -> dict[str, Any]:
-  """Compiles a config's train step for a slice and returns its memory, FLOPs and time.
+  """Compiles a config's train step for TPU slices and returns its memory, FLOPs and time.
 
   Args:
     config: A checked config; the product of its mesh must be the number of chips.
     pipeline: The pipeline; its parameters are not used.
-    tpu_slice: The slice.
+    slices: The slices.
     inputs: Form and size of the examples.
 
   Returns:
     A plan in JSON: "fits", "total" and "available" bytes of a chip, "bytes" by kind, "model_flops"
-    per chip and step and, if the program fits, "temporaries", "program_flops", "collectives",
-    "seconds" and "mfu".
+    per chip and step and, if the program fits, "temporaries", "program_flops", "collectives"
+    within a slice and "between_slices", "seconds" and "mfu".
 
   Raises:
     InputError: The mesh or the batch does not fit the slice, libtpu is not installed, or the config
       or the pipeline is not supported.
   """
-  mesh = sharding.make_mesh(
-    config.num_devices, **config.mesh, devices=tpu_slices.devices(tpu_slice)
-  )
+  mesh = sharding.make_mesh(config.num_devices, **config.mesh, devices=tpu_slices.devices(slices))
   sharding.check_batch(mesh, config.batch_size, config.grad_accumulation_steps)
   functions = pipelines.build(pipeline)
   shapes = {name: models.abstract(pipeline.configs[name]) for name in _networks(functions)}
@@ -188,8 +186,9 @@ def plan_train_step(
     lora=config.lora.rank > 0,
   )
   plan: dict[str, Any] = {
-    "slice": tpu_slice.name,
-    "topology": tpu_slice.topology,
+    "slice": slices.name,
+    "slices": len({getattr(device, "slice_index", 0) for device in mesh.devices.flat}),
+    "topology": slices.topology,
     "chips": mesh.size,
     "mesh": dict(mesh.shape),
     "examples_per_chip": config.batch_size / mesh.size,
@@ -197,7 +196,7 @@ def plan_train_step(
     "remat": config.remat,
     "inputs": dataclasses.asdict(inputs),
     "versions": {name: importlib.metadata.version(name) for name in ("jax", "libtpu")},
-    "available": tpu_slice.chip.hbm,
+    "available": slices.chip.hbm,
     "bytes": {
       "parameters": _bytes_per_chip(state.params),
       "optimizer": _bytes_per_chip(state.opt_state),
@@ -221,7 +220,7 @@ def plan_train_step(
       raise
     return {**plan, "fits": False, "total": memory[0], "available": memory[1]}
   plan["compile_seconds"] = time.monotonic() - start
-  return {**plan, "fits": True, **_costs(compiled, tpu_slice, mesh.size, plan)}
+  return {**plan, "fits": True, **_costs(compiled, slices.chip, plan)}
 
 
 def _networks(pipeline: TextToImage) -> tuple[str, ...]:
@@ -259,15 +258,14 @@ def _bytes_per_chip(tree: Any) -> int:
   return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
 
 
-def _costs(
-  compiled: Any, tpu_slice: tpu_slices.Slice, devices: int, plan: Mapping[str, Any]
-) -> dict[str, Any]:
+def _costs(compiled: Any, chip: tpu_slices.Chip, plan: Mapping[str, Any]) -> dict[str, Any]:
   """Entries of a plan that come from the compiled program."""
-  memory, chip = compiled.memory_analysis(), tpu_slice.chip
+  memory = compiled.memory_analysis()
   # The state is donated: its new values take the memory of the old ones.
   live = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
   program = hlo.parse(compiled.as_text())
-  collectives = hlo.collectives(program, devices)
+  within = collectives.within(program, plan["chips"] // plan["slices"])
+  between = collectives.between(program, plan["slices"])
   seconds = dict.fromkeys(("matrix", "attention", "memory"), 0.0)
   operations = hlo.operations(program, chip.mxu_size)
   for operation in operations:
@@ -276,16 +274,19 @@ def _costs(
     kind = "attention" if operation.is_kernel else "matrix" if compute > traffic else "memory"
     seconds[kind] += operation.count * max(compute, traffic)
   on_chip = sum(seconds.values())
-  seconds["collectives"] = sum(size for _, size in collectives.values()) / chip.ici_bandwidth
+  seconds["collectives"] = sum(size for _, size in within.values()) / chip.ici_bandwidth
+  seconds["between_slices"] = sum(size for _, size in between.values()) / chip.dcn_bandwidth
   ideal = plan["model_flops"] / chip.peak_flops
   compiler_estimate = compiled.cost_analysis().get("optimal_seconds", 0.0)
-  overlapped = max(on_chip, seconds["collectives"])
-  exposed = on_chip + seconds["collectives"]
+  overlapped = max(on_chip, seconds["collectives"], seconds["between_slices"])
+  exposed = on_chip + seconds["collectives"] + seconds["between_slices"]
   return {
     "total": live + memory.temp_size_in_bytes,
     "temporaries": memory.temp_size_in_bytes,
     "program_flops": sum(each.count * each.flops for each in operations),
-    "collectives": {kind: {"count": n, "bytes": size} for kind, (n, size) in collectives.items()},
+    "collectives": _by_kind(within),
+    "between_slices": _by_kind(between),
+    "dcn_bandwidth": chip.dcn_bandwidth,
     "seconds": {
       **seconds,
       "step": overlapped,
@@ -298,3 +299,7 @@ def _costs(
       "compiler": ideal / compiler_estimate if compiler_estimate > 0 else None,
     },
   }
+
+
+def _by_kind(traffic: Mapping[str, tuple[int, float]]) -> dict[str, dict[str, float]]:
+  return {kind: {"count": n, "bytes": size} for kind, (n, size) in traffic.items()}

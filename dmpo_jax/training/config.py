@@ -135,10 +135,12 @@ def default() -> ConfigDict:
   # Devices to use; 0: all.
   config.num_devices = 0
   config.mesh = ConfigDict()
-  # Data-parallel size of the mesh; 0: devices / fsdp.
+  # Data-parallel size of the mesh, over all slices; 0: devices / fsdp.
   config.mesh.data = 0
   # FSDP size of the mesh: parameters, EMA, optimizer state and frozen networks are sharded over it.
   config.mesh.fsdp = 1
+  # Number of TPU slices, each of which holds whole fsdp groups; 0: what the devices say.
+  config.mesh.slices = 0
 
   config.checkpoint = ConfigDict()
   # Steps between checkpoints; the last step is always saved.

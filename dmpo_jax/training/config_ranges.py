@@ -39,6 +39,7 @@ RANGES: dict[str, Interval | Integers] = {
   "num_devices": Integers(0, 2**20),
   "mesh.data": Integers(0, 2**20),
   "mesh.fsdp": Integers(1, 2**20),
+  "mesh.slices": Integers(0, 2**20),
   "checkpoint.every": COUNT,
   "checkpoint.keep": COUNT,
   "log_every": COUNT,

@@ -1,5 +1,7 @@
 """Sharding: specs by shape, meshes, batches that do not divide, and gradients on a mesh."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,11 +52,43 @@ def test_examples_are_sharded_over_all_devices_in_order():
     ({"fsdp": 3}, "fsdp 3 does not multiply out to 4 devices"),
     ({"data": 4, "fsdp": 2}, "data 4 x fsdp 2 does not multiply out to 4 devices"),
     ({"num_devices": 2, "data": 1}, "data 1 x fsdp 1 does not multiply out to 2"),
+    ({"slices": 3}, "slices 3 does not divide 4 devices"),
+    ({"slices": 2, "fsdp": 4}, "fsdp 4 does not divide the 2 devices of a slice"),
   ],
 )
 def test_a_mesh_that_does_not_multiply_out_is_refused(arguments, words):
   with pytest.raises(ValueError, match=words):
     sharding.make_mesh(**arguments)
+
+
+def test_simulated_slices_are_groups_of_consecutive_devices_along_data():
+  devices = jax.devices()
+  mesh = sharding.make_mesh(fsdp=2, slices=2, devices=devices[::-1])
+  assert mesh.devices.tolist() == [[devices[3], devices[2]], [devices[1], devices[0]]]
+
+
+@pytest.mark.parametrize(
+  ("slice_of_each", "arguments", "words"),
+  [
+    ([0, 0, 0, 0], {"slices": 2}, "slices is 2, and the 4 TPU devices lie in 1 slice; set it to 1"),
+    ([0, 0, 1, 1], {"slices": 1}, "slices is 1, and the 4 TPU devices lie in 2 slices; set it to"),
+    (
+      [0, 0, 1, 1],
+      {"fsdp": 4},
+      r"fsdp 4 does not divide the 2 devices of a slice \(4 devices in 2",
+    ),
+    ([0, 1, 0, 0], {}, r"the slices have \[3, 1\] devices"),
+    ([0, 0, 1, 1], {"num_devices": 3}, r"the slices have \[2, 1\] devices.*change config.num_devi"),
+    ([None] * 4, {"slices": 4}, "lie in 1 slice; set it to 1"),
+  ],
+)
+def test_slices_that_the_tpus_do_not_have_are_refused(slice_of_each, arguments, words):
+  devices = [types.SimpleNamespace(platform="tpu", slice_index=i) for i in slice_of_each]
+  for device in devices:
+    if device.slice_index is None:  # as on a TPU that is one slice
+      del device.slice_index
+  with pytest.raises(ValueError, match=words):
+    sharding.make_mesh(devices=devices, **arguments)
 
 
 def test_a_batch_that_does_not_divide_is_refused_with_a_multiple_that_does():

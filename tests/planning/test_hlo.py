@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from dmpo_jax.planning import hlo
+from dmpo_jax.planning import collectives, hlo
 
 
 def compiled(function, *shapes):
@@ -119,7 +119,7 @@ def test_a_kernel_for_all_gradients_has_five_products(operations):
 
 
 def test_traffic_of_collectives_depends_on_group_size_and_trip_count(program):
-  traffic = hlo.collectives(program, 16)
+  traffic = collectives.within(program, 16)
   block, shard = 8 * 16 * 4, 16 * 77 * 320 * 2
   assert traffic == {
     "collective-permute": (1, block),
@@ -134,4 +134,4 @@ def test_a_sum_over_devices_is_one_all_reduce():
   sharded = NamedSharding(mesh, PartitionSpec("data"))
   x = jax.ShapeDtypeStruct((8, 3), jnp.float32, sharding=sharded)
   program = jax.jit(lambda x: x.sum(0)).lower(x).compile()
-  assert hlo.collectives(hlo.parse(program.as_text()), 4) == {"all-reduce": (1, 2 * 3 / 4 * 12)}
+  assert collectives.within(hlo.parse(program.as_text()), 4) == {"all-reduce": (1, 2 * 3 / 4 * 12)}

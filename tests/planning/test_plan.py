@@ -5,11 +5,12 @@ import os
 import jax
 import pytest
 
-from dmpo_jax import interop, pipelines
+from dmpo_jax import interop, models, pipelines
 from dmpo_jax.commands import plan as command
 from dmpo_jax.commands import plan_text
 from dmpo_jax.errors import InputError
 from dmpo_jax.interop import published
+from dmpo_jax.parallel import sharding
 from dmpo_jax.planning import plan, tpu_slices
 from dmpo_jax.training import config as configs
 from tests.training import tiny
@@ -56,44 +57,55 @@ def libtpu():
 
 
 @pytest.fixture(scope="module")
-def four_chips(libtpu):
-  """The plan of a train step on four chips, with a reference that moves."""
+def two_slices(libtpu):
+  """The plan of a train step on two slices of four chips, with a reference that moves."""
   config, inputs = tiny_config(fsdp=4), plan.Inputs("latents_and_embeddings", 128)
   with config.unlocked():
     config.reference.kind, config.reference.decay = "ema", 0.995
-  return plan.plan_train_step(config, pipeline(), tpu_slices.parse("v5e:2x2"), inputs)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(sharding, "SMALLEST", 64)
+    return plan.plan_train_step(config, pipeline(), tpu_slices.parse("2xv5e-4"), inputs)
 
 
-def test_the_state_is_sharded_over_chips(four_chips):
-  sizes = four_chips["bytes"]
+def test_the_state_is_sharded_over_chips(two_slices):
+  sizes = two_slices["bytes"]
   # AdamW has two moments and counters; small arrays, which are replicated, count in all.
   assert 2 * sizes["parameters"] <= sizes["optimizer"] < 2 * sizes["parameters"] + 100
   assert sizes["ema"] == sizes["reference"] == sizes["parameters"]
 
 
-def test_networks_with_cached_results_take_no_memory(four_chips):
-  assert four_chips["bytes"]["frozen"] == 0
+def test_networks_with_cached_results_take_no_memory(two_slices):
+  assert two_slices["bytes"]["frozen"] == 0
 
 
-def test_the_total_includes_all_arguments_and_temporaries(four_chips):
-  arguments = sum(four_chips["bytes"].values())
-  assert four_chips["fits"]
-  assert arguments + four_chips["temporaries"] <= four_chips["total"] < four_chips["available"]
+def test_the_total_includes_all_arguments_and_temporaries(two_slices):
+  arguments = sum(two_slices["bytes"].values())
+  assert two_slices["fits"]
+  assert arguments + two_slices["temporaries"] <= two_slices["total"] < two_slices["available"]
 
 
-def test_the_program_has_the_flops_of_the_model(four_chips):
-  assert four_chips["program_flops"] > 0.9 * four_chips["model_flops"]
+def test_the_program_has_the_flops_of_the_model(two_slices):
+  assert two_slices["program_flops"] > 0.9 * two_slices["model_flops"]
 
 
-def test_parameters_are_gathered_and_gradients_summed_over_chips(four_chips):
-  collectives = four_chips["collectives"]
+def test_parameters_are_gathered_and_gradients_summed_over_the_chips_of_a_slice(two_slices):
+  collectives = two_slices["collectives"]
   assert {"all-gather"} <= collectives.keys()
   assert {"all-reduce", "reduce-scatter"} & collectives.keys()
 
 
-def test_a_plan_is_formatted_as_text(four_chips):
-  text = plan_text.describe(four_chips)
-  assert "v5e-4 (v5e:2x2, 4 chips), mesh data 1 x fsdp 4" in text
+def test_only_sums_of_less_than_the_gradient_pass_between_slices(two_slices):
+  [(kind, traffic)] = two_slices["between_slices"].items()
+  assert kind == "all-reduce"
+  gradient = sum(4 * x.size for x in jax.tree.leaves(models.abstract(UNET)))
+  assert 0 < traffic["bytes"] < gradient / 2
+  assert two_slices["seconds"]["between_slices"] == traffic["bytes"] / 3.125e9
+
+
+def test_a_plan_is_formatted_as_text(two_slices):
+  text = plan_text.describe(two_slices)
+  assert "2xv5e-4 (each v5e:2x2, 8 chips), mesh data 2 x fsdp 4" in text
+  assert "between 2 slices, GB sent by a chip, at 3.125 GB/s\n  all-reduce " in text
   assert "it fits" in text
 
 
@@ -122,6 +134,7 @@ def test_both_forms_of_the_compilers_out_of_memory_error_are_parsed():
   [
     ({"fsdp": 3}, 8, r"fsdp 3 does not multiply out to 4 devices"),
     ({"fsdp": 4}, 6, r"batch_size 6 does not divide over 4 devices"),
+    ({"slices": 2}, 8, r"config.mesh.slices is 2, and the 4 TPU devices lie in 1 slice"),
   ],
 )
 def test_a_mesh_or_batch_that_does_not_divide_is_refused_before_compiling(

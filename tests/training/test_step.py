@@ -194,14 +194,14 @@ def test_the_rate_warms_up_from_zero_to_a_constant():
 
 @pytest.fixture(scope="module")
 def on_mesh(setting, pipeline):
-  """(data, fsdp, microbatches) -> gradient, loss, losses and state after a step of SGD."""
+  """(data, fsdp, microbatches, slices) -> gradient, loss, losses and state after a step of SGD."""
   _, trained, frozen, batch = setting
   # Beta multiplies rounding, and policy = reference is where nothing else is left of the logit.
   loss = functools.partial(losses.dmpo, beta=50.0, alpha=0.01)
   optimizer = optax.sgd(1.0)  # its update is the gradient
 
-  def run(data, fsdp, microbatches):
-    mesh = sharding.make_mesh(data * fsdp, fsdp=fsdp)
+  def run(data, fsdp, microbatches, slices=1):
+    mesh = sharding.make_mesh(data * fsdp, fsdp=fsdp, slices=slices)
     config = pairs_config(pipeline)
     objective = setup.make_objective(config, setup.load_pipeline(config, []), mesh=mesh)
     step = make_step(
@@ -227,13 +227,15 @@ def on_one_device(on_mesh):
   return on_mesh(1, 1, 1)
 
 
-@pytest.mark.parametrize(("data", "fsdp", "microbatches"), [(4, 1, 1), (1, 4, 1), (2, 2, 2)])
+@pytest.mark.parametrize(
+  ("data", "fsdp", "microbatches", "slices"), [(4, 1, 1, 1), (1, 4, 1, 1), (2, 2, 2, 2)]
+)
 def test_a_step_is_the_same_on_every_mesh_and_with_gradient_accumulation(
-  data, fsdp, microbatches, on_mesh, on_one_device, monkeypatch
+  data, fsdp, microbatches, slices, on_mesh, on_one_device, monkeypatch
 ):
   monkeypatch.setattr(sharding, "SMALLEST", 8)
   grads, loss, example_losses, _ = on_one_device
-  other_grads, other_loss, other_losses, state = on_mesh(data, fsdp, microbatches)
+  other_grads, other_loss, other_losses, state = on_mesh(data, fsdp, microbatches, slices)
   np.testing.assert_allclose(other_loss, loss, rtol=1e-5)
   np.testing.assert_allclose(other_losses, example_losses, rtol=1e-5)
   for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(other_grads), strict=True):
