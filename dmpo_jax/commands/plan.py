@@ -200,5 +200,7 @@ def _plan(options: argparse.Namespace) -> dict:
     )
   else:
     pipeline = setup.load_pipeline(config, setup.load_examples(config).captions)
+  if config.widen and pipelines.build(pipeline).encode_source is None:
+    pipeline = pipelines.widen(pipeline)
   inputs = plan.inputs_from_config(config, pipelines.build(pipeline), options.inputs, options.size)
   return plan.plan_train_step(config, pipeline, slices, inputs)

@@ -74,7 +74,13 @@ def check(*, size: int, crop: str, channels: int) -> None:
 
 
 def load(
-  encoded: bytes, crop: Crop, *, size: int, channels: int, decoding: str = "exact"
+  encoded: bytes,
+  crop: Crop,
+  *,
+  size: int,
+  channels: int,
+  decoding: str = "exact",
+  like: tuple[int, int] | None = None,
 ) -> tuple[np.ndarray, tuple[int, int, int, int]]:
   """Decodes an image, scales its shorter side to `size`, and crops a square.
 
@@ -84,6 +90,8 @@ def load(
     size: Side of the square in pixels.
     channels: 3, or 1: luma.
     decoding: "draft" decodes large JPEGs at a fraction of their size, see `images.decode_scaled`.
+    like: (height, width) of the image whose crop this one's must cover: it is scaled to what that
+      image is scaled to, and so stretched where its aspect ratio is another. None: itself.
 
   Returns:
     pixels: uint8 `[size, size, channels]`.
@@ -95,8 +103,9 @@ def load(
   """
   least = size if decoding == "draft" else None
   image, (height, width), factor = images.decode_scaled(encoded, least)
-  scale = size / min(width, height)
-  wide, high = (max(size, round(side * scale)) for side in (width, height))
+  like_height, like_width = like or (height, width)
+  scale = size / min(like_width, like_height)
+  wide, high = (max(size, round(side * scale)) for side in (like_width, like_height))
   top, left = _first(crop.top, high - size), _first(crop.left, wide - size)
   start = wide - size - left if crop.flip else left  # in the image before the flip
   if channels == 1:

@@ -13,7 +13,7 @@ import numpy as np
 
 from dmpo_jax.data import crops, tfds_folder
 from dmpo_jax.data.loader import Columns, FolderLoader
-from dmpo_jax.data.mixture import FolderSplit, Mixture, folders_and_weights
+from dmpo_jax.data.mixture import FolderSplit, Mixture, folders_and_weights, have_sources
 from dmpo_jax.data.pairs import image_order
 from dmpo_jax.errors import InputError, unknown
 
@@ -45,9 +45,15 @@ class FolderPairs:
       images of `size`; with crop "center" and without flips.
     score_gaps: Whether batches hold the gap of each pair's scores, for config.beta. Every record
       needs both scores.
+    drop_sources: Whether the source images of edits are left out, for a text-to-image pipeline.
+
+  Attributes:
+    has_sources: Whether batches hold source images. A source has the crop and the flip of the
+      record's image_0. One of another size is scaled to what image_0 is scaled to.
 
   Raises:
-    InputError: A folder is unusable or an option is invalid.
+    InputError: A folder is unusable or an option is invalid, or some pairs are edits of source
+      images and others are not.
   """
 
   def __init__(
@@ -67,6 +73,7 @@ class FolderPairs:
     swap_labels: bool = False,
     prior_noise: bool = False,
     score_gaps: bool = False,
+    drop_sources: bool = False,
   ):
     crops.check(size=size, crop=crop, channels=3)
     if views not in crops.VIEWS:
@@ -89,6 +96,13 @@ class FolderPairs:
     )
     self.swap_labels, self.prior_noise, self.score_gaps = swap_labels, prior_noise, score_gaps
     self.size, self.decoding, self.micro_conditioning = size, decoding, micro_conditioning
+    self.has_sources = not drop_sources and have_sources(self.mixture.folders)
+    self.drop_sources = drop_sources
+    if self.has_sources and views == "separate":
+      raise InputError(
+        "an edit keeps what its source image shows where it shows it, so that both edits of a pair "
+        "have the crop of their source; choose views='joint'"
+      )
     self.views, self.sample_crop = views, functools.partial(crops.sample, crop=crop, flip=flip)
 
   def __len__(self) -> int:
@@ -118,7 +132,7 @@ class FolderPairs:
     A batch holds pixels uint8 `[P, 2, H, W, C]`; text, the token ids by name; example_id uint32;
     label float32, missing where every label is certain; weight float32, missing where all are 1;
     with `prior_noise` seeds uint32 `[P, 2]`; with `score_gaps` score_gap float32 `[P]`, the first
-    image's score less the second's;
+    image's score less the second's; of edits source uint8 `[P, H, W, C]`;
     and with `micro_conditioning` geometry float32 `[P, 6]`: original height and width, top and left
     of the crop in the scaled image, height and width of the crop, all of the record's image_0.
 
@@ -157,8 +171,11 @@ class FolderPairs:
     sample = functools.partial(self.sample_crop, seed, epoch, example_id)
     first, second = sample(), sample(image=1) if self.views == "separate" else sample()
     load = functools.partial(crops.load, size=self.size, channels=channels, decoding=self.decoding)
+    if not self.drop_sources:
+      folder.check_source(row, pair.condition, self.has_sources)
     try:
       views = [load(pair.image_0, first), load(pair.image_1, second)]
+      source = load(pair.condition, first, like=views[0][1][:2])[0] if self.has_sources else None
     except InputError as error:
       raise folder.damaged(row, error) from error
     seeds, scores = (pair.seed_0, pair.seed_1), (pair.score_0, pair.score_1)
@@ -174,6 +191,7 @@ class FolderPairs:
       geometry=(*views[0][1], self.size, self.size),
       seeds=seeds[::order],
       score_gap=order * (scores[0] - scores[1]) if self.score_gaps else 0.0,
+      source=source,
     )
 
   def _check_known(
@@ -207,6 +225,8 @@ class FolderPairs:
       "geometry": self.micro_conditioning,
       "score_gap": self.score_gaps,
     }
+    if self.has_sources:
+      batch["source"] = np.stack(column["source"])
     if self.prior_noise:
       batch["seeds"] = np.array(column["seeds"], np.uint32)
     floats = {n: np.array(column[n], np.float32) for n, present in optional.items() if present}
@@ -224,3 +244,4 @@ class _Example(NamedTuple):
   geometry: tuple[int, ...]
   seeds: tuple[int, int]
   score_gap: float
+  source: np.ndarray | None

@@ -78,6 +78,15 @@ class FolderSplit:
       "copy the folder again or write it again"
     )
 
+  def check_source(self, row: int, source: bytes, expected: bool) -> None:
+    """Raises InputError unless a record has a source image where the others do, and only there."""
+    if bool(source) != expected:
+      raise InputError(
+        f"record {self.records[row]} of split {self.split!r} in {self.path} has "
+        f"{'a' if source else 'no'} source image, and others have {'one' if expected else 'none'}; "
+        "convert edits and other pairs into folders of their own"
+      )
+
   def lacks(self, row: int, name: str) -> InputError:
     """The error of a record without the "seeds" or "scores" of its images."""
     return InputError(
@@ -85,6 +94,22 @@ class FolderSplit:
       f"images; leave the option out, or convert pairs that have them (columns {name[:-1]}_0 and "
       f"{name[:-1]}_1)"
     )
+
+
+def have_sources(folders: Sequence[FolderSplit]) -> bool:
+  """Whether converted pairs are edits of source images, by the first record of each folder.
+
+  Raises:
+    InputError: The folders differ.
+  """
+  edits = [bool(folder.read(0).condition) for folder in folders]
+  if len(set(edits)) > 1:
+    paths = [folder.path for folder in folders]
+    raise InputError(
+      f"{paths[edits.index(True)]} holds edits of source images, {paths[edits.index(False)]} does "
+      "not; mix folders of one kind, or set drop_sources=True"
+    )
+  return edits[0]
 
 
 # (folder, row among its selected pairs, epoch, example id) -> example

@@ -4,7 +4,14 @@ from dmpo_jax.interop.blip import load_image_reward
 from dmpo_jax.interop.clip import load_clip, locate_file, open_tensors
 from dmpo_jax.interop.load import load_network, load_pipeline, read_model_index
 from dmpo_jax.interop.lora import Lora, kohya_holds, load_lora, save_kohya_lora, save_lora
-from dmpo_jax.interop.pipeline import INDEX, SCHEDULER, Pipeline, components_of, pixel_pipeline
+from dmpo_jax.interop.pipeline import (
+  EDITING,
+  INDEX,
+  SCHEDULER,
+  Pipeline,
+  components_of,
+  pixel_pipeline,
+)
 from dmpo_jax.interop.save import save_pipeline
 from dmpo_jax.interop.state_dict import from_torch_state, to_torch_state
 from dmpo_jax.interop.tokenizer import (
@@ -16,6 +23,7 @@ from dmpo_jax.interop.tokenizer import (
 )
 
 __all__ = [
+  "EDITING",
   "INDEX",
   "SCHEDULER",
   "Lora",

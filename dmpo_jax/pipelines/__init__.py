@@ -23,6 +23,7 @@ from dmpo_jax.pipelines.generate import (
   sampling_inputs,
 )
 from dmpo_jax.pipelines.interface import Conditioning, Family, Params, Text, TextToImage
+from dmpo_jax.pipelines.widen import widen
 
 __all__ = [
   "FAMILIES",
@@ -49,4 +50,5 @@ __all__ = [
   "sampling_fingerprint",
   "sampling_inputs",
   "save",
+  "widen",
 ]

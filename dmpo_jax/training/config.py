@@ -54,6 +54,9 @@ def default() -> ConfigDict:
   config.variant = ""
   # New networks: component -> its config. With a pipeline: {"scheduler": fields to override}.
   config.model = ConfigDict()
+  # Whether a text-to-image pipeline becomes an editing one: its denoiser reads the source image,
+  # with weights that start at zero (docs/editing.md).
+  config.widen = False
   # Components to train, e.g. ("unet", "text_encoder"); empty: the denoiser.
   config.trained = ()
   # Compute dtype of denoiser and text encoders, float32 or bfloat16; everything else is float32.
@@ -98,6 +101,13 @@ def default() -> ConfigDict:
   config.timestep_weights = ConfigDict({"name": "none"})
   # Probability that a caption is replaced by the empty one, for classifier-free guidance.
   config.caption_dropout = 0.0
+  config.editing = ConfigDict()
+  # Editing pipelines, in place of caption_dropout: probability that the caption alone is dropped.
+  config.editing.caption_dropout = 0.05
+  # Editing pipelines: probability that the source image alone is dropped.
+  config.editing.source_dropout = 0.05
+  # Editing pipelines: probability that both are dropped.
+  config.editing.both_dropout = 0.05
   # Probability that a pair's label is flipped, the same pairs in every epoch; for experiments.
   config.label_flip_rate = 0.0
 
@@ -253,6 +263,7 @@ def check(config: ConfigDict) -> ConfigDict:
     "grad_accumulation_steps",
     f"a divisor of config.batch_size {config.batch_size}",
   )
+  config_rules.check_editing(config, require)
   config_rules.check_reference(config, require)
   config_rules.check_alarms(config)
   require(

@@ -23,6 +23,7 @@ RANGES: dict[str, Interval | Integers] = {
   "beta.decay_start": COUNT_OR_0,
   "beta.decay_end": COUNT_OR_0,
   "caption_dropout": Interval(0, 1, closed_low=True),
+  **{f"editing.{key}_dropout": _from(0, 1) for key in ("caption", "source", "both")},
   "label_flip_rate": _from(0, 1),
   "batch_size": Integers(1, 2**20),
   "num_steps": COUNT,

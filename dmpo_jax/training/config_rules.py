@@ -45,6 +45,18 @@ def check_reference(config: ConfigDict, require: Require) -> None:
   )
 
 
+def check_editing(config: ConfigDict, require: Require) -> None:
+  """The keys for editing pipelines against each other and config.lora."""
+  probabilities = [config.editing[f"{name}_dropout"] for name in ("caption", "source", "both")]
+  expected = f"at most 1 in sum with the other two of its section, which is {sum(probabilities):g}"
+  require(sum(probabilities) <= 1 + 1e-9, "editing.both_dropout", expected)
+  expected = (
+    "0 beside config.widen: a LoRA leaves out the weights by which the denoiser reads the source "
+    "image, which would stay zero; widen and train whole networks first"
+  )
+  require(not config.widen or config.lora.rank == 0, "lora.rank", expected)
+
+
 def check_alarms(config: ConfigDict) -> None:
   """The names in config.health.stop."""
   for name in config.health.stop:

@@ -16,6 +16,7 @@ from dmpo_jax.errors import InputError, unknown
 from dmpo_jax.parallel import sharding
 from dmpo_jax.pipelines import Params, Text, TextToImage, latent_encoders
 from dmpo_jax.training import reference as references
+from dmpo_jax.training.batch import EditDropout
 from dmpo_jax.training.objective import Loss, Objective, adapt, replace
 
 Data = data.Examples | data.FolderPairs | data.CachedLatents
@@ -46,6 +47,7 @@ def make_loaders(
     InputError: The data set does not fit the pipeline; or, from the function, the batch size.
   """
   functions = pipelines.build(pipeline)
+  _check_sources(functions, examples)
   if isinstance(examples, data.CachedLatents):
     latent_encoders.check(examples, pipeline, trained_components(config, functions))
     return functools.partial(examples.loader, batch_size=config.batch_size, seed=config.seed)
@@ -56,6 +58,26 @@ def make_loaders(
     batch_size=config.batch_size,
     seed=config.seed,
   )
+
+
+def _check_sources(pipeline: TextToImage, examples: Data) -> None:
+  """Raises unless the examples have source images where the pipeline edits images, and only there.
+
+  A data set that reads pairs as text to image has `drop_sources`.
+  """
+  edits = pipeline.encode_source is not None
+  if edits and not examples.has_sources:
+    raise InputError(
+      "the pipeline edits images (its UNet reads the source beside the noisy image), and the "
+      "examples of config.data have no source images; convert pairs with a column condition, or "
+      "take a text-to-image pipeline"
+    )
+  if examples.has_sources and not edits:
+    raise InputError(
+      "the examples of config.data are edits of source images, and the pipeline makes images from "
+      "text alone; take an editing pipeline, make one with config.widen=True, or set "
+      "config.data.drop_sources=True"
+    )
 
 
 def load_pipeline(
@@ -78,6 +100,14 @@ def load_pipeline(
   Raises:
     InputError: The pipeline cannot be read, or the description of new networks is incomplete.
   """
+  pipeline = _load_pipeline(config, captions, shardings)
+  return pipelines.widen(pipeline) if config.widen else pipeline
+
+
+def _load_pipeline(
+  config: ConfigDict, captions: list[str], shardings: Callable[[Params], Params] | None
+) -> interop.Pipeline:
+  """`load_pipeline` before it is widened."""
   model = config.model.to_dict()
   if not config.pipeline:
     pipeline = pipelines.create(model, captions, config.seed)
@@ -196,6 +226,11 @@ def make_objective(
     placement=None if mesh is None else sharding.placement(mesh),
   )
   functions = pipelines.build(pipeline, dtype=config.dtype, compute=compute)
+  if functions.encode_source is not None and config.caption_dropout:
+    raise InputError(
+      f"config.caption_dropout is {config.caption_dropout}, and the pipeline edits images; leave "
+      "it at 0 and set config.editing.caption_dropout, source_dropout and both_dropout"
+    )
   return Objective(
     pipeline=functions,
     loss=loss,
@@ -213,6 +248,9 @@ def make_objective(
     label_flip_rate=config.label_flip_rate,
     beta_factor=beta_factor(config),
     reference_update=references.from_config(config.reference),
+    edit_dropout=EditDropout(
+      config.editing.caption_dropout, config.editing.source_dropout, config.editing.both_dropout
+    ),
   )
 
 
@@ -257,6 +295,11 @@ def trained_components(config: ConfigDict, pipeline: TextToImage) -> tuple[str, 
       )
     if name not in possible:
       raise unknown("component in config.trained", name, possible)
+  if config.widen and pipeline.denoiser not in trained:
+    raise InputError(
+      f"config.widen=True and config.trained leaves {pipeline.denoiser!r} out, whose weights of "
+      "the source image would stay zero; train it too"
+    )
   return trained
 
 

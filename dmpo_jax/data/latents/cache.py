@@ -19,7 +19,7 @@ from dmpo_jax.data.latents import records
 from dmpo_jax.data.latents.options import Options
 from dmpo_jax.data.latents.rounding import merge
 from dmpo_jax.data.latents.shard import Job, LatentEncoders, cache_shard
-from dmpo_jax.data.mixture import FolderSplit, Mixture
+from dmpo_jax.data.mixture import FolderSplit, Mixture, have_sources
 from dmpo_jax.data.resumable import ResumableFolder
 from dmpo_jax.errors import printable
 
@@ -72,7 +72,7 @@ def cache_latents(
   with folder.session(plan, host=host, hosts=hosts) as is_complete:
     if is_complete:
       return records.read_manifest(folder.out)
-    job = Job(split, folder, encoders, options, count)
+    job = Job(split, folder, encoders, options, count, have_sources([split]))
     folder.restart_damaged(range(host, count, hosts))
     for number in range(host, count, hosts):
       if folder.is_done(number):

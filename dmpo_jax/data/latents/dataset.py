@@ -40,8 +40,10 @@ class CachedLatents:
       latents must be cached with crop "center", without flips, at the size they were sampled at.
     score_gaps: Whether batches hold the gap of each pair's scores, for config.beta. Every record
       needs both scores.
+    drop_sources: Whether the source images of edits are left out, for a text-to-image pipeline.
 
   Attributes:
+    has_sources: Whether batches hold the latents of source images.
     manifest: Manifest of the first folder.
     size: Side of the encoded images.
     embeddings: As given.
@@ -62,6 +64,7 @@ class CachedLatents:
     swap_labels: bool = False,
     prior_noise: bool = False,
     score_gaps: bool = False,
+    drop_sources: bool = False,
   ):
     paths, weights = folders_and_weights(folder, folders, weights)
     self.sources = [records.CachedPairSource(pathlib.Path(path)) for path in paths]
@@ -88,6 +91,8 @@ class CachedLatents:
           "config.data.embeddings=False: then the text encoders run in each step"
         )
       _check_known(path, source, prior_noise, score_gaps)
+    stored = {name for name, _, _ in self.manifest["layout"]["pairs"]}
+    self.has_sources = records.SOURCE in stored and not drop_sources
     self.size = self.manifest["options"]["size"]
     self.embeddings, self.micro_conditioning = embeddings, micro_conditioning
     self.swap_labels, self.prior_noise, self.score_gaps = swap_labels, prior_noise, score_gaps
@@ -118,8 +123,9 @@ class CachedLatents:
 
     A batch holds latents `[P, 2, 2, h, w, Z]`, (preferred, rejected) and (mean, log variance) of
     the VAE posterior, in the stored dtype; text, the embeddings by name in the stored dtype, or the
-    token ids by name, int32 `[P, L]`, where `embeddings` is False; geometry; and example_id, label
-    and weight as `FolderPairs.loader` has them.
+    token ids by name, int32 `[P, L]`, where `embeddings` is False; geometry; of edits
+    source_latents `[P, h, w, Z]`, the mode of the source's posterior, in the stored dtype; and
+    example_id, label and weight as `FolderPairs.loader` has them.
 
     Args:
       batch_size: Pairs of a batch over all processes.
@@ -174,6 +180,8 @@ class CachedLatents:
       "geometry": geometry,
       "example_id": np.array([e.example_id for e in examples], np.uint32),
     }
+    if self.has_sources:
+      batch["source_latents"] = np.stack([pair[records.SOURCE] for pair in pairs])
     if self.prior_noise:
       seeds = [e.cached.pair[records.SEEDS][:: e.order] for e in examples]
       batch["seeds"] = np.stack(seeds).astype(np.uint32)

@@ -25,6 +25,8 @@ DTYPES = {
 }
 # Arrays of a pair's record that are not token ids.
 LATENTS, GEOMETRY, CAPTION = "latents", "geometry", "caption"
+# Mode of the source image's posterior, of edits.
+SOURCE = "source"
 # Of image_0 and image_1, -1 and NaN where unknown; older caches lack them.
 SEEDS, SCORES = "seeds", "scores"
 # [[name, dtype, shape], ...]
@@ -104,6 +106,7 @@ def _check_layout(layout: Layout, kind: str, path: pathlib.Path) -> None:
 def _check_pairs(layout: Layout, options: Options) -> None:
   """Checks the arrays of a pair's record; others are token ids."""
   arrays = {name: (dtype, tuple(shape)) for name, dtype, shape in layout}
+  arrays_shape = arrays.get(LATENTS, ("", ()))[1]
   for name in (LATENTS, GEOMETRY, CAPTION):
     with located(f"layout.pairs, {name}"):
       if name not in arrays:
@@ -116,6 +119,9 @@ def _check_pairs(layout: Layout, options: Options) -> None:
       }
       if not expected[name]:
         raise InputError(f"it is {dtype} {shape}")
+  expected_source = (options.dtype, tuple(arrays_shape[2:]))
+  if arrays.pop(SOURCE, expected_source) != expected_source:
+    raise InputError(f"layout.pairs, {SOURCE}: it is not {expected_source}")
   for name, dtype in ((SEEDS, "int64"), (SCORES, "float32")):
     if arrays.pop(name, (dtype, (2,))) != (dtype, (2,)):
       raise InputError(f"layout.pairs, {name}: it is not {dtype} (2,)")

@@ -31,6 +31,7 @@ from dmpo_jax.data.latents.manifest_types import (
   LATENTS,
   SCORES,
   SEEDS,
+  SOURCE,
   Layout,
 )
 from dmpo_jax.data.pairs import check_text
@@ -49,7 +50,8 @@ class CachedPair(NamedTuple):
     pair: "latents" `[2, 2, h, w, Z]`: image_0 and image_1 of the record, `MEAN` and `LOG_VARIANCE`
       of the VAE posterior; "geometry" int32 `[6]`; "caption" int32 `[]`, the caption's number in
       its shard; token ids int32 `[L]` by name; "seeds" int64 `[2]` and "scores" float32 `[2]` of
-      image_0 and image_1, -1 and NaN where unknown (not in older caches).
+      image_0 and image_1, -1 and NaN where unknown (not in older caches); of edits "source"
+      `[h, w, Z]`, the mode of the source image's posterior in the autoencoder's own units.
     text: Text embeddings by name; empty where they were not read.
   """
 
@@ -64,7 +66,8 @@ def file_name(kind: str, split: str, shard: int, count: int) -> str:
 
 def token_ids(pair: Mapping[str, Any]) -> dict[str, Any]:
   """The token ids among the arrays of a pair's record, by name."""
-  return {k: x for k, x in pair.items() if k not in (LATENTS, GEOMETRY, CAPTION, SEEDS, SCORES)}
+  others = (LATENTS, GEOMETRY, CAPTION, SEEDS, SCORES, SOURCE)
+  return {name: x for name, x in pair.items() if name not in others}
 
 
 def bytes_by_kind(manifest: Mapping[str, Any]) -> dict[str, int]:

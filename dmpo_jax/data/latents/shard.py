@@ -51,6 +51,7 @@ class Job(NamedTuple):
     encoders: The networks.
     options: Options.
     count: Number of shards.
+    has_sources: Whether the pairs are edits of source images, whose latents are cached too.
   """
 
   split: FolderSplit
@@ -58,6 +59,7 @@ class Job(NamedTuple):
   encoders: LatentEncoders
   options: Options
   count: int
+  has_sources: bool
 
   def rows(self, number: int) -> range:
     """Numbers of the pairs of a shard."""
@@ -75,6 +77,7 @@ class _View(NamedTuple):
   geometry: tuple[int, ...]
   seeds: tuple[int, int]
   scores: tuple[float, float]
+  source: np.ndarray | None
 
 
 def cache_shard(job: Job, number: int, progress: Callable[[int], None]) -> None:
@@ -97,8 +100,9 @@ def cache_shard(job: Job, number: int, progress: Callable[[int], None]) -> None:
       path.unlink(missing_ok=True)  # incomplete files of a killed process
   writers = [RecordWriter(out / names["pairs"], working)]
   try:
-    for views, posteriors in _posteriors(job, number):
+    for views, posteriors, modes in _posteriors(job, number):
       latents = _round_posteriors(job, views, posteriors, statistics)
+      sources = _round_modes(job, views, modes, statistics)
       tokens, _ = job.encoders.tokenize([view.prompt for view in views])
       layout["pairs"] = [
         [records.LATENTS, options.dtype, list(latents.shape[1:])],
@@ -107,6 +111,7 @@ def cache_shard(job: Job, number: int, progress: Callable[[int], None]) -> None:
         [records.CAPTION, "int32", []],
         [records.SEEDS, "int64", [2]],
         [records.SCORES, "float32", [2]],
+        *([[records.SOURCE, options.dtype, list(sources.shape[1:])]] if job.has_sources else []),
       ]
       for i, view in enumerate(views):
         caption = captions.setdefault(view.prompt, len(captions))
@@ -117,6 +122,8 @@ def cache_shard(job: Job, number: int, progress: Callable[[int], None]) -> None:
           records.SEEDS: np.array(view.seeds, np.int64),
           records.SCORES: np.array(view.scores, np.float32),
         }
+        if job.has_sources:
+          record[records.SOURCE] = sources[i]
         writers[0].write(records.pack(layout["pairs"], record))
       progress(sum(view.number == options.augmentations - 1 for view in views))
     if options.embeddings:
@@ -149,14 +156,16 @@ def _views(job: Job, number: int) -> Iterator[_View]:
     pair, views = split.read(row), []
     seeds = tuple(-1 if seed is None else seed for seed in (pair.seed_0, pair.seed_1))
     scores = tuple(math.nan if x is None else x for x in (pair.score_0, pair.score_1))
+    split.check_source(row, pair.condition, job.has_sources)
     for v in range(options.augmentations):
       crop = crops.sample(options.seed, v, row, crop=options.crop, flip=options.flip)
       try:
         (first, position), (second, _) = (load(i, crop) for i in (pair.image_0, pair.image_1))
+        source = load(pair.condition, crop, like=position[:2])[0] if job.has_sources else None
       except InputError as error:
         raise split.damaged(row, error) from error
       geometry = (*position, options.size, options.size)
-      views.append(_View((first, second), pair.prompt, row, v, geometry, seeds, scores))
+      views.append(_View((first, second), pair.prompt, row, v, geometry, seeds, scores, source))
     return views
 
   read = grain.ReadOptions(
@@ -166,26 +175,53 @@ def _views(job: Job, number: int) -> Iterator[_View]:
     yield from views
 
 
-def _posteriors(job: Job, number: int) -> Iterator[tuple[list[_View], np.ndarray]]:
+def _posteriors(
+  job: Job, number: int
+) -> Iterator[tuple[list[_View], np.ndarray, np.ndarray | None]]:
   """Batches of a shard's views with their VAE posteriors, float32 `[n, 2, 2, h, w, Z]`.
 
-  While the caller writes a batch the device computes the next one.
+  The third value is the mode of each source image's posterior, float32 `[n, h, w, Z]`; None where
+  there are no sources. While the caller writes a batch the device computes the next one.
   """
   views, size, previous = _views(job, number), job.encoders.pairs, None
   while batch := list(itertools.islice(views, size)):
     # One batch size, so that one program computes each image in the same way.
     padded = [*batch, *[batch[-1]] * (size - len(batch))]
     posteriors = job.encoders.latents(np.stack([pixels for v in padded for pixels in v.pixels]))
+    sources = None
+    if job.has_sources:
+      sources = job.encoders.latents(np.stack([v.source for v in padded]))
     if previous:
-      yield previous[0], _by_pair(*previous)
-    previous = batch, posteriors
+      yield _on_host(*previous)
+    previous = batch, posteriors, sources
   if previous:
-    yield previous[0], _by_pair(*previous)
+    yield _on_host(*previous)
 
 
-def _by_pair(views: list[_View], posteriors: Any) -> np.ndarray:
+def _on_host(
+  views: list[_View], posteriors: Any, sources: Any
+) -> tuple[list[_View], np.ndarray, np.ndarray | None]:
   posteriors = np.asarray(posteriors, np.float32)
-  return posteriors.reshape(-1, 2, *posteriors.shape[1:])[: len(views)]  # [n, 2, 2, h, w, Z]
+  posteriors = posteriors.reshape(-1, 2, *posteriors.shape[1:])[: len(views)]  # [n, 2, 2, h, w, Z]
+  if sources is not None:
+    sources = np.asarray(sources, np.float32)[: len(views), records.MEAN]  # [n, h, w, Z]
+  return views, posteriors, sources
+
+
+def _where(job: Job, views: list[_View], i: int) -> str:
+  return f"pair {views[i].row} of split {job.split.split!r} in {job.split.path}"
+
+
+def _round_modes(
+  job: Job, views: list[_View], modes: np.ndarray | None, statistics: dict
+) -> np.ndarray | None:
+  """The modes of the sources' posteriors in the stored dtype, or None without sources."""
+  if modes is None:
+    return None
+  where = functools.partial(_where, job, views)
+  stored = _round(modes, job.options.dtype, "the source's latents", where)
+  statistics |= rounding.add(statistics, {records.SOURCE: rounding.measure(modes, stored)})
+  return stored
 
 
 def _round_posteriors(
@@ -193,9 +229,7 @@ def _round_posteriors(
 ) -> np.ndarray:
   """The posteriors in the stored dtype; adds the errors of rounding to the statistics."""
 
-  def where(i: int) -> str:
-    return f"pair {views[i].row} of split {job.split.split!r} in {job.split.path}"
-
+  where = functools.partial(_where, job, views)
   stored = _round(posteriors, job.options.dtype, "the VAE posterior", where)
   mean, log_variance = (posteriors[:, :, i] for i in (records.MEAN, records.LOG_VARIANCE))
   variance = np.exp(log_variance, dtype=np.float64)

@@ -1,4 +1,7 @@
-"""Your own pairs: a table beside its images, or the folders winner/, loser/ and captions/."""
+"""Your own pairs: a table beside its images, or the folders winner/, loser/ and captions/.
+
+Of edits, the table's column `condition` or the folder source/ holds the images that were edited.
+"""
 
 import pathlib
 from collections.abc import Callable
@@ -7,6 +10,7 @@ from dmpo_jax.data.convert import row_values
 from dmpo_jax.data.convert.sources import layouts
 from dmpo_jax.data.convert.sources.raw_pair import RawPair
 from dmpo_jax.data.pairs import check_weight
+from dmpo_jax.errors import InputError
 
 EXAMPLE = "my/pairs.csv --out data/mine"
 SPLITS = ()
@@ -41,7 +45,7 @@ def raw_pairs(row: row_values.Row, where: str, labels: str) -> list[RawPair]:
   Args:
     row: `prompt`, `image_0`, `image_1` (paths or bytes) and `label_0` = P(image_0 is preferred), or
       `score_0` and `score_1` in its place or beside it; optionally `id`, `weight`, `model_0`,
-      `model_1`, `user_id`, `condition` (an image), `seed_0` and `seed_1`.
+      `model_1`, `user_id`, `condition` (the image that was edited), `seed_0` and `seed_1`.
     where: "FILE:ROW", the id where the row has none.
     labels: Not used: a row holds one label.
 
@@ -58,7 +62,11 @@ def raw_pairs(row: row_values.Row, where: str, labels: str) -> list[RawPair]:
   weight = 1.0
   if not row_values.is_missing(row, "weight"):
     weight = check_weight(row_values.number(row, "weight"))
-  has_condition = not row_values.is_missing(row, "condition")
+  if "condition" in row and row_values.is_missing(row, "condition"):
+    raise InputError(
+      "condition is empty: the table has source images, and this pair has none; leave the row out, "
+      "or convert pairs without sources from a table of their own"
+    )
   return [
     RawPair(
       id=row_values.label(row, "id") or where,
@@ -70,7 +78,7 @@ def raw_pairs(row: row_values.Row, where: str, labels: str) -> list[RawPair]:
       model_0=row_values.label(row, "model_0"),
       model_1=row_values.label(row, "model_1"),
       user_id=row_values.label(row, "user_id"),
-      condition=row_values.image(row, "condition") if has_condition else b"",
+      condition=row_values.image(row, "condition") if "condition" in row else b"",
       scores=_both(row, "score_0", "score_1", row_values.number),
       seeds=_both(row, "seed_0", "seed_1", row_values.seed),
     )

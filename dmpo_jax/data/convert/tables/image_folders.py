@@ -1,9 +1,10 @@
 """Three folders read as a table: winner/NAME.png, loser/NAME.png, captions/NAME.txt.
 
-Every name in any of the folders is a row, with the columns of a custom table: id (NAME), prompt,
-image_0, image_1 and label_0. A name that lacks a file, or has two in one folder, is a bad row. The
-order of the two images is random, because a position that gives away the label teaches nothing
-else.
+A fourth folder, source/NAME.png, holds the images that both were edited from. Every name in any of
+the folders is a row, with the columns of a custom table: id (NAME), prompt, image_0, image_1,
+label_0 and, with sources, condition. A name that lacks a file, or has two in one folder, is a bad
+row. The order of the two images is random, because a position that gives away the label teaches
+nothing else.
 """
 
 import functools
@@ -22,6 +23,7 @@ from dmpo_jax.data.pairs import MAX_PROMPT_CHARACTERS, preferred_first
 from dmpo_jax.errors import InputError, short
 
 PREFERRED, REJECTED, CAPTIONS = FOLDERS = ("winner", "loser", "captions")
+SOURCE = "source"  # only of edits
 TEXTS = (".txt", ".caption")
 # Suffixes of images. Those of formats that are not read make bad rows.
 IMAGES = (
@@ -29,18 +31,20 @@ IMAGES = (
   *(".tif", ".tiff", ".avif", ".heic", ".heif", ".hif", ".jxl", ".jp2", ".tga", ".dng", ".psd"),
   *(".ico", ".svg", ".exr", ".hdr", ".ppm", ".pgm", ".pbm", ".pnm", ".raw", ".cr2", ".nef"),
 )
-SUFFIXES = {PREFERRED: IMAGES, REJECTED: IMAGES, CAPTIONS: TEXTS}
+SUFFIXES = {PREFERRED: IMAGES, REJECTED: IMAGES, CAPTIONS: TEXTS, SOURCE: IMAGES}
 SYSTEM_FILES = ("thumbs.db", "desktop.ini", "__macosx")
 
 
 class Names(NamedTuple):
-  """The contents of the three folders.
+  """The contents of the folders.
 
   Attributes:
+    folders: `FOLDERS`, and `SOURCE` where it exists.
     rows: Name -> the files of that name by folder, sorted by name.
     passed_over: Other files and folders: hidden ones, and those with other suffixes.
   """
 
+  folders: tuple[str, ...]
   rows: Mapping[str, Mapping[str, Sequence[str]]]
   passed_over: tuple[str, ...]
 
@@ -67,7 +71,7 @@ def plan(
   names = _names(root)
   count = len(names.rows)
   chunks = [Chunk(file, i, min(rows, count - i), i, 0) for i in range(0, count, rows)]
-  every = [f"{d}/{f}" for row in names.rows.values() for d in FOLDERS for f in row[d]]
+  every = [f"{d}/{f}" for row in names.rows.values() for d in names.folders for f in row[d]]
   digest = hashlib.sha256("\0".join(every).encode("utf-8", "surrogateescape"))
   return Table(chunks, digest.hexdigest(), passed_over=names.passed_over)
 
@@ -96,7 +100,8 @@ def _names(root: pathlib.Path) -> Names:
   missing = [folder for folder in FOLDERS if not (root / folder).is_dir()]
   if missing:
     raise InputError(f"{root} needs the folders {', '.join(FOLDERS)}; missing: {missing}")
-  for folder in FOLDERS:
+  folders = (*FOLDERS, SOURCE) if (root / SOURCE).is_dir() else FOLDERS
+  for folder in folders:
     try:
       files.inside(root, folder, "folder")
     except InputError as error:
@@ -104,19 +109,19 @@ def _names(root: pathlib.Path) -> Names:
         f"{error}; copy its files into {root / folder}, or name them in a table beside which they "
         "lie (see --images)"
       ) from error
-  changed = tuple((root / folder).stat().st_mtime_ns for folder in FOLDERS)
-  names = _scan(root, changed)
+  changed = tuple((root / folder).stat().st_mtime_ns for folder in folders)
+  names = _scan(root, folders, changed)
   if not any(row[PREFERRED] for row in names.rows.values()):
     raise InputError(f"{root / PREFERRED} holds no image ({', '.join(IMAGES[:8])}, ...)")
   return names
 
 
 @functools.lru_cache(maxsize=1)
-def _scan(root: pathlib.Path, changed: tuple[int, ...]) -> Names:
+def _scan(root: pathlib.Path, folders: tuple[str, ...], changed: tuple[int, ...]) -> Names:
   """Lists the folders, once for each time of their last `changed`."""
   del changed
   rows, passed_over = {}, []
-  for folder in FOLDERS:
+  for folder in folders:
     for name in sorted(os.listdir(root / folder)):
       stem, suffix = os.path.splitext(name)
       path = root / folder / name
@@ -125,14 +130,15 @@ def _scan(root: pathlib.Path, changed: tuple[int, ...]) -> Names:
         passed_over.append(f"{folder}/{name}{'/' * path.is_dir()}")
         continue
       key = unicodedata.normalize("NFC", stem)
-      rows.setdefault(key, {f: [] for f in FOLDERS})[folder].append(name)
-  return Names(dict(sorted(rows.items())), tuple(passed_over))
+      rows.setdefault(key, {f: [] for f in folders})[folder].append(name)
+  return Names(folders, dict(sorted(rows.items())), tuple(passed_over))
 
 
 def _row(root: pathlib.Path, name: str, row: Mapping[str, Sequence[str]]) -> dict:
-  for folder, what in ((PREFERRED, "image"), (REJECTED, "image"), (CAPTIONS, "text")):
+  for folder in row:
+    what = "text" if folder == CAPTIONS else "image"
     if len(row[folder]) != 1:
-      others = [f"{f}/{file}" for f in FOLDERS if f != folder for file in row[f]]
+      others = [f"{f}/{file}" for f in row if f != folder for file in row[f]]
       problem = (
         f"found {', '.join(short(file) for file in row[folder])}"
         if row[folder]
@@ -141,7 +147,8 @@ def _row(root: pathlib.Path, name: str, row: Mapping[str, Sequence[str]]) -> dic
       raise InputError(f"{folder}/ must hold one {what} {short(name)}, {problem}")
   preferred, rejected, caption = (f"{folder}/{row[folder][0]}" for folder in FOLDERS)
   first = preferred_first(name)
-  return {
+  source = {"condition": f"{SOURCE}/{row[SOURCE][0]}"} if SOURCE in row else {}
+  return source | {
     "id": name,
     "prompt": _caption(root, caption),
     "image_0": preferred if first else rejected,
