@@ -13,6 +13,7 @@ import numpy as np
 from dmpo_jax.data.folder_pairs import FolderPairs
 from dmpo_jax.data.in_memory import Examples
 from dmpo_jax.data.latents.dataset import CachedLatents
+from dmpo_jax.data.toy import digit_edits as edits
 from dmpo_jax.data.toy import digits
 from dmpo_jax.data.toy import image_captions as image_folder
 from dmpo_jax.errors import unknown
@@ -77,6 +78,68 @@ def digit_pairs(
   )
 
 
+def digit_edits(
+  *,
+  num_edits: int,
+  seed: int,
+  split: str = "train",
+  test_fraction: float = TEST_FRACTION,
+  split_seed: int = SPLIT_SEED,
+) -> Examples:
+  """Edits of scikit-learn's digits by instruction, of uneven quality; see `digit_edits`.
+
+  Args:
+    num_edits: Number of edits to sample.
+    seed: Seed of the edits.
+    split: "train" or "test", the split of the digits.
+    test_fraction: Fraction of the digits in the test split.
+    split_seed: Decides which digits are in the test split.
+
+  Returns:
+    `Examples` with images `[N, 1, 8, 8, 1]`, instructions as captions, and sources.
+  """
+  selected = _digits(split, test_fraction, split_seed)
+  sampled = edits.candidates(selected, num_edits=num_edits, count=1, seed=seed)
+  return Examples(
+    images=sampled.images,
+    captions=sampled.instructions,
+    ids=np.arange(num_edits, dtype=np.uint32),
+    sources=sampled.sources,
+  )
+
+
+def digit_edit_pairs(
+  *,
+  num_pairs: int,
+  temperature: float,
+  seed: int,
+  split: str = "train",
+  test_fraction: float = TEST_FRACTION,
+  split_seed: int = SPLIT_SEED,
+) -> Examples:
+  """Pairs of edits of one digit; those that do the edit and keep the rest are preferred.
+
+  Args:
+    num_pairs: Number of pairs to sample.
+    temperature: Temperature of the Bradley-Terry model on strength + kept.
+    seed: Seed of pairs and labels.
+    split: "train" or "test", the split of the digits.
+    test_fraction: Fraction of the digits in the test split.
+    split_seed: Decides which digits are in the test split.
+
+  Returns:
+    `Examples` with images `[P, 2, 8, 8, 1]`, (preferred, rejected), and sources.
+  """
+  selected = _digits(split, test_fraction, split_seed)
+  pairs = edits.preference_pairs(selected, num_pairs=num_pairs, temperature=temperature, seed=seed)
+  return Examples(
+    images=pairs.images,
+    captions=pairs.instructions,
+    ids=np.arange(num_pairs, dtype=np.uint32),
+    sources=pairs.sources,
+  )
+
+
 def image_captions(*, folder: str, size: int, split: str = "train") -> Examples:
   """Images of a folder with captions, such as `dmpo-jax data emoji` writes.
 
@@ -102,6 +165,8 @@ def _digits(split: str, test_fraction: float, seed: int) -> digits.Digits:
 DATASETS = {
   "cached_latents": CachedLatents,
   "cached_latents_mixture": CachedLatents,
+  "digit_edit_pairs": digit_edit_pairs,
+  "digit_edits": digit_edits,
   "digit_pairs": digit_pairs,
   "digits": digit_images,
   "image_captions": image_captions,

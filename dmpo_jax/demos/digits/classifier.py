@@ -6,9 +6,13 @@ from typing import NamedTuple
 import numpy as np
 
 from dmpo_jax.common.optional import import_optional
+from dmpo_jax.data.toy.digit_edits import thicken
 from dmpo_jax.data.toy.digits import Digits
 from dmpo_jax.errors import InputError
 from dmpo_jax.evaluation.statistics import Interval, bootstrap
+
+# Fraction of the ink that neighbours receive in thicker digits.
+HEAVIER = 0.6
 
 
 class Classifier(NamedTuple):
@@ -26,25 +30,6 @@ class Classifier(NamedTuple):
   accuracy: Interval
   heavier_accuracy: Interval
   test_images: int
-
-
-def thicken(images: np.ndarray, *, spread: float = 0.6) -> np.ndarray:
-  """Images with thicker strokes: each pixel has at least `spread` times its neighbours' ink.
-
-  Args:
-    images: `[N, H, W, C]` in [-1, 1].
-    spread: Fraction of the ink that the four neighbours receive, in [0, 1].
-
-  Returns:
-    float32 `[N, H, W, C]` in [-1, 1].
-  """
-  grey = np.pad((images + 1) / 2, ((0, 0), (1, 1), (1, 1), (0, 0)))  # [N, H + 2, W + 2, C]
-  middle = slice(1, -1)
-  neighbours = [
-    grey[:, :-2, middle], grey[:, 2:, middle], grey[:, middle, :-2], grey[:, middle, 2:]
-  ]  # fmt: skip
-  heavy = np.maximum(grey[:, middle, middle], spread * np.maximum.reduce(neighbours))
-  return (2 * heavy - 1).astype(np.float32)
 
 
 def fit(train: Digits, test: Digits, *, seed: int = 0) -> Classifier:
@@ -71,7 +56,9 @@ def fit(train: Digits, test: Digits, *, seed: int = 0) -> Classifier:
       f"{len(test.labels)}"
     )
   fainter = 2 * ((train.images + 1) / 2) ** 1.6 - 1
-  augmented = np.concatenate([train.images, fainter, thicken(train.images)])  # [3N, H, W, C]
+  augmented = np.concatenate(
+    [train.images, fainter, thicken(train.images, HEAVIER)]
+  )  # [3N, H, W, C]
   machine = svm.SVC(C=10, gamma=0.256).fit(_features(augmented), np.tile(train.labels, 3))
 
   def predict(images: np.ndarray) -> np.ndarray:
@@ -83,7 +70,7 @@ def fit(train: Digits, test: Digits, *, seed: int = 0) -> Classifier:
   return Classifier(
     predict=predict,
     accuracy=accuracy(test.images),
-    heavier_accuracy=accuracy(thicken(test.images)),
+    heavier_accuracy=accuracy(thicken(test.images, HEAVIER)),
     test_images=len(test.labels),
   )
 

@@ -43,13 +43,6 @@ def test_levels_out_of_range_are_clipped(parts, fitted):
   np.testing.assert_array_equal(fitted.predict(x), fitted.predict(np.clip(x, -1, 1)))
 
 
-def test_thickening_spreads_ink_to_the_four_neighbours():
-  image = np.full((1, 3, 3, 1), -1.0)
-  image[0, 1, 1] = 1
-  thick = classifier.thicken(image, spread=0.5)[0, ..., 0]
-  np.testing.assert_array_equal(thick, [[-1, 0, -1], [0, 1, 0], [-1, 0, -1]])
-
-
 def test_an_empty_set_is_refused(parts):
   empty = digits.Digits(np.zeros((0, 8, 8, 1), np.float32), np.zeros(0, np.int32))
   with pytest.raises(InputError, match="got 1438 and 0"):
