@@ -135,6 +135,11 @@ class Torch:
     latents = latents * self.vae.config.scaling_factor
     noise = _torch(sample.noise).permute(0, 3, 1, 2).repeat_interleave(2, 0)
     t = _torch(sample.timesteps).long().repeat_interleave(2, 0)
+    source = None
+    if batch.source is not None:  # the mode of its posterior, without scaling factor
+      source = self.vae.encode(_torch(batch.source).permute(0, 3, 1, 2)).latent_dist.mode()
+      source = source * (~_torch(sample.source_dropped)).float()[:, None, None, None]
+      source = source.repeat_interleave(2, 0)
     dropped = _torch(sample.dropped)
     hidden, pooled = [], None
     for name, encoder in zip(("input_ids", "input_ids_2"), self.encoders, strict=False):
@@ -153,7 +158,8 @@ class Torch:
       added = {k: v.repeat_interleave(2, 0) for k, v in added.items()}
     noisy = self.scheduler.add_noise(latents, noise, t)
     context = context.repeat_interleave(2, 0)
-    prediction = self.unet(noisy, t, context, added_cond_kwargs=added).sample
+    inputs = noisy if source is None else torch.cat([noisy, source], 1)
+    prediction = self.unet(inputs, t, context, added_cond_kwargs=added).sample
     target = noise
     if self.scheduler.config.prediction_type == "v_prediction":
       target = self.scheduler.get_velocity(latents, noise, t)
