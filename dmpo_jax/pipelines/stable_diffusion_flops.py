@@ -5,6 +5,7 @@ from typing import Any
 
 from dmpo_jax.models import flops
 from dmpo_jax.models.clip import flops as clip_flops
+from dmpo_jax.models.unet import config as unet_config
 from dmpo_jax.models.unet import flops as unet_flops
 from dmpo_jax.models.vae import config as vae_config
 from dmpo_jax.models.vae import flops as vae_flops
@@ -70,9 +71,10 @@ def per_example(
 ) -> dict[str, int]:
   """Model FLOPs of one example in a train step, by component.
 
-  The UNet and the autoencoder run once per image, a text encoder once per caption. With `unet`
-  trained, a pair of `dpo` costs 3·2 + 2 = 8 forward passes of the UNet, one of `mapo` (no
-  reference) 6, and an image of `sft` 3; as LoRA a pair of `dpo` costs 6.
+  The UNet and the autoencoder run once per image, a text encoder once per caption. The autoencoder
+  of an editing pipeline, whose UNet reads twice the channels it returns, encodes the source too.
+  With `unet` trained, a pair of `dpo` costs 3·2 + 2 = 8 forward passes of the UNet, one of `mapo`
+  (no reference) 6, and an image of `sft` 3; as LoRA a pair of `dpo` costs 6.
 
   Args:
     configs: The pipeline's configs by component: unet, text_encoder, text_encoder_2, vae.
@@ -94,7 +96,9 @@ def per_example(
   forwards = {}
   latents = (height, width)
   if "vae" in configs:
-    forwards["vae"] = images * vae_flops.encode(configs["vae"], height, width)
+    unet = unet_config.read(configs["unet"])
+    encoded = images + (unet.in_channels == 2 * unet.out_channels)
+    forwards["vae"] = encoded * vae_flops.encode(configs["vae"], height, width)
     scale = vae_config.read(configs["vae"]).downscale
     latents = (height // scale, width // scale)
   for name in TEXT_ENCODERS:

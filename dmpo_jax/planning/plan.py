@@ -120,13 +120,18 @@ def abstract_batch(
     embeddings = jax.eval_shape(pipeline.encode_text, params, text)
     text = {name: array(x.shape[1:], jnp.bfloat16) for name, x in embeddings.items()}
   batch = Batch(text, array((), jnp.uint32))
+  edits = pipeline.encode_source is not None
   if inputs.kind == "images":
     batch = batch._replace(pixels=array((inputs.images, *image), jnp.uint8))
+    if edits:
+      batch = batch._replace(source=array(image, jnp.uint8))
   else:
     pixels = jax.ShapeDtypeStruct((1, *image), jnp.float32)
     posterior = jax.eval_shape(pipeline.posterior, params, pixels)
     shape = (inputs.images, 2, *posterior.mean.shape[1:])
     batch = batch._replace(latents=array(shape, jnp.bfloat16))
+    if edits:
+      batch = batch._replace(source_latents=array(shape[2:], jnp.bfloat16))
   if pipeline.uses_geometry:
     batch = batch._replace(geometry=array((6,), jnp.float32))
   return batch

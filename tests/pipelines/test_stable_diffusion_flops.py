@@ -42,3 +42,13 @@ def test_frozen_encoders_cost_a_caption_and_two_encodings_and_nothing_when_cache
 def test_a_cached_component_cannot_be_trained():
   with pytest.raises(InputError, match="text_encoder"):
     _flops(trained=("unet", "text_encoder"), cached=("text_encoder",))
+
+
+def test_an_edit_costs_a_wider_first_convolution_and_one_more_encoding():
+  configs = {"unet": published.SD15_UNET, "vae": published.SD_VAE}
+  edits = {**configs, "unet": {**published.SD15_UNET, "in_channels": 8}}
+  size = {"height": 512, "width": 512, "tokens": 77}
+  plain, wide = (stable_diffusion_flops.per_example(c, **size) for c in (configs, edits))
+  # 8 forwards; a multiplication and an addition for each weight of 4 more channels.
+  assert wide["unet"] - plain["unet"] == 8 * 2 * (64 * 64) * (3 * 3 * 4 * 320)
+  assert wide["vae"] == 3 * vae_flops.encode(published.SD_VAE, 512, 512)

@@ -194,3 +194,16 @@ def test_the_search_ends_at_the_largest_batch_that_fits(largest):
   assert best["fits"] == (largest > 0)
   assert best["total"] == 100 + 10 * max(largest, 1) + max(largest, 1) % 3
   assert len(calls) == len(set(calls)) == len(tried) <= 8
+
+
+@pytest.mark.parametrize(
+  ("kind", "name", "shape"),
+  [("images", "source", (4, 128, 128, 3)), ("latents", "source_latents", (4, 16, 16, 4))],
+)
+def test_a_batch_of_edits_has_a_source_for_each_example(kind, name, shape):
+  edits = pipelines.widen(published.pipeline("sd15"))
+  functions = pipelines.build(edits)
+  params = {name: models.abstract(edits.configs[name]) for name in ("vae", "text_encoder", "unet")}
+  batch = plan.abstract_batch(functions, params, plan.Inputs(kind, 128), 4, None)
+  assert getattr(batch, name).shape == shape
+  assert params["unet"]["conv_in"]["kernel"].shape == (3, 3, 8, 320)
