@@ -4,6 +4,10 @@ Writes one PNG per prompt and seed, each batch at once, then a grid (a row per p
 seed) and manifest.json with all settings. The same prompt and seed give the same image whatever the
 other prompts and the batch size. Interrupted, the same command resumes; a folder of images belongs
 to the weights that it was begun with.
+
+Pipelines for editing need --source: every prompt is an instruction for every image of it, image by
+image. A table of --prompts with a column source_image (or source) names one for each instead; its
+paths are relative to --source, or to the table's folder.
 """
 
 import argparse
@@ -42,16 +46,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   add("--inner-steps", type=int, help="steps of each of their simulations (default: 15)")
   source = parser.add_mutually_exclusive_group(required=True)
   source.add_argument("--prompt", action="append", help="a prompt; can be repeated")
-  source.add_argument("--prompts", type=pathlib.Path, help="text file with one prompt per line")
+  source.add_argument(
+    "--prompts",
+    type=pathlib.Path,
+    help="text file with one prompt per line, or a table as evaluate reads it",
+  )
+  add("--source", type=pathlib.Path, help="image to edit, or folder of images")
   add("--out", required=True, type=pathlib.Path, help="folder for the images")
   sampling_options.add_arguments(parser)
 
 
 def run(options: argparse.Namespace) -> None:
   """Samples the missing images and prints the folder."""
-  from dmpo_jax.data import prompt_sets
-
-  prompts = options.prompt or prompt_sets.lines(options.prompts)
+  edits = _prompts(options)
+  prompts = edits.prompts
   sampling_options.check(options, prompts)
 
   import functools
@@ -80,11 +88,13 @@ def run(options: argparse.Namespace) -> None:
     negative_lora=options.negative_lora,
     negative_weight=options.negative_weight,
     steer=_steer(options),
+    sources=edits.sources and [edits.sources[row] for row, _, _ in rows],
   )
   del pipeline
   settings = {**job.settings, "prompts": prompts, "seeds": seeds, "content": job.content}
   with image_folder.locked(options.out):
     done = image_folder.open_folder(options.out, settings, names, shape=job.shape)
+    sources = sample_folder.write_sources(job, options.out, [row for row, _, _ in rows])
     batch_size = sample_folder.sample_missing(
       job,
       options.out,
@@ -107,10 +117,14 @@ def run(options: argparse.Namespace) -> None:
       "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
       "prompts_truncated": job.truncated // len(seeds),
       "grid_rows": grid_rows,
-      "images": [
-        {"file": file, "prompt": prompt, "seed": seed}
-        for file, (_, prompt, seed) in zip(names, rows, strict=True)
-      ],
+      "images": image_folder.listed(
+        names,
+        [prompt for _, prompt, _ in rows],
+        [seed for _, _, seed in rows],
+        sources=sources,
+        source_files=edits.sources and [edits.sources[row] for row, _, _ in rows],
+        captions=edits.captions and [edits.captions[row] for row, _, _ in rows],
+      ),
     }
     image_folder.close_folder(options.out, settings, results)
   if job.truncated:
@@ -119,6 +133,19 @@ def run(options: argparse.Namespace) -> None:
       results["prompts_truncated"],
     )
   print(f"{len(names)} images in {options.out}" + (f", {sum(done)} from before" * any(done)))
+
+
+def _prompts(options: argparse.Namespace):
+  """The prompts, with the source images of edits."""
+  from dmpo_jax.data import prompt_sets
+  from dmpo_jax.sampling import sources
+
+  if options.prompt is None and options.prompts.suffix.lower() in prompt_sets.FORMATS[1:]:
+    listed = prompt_sets.read(options.prompts)
+    return sources.pair(listed, options.source, options.prompts)
+  prompts = options.prompt or prompt_sets.lines(options.prompts)
+  empty = [""] * len(prompts)
+  return sources.pair(prompt_sets.PromptSet(prompts, empty, empty, 0), options.source, None)
 
 
 def _steer(options: argparse.Namespace):

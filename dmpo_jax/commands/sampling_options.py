@@ -53,6 +53,11 @@ def add_arguments(
     default=0.0,
     help="guidance rescale, 0 to 1 (default: 0, none)",
   )
+  add(
+    "--image-guidance",
+    type=float,
+    help="of edits, guidance scale of the source image, at least 1, which is none (default: 1.5)",
+  )
   add("--height", type=int, help="height in pixels (default: the pipeline's training size)")
   add("--width", type=int, help="width in pixels (default: the pipeline's training size)")
   size = {"type": int, "nargs": 2}

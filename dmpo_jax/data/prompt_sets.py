@@ -12,10 +12,18 @@ from dmpo_jax.errors import InputError, short
 
 FORMATS = (".txt", ".tsv", ".csv", ".json", ".jsonl", ".parquet")
 # Names of the columns, in any case; the first one that a file has is read.
-PROMPT_COLUMNS = ("prompt", "prompts", "caption", "text")
+PROMPT_COLUMNS = ("prompt", "prompts", "caption", "text", "instruction", "edit_prompt", "edit")
 CATEGORY_COLUMNS = ("category", "tag", "style")
+# Of edits: the file of the source image, and captions of source and of the edit that is asked for.
+# The last name of a source is also that of other columns: it counts where it names an image file.
+SOURCE_COLUMNS = ("source_image", "input_image", "source")
+CAPTION_COLUMNS = (
+  ("source_caption", "input_caption", "original_prompt"),
+  ("target_caption", "output_caption", "edited_prompt"),
+)
 # HPSv2's benchmark as one list: 800 prompts of each style, in this order, without a column for it.
 HPSV2_STYLES, HPSV2_BLOCK = ("anime", "concept-art", "paintings", "photo"), 800
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 LARGEST_FILE = 2**26
 ROWS_AT_A_TIME = 100_000
 
@@ -31,12 +39,16 @@ class PromptSet(NamedTuple):
     categories: Category of each; "" where the file has none.
     places: Place of each in its file, for messages: "FILE, line 3".
     repeated: Number of rows that repeat an earlier prompt and were left out.
+    sources: Of edits, file of the source image of each, as the set names it; None for others.
+    captions: Of edits, captions of source and target of each; None where the file has none.
   """
 
   prompts: list[str]
   categories: list[str]
   places: list[str]
   repeated: int
+  sources: list[str] | None = None
+  captions: list[tuple[str, str]] | None = None
 
 
 def read(path: pathlib.Path, *, category: str | None = None, limit: int | None = None) -> PromptSet:
@@ -52,6 +64,10 @@ def read(path: pathlib.Path, *, category: str | None = None, limit: int | None =
   style, in upper or lower case. A list of 3,200 prompts without categories is HPSv2's benchmark,
   whose styles are blocks of 800. A prompt that occurs again is left out: from the same seed it
   would give the same image.
+
+  A column source_image, input_image or source (of names of image files) makes each row an edit of
+  that image; a row is left out where both occur again. Columns source_caption and target_caption
+  describe the images before and after it.
 
   Args:
     path: The file.
@@ -86,7 +102,7 @@ def read(path: pathlib.Path, *, category: str | None = None, limit: int | None =
     raise InputError(f"{path} has no prompt")
   if limit is not None and limit < 1:
     raise InputError(f"the number of prompts must be at least 1, got {limit}")
-  return _limited(_checked(path, rows, category), limit)
+  return limited(_checked(path, rows, category), limit)
 
 
 def lines(path: pathlib.Path) -> list[str]:
@@ -129,7 +145,9 @@ def _tab_separated(path: pathlib.Path) -> Rows:
 
 def _table(path: pathlib.Path, category: str | None) -> Rows:
   """Rows of CSV and parquet."""
-  known = [name for column in PROMPT_COLUMNS + CATEGORY_COLUMNS for name in _cases(column)]
+  of_edits = (*SOURCE_COLUMNS, *CAPTION_COLUMNS[0], *CAPTION_COLUMNS[1])
+  names = (*PROMPT_COLUMNS, *CATEGORY_COLUMNS, *of_edits)
+  known = [name for column in names for name in _cases(column)]
   known += [category] if category is not None and category not in known else []
   table = tables.plan(path.parent, path.name, (), rows=ROWS_AT_A_TIME, optional=known)
   for chunk in table.chunks:
@@ -177,35 +195,59 @@ def _checked(
     raise InputError(f"{path} has no column {short(category)}; {where} has {short(list(first))}")
   category = category or _column(first, CATEGORY_COLUMNS)
   is_hpsv2 = category is None and len(rows) == HPSV2_BLOCK * len(HPSV2_STYLES)
-  kept: dict[str, tuple[str, str]] = {}
+  source = _source_column(first)
+  captions = [_column(first, names) for names in CAPTION_COLUMNS] if source else [None, None]
+  kept: dict[tuple[str, str], tuple[str, str, tuple[str, str]]] = {}
   for position, (where, row) in enumerate(rows):
-    prompt = row.get(column)
-    if not isinstance(prompt, str):
-      what = f"{column} is {short(prompt)}" if column in row else f"there is no {column}"
-      raise InputError(f"{where}: {what}, expected a text")
+    prompt = _text_in(row, column, where)
     if not prompt.strip():
       raise InputError(f"{where}: the prompt is empty; write one, or remove the row")
     if is_hpsv2 and path.suffix.lower() == ".json":
       group = HPSV2_STYLES[position // HPSV2_BLOCK]
     else:
       group = "" if category is None else str(row.get(category) or "").strip()
-    kept.setdefault(prompt.strip(), (group, where))
+    file = _text_in(row, source, where) if source else ""
+    if source and not file.strip():
+      raise InputError(f"{where}: {source} is empty; expected the file of the image to edit")
+    texts = tuple(_text_in(row, name, where).strip() if all(captions) else "" for name in captions)
+    kept.setdefault((prompt.strip(), file.strip()), (group, where, texts))
   return PromptSet(
-    list(kept),
-    [group for group, _ in kept.values()],
-    [where for _, where in kept.values()],
+    [prompt for prompt, _ in kept],
+    [group for group, _, _ in kept.values()],
+    [where for _, where, _ in kept.values()],
     len(rows) - len(kept),
+    [file for _, file in kept] if source else None,
+    [texts for _, _, texts in kept.values()] if all(captions) else None,
   )
 
 
-def _limited(prompts: PromptSet, limit: int | None) -> PromptSet:
-  """Evenly spaced prompts of a set."""
+def _text_in(row: Mapping[str, Any], column: str, where: str) -> str:
+  """The text in a column of a row."""
+  value = row.get(column)
+  if not isinstance(value, str):
+    what = f"{column} is {short(value)}" if column in row else f"there is no {column}"
+    raise InputError(f"{where}: {what}, expected a text")
+  return value
+
+
+def _source_column(row: Mapping[str, Any]) -> str | None:
+  """Name of the column of source images; None without one."""
+  name = _column(row, SOURCE_COLUMNS)
+  if name is None or name.lower() != SOURCE_COLUMNS[-1]:
+    return name
+  value = row[name]
+  return name if isinstance(value, str) and value.lower().endswith(IMAGE_SUFFIXES) else None
+
+
+def limited(prompts: PromptSet, limit: int | None) -> PromptSet:
+  """Evenly spaced prompts of a set; None: all."""
   count = len(prompts.prompts)
   if limit is None or limit >= count:
     return prompts
   rows = np.linspace(0, count - 1, limit).round().astype(int)
-  chosen = ([column[i] for i in rows] for column in prompts[:3])
-  return PromptSet(*chosen, prompts.repeated)
+  columns = (prompts.prompts, prompts.categories, prompts.places, prompts.sources, prompts.captions)
+  chosen = [None if column is None else [column[i] for i in rows] for column in columns]
+  return PromptSet(*chosen[:3], prompts.repeated, *chosen[3:])
 
 
 def _column(row: Mapping[str, Any], names: Sequence[str]) -> str | None:

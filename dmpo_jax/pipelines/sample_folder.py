@@ -3,16 +3,16 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 import dmpo_jax
-from dmpo_jax import diffusion, interop, models
+from dmpo_jax import diffusion, interop
 from dmpo_jax.errors import InputError
-from dmpo_jax.pipelines import families
+from dmpo_jax.pipelines import families, negative_branch
 from dmpo_jax.pipelines.fingerprints import params_digest, sampling_fingerprint
 from dmpo_jax.pipelines.finite import check_image, check_params
 from dmpo_jax.pipelines.generate import (
@@ -20,6 +20,7 @@ from dmpo_jax.pipelines.generate import (
   Sampler,
   SamplingInputs,
   cast_params,
+  check_image_guidance,
   default_dtype,
   make_sampler,
   sample_batches,
@@ -29,6 +30,7 @@ from dmpo_jax.pipelines.interface import TextToImage
 from dmpo_jax.pipelines.potential_folder import load_potential
 from dmpo_jax.pipelines.steering import Steering, check_drift
 from dmpo_jax.sampling import image_folder, to_uint8
+from dmpo_jax.sampling.sources import FOLDER, Sources, digest
 
 Size = tuple[int, int]
 
@@ -43,6 +45,7 @@ class SamplingSettings:
     karras: Whether it uses Karras sigmas.
     guidance: Guidance scale; 1 and less is none.
     guidance_rescale: Strength of `diffusion.rescale`; 0 is none.
+    image_guidance: Of edits, guidance scale of the source image; 1 is none.
     height: Height in pixels.
     width: Width in pixels.
     original_size: SDXL's original height and width.
@@ -57,6 +60,7 @@ class SamplingSettings:
   karras: bool | None = None
   guidance: float | None = None
   guidance_rescale: float = 0.0
+  image_guidance: float | None = None
   height: int | None = None
   width: int | None = None
   original_size: Sequence[int] | None = None
@@ -122,6 +126,7 @@ def prepare(
   negative_lora: pathlib.Path | None = None,
   negative_weight: float | None = None,
   steer: Steer | None = None,
+  sources: Sequence[str] | None = None,
   samplers: dict[str, Sampler] | None = None,
 ) -> SamplingJob:
   """Prepares the images of prompts and seeds.
@@ -132,9 +137,11 @@ def prepare(
     seeds: Seed of each image, uint32 `[N]`.
     settings: See `SamplingSettings`.
     lora: LoRA file to merge into the pipeline.
-    negative_lora: LoRA file of the negative branch of guidance, see `_negative_params`.
+    negative_lora: LoRA file of the negative branch of guidance, see `negative_branch.params_of`.
     negative_weight: Fraction of `lora` that the negative branch leaves out; None: 1.
     steer: A potential to follow; None: the pipeline's own samples.
+    sources: Of edits, file of the source image of each, N; each is scaled to cover the size of the
+      edits, and its middle is cropped. None for others.
     samplers: Compiled samplers, to which this one is added: pipelines that differ in weights alone
       share one.
 
@@ -142,16 +149,19 @@ def prepare(
     `SamplingJob`.
 
   Raises:
-    InputError: A setting does not fit the pipeline or has no effect, the LoRA does not fit, or the
-      weights are not finite.
+    InputError: A setting does not fit the pipeline or has no effect, sources are missing or there
+      are some for a pipeline that edits none, the LoRA does not fit, or the weights are not finite.
   """
   dtype = settings.dtype or default_dtype()
   functions = families.build(pipeline, dtype=dtype)
   record = _record(settings, functions, dtype)
   scheduler = record.pop("scheduler", None)  # its numbers are in the solver's digest
   _check_effects(settings, functions, record["guidance"])
-  _check_negative(record["guidance"], lora, negative_lora, negative_weight)
+  negative_branch.check(record["guidance"], lora, negative_lora, negative_weight)
   size = (record["height"], record["width"])
+  source = None
+  if sources is not None:
+    source = Sources([pathlib.Path(x) for x in sources], size, functions.image_channels)
   solver = functions.make_solver(
     record["steps"], name=record["solver"], karras=settings.karras, size=size
   )
@@ -164,19 +174,23 @@ def prepare(
     original=settings.original_size,
     crop=tuple(settings.crop or (0, 0)),
     target=settings.target_size,
+    source=source,
   )
   base = pipeline.params
   if lora is not None:
-    pipeline = dataclasses.replace(pipeline, params=_merged(base, lora, 1.0))
+    pipeline = dataclasses.replace(pipeline, params=negative_branch.merged(base, lora, 1.0))
   params = cast_params(functions, pipeline.params, dtype)
   check_params(params, pipeline.params, dtype=dtype)
   negative, negative_params = None, None
   if negative_lora is not None:
     weight = 1.0 if negative_weight is None else negative_weight
-    negative = _negative_params(functions, base, lora, negative_lora, weight)
+    negative = negative_branch.params_of(functions, base, lora, negative_lora, weight)
     negative_params = cast_params(functions, negative, dtype)
     check_params(negative_params, negative, dtype=dtype)
   content = sampling_fingerprint(pipeline, solver, inputs, negative)
+  if source is not None:
+    source.check()
+    content["sources"] = digest(source.paths)
   steering = None
   if steer is not None:
     steering = Steering(load_potential(steer.folder, pipeline), *steer[1:])
@@ -197,6 +211,7 @@ def prepare(
       size=size,
       guidance=record["guidance"],
       guidance_rescale=record["guidance_rescale"],
+      image_guidance=record.get("image_guidance"),
       negative=settings.negative is not None,
       steering=steering,
     )
@@ -287,20 +302,42 @@ def sample_missing(
   return batch_size
 
 
+def write_sources(job: SamplingJob, folder: pathlib.Path, rows: Sequence[int]) -> list[str] | None:
+  """Writes the source images of edits as the pipeline sees them, and returns their names.
+
+  Args:
+    job: From `prepare`.
+    folder: The folder of the samples; the images go into sources/ in it.
+    rows: Number of the prompt of each image, N, from 0.
+
+  Returns:
+    N names of files in `folder`; None where the job makes no edits.
+  """
+  if job.inputs.source is None:
+    return None
+  names = [f"{FOLDER}/{row:05d}.png" for row in rows]
+  (folder / FOLDER).mkdir(exist_ok=True)
+  for name, path in dict(zip(names, job.inputs.source.paths, strict=True)).items():
+    image_folder.write_picture(folder / name, job.inputs.source.read(path))
+  return names
+
+
 def _record(settings: SamplingSettings, functions: TextToImage, dtype: str) -> dict[str, Any]:
   """All settings that the images depend on, with the defaults of the pipeline."""
   height, width = settings.height, settings.width
   if height is None or width is None:
     size = functions.default_size()
     height, width = height or size[0], width or size[1]
-  guidance = settings.guidance
+  guidance = functions.default_guidance if settings.guidance is None else settings.guidance
+  image_guidance = check_image_guidance(functions, guidance, settings.image_guidance)
   return {
     "dmpo_jax": dmpo_jax.__version__,
     "jax": jax.__version__,
     **functions.solver_settings(settings.solver, settings.karras),
     "steps": settings.steps,
-    "guidance": functions.default_guidance if guidance is None else guidance,
+    "guidance": guidance,
     "guidance_rescale": settings.guidance_rescale,
+    **({"image_guidance": image_guidance} if functions.edits else {}),
     "height": height,
     "width": width,
     "original_size": settings.original_size,
@@ -329,68 +366,3 @@ def _check_effects(settings: SamplingSettings, functions: TextToImage, guidance:
         f"--{name.replace('_', '-')} has no effect: this pipeline is not conditioned on sizes, as "
         "SDXL is"
       )
-
-
-def _check_negative(
-  guidance: float,
-  lora: pathlib.Path | None,
-  negative_lora: pathlib.Path | None,
-  negative_weight: float | None,
-) -> None:
-  """Raises InputError for options of the negative branch that have no effect."""
-  if negative_lora is not None and not diffusion.has_guidance(guidance):
-    raise InputError(
-      f"--negative-lora has no effect without guidance, and {guidance:g} is none; give --guidance "
-      "above 1, or leave --negative-lora out"
-    )
-  if negative_weight is None:
-    return
-  if negative_lora is None or lora is None:
-    missing = "--negative-lora" if negative_lora is None else "--lora"
-    raise InputError(
-      f"--negative-weight has no effect without {missing}: it is the fraction of --lora that the "
-      f"negative branch leaves out; give {missing}, or leave --negative-weight out"
-    )
-  if not 0 <= negative_weight <= 1:
-    raise InputError(f"--negative-weight must be from 0 to 1, got {negative_weight:g}")
-
-
-def _negative_params(
-  functions: TextToImage,
-  base: Mapping[str, Any],
-  lora: pathlib.Path | None,
-  negative_lora: pathlib.Path,
-  weight: float,
-) -> dict[str, Any]:
-  """Components of the negative branch of guidance: Diffusion-NPO.
-
-      θ_negative = θ + Δ_negative + (1 - weight) Δ
-
-  θ is the pipeline, Δ what `lora` adds to it and Δ_negative what `negative_lora` does. At weight 1
-  the branch leaves `lora` out, at 0 it has both.
-
-  Source: Diffusion-NPO (ICLR 2025), whose merged weights are θ_npo + (1 - w) (θ_dpo - θ_ref).
-  """
-  params = base
-  if lora is not None and weight < 1:
-    params = _merged(params, lora, 1 - weight)
-  params = _merged(params, negative_lora, 1.0)
-  changed = {name: tree for name, tree in params.items() if tree is not base[name]}
-  if lora is not None:  # a component that `lora` alone adapts is the pipeline's own here
-    adapted = interop.load_lora(lora, base).params
-    changed |= {name: params[name] for name in adapted}
-  if not changed.keys() <= {functions.denoiser, *functions.text_encoders}:
-    raise InputError(
-      f"{negative_lora} adapts {sorted(changed)}; expected denoiser or text encoders"
-    )
-  return changed
-
-
-def _merged(params: Mapping[str, Any], file: pathlib.Path, strength: float) -> dict[str, Any]:
-  """Parameters with a LoRA merged into them, its update multiplied by a strength."""
-  lora = interop.load_lora(file, params)
-  merged = {}
-  for name, tree in lora.params.items():
-    alpha = {layer: strength * value for layer, value in lora.alphas[name].items()}
-    merged[name] = models.lora.merge(params[name], tree, alpha=alpha)
-  return {**params, **merged}

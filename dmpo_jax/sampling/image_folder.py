@@ -137,6 +137,41 @@ def write_grid(folder: pathlib.Path, names: Sequence[str], columns: int) -> int:
   return rows
 
 
+def listed(
+  names: Sequence[str],
+  prompts: Sequence[str],
+  seeds: Sequence[int],
+  *,
+  sources: Sequence[str] | None = None,
+  source_files: Sequence[str] | None = None,
+  captions: Sequence[tuple[str, str]] | None = None,
+) -> list[dict[str, Any]]:
+  """The images of a manifest.
+
+  Args:
+    names: File names, N.
+    prompts: Prompt of each.
+    seeds: Seed of each.
+    sources: Of edits, the copy of the source image of each in the folder.
+    source_files: Of edits, the file of each source image.
+    captions: Of edits, captions of source and target of each.
+
+  Returns:
+    N objects with file, prompt, seed and, of edits, source, source_file and captions.
+  """
+  columns: dict[str, Sequence[Any] | None] = {
+    "file": names,
+    "prompt": prompts,
+    "seed": seeds,
+    "source": sources,
+    "source_file": source_files,
+    "source_caption": captions and [before for before, _ in captions],
+    "target_caption": captions and [after for _, after in captions],
+  }
+  columns = {key: column for key, column in columns.items() if column is not None}
+  return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
 def close_folder(
   folder: pathlib.Path, settings: Mapping[str, Any], details: Mapping[str, Any]
 ) -> None:

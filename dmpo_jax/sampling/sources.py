@@ -1,6 +1,7 @@
 """Source images to edit: read from files when they are needed, in the size of the samples."""
 
 import hashlib
+import logging
 import pathlib
 from collections.abc import Sequence
 
@@ -8,10 +9,13 @@ import numpy as np
 from PIL import Image
 
 from dmpo_jax.common import files
-from dmpo_jax.data import images
+from dmpo_jax.data import image_paths, images
+from dmpo_jax.data.prompt_sets import IMAGE_SUFFIXES, PromptSet
 from dmpo_jax.errors import InputError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+FOLDER = "sources"  # of the copies in a folder of samples
+
+LOGGER = logging.getLogger(__name__)
 
 
 class Sources:
@@ -39,28 +43,39 @@ class Sources:
     return Sources([self.paths[row] for row in rows], self._size, self._channels)
 
   def __array__(self, dtype=None, copy=None) -> np.ndarray:
-    fitted = {path: read(path, self._size, self._channels) for path in dict.fromkeys(self.paths)}
+    fitted = {path: self.read(path) for path in dict.fromkeys(self.paths)}
     return np.stack([fitted[path] for path in self.paths])  # [N, H, W, C]
 
+  def read(self, path: pathlib.Path) -> np.ndarray:
+    """The image of a file, uint8 `[H, W, C]`, in the size of the samples.
 
-def read(path: pathlib.Path, size: tuple[int, int], channels: int) -> np.ndarray:
-  """A source image in the size of the samples.
+    JPEG, PNG, WebP, GIF and BMP are made 8-bit RGB, upright and opaque as images of training are.
 
-  Args:
-    path: JPEG, PNG, WebP, GIF or BMP; made upright and opaque as images of training are.
-    size: Height and width in pixels.
-    channels: 3, or 1: luma.
+    Raises:
+      InputError: The file is missing or no image; the message names it.
+    """
+    image = _decoded(path)
+    image = image.convert("L") if self._channels == 1 else image
+    return np.asarray(fit(image, self._size)).reshape(self.shape[1:])
 
-  Returns:
-    uint8 `[H, W, C]`.
+  def check(self) -> None:
+    """Reads every file once; raises InputError for one that cannot be used, warns of crops."""
+    paths = list(dict.fromkeys(self.paths))
+    cropped = [path for path in paths if is_cropped(_decoded(path).size[::-1], self._size)]
+    if cropped:
+      LOGGER.warning(
+        "%d of %d source images have another aspect ratio than the %dx%d of the edits and lose two "
+        "of their borders, the first is %s; --height and --width set another size",
+        *(len(cropped), len(paths), *self._size, cropped[0]),
+      )
 
-  Raises:
-    InputError: The file is missing or no image; the message names it.
-  """
+
+def _decoded(path: pathlib.Path) -> Image.Image:
+  encoded = files.read_bytes(
+    path, advice="check the path of the source image", max_bytes=images.MAX_BYTES
+  )
   with files.located(path):
-    image = images.decode(images.read(files.read_bytes(path, max_bytes=images.MAX_BYTES)).encoded)
-  image = image.convert("L") if channels == 1 else image
-  return np.asarray(fit(image, size)).reshape(*size, channels)
+    return images.decode(images.read(encoded).encoded)
 
 
 def fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -100,10 +115,57 @@ def find(source: pathlib.Path) -> list[pathlib.Path]:
     return [source]
   if not source.is_dir():
     raise InputError(f"{source} is no file and no folder; expected an image or a folder of images")
-  found = sorted(p for p in source.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
+  found = sorted(p for p in source.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
   if not found:
-    raise InputError(f"{source} has no images ({', '.join(SUFFIXES)})")
+    raise InputError(f"{source} has no images ({', '.join(IMAGE_SUFFIXES)})")
   return found
+
+
+def pair(prompts: PromptSet, source: pathlib.Path | None, file: pathlib.Path | None) -> PromptSet:
+  """The edits of a set of instructions.
+
+  - A set that names a source image for each instruction: these edits. Paths are relative to the
+    folder `source`; without one, to the folder of the set's file.
+  - Another set, with `source`: every instruction on every image of `source`, image by image.
+  - Another set, without `source`: the prompts themselves.
+
+  Args:
+    prompts: The set.
+    source: An image or a folder of images; None: none.
+    file: The file of the set; None without one.
+
+  Returns:
+    The set with the path of the source image of each prompt; `sources` is None without any.
+
+  Raises:
+    InputError: `source` does not exist or has no image, is a file where a folder is meant, or a
+      file that the set names is missing.
+  """
+  if prompts.sources is not None:
+    folder = source if source is not None else file.parent
+    if not folder.is_dir():
+      raise InputError(
+        f"{file} names the source image of each prompt, and --source is {folder}; expected the "
+        "folder that the names are relative to"
+      )
+    named = zip(prompts.sources, prompts.places, strict=True)
+    return prompts._replace(sources=[_named(name, folder, where) for name, where in named])
+  if source is None:
+    return prompts
+  each = [(str(path), i) for path in find(source) for i in range(len(prompts.prompts))]
+  rows = [i for _, i in each]
+  return PromptSet(
+    [prompts.prompts[i] for i in rows],
+    [prompts.categories[i] for i in rows],
+    [prompts.places[i] for i in rows],
+    prompts.repeated,
+    [path for path, _ in each],
+  )
+
+
+def _named(name: str, folder: pathlib.Path, where: str) -> str:
+  with files.located(where):
+    return str(image_paths.inside(name, folder))
 
 
 def digest(paths: Sequence[pathlib.Path]) -> str:

@@ -15,6 +15,7 @@ from diffusers import (
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from dmpo_jax import interop
+from tests.interop.helpers import edit_json
 
 CONTEXT = 8
 WORDS = ["the", "digit", "seven", "one"]
@@ -176,6 +177,14 @@ def as_editing(folder):
   fields = LATENTS if unet is make_unet else {}
   pipeline = cls.from_pretrained(folder, unet=unet(**{**fields, "in_channels": 8}))
   pipeline.save_pretrained(folder)
+  return folder
+
+
+def write_tiny_pixel_editing(folder):
+  """A StableDiffusionInstructPix2PixPipeline without a VAE: it edits images [1, 8, 8]."""
+  write_tiny_pixels(folder)
+  make_unet(**{**PIXELS, "in_channels": 2}).save_pretrained(folder / "unet")
+  edit_json(folder / "model_index.json", _class_name="StableDiffusionInstructPix2PixPipeline")
   return folder
 
 

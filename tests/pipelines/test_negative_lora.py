@@ -10,7 +10,7 @@ import torch
 
 from dmpo_jax import interop, models, pipelines, sampling
 from dmpo_jax.errors import InputError
-from dmpo_jax.pipelines import sample_folder
+from dmpo_jax.pipelines import negative_branch, sample_folder
 from tests.interop import tiny
 
 PROMPTS = ["the digit seven", "one", "the the seven one"]
@@ -160,6 +160,6 @@ def test_an_option_without_effect_or_out_of_range_is_refused(case, options, mess
     "negative_lora": case.negative if options.get("negative") else None,
   }
   with pytest.raises(InputError, match=message):
-    sample_folder._check_negative(
+    negative_branch.check(
       options.get("guidance", 4.0), **files, negative_weight=options.get("weight")
     )
