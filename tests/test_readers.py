@@ -35,7 +35,7 @@ RAW = {
     "common/local_copies.py",
     "training/run_directory.py",
   ),
-  "safe_open": ("commands/inspect/sources.py", "interop/lora_file.py", "interop/read_weights.py"),
+  "safe_open": (),
 }
 # What would run code of a file, and where it may stand.
 CODE = {

@@ -6,13 +6,12 @@ import pathlib
 from collections.abc import Iterable, Mapping
 
 import numpy as np
-import safetensors
 import safetensors.numpy
 
 from dmpo_jax.common import files
 from dmpo_jax.common.atomic_files import write_atomically
 from dmpo_jax.errors import InputError, short
-from dmpo_jax.interop import lora_config, state_dict
+from dmpo_jax.interop import lora_config, state_dict, tensor_file
 from dmpo_jax.interop.weight_names import PICKLES, SUFFIX
 
 # The names that diffusers and peft give their files.
@@ -62,21 +61,14 @@ def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
   Raises:
     InputError: The file is damaged.
   """
-  advice = "get the file again"
-  with (
-    files.reading(path, "safetensors file", advice=advice),
-    safetensors.safe_open(path, framework="numpy") as opened,
-  ):
-    state = {}
-    for name in opened.keys():  # noqa: SIM118
-      code = opened.get_slice(name).get_dtype()
-      if code not in CODES:
-        raise InputError(
-          f"{path}: {short(name)} is {code}; expected {' or '.join(state_dict.FLOATS)}: convert it "
-          "with torch"
-        )
-      state[name] = opened.get_tensor(name)
-    return state, opened.metadata() or {}
+  entries, header = tensor_file.open_file(path, advice="get the file again", where=path)
+  for name, entry in entries.items():
+    if entry.code not in CODES:
+      raise InputError(
+        f"{path}: {short(name)} is {entry.code}; expected {' or '.join(state_dict.FLOATS)}: "
+        "convert it with torch"
+      )
+  return {name: entry.read(None) for name, entry in entries.items()}, header
 
 
 def is_peft(path: pathlib.Path, names: Iterable[str]) -> bool:

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import concurrent.futures
-import functools
 import logging
 import pathlib
 import re
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Protocol
 
 import jax
 import numpy as np
-import safetensors
+from jax.sharding import NamedSharding, PartitionSpec
 
 from dmpo_jax import models
-from dmpo_jax.common import files as common_files
 from dmpo_jax.errors import InputError, printable, short
-from dmpo_jax.interop import files, state_dict, weight_names
+from dmpo_jax.interop import files, state_dict, tensor_file, weight_names
 from dmpo_jax.models import trees
 
 # Prefix of the names in published text encoders. Files by transformers 5 lack it, and transformers
@@ -37,7 +35,7 @@ THREADS = 8
 # File names of shards in an index.
 SHARD = re.compile(r"[A-Za-z0-9_][\w.-]{0,200}\.safetensors", re.ASCII)
 
-STORED = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+Bounds = tuple[tuple[int, int], ...]
 
 
 def read_network(
@@ -120,7 +118,8 @@ def read_entries(
 
     # Copying releases Python's lock; more threads would have more leaves in memory twice.
     with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
-      return trees.unflatten(dict(zip(names.values(), pool.map(leaf, names), strict=True)))
+      leaves = dict(zip(names.values(), pool.map(leaf, names), strict=True))
+    return trees.unflatten(leaves | _moved(leaves, targets))
 
 
 def with_buffers(
@@ -171,28 +170,6 @@ class Entry(Protocol):
   def read(self, index: tuple[slice, ...] | None) -> np.ndarray: ...
 
 
-class _Entry(NamedTuple):
-  """A tensor in an open safetensors file; its values are read by `read` alone."""
-
-  file: safetensors.safe_open
-  name: str
-
-  @property
-  def shape(self) -> tuple[int, ...]:
-    return tuple(self.file.get_slice(self.name).get_shape())
-
-  @property
-  def dtype(self) -> str:
-    stored = self.file.get_slice(self.name).get_dtype()
-    return STORED.get(stored, stored)
-
-  def read(self, index: tuple[slice, ...] | None) -> np.ndarray:
-    """The slice at `index`, in torch's layout; None for the whole tensor."""
-    if index is None:
-      return self.file.get_tensor(self.name)
-    return self.file.get_slice(self.name)[index]
-
-
 def _read(
   entry: Entry, path: str, index: tuple[slice, ...] | None, dtype: str | None
 ) -> np.ndarray:
@@ -207,20 +184,98 @@ def _read(
 def _read_sharded(
   entry: Entry, path: str, sharding: jax.sharding.Sharding, dtype: str | None
 ) -> jax.Array:
-  """A leaf as a jax.Array with a sharding."""
+  """A leaf as a jax.Array, of which this process reads each byte that its devices need once."""
   axes = state_dict.torch_axes(path, len(entry.shape))
   shape = tuple(entry.shape[axis] for axis in np.argsort(axes))
+  if not sharding.is_fully_addressable:
+    sharding = row_sharding(path, shape, sharding)
+  local = {bounds(i, shape) for i in sharding.addressable_devices_indices_map(shape).values()}
+  shards = read_shards(entry, path, local, dtype)
+  return jax.make_array_from_callback(shape, sharding, lambda index: shards[bounds(index, shape)])
 
-  @functools.cache  # several devices may have the same shard
-  def shard(*bounds: tuple[int, int]) -> np.ndarray:
-    whole = all(bound == (0, size) for bound, size in zip(bounds, shape, strict=True))
-    index = None if whole else tuple(slice(*bound) for bound in bounds)
-    return _read(entry, path, index, dtype)
 
-  def callback(index: tuple[slice, ...]) -> np.ndarray:
-    return shard(*(s.indices(size)[:2] for s, size in zip(index, shape, strict=True)))
+def row_sharding(
+  path: str, shape: tuple[int, ...], sharding: jax.sharding.Sharding
+) -> jax.sharding.Sharding:
+  """The sharding in which several processes read a leaf: by rows of the file, if possible.
 
-  return jax.make_array_from_callback(shape, sharding, callback)
+  Shards of another axis lie all over the tensor's bytes: each process would read all of them. Read
+  by rows, and then moved between the devices, each byte is read by one process.
+
+  Args:
+    path: Path of the leaf.
+    shape: Its shape.
+    sharding: The sharding that it will have.
+
+  Returns:
+    A sharding of torch's first axis over the same devices; `sharding` itself if it is one, or if it
+    divides no axis or several, or so many parts do not divide that axis.
+  """
+  if not isinstance(sharding, NamedSharding) or not shape:
+    return sharding
+  rows = state_dict.torch_axes(path, len(shape))[0]
+  shard = sharding.shard_shape(shape)
+  divided = [axis for axis, size in enumerate(shape) if shard[axis] != size]
+  if len(divided) != 1 or divided == [rows]:
+    return sharding
+  (axis,) = divided
+  if shape[rows] % (shape[axis] // shard[axis]):
+    return sharding
+  names = [None] * len(shape)
+  names[rows] = sharding.spec[axis]
+  return NamedSharding(sharding.mesh, PartitionSpec(*names))
+
+
+def _moved(
+  leaves: Mapping[str, np.ndarray | jax.Array], targets: Mapping[str, jax.sharding.Sharding]
+) -> dict[str, jax.Array]:
+  """The leaves that were read in another sharding than theirs, in theirs; all processes call it."""
+  others = {path: leaves[path] for path in targets if leaves[path].sharding != targets[path]}
+  if not others:
+    return {}
+  wanted = {path: targets[path] for path in others}
+  return jax.jit(lambda tree: tree, out_shardings=wanted)(others)
+
+
+def bounds(index: tuple[slice, ...], shape: tuple[int, ...]) -> Bounds:
+  """First and end of each slice."""
+  return tuple(s.indices(size)[:2] for s, size in zip(index, shape, strict=True))
+
+
+def read_shards(
+  entry: Entry, path: str, local: Collection[Bounds], dtype: str | None
+) -> dict[Bounds, np.ndarray]:
+  """The shards of a leaf that one process holds.
+
+  A shard of rows of the file (of torch's first axis) is one range of bytes, which is read alone.
+  Shards of another axis are cut from the rows that they have in common.
+
+  Args:
+    entry: The tensor.
+    path: Path of the leaf.
+    local: Bounds of the shards, from and to along each axis of the leaf.
+    dtype: Dtype of the result, or None for the stored one.
+
+  Returns:
+    Bounds -> C-contiguous array.
+  """
+  axes = state_dict.torch_axes(path, len(entry.shape))
+  sizes = dict(zip(axes, entry.shape, strict=True))
+  is_rows = all(b[axis] == (0, sizes[axis]) for b in local for axis in axes[1:])
+  if is_rows:
+    return {b: _read(entry, path, tuple(slice(*x) for x in b), dtype) for b in local}
+  around = tuple(
+    (min(x[0] for x in along), max(x[1] for x in along)) for along in zip(*local, strict=True)
+  )
+  box = _read(entry, path, tuple(slice(*x) for x in around), None)
+  return {
+    b: state_dict.cast(
+      box[tuple(slice(x[0] - a[0], x[1] - a[0]) for x, a in zip(b, around, strict=True))],
+      dtype,
+      path,
+    )
+    for b in local
+  }
 
 
 def _aligned(entries: Mapping[str, Entry], expected: Mapping[str, str]) -> dict[str, Entry]:
@@ -254,7 +309,7 @@ def _current_name(name: str, expected: Mapping[str, str]) -> str:
 
 def open_folder(
   folder: pathlib.Path, config: Mapping[str, Any], variant: str | None
-) -> dict[str, _Entry]:
+) -> dict[str, tensor_file.Entry]:
   """The tensors of a folder's weights file, or of the shards that its index names."""
   names = files.names(folder)
   weights, _ = weight_names.choose(names, weight_names.stem(config), variant)
@@ -290,9 +345,6 @@ def open_folder(
   return {name: entry for (name, _), entry in tensors.items()}
 
 
-def open_file(file: pathlib.Path) -> dict[str, _Entry]:
+def open_file(file: pathlib.Path) -> dict[str, tensor_file.Entry]:
   """The tensors of one safetensors file."""
-  advice = "it may be cut short: download or export it again"
-  with common_files.reading(file.name, "safetensors file", advice=advice):
-    opened = safetensors.safe_open(file, framework="numpy")
-    return {name: _Entry(opened, name) for name in opened.keys()}  # noqa: SIM118
+  return tensor_file.open_file(file, advice="it may be cut short: download or export it again")[0]

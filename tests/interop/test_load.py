@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from dmpo_jax import interop, models
 from dmpo_jax.errors import InputError
-from dmpo_jax.interop import read_weights, write_weights
+from dmpo_jax.interop import tensor_file, write_weights
 from dmpo_jax.models import trees
 from tests.interop import helpers, tiny
 from tests.interop.helpers import TEXT_FILE, UNET_FILE
@@ -169,14 +169,14 @@ def test_sharded_parameters_are_cast(pixels_folder):
 
 def test_only_the_shards_of_a_kernel_are_read(pixels_folder, monkeypatch):
   sizes = {}
-  read = read_weights._Entry.read
+  read = tensor_file.Entry.read
 
   def counting(entry, index):
     array = read(entry, index)
     sizes.setdefault(entry.name, []).append(array.shape)
     return array
 
-  monkeypatch.setattr(read_weights._Entry, "read", counting)
+  monkeypatch.setattr(tensor_file.Entry, "read", counting)
   interop.load_network(pixels_folder / "unet", shardings=shard_over_four)
   # [16, 8, 3, 3] in torch, of which each of four devices holds a quarter of the outputs.
   assert sizes["down_blocks.1.resnets.0.conv1.weight"] == [(4, 8, 3, 3)] * 4
@@ -184,9 +184,9 @@ def test_only_the_shards_of_a_kernel_are_read(pixels_folder, monkeypatch):
 
 def test_a_replicated_parameter_is_read_once(pixels_folder, monkeypatch):
   names = []
-  read = read_weights._Entry.read
+  read = tensor_file.Entry.read
   monkeypatch.setattr(
-    read_weights._Entry, "read", lambda e, index: names.append(e.name) or read(e, index)
+    tensor_file.Entry, "read", lambda e, index: names.append(e.name) or read(e, index)
   )
   mesh = jax.make_mesh((4,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
   everywhere = jax.sharding.NamedSharding(mesh, jax.P())

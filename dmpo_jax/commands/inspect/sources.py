@@ -5,12 +5,10 @@ import pathlib
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
-import safetensors
-
 from dmpo_jax.commands.inspect import checkpoint as inspect_checkpoint
 from dmpo_jax.common.files import is_file
 from dmpo_jax.errors import InputError, short
-from dmpo_jax.interop import files, hub, pipeline, read_weights, weight_names
+from dmpo_jax.interop import files, hub, pipeline, read_weights, tensor_file, weight_names
 from dmpo_jax.models import config_fields
 from dmpo_jax.training import goodput
 
@@ -174,9 +172,7 @@ def _file(location: str, path: pathlib.Path) -> Source:
     what = "pickled, and unpickling can run any code" if pickled else "of another kind"
     raise InputError(f"{path} is {what}; only {weight_names.SUFFIX} files are read")
   with files.located(path.parent):
-    tensors = read_weights.open_file(path)
-  with safetensors.safe_open(path, framework="numpy") as opened:
-    metadata = opened.metadata() or {}
+    tensors, metadata = tensor_file.open_file(path, advice="it may be cut short: get it again")
   size = path.stat().st_size
   return Source(location, "weights", {}, {path.stem: Component("", {}, tensors, size)}, metadata)
 
