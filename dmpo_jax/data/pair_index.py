@@ -1,10 +1,13 @@
 """Metadata of the pairs of a split, 28 bytes each, which a run loads before any record."""
 
+import hashlib
 import pathlib
+from collections.abc import Mapping
 
 import numpy as np
 
 from dmpo_jax.common import files
+from dmpo_jax.errors import InputError
 
 DTYPE = np.dtype(
   [
@@ -36,6 +39,29 @@ def select(entries: np.ndarray) -> np.ndarray:
   for field in DTYPE.names:
     index[field] = entries[field]
   return index
+
+
+def check(folder: pathlib.Path, digests: Mapping[str, str], advice: str) -> None:
+  """Checks that indices are as they were written.
+
+  Args:
+    folder: See `read`.
+    digests: Split -> SHA-256 of its index in hexadecimal; folders of earlier versions have none.
+    advice: What the user can do about a damaged one.
+
+  Raises:
+    InputError: One is missing or damaged.
+  """
+  for split, expected in digests.items():
+    path = pathlib.Path(folder) / name(split)
+    if not files.is_file(path) or digest(path) != expected:
+      raise InputError(f"{path} is missing or damaged; {advice}")
+
+
+def digest(path: pathlib.Path) -> str:
+  """SHA-256 of an index in hexadecimal."""
+  with path.open("rb") as stream:
+    return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def read(folder: pathlib.Path, split: str, count: int) -> np.ndarray:

@@ -24,6 +24,7 @@ from dmpo_jax.data.pairs import check_text
 from dmpo_jax.errors import InputError, short
 
 PLAN = "plan.json"
+FINISH = "finish.lock"
 MAX_HOSTS = 1_000_000
 LOGGER = logging.getLogger(__name__)
 
@@ -201,6 +202,34 @@ class ResumableFolder(NamedTuple):
     text = json.dumps(marker | {"sha256": _checksum(marker)}, sort_keys=True)
     write_atomically(self.marker(shard), text, scratch=self.working)
 
+  def unfinished(
+    self,
+    shards: Iterable[int],
+    restart: Callable[[Iterable[int]], Any] | None = None,
+  ) -> list[int]:
+    """Numbers of the shards that this host has to make, the damaged ones among them.
+
+    No host completes the data set meanwhile: it would move or remove files that are being checked,
+    and a shard whose completion is taken back would be missing from it.
+
+    Args:
+      shards: Numbers of this host's shards.
+      restart: Takes back the completion of damaged ones; None: `restart_damaged`.
+    """
+    shards = list(shards)
+    if not any(map(self.is_done, shards)) and not self.is_complete():
+      return shards  # nothing to check, and none can complete the data set without them
+    with contextlib.ExitStack() as stack:
+      try:
+        stack.enter_context(lock(self.working / FINISH, "", wait=True))
+      except FileNotFoundError:  # the host that completed the data set removed the working folder
+        if not self.is_complete():
+          raise
+      if self.is_complete():
+        return []
+      (restart or self.restart_damaged)(shards)
+      return [i for i in shards if not self.is_done(i)]
+
   def restart_damaged(
     self,
     shards: Iterable[int],
@@ -239,6 +268,15 @@ class ResumableFolder(NamedTuple):
       raise InputError(f"{path} is damaged; {advice}")
     return marker
 
+  def check_made(self, shard: int, path: pathlib.Path) -> None:
+    """Raises InputError unless a file is as the finished shard that made it left it."""
+    made = self._read_marker(shard)["files"].get(path.relative_to(self.out).as_posix())
+    if made is None or not matches(path, Fingerprint(*made)):
+      raise InputError(
+        f"{path} of shard {shard} is missing or damaged; run the command of the host that made it "
+        "again, which makes it anew"
+      )
+
   def results(self, count: int) -> list[dict]:
     """The results that the shards' completion markers hold, in order.
 
@@ -268,8 +306,9 @@ class ResumableFolder(NamedTuple):
     try:
       if not self.missing(count):
         # One host completes the data set, the others wait for it.
-        with lock(self.working / "finish.lock", "", wait=True):
-          return read(self.out) if self.is_complete() else complete()
+        with lock(self.working / FINISH, "", wait=True):
+          if not self.missing(count) and not self.is_complete():
+            return complete()
     except FileNotFoundError:  # the host that completed the data set removed the working folder
       if not self.is_complete():
         raise

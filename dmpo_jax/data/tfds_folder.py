@@ -17,6 +17,7 @@ import pathlib
 from dmpo_jax.common import json_types, unfinished
 from dmpo_jax.common.atomic_files import write_error
 from dmpo_jax.common.files import read_json, reading
+from dmpo_jax.data import pair_index
 from dmpo_jax.data.pairs import (
   Pair,
   check_probability,
@@ -60,6 +61,7 @@ REPORT_SCHEMA = {
     {"records": json_types.POSITIVE, "bytes": json_types.POSITIVE},
     rf"{NAME}-{_SPLIT}\.array_record-[0-9]{{5}}-of-[0-9]{{5}}",
   ),
+  "indices": json_types.Dict(str, _SPLIT),
 }
 
 
@@ -183,14 +185,16 @@ def read_report(folder: pathlib.Path) -> dict:
       "interrupted conversion again to resume it"
     )
   path = folder / REPORT
-  report = {"passed_over": [], "columns_not_read": []} | read_json(path, advice=AGAIN)
+  report = {"passed_over": [], "columns_not_read": [], "indices": {}} | read_json(
+    path, advice=AGAIN
+  )
   if isinstance(report.get("read"), dict):  # not in reports of earlier versions
     report["read"] = {"tables": 0, "announced_tables": 0} | report["read"]
   return json_types.check(report, REPORT_SCHEMA, path, advice=AGAIN)
 
 
 def check_files(folder: pathlib.Path) -> dict:
-  """Checks that every shard is complete, by its size and number of records.
+  """Checks that every shard is complete, by its size and number of records, and every index.
 
   Args:
     folder: A converted folder.
@@ -209,6 +213,7 @@ def check_files(folder: pathlib.Path) -> dict:
       "convert again"
     )
   check_shards(folder, report["files"], AGAIN)
+  pair_index.check(folder, report["indices"], AGAIN)
   return report
 
 

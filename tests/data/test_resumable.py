@@ -218,6 +218,76 @@ def test_of_two_hosts_that_see_the_last_shard_one_completes_the_folder(folder):
   assert sorted(map(len, results)) == [0, 1]
 
 
+def test_a_host_that_starts_again_waits_while_another_completes_the_folder(folder):
+  finished(folder)
+  held, moved = threading.Event(), threading.Event()
+  results = []
+
+  def restart(shards):
+    results.append("checked")
+
+  def completing():
+    held.set()
+    moved.wait(9)  # its files are neither here nor there
+    result = complete(folder)
+    folder.remove_working_folder()
+    return result
+
+  threads = [
+    threading.Thread(target=lambda: folder.finish(1, completing, read)),
+    threading.Thread(target=lambda: results.append(folder.unfinished([0], restart))),
+  ]
+  threads[0].start()
+  held.wait(9)
+  threads[1].start()
+  threads[1].join(0.1)
+  assert results == []
+  moved.set()
+  for thread in threads:
+    thread.join()
+  assert results == [[]]
+  assert folder.is_complete()
+
+
+def test_a_shard_that_is_taken_back_while_a_host_waits_for_its_turn_is_not_left_out(folder):
+  finished(folder)
+  (folder.out / "a").write_bytes(b"damaged")
+  waiting = threading.Thread(target=lambda: results.append(folder.finish(1, forbidden, read)))
+  results = []
+
+  def forbidden():
+    raise AssertionError("the damaged shard would be in the data set")
+
+  def restart(shards):
+    waiting.start()
+    waiting.join(0.1)  # it has seen that no shard is missing, and waits
+    folder.restart_damaged(shards)
+
+  assert folder.unfinished([0], restart) == [0]
+  waiting.join()
+  assert results == [None]
+
+
+def test_a_host_that_is_overtaken_before_it_looks_for_its_shards_makes_none(folder):
+  folder.start(PLAN)
+  complete(folder)
+  folder.remove_working_folder()
+  assert folder.unfinished([0, 1]) == []
+
+
+def test_a_host_without_finished_shards_makes_all_and_waits_for_none(folder):
+  folder.start(PLAN)
+  assert folder.unfinished([1, 3]) == [1, 3]
+
+
+def test_a_file_of_another_host_is_checked_by_its_marker(folder):
+  path = finished(folder)
+  folder.check_made(0, path)
+  path.write_bytes(b"abd")
+  with pytest.raises(InputError, match=r"a of shard 0 is missing or damaged; run the command of"):
+    folder.check_made(0, path)
+
+
 def finished(folder) -> pathlib.Path:
   """A shard with one file."""
   folder.start(PLAN)

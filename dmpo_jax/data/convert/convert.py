@@ -7,6 +7,7 @@ Every step can be killed and repeated, and the result is the same to the byte.
 
 import concurrent.futures
 import concurrent.futures.process
+import functools
 import itertools
 import multiprocessing
 import os
@@ -67,8 +68,8 @@ def convert(
       return tfds_folder.check_files(folder.out)
     chunks = [chunk for table in tables for chunk in table.chunks]
     own = range(host, len(chunks), hosts)
-    moves.restart_damaged(folder, own)
-    jobs = [(folder, i, source, chunks[i], options) for i in own if not folder.is_done(i)]
+    unfinished = folder.unfinished(own, functools.partial(moves.restart_damaged, folder))
+    jobs = [(folder, i, source, chunks[i], options) for i in unfinished]
     for _ in progress(_run(jobs, workers), len(jobs)):
       pass
     return folder.finish(

@@ -53,6 +53,8 @@ def finish(
   chunks = [chunk for table in tables for chunk in table.chunks]
   out, working, count = folder.out, folder.working, len(chunks)
   names = list(options.splits)
+  for i in range(count):  # those of other hosts too
+    folder.check_made(i, paths.index(working, i))
   dropped_ids, repeated = chunk_index.duplicates(working, count)
   if len(dropped_ids) and options.on_bad_row == "stop":
     raise _repeated_id_error(working, chunks, dropped_ids)
@@ -89,9 +91,12 @@ def finish(
       sizes[split].append((int(kept.sum()), path.stat().st_size))
       files[path.name] = {"records": sizes[split][-1][0], "bytes": sizes[split][-1][1]}
 
+  indices = {}
   for i, split in enumerate(names):
     if shards.get(split):
-      _write_index(out / pair_index.name(split), working, count, i, dropped)
+      path = out / pair_index.name(split)
+      _write_index(path, working, count, i, dropped)
+      indices[split] = pair_index.digest(path)
   _write_bad_rows(out, working, chunks, dropped_ids)
   statistics = reports.Statistics(names)
   for _, entries, kept in chunk_index.read(working, count, dropped):
@@ -103,6 +108,7 @@ def finish(
     prompts=chunk_index.count_prompts(working, count, names, dropped),
     options=options,
     files=files,
+    indices=indices,
     tables=tables,
   ) | dict(details or {})
   examples = reports.examples(out, files, statistics)

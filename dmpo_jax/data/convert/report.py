@@ -2,7 +2,7 @@
 
 import pathlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -85,6 +85,7 @@ def summary(
   prompts: dict[str, int],
   options: Options,
   files: dict,
+  indices: Mapping[str, str],
   tables: Sequence[Table] = (),
 ) -> dict:
   """The report of a conversion, the content of report.json.
@@ -96,6 +97,7 @@ def summary(
     prompts: Number of different prompts by split.
     options: Options of the conversion.
     files: {name: {"records", "bytes"}} of the shards.
+    indices: Split -> SHA-256 of its pair index.
     tables: Tables of the source.
 
   Returns:
@@ -151,6 +153,7 @@ def summary(
     "passed_over": [printable(name) for name in passed_over[:LISTED]],
     "columns_not_read": list(not_read)[:LISTED],
     "files": files,
+    "indices": dict(indices),
   }
 
 

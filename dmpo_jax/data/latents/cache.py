@@ -73,12 +73,13 @@ def cache_latents(
     if is_complete:
       return records.read_manifest(folder.out)
     job = Job(split, folder, encoders, options, count, have_sources([split]))
-    folder.restart_damaged(range(host, count, hosts))
-    for number in range(host, count, hosts):
-      if folder.is_done(number):
-        progress(len(job.rows(number)))
-      else:
+    own = range(host, count, hosts)
+    unfinished = folder.unfinished(own)
+    for number in own:
+      if number in unfinished:
         cache_shard(job, number, progress)
+      else:
+        progress(len(job.rows(number)))
     return folder.finish(count, lambda: _complete(job, plan), records.read_manifest)
 
 

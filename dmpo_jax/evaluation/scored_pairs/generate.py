@@ -5,6 +5,7 @@ anew in each shard, so the bytes do not depend on interruptions or on the number
 folder is one of `data.convert`, with its checks, report and splits.
 """
 
+import functools
 import hashlib
 import json
 import pathlib
@@ -95,11 +96,9 @@ def generate(
     if is_complete:
       return tfds_folder.check_files(folder.out)
     own = range(host, len(starts), hosts)
-    moves.restart_damaged(folder, own)
-    for number in own:
-      if not folder.is_done(number):
-        last = min(starts[number] + prompts_per_shard, count)
-        _write(folder, number, range(starts[number], last), samples, scorer, rule, options)
+    for number in folder.unfinished(own, functools.partial(moves.restart_damaged, folder)):
+      last = min(starts[number] + prompts_per_shard, count)
+      _write(folder, number, range(starts[number], last), samples, scorer, rule, options)
     chunks = [
       Chunk("prompts", start, min(prompts_per_shard, count - start), start, 0) for start in starts
     ]

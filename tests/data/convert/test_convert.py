@@ -6,6 +6,7 @@ import pathlib
 import re
 import shutil
 import signal
+import threading
 
 import numpy as np
 import pytest
@@ -78,6 +79,64 @@ def test_several_hosts_share_the_work_and_the_last_one_finishes(whole, tmp_path)
   assert convert.convert(source, again, options, host=1, hosts=2) is None
   assert convert.missing(again) == 2
   assert convert.convert(source, again, options, host=0, hosts=2) == report
+  assert files(again) == files(out)
+
+
+def test_a_damaged_index_of_another_hosts_chunk_is_found_before_the_set_is_made(whole, tmp_path):
+  source, options, out, _ = whole
+  again = tmp_path / "out"
+  convert.convert(source, again, options, host=1, hosts=2)
+  index = paths.index(again / paths.WORKING, 1)
+  content = bytearray(index.read_bytes())
+  content[-80] ^= 1  # a bit of a hash: any value there looks right
+  index.write_bytes(content)
+  with pytest.raises(InputError, match=r"000001\.npy of shard 1 is missing or damaged"):
+    convert.convert(source, again, options, host=0, hosts=2)
+  convert.convert(source, again, options, host=1, hosts=2)
+  assert files(again) == files(out)
+
+
+def test_a_bit_of_the_index_that_looks_right_is_found_by_its_digest(whole, tmp_path):
+  copy = shutil.copytree(whole[2], tmp_path / "copy")
+  index = next(copy.glob("index-*.npy"))
+  content = bytearray(index.read_bytes())
+  content[-28] ^= 1  # of the content's hash
+  index.write_bytes(content)
+  with pytest.raises(InputError, match=r"index-\w+\.npy is missing or damaged; copy the folder"):
+    tfds_folder.check_files(copy)
+
+
+def test_a_folder_of_an_earlier_version_has_no_digests_of_its_indices(whole, tmp_path):
+  copy = shutil.copytree(whole[2], tmp_path / "copy")
+  report = json.loads((copy / "report.json").read_text())
+  del report["indices"]
+  (copy / "report.json").write_text(json.dumps(report))
+  assert tfds_folder.check_files(copy)["indices"] == {}
+
+
+def test_a_host_that_starts_again_in_the_last_step_of_another_changes_nothing(
+  whole, tmp_path, monkeypatch
+):
+  source, options, out, report = whole
+  again = tmp_path / "out"
+  convert.convert(source, again, options, host=1, hosts=2)
+  move, others = finalize._move, []
+
+  def restarted() -> None:
+    others.append(convert.convert(source, again, options, host=1, hosts=2))
+
+  def moving(*arguments):
+    if not others:
+      thread = threading.Thread(target=restarted)
+      others.append(thread)
+      thread.start()
+      thread.join(0.2)  # it would take moved files for lost ones, and convert them again
+    move(*arguments)
+
+  monkeypatch.setattr(finalize, "_move", moving)
+  assert convert.convert(source, again, options, host=0, hosts=2) == report
+  others[0].join()
+  assert others[1] == report
   assert files(again) == files(out)
 
 
