@@ -178,7 +178,7 @@ def _plan(options: argparse.Namespace) -> dict:
   """Plan, compiled in this process."""
   from dmpo_jax import pipelines
   from dmpo_jax.interop import published
-  from dmpo_jax.planning import plan, tpu_slices
+  from dmpo_jax.planning import inputs, plan, tpu_slices
   from dmpo_jax.training import config as configs
   from dmpo_jax.training import setup
   from dmpo_jax.training.config_file import load_config
@@ -202,5 +202,6 @@ def _plan(options: argparse.Namespace) -> dict:
     pipeline = setup.load_pipeline(config, setup.load_examples(config).captions)
   if config.widen and pipelines.build(pipeline).encode_source is None:
     pipeline = pipelines.widen(pipeline)
-  inputs = plan.inputs_from_config(config, pipelines.build(pipeline), options.inputs, options.size)
-  return plan.plan_train_step(config, pipeline, slices, inputs)
+  functions = pipelines.build(pipeline)
+  form = inputs.inputs_from_config(config, functions, options.inputs, options.size)
+  return plan.plan_train_step(config, pipeline, slices, form)

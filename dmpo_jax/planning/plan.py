@@ -1,140 +1,27 @@
 """Plans of a train step: its memory, FLOPs and time on a TPU slice, compiled without a TPU."""
 
 import dataclasses
-import functools
 import importlib.metadata
 import math
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from dmpo_jax import interop, models, pipelines
-from dmpo_jax.errors import InputError, unknown
+from dmpo_jax import interop
 from dmpo_jax.parallel import sharding
-from dmpo_jax.pipelines import Params, TextToImage
-from dmpo_jax.planning import collectives, hlo, tpu_slices
-from dmpo_jax.training import reference as references
-from dmpo_jax.training import setup
-from dmpo_jax.training.batch import Batch
-from dmpo_jax.training.optimizer import make_optimizer
-from dmpo_jax.training.step import abstract_state, compile_step, make_step
+from dmpo_jax.planning import collectives, hlo, tpu_slices, train_step
+from dmpo_jax.planning.inputs import Inputs
 
-# Forms of a batch: images, cached latents, or cached latents and text embeddings.
-INPUTS = ("images", "latents", "latents_and_embeddings")
-RENAMED_INPUTS = {"encoded": "latents_and_embeddings"}
-# Data sets of single images; all others have pairs.
-SINGLE_IMAGE_DATASETS = ("image_captions", "digits")
 # The two forms of the compiler's error for a program that does not fit into memory.
 OUT_OF_MEMORY = re.compile(
   r"Used (?P<used>[\d.]+[KMGT]?) of (?P<limit>[\d.]+[KMGT]?) hbm"
   r"|\((?P<used_2>[\d.]+[KMGT]?)\) exceeds available HBM \((?P<limit_2>[\d.]+[KMGT]?)\)"
 )
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-
-
-@dataclasses.dataclass(frozen=True)
-class Inputs:
-  """Form and size of the examples in a batch.
-
-  Attributes:
-    kind: One of `INPUTS`: "images" (the step runs all encoders), "latents" (the step runs the text
-      encoders) or "latents_and_embeddings" (the step runs no encoder).
-    size: Height and width of the images in pixels.
-    images: Number of images of an example: 2 for pairs, 1 for single images.
-  """
-
-  kind: str
-  size: int
-  images: int = 2
-
-
-def inputs_from_config(
-  config: ConfigDict, pipeline: TextToImage, kind: str = "", size: int = 0
-) -> Inputs:
-  """Returns the inputs of a config's data set.
-
-  Args:
-    config: A checked config.
-    pipeline: The pipeline.
-    kind: One of `INPUTS`, in place of the data set's; empty: the data set's.
-    size: Height and width of the images in pixels, in place of the data set's; 0: the data set's
-      or, if it has none, the pipeline's default.
-
-  Returns:
-    `Inputs`.
-
-  Raises:
-    InputError: The kind is unknown or does not fit the pipeline, or neither data set nor pipeline
-      has a size.
-  """
-  data = config.data
-  if kind in RENAMED_INPUTS:
-    raise InputError(f"inputs {kind!r} are called {RENAMED_INPUTS[kind]!r} now")
-  if not kind and data.name.startswith("cached_latents"):
-    kind = "latents_and_embeddings" if data.get("embeddings", True) else "latents"
-  kind = kind or "images"
-  if kind not in INPUTS:
-    raise unknown("kind of inputs", kind, INPUTS)
-  if kind != "images" and pipeline.autoencoder is None:
-    raise InputError(f"inputs {kind!r} need an autoencoder, and the pipeline has none")
-  size = size or data.get("size", 0)
-  if not size:
-    try:
-      size = max(pipeline.default_size())
-    except InputError as error:
-      raise InputError(f"the size of the images is unknown ({error}); give --size") from error
-  return Inputs(kind, size, 1 if data.name in SINGLE_IMAGE_DATASETS else 2)
-
-
-def abstract_batch(
-  pipeline: TextToImage,
-  params: Params,
-  inputs: Inputs,
-  examples: int,
-  batch_sharding: jax.sharding.Sharding,
-) -> Batch:
-  """Returns the shapes, dtypes and shardings of a batch.
-
-  Args:
-    pipeline: The pipeline.
-    params: Shapes of the parameters of all components.
-    inputs: Form and size of the examples.
-    examples: Number of examples.
-    batch_sharding: Sharding of the first axis.
-
-  Returns:
-    `Batch` of `jax.ShapeDtypeStruct`s, in the dtypes that the data sets have.
-  """
-
-  def array(shape: Sequence[int], dtype: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((examples, *shape), dtype, sharding=batch_sharding)
-
-  text = {name: array(x.shape, x.dtype) for name, x in pipeline.text_shapes.items()}
-  image = (inputs.size, inputs.size, pipeline.image_channels)
-  if inputs.kind == "latents_and_embeddings":
-    embeddings = jax.eval_shape(pipeline.encode_text, params, text)
-    text = {name: array(x.shape[1:], jnp.bfloat16) for name, x in embeddings.items()}
-  batch = Batch(text, array((), jnp.uint32))
-  edits = pipeline.encode_source is not None
-  if inputs.kind == "images":
-    batch = batch._replace(pixels=array((inputs.images, *image), jnp.uint8))
-    if edits:
-      batch = batch._replace(source=array(image, jnp.uint8))
-  else:
-    pixels = jax.ShapeDtypeStruct((1, *image), jnp.float32)
-    posterior = jax.eval_shape(pipeline.posterior, params, pixels)
-    shape = (inputs.images, 2, *posterior.mean.shape[1:])
-    batch = batch._replace(latents=array(shape, jnp.bfloat16))
-    if edits:
-      batch = batch._replace(source_latents=array(shape[2:], jnp.bfloat16))
-  if pipeline.uses_geometry:
-    batch = batch._replace(geometry=array((6,), jnp.float32))
-  return batch
 
 
 def plan_train_step(
@@ -158,38 +45,8 @@ def plan_train_step(
       or the pipeline is not supported.
   """
   mesh = sharding.make_mesh(config.num_devices, **config.mesh, devices=tpu_slices.devices(slices))
-  sharding.check_batch(mesh, config.batch_size, config.grad_accumulation_steps)
-  functions = pipelines.build(pipeline)
-  shapes = {name: models.abstract(pipeline.configs[name]) for name in _networks(functions)}
-  batch = abstract_batch(functions, shapes, inputs, config.batch_size, sharding.batch(mesh))
-  cached = _cached_components(functions, inputs.kind)
-  params = {name: tree for name, tree in shapes.items() if name not in cached}
-  pipeline = dataclasses.replace(pipeline, params=params)
-  trained, frozen, reference = setup.split_params(config, pipeline)
-  optimizer = make_optimizer(config.optimizer)
-  update = references.from_config(config.reference)
-  state = abstract_state(trained, optimizer, mesh, ema=config.ema_decay > 0, reference=update.moves)
-  frozen, reference = (sharding.abstract(mesh, tree) for tree in (frozen, reference))
-  objective = setup.make_objective(config, pipeline, mesh=mesh, attention="splash")
-  objective = objective._replace(starts_at_reference=True)
-  if inputs.kind == "latents_and_embeddings" and objective.null_text is not None:
-    # The embedding of the empty caption comes from the cache, which a plan does not have.
-    null = {name: jnp.zeros(x.shape[1:]) for name, x in batch.text.items()}
-    objective = objective._replace(null_text=null)
-  step = make_step(
-    objective,
-    optimizer,
-    ema_decay=config.ema_decay,
-    reference_update=update,
-    grad_accumulation_steps=config.grad_accumulation_steps,
-    constrain=functools.partial(sharding.constrain, mesh),
-  )
-  example_flops = functions.flops(
-    batch,
-    trained=tuple(trained),
-    reference=setup.uses_reference(config),
-    lora=config.lora.rank > 0,
-  )
+  step = train_step.abstract(config, pipeline, mesh, inputs, attention="splash")
+  state, frozen, reference, batch = step.arguments
   plan: dict[str, Any] = {
     "slice": slices.name,
     "slices": len({getattr(device, "slice_index", 0) for device in mesh.devices.flat}),
@@ -206,17 +63,16 @@ def plan_train_step(
       "parameters": _bytes_per_chip(state.params),
       "optimizer": _bytes_per_chip(state.opt_state),
       "ema": _bytes_per_chip(state.ema),
-      "reference": _bytes_per_chip(state.reference if update.moves else reference),
+      "reference": _bytes_per_chip(state.reference if step.moves_reference else reference),
       "frozen": _bytes_per_chip(frozen),
       "batch": _bytes_per_chip(batch),
     },
-    "model_flops": sum(example_flops.values()) * config.batch_size / mesh.size,
+    "model_flops": step.example_flops * config.batch_size / mesh.size,
   }
-  arguments = (state, frozen, reference, batch)
   start = time.monotonic()
   # An abstract mesh, because nothing may be computed on these devices while tracing.
   with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-    lowered = compile_step(step, mesh, *arguments[:3]).lower(*arguments)
+    lowered = step.function.lower(*step.arguments)
   try:
     compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
@@ -226,19 +82,6 @@ def plan_train_step(
     return {**plan, "fits": False, "total": memory[0], "available": memory[1]}
   plan["compile_seconds"] = time.monotonic() - start
   return {**plan, "fits": True, **_costs(compiled, slices.chip, plan)}
-
-
-def _networks(pipeline: TextToImage) -> tuple[str, ...]:
-  """Names of the networks of a pipeline."""
-  autoencoder = () if pipeline.autoencoder is None else (pipeline.autoencoder,)
-  return (pipeline.denoiser, *autoencoder, *pipeline.text_encoders)
-
-
-def _cached_components(pipeline: TextToImage, kind: str) -> tuple[str | None, ...]:
-  """Names of the networks that a step does not run, by the kind of its inputs."""
-  if kind == "images":
-    return ()
-  return (pipeline.autoencoder, *(pipeline.text_encoders if kind != "latents" else ()))
 
 
 def parse_out_of_memory(message: str) -> tuple[float, float] | None:

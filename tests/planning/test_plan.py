@@ -12,6 +12,7 @@ from dmpo_jax.errors import InputError
 from dmpo_jax.interop import published
 from dmpo_jax.parallel import sharding
 from dmpo_jax.planning import plan, tpu_slices
+from dmpo_jax.planning.inputs import Inputs, inputs_from_config
 from dmpo_jax.training import config as configs
 from tests.training import tiny
 
@@ -59,7 +60,7 @@ def libtpu():
 @pytest.fixture(scope="module")
 def two_slices(libtpu):
   """The plan of a train step on two slices of four chips, with a reference that moves."""
-  config, inputs = tiny_config(fsdp=4), plan.Inputs("latents_and_embeddings", 128)
+  config, inputs = tiny_config(fsdp=4), Inputs("latents_and_embeddings", 128)
   with config.unlocked():
     config.reference.kind, config.reference.decay = "ema", 0.995
   with pytest.MonkeyPatch.context() as patch:
@@ -114,7 +115,7 @@ def test_a_step_that_does_not_fit_has_a_plan_that_says_so(libtpu):
   with config.unlocked():
     config.batch_size = 2**15
   result = plan.plan_train_step(
-    config, pipeline(), tpu_slices.parse("v5e:2x2"), plan.Inputs("latents_and_embeddings", 512)
+    config, pipeline(), tpu_slices.parse("v5e:2x2"), Inputs("latents_and_embeddings", 512)
   )
   assert not result["fits"]
   assert result["total"] > result["available"] == 15.75 * 2**30
@@ -145,40 +146,40 @@ def test_a_mesh_or_batch_that_does_not_divide_is_refused_before_compiling(
     config.batch_size = batch
   with pytest.raises(InputError, match=message):
     plan.plan_train_step(
-      config, pipeline(), tpu_slices.parse("v5e:2x2"), plan.Inputs("latents_and_embeddings", 128)
+      config, pipeline(), tpu_slices.parse("v5e:2x2"), Inputs("latents_and_embeddings", 128)
     )
 
 
 @pytest.mark.parametrize(
   ("data", "kind", "size", "inputs"),
   [
-    ({"name": "pairs", "size": 256}, "", 0, plan.Inputs("images", 256)),
+    ({"name": "pairs", "size": 256}, "", 0, Inputs("images", 256)),
     (
       {"name": "cached_latents", "embeddings": True},
       "",
       0,
-      plan.Inputs("latents_and_embeddings", 512),
+      Inputs("latents_and_embeddings", 512),
     ),
-    ({"name": "cached_latents", "embeddings": False}, "", 1024, plan.Inputs("latents", 1024)),
-    ({"name": "digits"}, "images", 0, plan.Inputs("images", 512, 1)),
+    ({"name": "cached_latents", "embeddings": False}, "", 1024, Inputs("latents", 1024)),
+    ({"name": "digits"}, "images", 0, Inputs("images", 512, 1)),
   ],
 )
 def test_inputs_are_those_of_the_data_set_unless_given(data, kind, size, inputs):
   config = tiny_config()
   with config.unlocked():
     config.data = data
-  assert plan.inputs_from_config(config, pipelines.build(pipeline()), kind, size) == inputs
+  assert inputs_from_config(config, pipelines.build(pipeline()), kind, size) == inputs
 
 
 def test_latents_without_an_autoencoder_are_refused():
   functions = pipelines.build(pipeline())._replace(autoencoder=None)
   with pytest.raises(InputError, match="'latents' need an autoencoder"):
-    plan.inputs_from_config(tiny_config(), functions, "latents")
+    inputs_from_config(tiny_config(), functions, "latents")
 
 
 def test_the_former_name_of_a_kind_of_inputs_is_refused_with_the_new_one():
   with pytest.raises(InputError, match="'encoded' are called 'latents_and_embeddings' now"):
-    plan.inputs_from_config(tiny_config(), pipelines.build(pipeline()), "encoded")
+    inputs_from_config(tiny_config(), pipelines.build(pipeline()), "encoded")
 
 
 @pytest.mark.parametrize("largest", [0, 1, 2, 5, 13, 64])
