@@ -33,7 +33,7 @@ def test_a_malformed_variant_is_refused(text):
 
 
 def test_what_a_child_wrote_before_it_was_ended_is_kept():
-  code = "print('{\"compile_seconds\": 1, \"pairs\": 2}', flush=True); import time; time.sleep(60)"
+  code = 'print(\'{"compile_seconds": 1, "pairs": 2}\', flush=True); import time; time.sleep(60)'
   result = run(code, measuring=0.5)
   assert result == {
     "compile_seconds": 1,
@@ -54,7 +54,8 @@ def test_the_last_line_of_a_child_that_fails_is_the_error():
 
 def test_flags_of_xla_reach_the_child_and_are_no_options_of_the_step(tmp_path):
   flags = gpu.environment({"xla_gpu_autotune_level": "0", "remat": "none"}, tmp_path)["XLA_FLAGS"]
-  assert flags.split()[-1] == "--xla_gpu_autotune_level=0" and "remat" not in flags
+  assert flags.split()[-1] == "--xla_gpu_autotune_level=0"
+  assert "remat" not in flags
 
 
 @pytest.mark.parametrize(
@@ -105,9 +106,10 @@ def test_all_sides_run_at_tiny_size_on_a_cpu(tmp_path, capsys):
     + ["--variants", *variants]
   )
   results = [json.loads(line) for line in rows.read_text().splitlines()]
-  assert [r["variant"] for r in results] == variants and not any("error" in r for r in results)
+  assert [r["variant"] for r in results] == variants
+  assert not any("error" in r for r in results)
   assert all(len(r["seconds"]) >= 3 and min(r["seconds"]) > 0 for r in results)
   # Policy and reference are equal at the first step, here and in torch.
   assert [r["loss"] for r in results] == pytest.approx([0.693147] * 4, abs=1e-5)
-  assert results[0]["twice_alike"] and results[1]["twice_alike"]
+  assert [r["twice_alike"] for r in results] == [True, True, None, None]
   assert "| convolution |" in capsys.readouterr().out

@@ -12,7 +12,7 @@ from dmpo_jax.errors import InputError
 from dmpo_jax.interop import published
 from dmpo_jax.parallel import sharding
 from dmpo_jax.planning import plan, tpu_slices
-from dmpo_jax.planning.inputs import Inputs, inputs_from_config
+from dmpo_jax.planning.inputs import Inputs, abstract_batch, inputs_from_config
 from dmpo_jax.training import config as configs
 from tests.training import tiny
 
@@ -205,6 +205,6 @@ def test_a_batch_of_edits_has_a_source_for_each_example(kind, name, shape):
   edits = pipelines.widen(published.pipeline("sd15"))
   functions = pipelines.build(edits)
   params = {name: models.abstract(edits.configs[name]) for name in ("vae", "text_encoder", "unet")}
-  batch = plan.abstract_batch(functions, params, plan.Inputs(kind, 128), 4, None)
+  batch = abstract_batch(functions, params, Inputs(kind, 128), 4, None)
   assert getattr(batch, name).shape == shape
   assert params["unet"]["conv_in"]["kernel"].shape == (3, 3, 8, 320)
