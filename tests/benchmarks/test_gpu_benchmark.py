@@ -101,10 +101,8 @@ def test_all_sides_run_at_tiny_size_on_a_cpu(tmp_path, capsys):
   rows = tmp_path / "rows.jsonl"
   variants = ["ours", "ours:layout=ohwi,remat=none", "torch", "salesforce"]
   limits = ["--seconds=0.1", "--compile-seconds=300", "--run-seconds=120"]
-  gpu.main(
-    ["--model=tiny", f"--cache={tmp_path}", f"--rows={rows}", "--profile", *limits]
-    + ["--variants", *variants]
-  )
+  where = ["--model=tiny", f"--cache={tmp_path}", f"--rows={rows}"]
+  gpu.main([*where, "--profile", *limits, "--variants", *variants])
   results = [json.loads(line) for line in rows.read_text().splitlines()]
   assert [r["variant"] for r in results] == variants
   assert not any("error" in r for r in results)
