@@ -154,13 +154,27 @@ check_name() {
     die "--name '$NAME': expected at most 40 of a-z, 0-9 and -, first a letter, last no -"
 }
 
-# check_workdir: exits unless --workdir is an absolute path.
+# in_bucket PATH: whether a path is a folder of a bucket.
+in_bucket() { [[ "$1" == gs://* ]]; }
+
+# check_workdir: exits unless --workdir is an absolute path or a folder of a bucket.
 check_workdir() {
   required workdir
+  if in_bucket "$WORKDIR"; then
+    [[ "$WORKDIR" =~ ^gs://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]/[^/]+(/[^/]+)*/?$ ]] ||
+      die "--workdir '$WORKDIR': expected gs://BUCKET/FOLDER"
+    return
+  fi
   [[ "$WORKDIR" != *://* ]] ||
-    die "--workdir '$WORKDIR': dmpo-jax writes to file systems, not to object stores; use a path" \
-      "on a disk that all workers share (docs/launch.md)"
-  [[ "$WORKDIR" == /* ]] || die "--workdir '$WORKDIR' is not an absolute path"
+    die "--workdir '$WORKDIR': expected gs://BUCKET/FOLDER, or a path on a disk that all workers" \
+      "share"
+  [[ "$WORKDIR" == /* ]] || die "--workdir '$WORKDIR' is neither an absolute path nor on gs://"
+}
+
+# fetch_bucket: copies --from, a folder or file in a bucket, to --to.
+fetch_bucket() {
+  need gcloud "https://cloud.google.com/sdk/docs/install"
+  run gcloud storage cp "$FROM" "$TO" --recursive
 }
 
 # check_training: exits unless the arguments after -- have a config and no option set here.
@@ -175,6 +189,35 @@ check_training() {
     esac
   done
   [ -n "$config" ] || die "no config: end the command with -- --config configs/NAME.py"
+}
+
+# check_type: exits unless --type is an accelerator type; sets CHIPS and what slice_of sets.
+check_type() {
+  local generation number
+  TYPE="${TYPE/#v5e-/v5litepod-}"
+  [[ "$TYPE" =~ ^(v4|v5p|v5litepod|v6e)-([1-9][0-9]{0,4})$ ]] ||
+    die "--type '$TYPE' is unknown: v4-N, v5p-N, v5litepod-N or v6e-N"
+  generation="${BASH_REMATCH[1]/litepod/e}" number="${BASH_REMATCH[2]}"
+  case "$generation" in
+    v4 | v5p) # names count cores: two per chip, four chips per host
+      ((number >= 8 && number % 8 == 0)) || die "--type '$TYPE': cores must be a multiple of 8"
+      CHIPS=$((number / 2))
+      ;;
+    *)
+      CHIPS=$number
+      [[ " 1 4 8 16 32 64 128 256 " == *" $CHIPS "* ]] ||
+        die "--type '$TYPE': slices of this generation have 1, 4, 8, 16, 32, 64, 128 or 256 chips"
+      ;;
+  esac
+  slice_of "$generation" "$CHIPS"
+}
+
+# check_slices NAME: exits unless --slices is a number of slices that NAME can have.
+check_slices() {
+  whole slices
+  ((SLICES >= 1 && SLICES <= 256)) || die "--slices $SLICES: expected 1 to 256"
+  ((SLICES == 1 || HOSTS > 1)) ||
+    die "--slices $SLICES: $1 has one host, and Google connects only slices of several hosts"
 }
 
 # slice_of GENERATION CHIPS: for a slice of v4, v5e, v5p or v6e sets HOSTS, CHIPS_PER_HOST,

@@ -13,18 +13,19 @@ Commands:
            and the run resumes from the last checkpoint
   wait     waits for the end: status 0 if the run succeeded, 1 if it failed
   logs     follows the output of the first worker
-  fetch    copies --from, a path in --mount, to --to, a folder here
+  fetch    copies --from, a folder of a bucket or a path in --mount, to --to, a folder here
   status   shows the JobSet and its pods
   delete   deletes the JobSet and its pods
 
-The cluster (with the JobSet controller, version 0.8 or newer) and the claim must exist."
+The cluster, with the JobSet controller (version 0.8 or newer), must exist."
 
 option name dmpo "name of the JobSet"
 option slice v5e:4x4 "generation and topology: v4:AxBxC, v5p:AxBxC, v5e:AxB or v6e:AxB"
+option slices 1 "number of such slices, which train one model"
 option image "" "container image, such as REGION-docker.pkg.dev/PROJECT/REPOSITORY/dmpo-jax:1"
-option claim "" "persistent volume claim, ReadWriteMany, that all pods mount"
+option claim "" "persistent volume claim, ReadWriteMany, that all pods mount; not with gs://"
 option mount /mnt/dmpo "mount point of the claim"
-option workdir "" "directory of the run, in --mount"
+option workdir "" "directory of the run: gs://BUCKET/FOLDER, or in --mount"
 option capacity spot "spot or on-demand"
 option namespace default "namespace"
 option restarts 100 "total number of restarts after which the run stops"
@@ -32,7 +33,7 @@ option limit 5 "starts in a row without a new checkpoint after which the run sto
 option grace 120 "seconds to save in after SIGTERM (spot nodes grant less)"
 option jax "jax[tpu]" "image: requirement of JAX for TPUs"
 option poll 30 "wait: seconds between two queries"
-option from "" "fetch: path in --mount, such as WORKDIR/pipeline"
+option from "" "fetch: path in a bucket or in --mount, such as WORKDIR/pipeline"
 option to . "fetch: local path"
 
 COMMAND="${1:---help}"
@@ -95,15 +96,27 @@ string() {
 }
 
 yaml() {
-  local argument spot="" script
+  local argument spot="" mounts="" script
   if [ "$CAPACITY" = spot ]; then
     spot="
                 cloud.google.com/gke-spot: \"true\""
   fi
+  if [ -n "$CLAIM" ]; then
+    mounts="
+                  volumeMounts:
+                    - name: share
+                      mountPath: $(string "$MOUNT")
+              volumes:
+                - name: share
+                  persistentVolumeClaim:
+                    claimName: $(string "$CLAIM")"
+  fi
   # The first worker counts the starts. Then the training process replaces the shell, so that it
   # receives the pod's SIGTERM.
   # shellcheck disable=SC2016
-  script='[ "$JOB_COMPLETION_INDEX" != 0 ] || launch/worker.sh guard "$1" "$2" "$3" || exit; '
+  script='[ "${MEGASCALE_SLICE_ID:-0}/$JOB_COMPLETION_INDEX" != 0/0 ] || '
+  # shellcheck disable=SC2016
+  script+='launch/worker.sh guard "$1" "$2" "$3" || exit; '
   # shellcheck disable=SC2016
   script+='shift 3; exec dmpo-jax train "$@"'
   cat << YAML
@@ -113,7 +126,7 @@ metadata:
   name: $(string "$NAME")
   namespace: $(string "$NAMESPACE")
   annotations:
-    # All pods on one slice, where the cluster has several.
+    # The pods of a job on one slice, where the cluster has several.
     alpha.jobset.sigs.k8s.io/exclusive-topology: cloud.google.com/gke-nodepool
 spec:
   network: # a headless service: the pods find each other as $NAME-slice-0-INDEX.$NAME
@@ -127,7 +140,7 @@ spec:
         onJobFailureReasons: [PodFailurePolicy]
   replicatedJobs:
     - name: slice
-      replicas: 1
+      replicas: $SLICES
       template:
         spec:
           completionMode: Indexed
@@ -164,19 +177,13 @@ $(for argument in "$WORKDIR" "$LIMIT" "$(date +%s)" --workdir "$WORKDIR" --distr
   done)
                   ports:
                     - containerPort: 8471 # between the TPU hosts
+                    - containerPort: 8080 # between the slices
                     - containerPort: 8482 # JAX's coordinator
                   resources:
                     requests:
                       google.com/tpu: $CHIPS_PER_HOST
                     limits:
-                      google.com/tpu: $CHIPS_PER_HOST
-                  volumeMounts:
-                    - name: share
-                      mountPath: $(string "$MOUNT")
-              volumes:
-                - name: share
-                  persistentVolumeClaim:
-                    claimName: $(string "$CLAIM")
+                      google.com/tpu: $CHIPS_PER_HOST$mounts
 YAML
 }
 
@@ -186,11 +193,15 @@ HINT="gcloud components install kubectl, and gcloud container clusters get-crede
 
 check_run() {
   check_slice
+  check_slices "$SLICE"
   check_workdir
   check_training
-  required image claim
+  required image
   one_of capacity spot on-demand
-  [[ "$WORKDIR/" == "$MOUNT"/* ]] || die "--workdir '$WORKDIR' is not on the claim at $MOUNT"
+  if ! in_bucket "$WORKDIR"; then
+    required claim
+    [[ "$WORKDIR/" == "$MOUNT"/* ]] || die "--workdir '$WORKDIR' is not on the claim at $MOUNT"
+  fi
 }
 
 case "$COMMAND" in
@@ -256,7 +267,12 @@ case "$COMMAND" in
     ;;
 
   fetch)
-    required from claim
+    required from
+    if in_bucket "$FROM"; then
+      fetch_bucket
+      exit 0
+    fi
+    required claim
     need kubectl "$HINT"
     pod="$NAME-fetch"
     # The checks above leave no quote or brace in the two options.

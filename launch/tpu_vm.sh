@@ -11,7 +11,7 @@ Commands:
   run      creates the slice, copies this commit to all workers, installs it and trains; after a
            preemption or a lost worker it resumes from the last checkpoint, on a new slice if
            needed; exits with the run's status
-  fetch    copies --from, a path on the workers, to --to, a folder here
+  fetch    copies --from, a folder of a bucket or a path on the workers, to --to, a folder here
   status   states of the request and of the slice
   delete   deletes both; a slice is billed until it is deleted
 
@@ -25,17 +25,16 @@ option runtime "" "image of the VMs; without one, the generation's"
 option capacity spot "spot, on-demand or reserved"
 option via queued "queued (a queued resource) or direct (created immediately or refused)"
 option network default "VPC network"
-option workdir "" "directory of the run, on a file system that all workers share"
+option workdir "" "directory of the run: gs://BUCKET/FOLDER, or on a disk that all workers share"
 option share "" "NFS share to mount on all workers, as 10.0.0.2:/vol"
 option mount /mnt/dmpo "where the share is mounted"
-option data "" "gs:// folder that is copied to data/ in the repository on every worker"
 option python 3.11 "version of Python on the workers"
 option jax "jax[tpu]" "requirement that brings JAX for TPUs"
 option limit 5 "starts in a row without a new checkpoint after which the run stops"
 option poll 30 "seconds between two queries of a state"
 option wait 86400 "seconds to wait for capacity"
 option when-done keep "keep or delete the slice after a successful run"
-option from "" "fetch: path on the workers, such as WORKDIR/pipeline"
+option from "" "fetch: path in a bucket or on the workers, such as WORKDIR/pipeline"
 option to . "fetch: folder here"
 
 COMMAND="${1:---help}"
@@ -54,38 +53,21 @@ one_of when-done keep delete
 whole limit poll wait
 
 # All options are checked before the first request.
-check_type() {
-  local generation number chips
-  TYPE="${TYPE/#v5e-/v5litepod-}"
-  [[ "$TYPE" =~ ^(v4|v5p|v5litepod|v6e)-([1-9][0-9]{0,4})$ ]] ||
-    die "--type '$TYPE' is unknown: v4-N, v5p-N, v5litepod-N or v6e-N"
-  generation="${BASH_REMATCH[1]/litepod/e}" number="${BASH_REMATCH[2]}"
-  case "$generation" in
-    v4 | v5p) # names count cores: two per chip, four chips per host
-      ((number >= 8 && number % 8 == 0)) || die "--type '$TYPE': cores must be a multiple of 8"
-      chips=$((number / 2))
-      ;;
-    *)
-      chips=$number
-      [[ " 1 4 8 16 32 64 128 256 " == *" $chips "* ]] ||
-        die "--type '$TYPE': slices of this generation have 1, 4, 8, 16, 32, 64, 128 or 256 chips"
-      ;;
-  esac
-  slice_of "$generation" "$chips"
-  RUNTIME="${RUNTIME:-$VM_IMAGE}"
-}
 check_type
+RUNTIME="${RUNTIME:-$VM_IMAGE}"
 
 case "$COMMAND" in
   run)
     check_workdir
     check_training
     [ -z "$SHARE" ] || [[ "$SHARE" =~ ^[^:/]+:/.+ ]] || die "--share '$SHARE' is not SERVER:/PATH"
-    [ -z "$DATA" ] || [[ "$DATA" == gs://?* ]] || die "--data '$DATA' is not a gs:// folder"
     if ((HOSTS > 1)); then
-      [ -n "$SHARE" ] ||
-        die "--share is missing: the $HOSTS workers of a $TYPE need a file system that they share"
-      [[ "$WORKDIR/" == "$MOUNT"/* ]] || die "--workdir '$WORKDIR' is not on the share at $MOUNT"
+      if ! in_bucket "$WORKDIR"; then
+        [ -n "$SHARE" ] ||
+          die "--workdir '$WORKDIR': the $HOSTS workers of a $TYPE need gs://BUCKET/FOLDER, or a" \
+            "--share to mount"
+        [[ "$WORKDIR/" == "$MOUNT"/* ]] || die "--workdir '$WORKDIR' is not on the share at $MOUNT"
+      fi
       if [ -z "$DRY_RUN" ]; then
         # gcloud requires this for several workers; check it before they are billed.
         ssh-add -l > /dev/null 2>&1 ||
@@ -93,8 +75,8 @@ case "$COMMAND" in
             "eval \"\$(ssh-agent)\"; ssh-add ~/.ssh/google_compute_engine"
       fi
     fi
-    [ -n "$SHARE" ] || [ "$CAPACITY" != spot ] || [ -n "$DRY_RUN" ] ||
-      say "without --share a preemption deletes the directory of the run"
+    [ -n "$SHARE" ] || in_bucket "$WORKDIR" || [ "$CAPACITY" != spot ] || [ -n "$DRY_RUN" ] ||
+      say "a preemption deletes the directory of the run, which is not on gs:// or a share"
     need git "the workers get the checked-out commit"
     ;;
   fetch) required from ;;
@@ -239,7 +221,7 @@ install_on_all() {
   run git -C "$ROOT" archive --format=tar.gz --output="$archive" HEAD &&
     run "${TPU[@]}" tpu-vm scp "$archive" "$ROOT/launch/worker.sh" "$NAME:" "${PLACE[@]}" \
       --worker=all --quiet &&
-    on all bash worker.sh setup "$(basename "$archive")" "$PYTHON" "$JAX" "$SHARE" "$MOUNT" "$DATA"
+    on all bash worker.sh setup "$(basename "$archive")" "$PYTHON" "$JAX" "$SHARE" "$MOUNT"
 }
 
 # join ID: starts an attempt on all workers, or joins a running one, and waits for its end.
@@ -303,8 +285,13 @@ case "$COMMAND" in
       echo "$STATES ($STATE)"
     fi
     ;;
-  fetch) run "${TPU[@]}" tpu-vm scp "$NAME:$FROM" "$TO" "${PLACE[@]}" --worker=0 \
-    --recurse --quiet ;;
+  fetch)
+    if in_bucket "$FROM"; then
+      fetch_bucket
+    else
+      run "${TPU[@]}" tpu-vm scp "$NAME:$FROM" "$TO" "${PLACE[@]}" --worker=0 --recurse --quiet
+    fi
+    ;;
   run)
     BILLED=yes
     # ending: removes the archive, and says that the slice is still there.

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Runs on the training machines; the launch scripts call it.
-#   worker.sh setup ARCHIVE PYTHON JAX [SERVER:/SHARE MOUNT] [gs://DATA]
-#       unpacks and installs dmpo-jax in the home directory, mounts the share, copies the data;
-#       skips steps that are done
+#   worker.sh setup ARCHIVE PYTHON JAX [SERVER:/SHARE MOUNT]
+#       unpacks and installs dmpo-jax in the home directory, mounts the share; skips steps that are
+#       done
 #   worker.sh guard WORKDIR LIMIT RUN
 #       counts the starts of a run; status 2 after LIMIT starts in a row without a new checkpoint
 #   worker.sh attempt ID COMMAND...
@@ -11,7 +11,7 @@
 set -euo pipefail
 
 setup() {
-  local archive="$1" python="$2" jax="$3" share="${4:-}" mount="${5:-}" data="${6:-}" wanted uv
+  local archive="$1" python="$2" jax="$3" share="${4:-}" mount="${5:-}" wanted uv
   wanted="$(cksum < "$archive") $python $jax"
   if [ "$(cat dmpo_jax.installed 2> /dev/null)" != "$wanted" ]; then
     rm -rf dmpo_jax && mkdir dmpo_jax
@@ -20,7 +20,7 @@ setup() {
     python3 -m pip install --user --quiet uv
     uv="$HOME/.local/bin/uv"
     [ -x dmpo_venv/bin/python ] || "$uv" venv --quiet --python "$python" dmpo_venv
-    "$uv" pip install --quiet --python dmpo_venv/bin/python --editable dmpo_jax "$jax"
+    "$uv" pip install --quiet --python dmpo_venv/bin/python --editable './dmpo_jax[gcs]' "$jax"
     echo "$wanted" > dmpo_jax.installed
   fi
   if [ -n "$share" ] && ! mountpoint --quiet "$mount"; then
@@ -31,11 +31,6 @@ setup() {
     if [ ! -w "$mount" ] && [ -z "$(ls -A -I lost+found "$mount")" ]; then
       sudo chown "$(id -u):$(id -g)" "$mount"
     fi
-  fi
-  if [ -n "$data" ]; then
-    mkdir -p dmpo_data # outside the code folder, which the next commit replaces
-    gcloud storage rsync --recursive "$data" "dmpo_data/$(basename "$data")"
-    ln -sfn ../dmpo_data dmpo_jax/data
   fi
 }
 
@@ -55,6 +50,12 @@ guard() {
   if [[ ! "$limit" =~ ^[0-9]{1,9}$ ]]; then
     echo "worker.sh: the limit is not a whole number below a billion" >&2
     return 2
+  fi
+  if [[ "$workdir" == gs://* ]]; then
+    local python=python
+    [ ! -x dmpo_venv/bin/python ] || python=dmpo_venv/bin/python
+    "$python" -m dmpo_jax.training.starts "$workdir" "$limit" "$run"
+    return
   fi
   step="$(latest_step "$workdir")"
   mkdir -p "$workdir"

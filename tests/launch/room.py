@@ -10,7 +10,7 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FAKES = """
   gcloud kubectl docker sbatch srun squeue scancel scontrol git ssh-add python3 python uv sudo
-  mountpoint mount.nfs dmpo-jax
+  mountpoint mount.nfs dmpo-jax xpk
 """
 TOOLS = """
   bash env cat basename dirname date sleep tail tar gzip mkdir rm mv ln ls id mktemp cksum setsid

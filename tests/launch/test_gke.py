@@ -27,7 +27,6 @@ def _jobset(room, *options):
 
 def _job(jobset):
   [replicated] = jobset["spec"]["replicatedJobs"]
-  assert replicated["replicas"] == 1
   return replicated["template"]["spec"]
 
 
@@ -75,10 +74,33 @@ def test_the_jobset_has_what_kubernetes_and_jobset_require(room):
   assert jobset["spec"]["network"] == {"enableDNSHostnames": True, "subdomain": "night"}
   assert _pod(jobset)["restartPolicy"] == "Never"  # a pod failure policy requires it
   assert {p["containerPort"] for p in _pod(jobset)["containers"][0]["ports"]} >= {8471}
+  assert jobset["spec"]["replicatedJobs"][0]["replicas"] == 1
   [mount] = _pod(jobset)["containers"][0]["volumeMounts"]
   [volume] = _pod(jobset)["volumes"]
   assert mount == {"name": volume["name"], "mountPath": "/mnt/dmpo"}
   assert volume["persistentVolumeClaim"] == {"claimName": "share"}
+
+
+def test_a_run_in_a_bucket_needs_no_claim(room):
+  jobset = _jobset(room, "--claim=", "--workdir=gs://bucket/run")
+  assert "volumes" not in _pod(jobset)
+  [container] = _pod(jobset)["containers"]
+  assert "volumeMounts" not in container
+  assert container["args"][3:5] == ["--workdir", "gs://bucket/run"]
+
+
+def test_several_slices_are_as_many_jobs_of_which_the_first_counts_the_starts(room):
+  jobset = _jobset(room, "--slices=3")
+  [replicated] = jobset["spec"]["replicatedJobs"]
+  assert replicated["replicas"] == 3
+  assert _job(jobset)["completions"] == 4  # hosts of each slice
+  share = room.folder / "share"
+  room.set(plan=[[75, ""]])
+  for number in "12":
+    assert _start_pod(room, jobset, 0, share, MEGASCALE_SLICE_ID=number).returncode == 75
+  assert not share.exists()
+  assert _start_pod(room, jobset, 0, share, MEGASCALE_SLICE_ID="0").returncode == 75
+  assert (share / "run/starts.txt").read_text().endswith(" 0 1\n")
 
 
 def _handled(job, status, disrupted=False):
@@ -131,7 +153,7 @@ def test_spot_nodes_are_the_default(room):
   )
 
 
-def _start_pod(room, jobset, index, share):
+def _start_pod(room, jobset, index, share, **environment):
   """Runs the container's command on this machine, as a pod does."""
   [container] = _pod(jobset)["containers"]
   words = [w.replace("$$(", "$(") for w in container["command"] + container["args"]]  # Kubernetes
@@ -139,7 +161,7 @@ def _start_pod(room, jobset, index, share):
   return subprocess.run(
     words,
     cwd=ROOT,
-    env=room.environment(JOB_COMPLETION_INDEX=str(index)),
+    env=room.environment(JOB_COMPLETION_INDEX=str(index), **environment),
     capture_output=True,
     text=True,
     timeout=60,
@@ -256,7 +278,9 @@ def test_the_image_is_built_from_the_commit(room):
     (("--slice=v4:3x4x4",), "multiples of 4, ascending"),
     (("--slice=v5p:8x4x4",), "multiples of 4, ascending"),
     (("--slice=v5p:0x4x4",), "multiples of 4, ascending"),
-    (("--workdir=gs://bucket/run",), "not to object stores"),
+    (("--workdir=gs://bucket",), "expected gs://BUCKET/FOLDER"),
+    (("--slices=0",), "--slices 0: expected 1 to 256"),
+    (("--slices=2", "--slice=v5e:2x2"), "v5e:2x2 has one host"),
     (("--workdir=/elsewhere",), "is not on the claim"),
     (("--image=",), "--image is missing"),
     (("--claim=",), "--claim is missing"),

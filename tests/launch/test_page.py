@@ -12,7 +12,7 @@ from tests.launch.room import ROOT, Room
 
 PAGE = (ROOT / "docs/launch.md").read_text()
 BLOCKS = [b.replace("\\\n", " ") for b in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)]
-OURS = re.compile(r"^launch/(tpu_vm|gke|slurm)\.sh \w+", re.MULTILINE)
+OURS = re.compile(r"^launch/(tpu_vm|gke|xpk|slurm)\.sh \w+", re.MULTILINE)
 
 
 @pytest.fixture
@@ -38,6 +38,7 @@ def _dry(room) -> list[str]:
 def test_the_scripts_take_every_command_of_the_page(room):
   assert {m[0].split("/")[1] for b in BLOCKS for m in OURS.finditer(b)} == {
     "tpu_vm.sh run", "tpu_vm.sh fetch", "tpu_vm.sh delete",
+    "xpk.sh create", "xpk.sh status", "xpk.sh delete",
     "gke.sh image", "gke.sh create", "gke.sh logs", "gke.sh wait", "gke.sh fetch", "gke.sh delete",
     "slurm.sh install", "slurm.sh submit", "slurm.sh status", "slurm.sh cancel",
   }  # fmt: skip
@@ -53,7 +54,7 @@ def test_gcloud_takes_every_command_of_the_page_and_of_the_scripts(room):
     printed = room.run("tpu_vm.sh", command, *options).stdout
     scripts += re.findall(r"^gcloud .*", printed, re.M)
   assert len(page) > 10
-  values = {"DMPO_PROJECT": "p", "DMPO_ZONE": "z", "REGION": "r", "DMPO_WORKDIR": "/mnt/dmpo/a"}
+  values = {"DMPO_PROJECT": "p", "DMPO_ZONE": "z", "REGION": "r", "DMPO_WORKDIR": "gs://b/a"}
   lines = [string.Template(c).safe_substitute(values) for c in dict.fromkeys(page + scripts)]
   file = room.folder / "commands.json"
   file.write_text(json.dumps([{"command_string": c} for c in lines]))

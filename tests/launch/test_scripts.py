@@ -12,7 +12,8 @@ SOURCED = {"common.sh", "environment.sh"}
 SCRIPTS = sorted(p.name for p in (ROOT / "launch").glob("*.sh") if p.name not in SOURCED)
 # The other scripts pass all their arguments to a command.
 HELPFUL = [name for name in SCRIPTS if "--help" in (ROOT / "launch" / name).read_text()]
-PLATFORMS = ["tpu_vm.sh", "gke.sh", "slurm.sh"]
+PLATFORMS = ["tpu_vm.sh", "gke.sh", "xpk.sh", "slurm.sh"]
+PLACE = {"DMPO_PROJECT": "p", "DMPO_ZONE": "z", "DMPO_CLUSTER": "c"}
 
 
 @pytest.fixture
@@ -76,8 +77,7 @@ def test_help_shows_the_default_and_the_variable_of_every_option(name, room):
   ],
 )
 def test_bad_input_has_status_2_and_calls_nothing(name, arguments, message, room):
-  place = {"DMPO_PROJECT": "p", "DMPO_ZONE": "z"}
-  result = room.run(name, *arguments, **place)
+  result = room.run(name, *arguments, **PLACE)
   assert result.returncode == 2
   assert message in result.stderr
   assert not [c for c in result.stderr if ord(c) < 32 and c != "\n"]
@@ -86,8 +86,7 @@ def test_bad_input_has_status_2_and_calls_nothing(name, arguments, message, room
 
 @pytest.mark.parametrize("name", PLATFORMS)
 def test_a_value_of_the_environment_is_checked_as_an_option_is(name, room):
-  place = {"DMPO_PROJECT": "p", "DMPO_ZONE": "z", "DMPO_WORKDIR": "/a\nb"}
-  result = room.run(name, "status", **place)
+  result = room.run(name, "status", **PLACE, DMPO_WORKDIR="/a\nb")
   assert result.returncode == 2
   assert "--workdir has a control character" in result.stderr
 
@@ -97,17 +96,17 @@ def test_a_value_of_the_environment_is_checked_as_an_option_is(name, room):
   [
     ("tpu_vm.sh", "create", "gcloud"),
     ("gke.sh", "status", "kubectl"),
+    ("xpk.sh", "status", "xpk"),
     ("slurm.sh", "status", "squeue"),
     ("slurm.sh", "cancel", "scancel"),
   ],
 )
 def test_a_missing_program_is_named_and_a_dry_run_needs_none(name, command, program, room):
   room.remove(program)
-  place = {"DMPO_PROJECT": "p", "DMPO_ZONE": "z"}
-  result = room.run(name, command, **place)
+  result = room.run(name, command, **PLACE)
   assert result.returncode == 2
   assert f"'{program}' is not installed" in result.stderr
-  dry = room.run(name, command, "--dry-run", **place)
+  dry = room.run(name, command, "--dry-run", **PLACE)
   assert dry.returncode == 0
   assert program in dry.stdout
   assert room.calls == []

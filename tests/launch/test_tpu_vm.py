@@ -40,18 +40,39 @@ START = ["tpu-vm scp", "tpu-vm ssh", "tpu-vm ssh", "tpu-vm ssh"]  # copy, instal
 
 def test_a_run_waits_in_the_queue_installs_trains_and_deletes_the_slice(room):
   room.set(plan=[[0, ""]])
-  result = _run(room, "--when-done=delete", "--data=gs://bucket/pairs")
+  result = _run(room, "--when-done=delete")
   assert result.returncode == 0, result.stderr
   assert _verbs(room) == ["queued-resources create", *START, "queued-resources delete"]
   assert "WAITING_FOR_RESOURCES" in result.stderr
   [trained] = room.called("dmpo-jax")
   assert trained[1:4] == ["train", "--workdir", f"{room.folder}/share/run"]
   assert trained[4:] == ["--distributed", "--no-progress", *TRAIN[1:]]
-  assert room.called("uv")[-1][-2:] == ["dmpo_jax", "jax[tpu]"]
+  assert room.called("uv")[-1][-2:] == ["./dmpo_jax[gcs]", "jax[tpu]"]
   assert room.called("sudo")[-1][1:3] == ["mount", "-t"]
-  assert room.called("gcloud", "storage")[0][-2:] == ["gs://bucket/pairs", "dmpo_data/pairs"]
   assert room.request is None
   assert "billed" not in result.stderr
+
+
+BUCKET = ("--share=", "--workdir=gs://bucket/run")
+
+
+def test_a_run_in_a_bucket_mounts_nothing_and_resumes_there_after_a_preemption(room):
+  room.set(plan=[[75, "preempted"], [0, ""]])
+  result = _run(room, *BUCKET)
+  assert result.returncode == 0, result.stderr
+  assert room.called("sudo") == []
+  assert [call[2:4] for call in room.called("dmpo-jax")] == [["--workdir", "gs://bucket/run"]] * 2
+  counts = [c for c in room.called("python") if "dmpo_jax.training.starts" in c]
+  assert [c[3:5] for c in counts] == [["gs://bucket/run", "5"]] * 2
+  assert counts[0] == counts[1]
+  assert "deletes the directory of the run" not in result.stderr
+
+
+def test_a_result_in_a_bucket_is_fetched_from_there(room):
+  dry = room.run("tpu_vm.sh", "fetch", "--dry-run", *PLACE, "--from=gs://bucket/run/pipeline")
+  assert commands(dry.stdout) == [
+    ["gcloud", "storage", "cp", "gs://bucket/run/pipeline", ".", "--recursive"]
+  ]
 
 
 def test_the_archive_of_the_code_is_in_a_folder_of_its_own_which_is_removed(room):
@@ -206,12 +227,14 @@ def test_a_result_is_fetched_from_the_first_worker(room):
     (("--project=",), "--project is missing"),
     (("--zone=",), "--zone is missing"),
     (("--capacity=cheap",), "not one of: spot on-demand reserved"),
-    (("--workdir=gs://bucket/run",), "not to object stores"),
-    (("--workdir=run",), "not an absolute path"),
+    (("--workdir=gs://bucket",), "expected gs://BUCKET/FOLDER"),
+    (("--workdir=gs:///run",), "expected gs://BUCKET/FOLDER"),
+    (("--workdir=gs://bucket//run",), "expected gs://BUCKET/FOLDER"),
+    (("--workdir=s3://bucket/run",), "expected gs://BUCKET/FOLDER, or a path on a disk"),
+    (("--workdir=run",), "neither an absolute path nor on gs://"),
     (("--workdir=/elsewhere/run",), "is not on the share"),
     (("--share=",), "the 4 workers of a v5litepod-16"),
     (("--share=nonsense",), "not SERVER:/PATH"),
-    (("--data=data",), "not a gs:// folder"),
   ],
 )
 def test_bad_input_is_refused_before_anything_is_created(options, message, room):

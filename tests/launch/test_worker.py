@@ -119,3 +119,14 @@ def test_the_count_does_not_follow_a_planted_link(tmp_path):
 def test_a_limit_that_is_no_number_is_refused(tmp_path):
   assert _guard(tmp_path, limit="x[$(touch PWNED)]").returncode == 2
   assert not (tmp_path / "PWNED").exists()
+
+
+def test_the_starts_of_a_run_in_a_bucket_are_counted_by_python(tmp_path):
+  python = tmp_path / "dmpo_venv" / "bin" / "python"
+  python.parent.mkdir(parents=True)
+  python.write_text('#!/bin/sh\necho "$@"; exit 2\n')
+  python.chmod(0o755)
+  command = ["bash", WORKER, "guard", "gs://bucket/run", "5", "job7"]
+  result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+  assert result.returncode == 2
+  assert result.stdout == "-m dmpo_jax.training.starts gs://bucket/run 5 job7\n"
