@@ -18,11 +18,15 @@ YOUR OWN PAIRS
 
   dmpo-jax data convert custom my_folder --out data/mine
 
+  Edits, for pipelines that edit images, have the column condition, or the folder source/NAME.png.
+
 PUBLISHED DATA SETS, downloaded and unpacked
 {published}
 
   --source-split chooses the published split (train, validation, test, ...); --splits divides it by
   prompt. To make a test split of a published test split: --source-split test_unique --splits test=1
+  Sets with one edit for each instruction have no rejected image: --rejected source takes the image
+  before the edit.
 
 ANY SIZE
   Memory does not grow with the data. Run an interrupted command again to resume it. Several

@@ -57,6 +57,7 @@ def convert(
     OSError: A file cannot be written.
   """
   convert_options.check(options)
+  _check_rejected(source, options)
   resumable.check_hosts(host, hosts)
   if not 1 <= workers <= MAX_WORKERS:
     raise InputError(f"workers must be from 1 to {MAX_WORKERS:,}, got {short(workers)}")
@@ -76,6 +77,21 @@ def convert(
       len(chunks),
       lambda: finalize.finish(folder, source.kind, tables, options),
       tfds_folder.read_report,
+    )
+
+
+def _check_rejected(source: source_reader.Source, options: Options) -> None:
+  """Raises unless `rejected` is given where a data set has one edit for each instruction."""
+  if source.module.ONE_EDIT and options.rejected == "none":
+    raise InputError(
+      f"{source.kind} has one edit for each instruction and no rejected image; --rejected=source "
+      "makes pairs in which the edit is preferred to its unedited source (for pairs against a "
+      "model's own edits, convert so first, then use `dmpo-jax data generate --edits`)"
+    )
+  if not source.module.ONE_EDIT and options.rejected != "none":
+    raise InputError(
+      f"--rejected={options.rejected} is for data sets with one edit for each instruction; "
+      f"{source.kind} has rejected images; leave it out"
     )
 
 

@@ -20,6 +20,10 @@ CHOICES = {
     ("keep", "drop"),
     "same caption, images, label and annotator as an earlier pair, under another id",
   ),
+  "rejected": (
+    ("none", "source"),
+    "the rejected image of data sets with one edit per instruction; source: the unedited image",
+  ),
   "on_bad_row": (("stop", "skip"), "invalid rows; skip lists them in bad_rows.jsonl"),
 }
 LABELS = CHOICES["labels"][0]
@@ -37,6 +41,8 @@ class Options(NamedTuple):
     long_captions: "keep" or "drop" captions of more than 77 CLIP tokens.
     size_mismatch: "keep" or "drop" pairs whose images differ in size.
     duplicates: "keep" or "drop" pairs whose caption, images, label and annotator occurred before.
+    rejected: "source": an edit is preferred to its source image, in data sets that have one edit
+      for each instruction; "none" for all others.
     on_bad_row: "stop" at an invalid row, or "skip" and list it.
     splits: Fraction of the prompts by split.
     split_seed: Decides which prompts go to which split; any text.
@@ -51,6 +57,7 @@ class Options(NamedTuple):
   long_captions: str = "keep"
   size_mismatch: str = "keep"
   duplicates: str = "keep"
+  rejected: str = "none"
   on_bad_row: str = "stop"
   splits: dict[str, float] = {"train": 1.0}  # noqa: RUF012  never changed
   split_seed: str = "split"
@@ -90,4 +97,6 @@ def check(options: Options) -> Options:
 def immutable(options: Options) -> dict:
   """The options that an interrupted conversion cannot change, for its plan."""
   fixed = {name: value for name, value in options._asdict().items() if name not in MUTABLE}
+  if options.rejected == "none":  # conversions and reports of a time without it stay as they are
+    del fixed["rejected"]
   return fixed | {"splits": dict(options.splits), "caption_tokens": CONTEXT}

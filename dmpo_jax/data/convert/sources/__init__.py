@@ -11,9 +11,13 @@ from typing import Protocol
 from dmpo_jax.data.convert.row_values import Row
 from dmpo_jax.data.convert.sources import (
   custom,
+  hive,
   hpdv2,
   hpdv3,
   imagerewarddb,
+  imgedit,
+  instructpix2pix,
+  magicbrush,
   open_image_preferences,
   pickapic,
 )
@@ -33,6 +37,8 @@ class SourceModule(Protocol):
     OTHER_FORMS: Column of another form of the data set, or of another one -> what to do about it,
       for the message where required columns are missing.
     VOTES: Whether rows hold votes, for `--labels=votes`.
+    ONE_EDIT: Whether rows hold one edit of a source image and no rejected image, so that the user
+      says by `--rejected` what the edit is preferred to.
   """
 
   EXAMPLE: str
@@ -42,6 +48,7 @@ class SourceModule(Protocol):
   OPTIONAL: Sequence[str]
   OTHER_FORMS: Mapping[str, str]
   VOTES: bool
+  ONE_EDIT: bool
 
   def files(self, root: pathlib.Path, split: str) -> list[str]:
     """Tables of a split relative to the folder `root`, see `tables.plan`; [] where none exists."""
@@ -73,5 +80,9 @@ SOURCES: dict[str, SourceModule] = {
   "hpdv3": hpdv3,
   "imagerewarddb": imagerewarddb,
   "open-image-preferences": open_image_preferences,
+  "instructpix2pix": instructpix2pix,
+  "magicbrush": magicbrush,
+  "hive": hive,
+  "imgedit": imgedit,
   "custom": custom,
 }

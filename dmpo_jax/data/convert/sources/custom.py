@@ -29,7 +29,7 @@ OTHER_FORMS = {
   "generations": "the columns are ImageRewardDB's: dmpo-jax data convert imagerewarddb",
   "chosen": "the columns are Open Image Preferences': dmpo-jax data convert open-image-preferences",
 }
-VOTES = False
+VOTES, ONE_EDIT = False, False
 images = layouts.beside_tables
 
 

@@ -14,7 +14,7 @@ FILES, files = layouts.JSON_TABLE, layouts.json_table
 COLUMNS = ("prompt",)
 OPTIONAL = ("file_path", "human_preference", "image_path", "rank", "raw_annotations")
 OTHER_FORMS = {}
-VOTES = True
+VOTES, ONE_EDIT = True, False
 
 
 def images(root: pathlib.Path, split: str) -> pathlib.Path:

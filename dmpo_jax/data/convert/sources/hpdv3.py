@@ -13,7 +13,7 @@ images = layouts.beside_tables
 COLUMNS = ("prompt", "path1", "path2")
 OPTIONAL = ("model1", "model2", "confidence", "choice_dist")
 OTHER_FORMS = {}
-VOTES = True
+VOTES, ONE_EDIT = True, False
 
 
 def raw_pairs(row: row_values.Row, where: str, labels: str) -> list[RawPair]:

@@ -17,7 +17,7 @@ OTHER_FORMS = {
   "of the rows of each prompt_id one row with the lists generations (image_path) and ranking "
   "(rank), and id (prompt_id)"
 }
-VOTES = False
+VOTES, ONE_EDIT = False, False
 
 
 def raw_pairs(row: row_values.Row, where: str, labels: str) -> list[RawPair]:

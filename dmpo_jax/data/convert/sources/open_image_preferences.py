@@ -12,7 +12,7 @@ images = layouts.beside_tables
 COLUMNS = ("id", "prompt", "chosen", "rejected")
 OPTIONAL = ("chosen_model", "rejected_model")
 OTHER_FORMS = {}
-VOTES = False
+VOTES, ONE_EDIT = False, False
 
 
 def raw_pairs(row: row_values.Row, where: str, labels: str) -> list[RawPair]:

@@ -17,7 +17,7 @@ OPTIONAL = ("model_0", "model_1", "user_id")
 OTHER_FORMS = {
   "image_0_url": "a table of urls alone has no images; take the set that holds them (jpg_0, jpg_1)"
 }
-VOTES = False
+VOTES, ONE_EDIT = False, False
 
 
 def raw_pairs(row: row_values.Row, where: str, labels: str) -> list[RawPair]:

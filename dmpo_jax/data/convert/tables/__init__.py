@@ -3,7 +3,7 @@
 import pathlib
 from collections.abc import Iterator, Sequence
 
-from dmpo_jax.data.convert.tables import image_folders, parquet, text
+from dmpo_jax.data.convert.tables import edit_folders, image_folders, parquet, text
 from dmpo_jax.data.convert.tables.chunk import Chunk, MissingColumnsError, Table
 from dmpo_jax.errors import InputError, unknown
 
@@ -25,8 +25,8 @@ def plan(
 
   Args:
     root: Folder of the source.
-    file: Table relative to `root`: a .parquet, .csv, .tsv, .json or .jsonl file, or the folder of
-      the preferred images (see `image_folders`).
+    file: Table relative to `root`: a .parquet, .csv, .tsv, .json or .jsonl file, the folder of
+      the preferred images (see `image_folders`), or `root` itself (see `edit_folders`).
     columns: Required columns. The first rows of JSON stand for all.
     rows: Smallest number of rows of a chunk but the last; parquet is divided between row groups
       only.
@@ -72,7 +72,7 @@ def read(
 
 def _format(path: pathlib.Path):
   if path.is_dir():
-    return image_folders
+    return image_folders if path.name == image_folders.PREFERRED else edit_folders
   if path.suffix.lower() not in FORMATS:
     raise unknown("kind of table", path.name, FORMATS)
   return FORMATS[path.suffix.lower()]
