@@ -37,6 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help="prompt set: .txt (a prompt per line), .tsv without quoting (PartiPrompts), .csv, .json "
     "(HPSv2), .jsonl (GenEval) or .parquet (Pick-a-Pic); not beside a reference of samples",
   )
+  add(
+    "--source",
+    type=pathlib.Path,
+    help="of editing pipelines, image or folder of images that every prompt edits; beside prompts "
+    "with a column source_image, the folder of these files",
+  )
   add("--category", metavar="COLUMN", help="column of the categories (default: category, tag)")
   add("--limit", type=int, metavar="N", help="use N prompts, evenly spaced over the set")
   add_scorer(parser, "--scorer", action="append", required=True)
@@ -131,6 +137,7 @@ def _units(options: argparse.Namespace, reference) -> tuple[Any, dict[str, Any]]
   from dmpo_jax.errors import InputError
   from dmpo_jax.evaluation import units
   from dmpo_jax.evaluation.evaluate import SAMPLES
+  from dmpo_jax.sampling import sources
 
   if reference.kind == SAMPLES:
     if options.prompts is not None:
@@ -138,10 +145,17 @@ def _units(options: argparse.Namespace, reference) -> tuple[Any, dict[str, Any]]
         f"the reference {reference.path} is a folder of samples, which has its own prompts; leave "
         "--prompts out"
       )
+    if options.source is not None:
+      raise InputError(
+        f"the reference {reference.path} is a folder of samples, which has its own source images; "
+        "leave --source out"
+      )
     return units.of_folder(pathlib.Path(reference.path))[0], {"file": None, "repeated": None}
   if options.prompts is None:
     raise InputError("--prompts is missing: a file of prompts to sample")
-  prompts = prompt_sets.read(options.prompts, category=options.category, limit=options.limit)
+  prompts = prompt_sets.read(options.prompts, category=options.category)
+  prompts = sources.pair(prompts, options.source, options.prompts)
+  prompts = prompt_sets.limited(prompts, options.limit)
   if prompts.repeated:
     LOGGER.info("%d rows repeat an earlier prompt and are left out", prompts.repeated)
   sampling_options.check(options, prompts.prompts)

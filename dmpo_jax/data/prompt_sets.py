@@ -100,8 +100,6 @@ def read(path: pathlib.Path, *, category: str | None = None, limit: int | None =
   rows = list(rows)
   if not rows:
     raise InputError(f"{path} has no prompt")
-  if limit is not None and limit < 1:
-    raise InputError(f"the number of prompts must be at least 1, got {limit}")
   return limited(_checked(path, rows, category), limit)
 
 
@@ -240,7 +238,9 @@ def _source_column(row: Mapping[str, Any]) -> str | None:
 
 
 def limited(prompts: PromptSet, limit: int | None) -> PromptSet:
-  """Evenly spaced prompts of a set; None: all."""
+  """Evenly spaced prompts of a set; None: all. Raises InputError for a limit below 1."""
+  if limit is not None and limit < 1:
+    raise InputError(f"the number of prompts must be at least 1, got {limit}")
   count = len(prompts.prompts)
   if limit is None or limit >= count:
     return prompts

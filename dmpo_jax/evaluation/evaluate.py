@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import pathlib
@@ -16,12 +17,13 @@ from dmpo_jax import pipelines
 from dmpo_jax.common.atomic_files import write_atomically
 from dmpo_jax.common.optional import import_optional
 from dmpo_jax.errors import InputError, short
-from dmpo_jax.evaluation import comparison, evaluation_report, score_files
+from dmpo_jax.evaluation import comparison, edit_grid, evaluation_report, score_files, score_table
 from dmpo_jax.evaluation.scorers import Scorer
 from dmpo_jax.evaluation.units import Units, check_same, of_folder
 from dmpo_jax.parallel.processes import Processes
 from dmpo_jax.pipelines import sample_folder
 from dmpo_jax.sampling import image_folder
+from dmpo_jax.sampling.sources import copy_name, digest
 
 RESULTS, TABLE, REPORT = "evaluation.json", "scores.parquet", "report.html"
 IMAGES, SCORES = "images", "scores"
@@ -68,12 +70,14 @@ class ModelImages(NamedTuple):
     settings: The settings that they were sampled with; None for a folder of samples.
     truncated: Place and text of the prompts that are longer than the context of the text encoder;
       None if unknown.
+    sources: Of edits, file of the source image of each as the model saw it, N; None for others.
   """
 
   files: list[pathlib.Path]
   content: Any
   settings: dict[str, Any] | None
   truncated: list[tuple[str, str]] | None
+  sources: list[pathlib.Path] | None = None
 
 
 def evaluate(
@@ -119,7 +123,7 @@ def evaluate(
   _check_names([model.name for model in models])
   for module in ("pyarrow.parquet", "matplotlib.figure"):  # before hours of sampling
     import_optional(module, extra="data,monitor")
-  names, features = _scorer_names(scorers)
+  names, features = _scorer_names(scorers, units)
   with image_folder.locked(out) if processes.is_first else contextlib.nullcontext():
     images = _sample(out, models, units, settings, batch_size, variant, processes, progress)
     scores = _score(out, images, units, scorers, names, features, processes, progress)
@@ -134,15 +138,19 @@ def evaluate(
       "prompts": {
         "count": units.num_prompts,
         "images": len(units.prompts),
+        **({} if units.sources is None else {"sources": len(set(units.sources))}),
         **details,
         "longer_than_context": {name: x.truncated for name, x in images.items()},
       },
       "settings": {name: x.settings for name, x in images.items()},
       **comparison.compare(measured),
     }
-    _write_table(out, units, images, measured)
     files = {name: sampled.files for name, sampled in images.items()}
-    page = evaluation_report.render(result, measured, units, files)
+    score_table.write(out / TABLE, units, files, measured.scores)
+    sources = images[models[0].name].sources
+    if sources is not None:
+      edit_grid.render(units, sources, files, path=out / edit_grid.GRID)
+    page = evaluation_report.render(result, measured, units, files, sources)
     write_atomically(out / REPORT, page)
     write_atomically(out / RESULTS, json.dumps(result, indent=1) + "\n")
   return result
@@ -159,7 +167,7 @@ def _check_names(names: Sequence[str]) -> None:
     raise InputError(f"two models have the name {short(twice)}; name them NAME=PATH")
 
 
-def _scorer_names(scorers: Sequence[ScorerSource]) -> tuple[list[str], int | None]:
+def _scorer_names(scorers: Sequence[ScorerSource], units: Units) -> tuple[list[str], int | None]:
   """Names of scorers, and the number of the first one with image features, if there is one.
 
   Loads each once, so that what is wrong with its weights is said before images are sampled.
@@ -167,6 +175,7 @@ def _scorer_names(scorers: Sequence[ScorerSource]) -> tuple[list[str], int | Non
   names, features = [], None
   for number, source in enumerate(scorers):
     scorer = source.load()
+    scorer.check_edits(units.sources is not None, units.captions is not None)
     names.append(scorer.name)
     if features is None and scorer.embeddings is not None:
       features = number
@@ -193,13 +202,20 @@ def _sample(
   result: dict[str, ModelImages] = {}
   for model in models:
     if model.kind == SAMPLES:
-      result[model.name] = _of_samples(model, units)
+      first = next(iter(result.values()), None)
+      result[model.name] = _of_samples(model, units, first and first.sources)
       continue
     lora = pathlib.Path(model.path) if model.kind == LORA else None
     base = models[0].path if lora else model.path
     pipeline = pipelines.load(base, variant=variant, dtype=None)
     job = sample_folder.prepare(
-      pipeline, units.prompts, units.seeds, settings, lora=lora, samplers=samplers
+      pipeline,
+      units.prompts,
+      units.seeds,
+      settings,
+      lora=lora,
+      sources=units.sources,
+      samplers=samplers,
     )
     del pipeline
     if not result:  # all models are sampled as the reference is
@@ -209,6 +225,7 @@ def _sample(
         solver=record["solver"],
         karras=settings.karras if settings.karras is not None else record.get("karras") or None,
         guidance=record["guidance"],
+        image_guidance=record.get("image_guidance"),
         height=record["height"],
         width=record["width"],
       )
@@ -220,10 +237,12 @@ def _sample(
       "content": job.content,
     }
     files = [image_folder.image_name(*x) for x in zip(units.groups, units.seeds, strict=True)]
+    copies = [copy_name(group) for group in units.groups]
     done = None
     if processes.is_first:
       folder.mkdir(parents=True, exist_ok=True)
       done = image_folder.open_folder(folder, content, files, shape=job.shape)
+      sample_folder.write_sources(job, folder, units.groups)
     done = processes.broadcast(done)
     sample_folder.sample_missing(
       job,
@@ -237,14 +256,22 @@ def _sample(
     )
     processes.barrier()
     if processes.is_first:
-      images = [
-        {"file": file, "prompt": prompt, "seed": seed}
-        for file, prompt, seed in zip(files, units.prompts, units.seeds.tolist(), strict=True)
-      ]
+      images = image_folder.listed(
+        files,
+        units.prompts,
+        units.seeds.tolist(),
+        sources=units.sources and copies,
+        source_files=units.sources,
+        captions=units.captions,
+      )
       facts = {"pipeline": model.path, "scheduler": job.scheduler, "images": images}
       image_folder.close_folder(folder, content, facts)
     result[model.name] = ModelImages(
-      [folder / file for file in files], content, job.settings, _truncated(job, units)
+      [folder / file for file in files],
+      content,
+      job.settings,
+      _truncated(job, units),
+      units.sources and [folder / copy for copy in copies],
     )
     if long := result[model.name].truncated:
       LOGGER.warning(
@@ -255,23 +282,31 @@ def _sample(
   return result
 
 
-def _of_samples(model: Model, units: Units) -> ModelImages:
-  """Images of a folder of samples."""
+def _of_samples(model: Model, units: Units, sources: Sequence[pathlib.Path] | None) -> ModelImages:
+  """Images of a folder of samples; `sources` are those of the reference's edits."""
   folder = pathlib.Path(model.path)
   others, names = of_folder(folder)
   where = folder / image_folder.MANIFEST
   check_same(units, others, where, "the evaluation")
   files = [folder / name for name in names]
   stamps = [[path.stat().st_size, path.stat().st_mtime_ns] for path in files]
-  return ModelImages(files, [names, stamps], None, None)
+  own = others.sources and [pathlib.Path(source) for source in others.sources]
+  if sources is not None and digest(own) != digest(sources):
+    raise InputError(
+      f"{where}: the source images are others than the reference's; all models must edit the same"
+    )
+  content = [names, stamps, *([digest(own)] if own else [])]
+  return ModelImages(files, content, None, None, own)
 
 
 def _truncated(job: sample_folder.SamplingJob, units: Units) -> list[tuple[str, str]]:
   """Place and text of the prompts that are longer than the context."""
   if not job.truncated:
     return []
-  prompts = zip(units.places, dict.fromkeys(units.prompts), strict=True)
-  return [(place, prompt) for place, prompt in prompts if job.functions.tokenize([prompt])[1]]
+  first = np.flatnonzero(np.diff(units.groups, prepend=-1))
+  prompts = zip(units.places, [units.prompts[row] for row in first], strict=True)
+  is_cut = functools.cache(lambda prompt: job.functions.tokenize([prompt])[1] > 0)
+  return [(place, prompt) for place, prompt in prompts if is_cut(prompt)]
 
 
 def _score(
@@ -302,6 +337,7 @@ def _score(
         key=key,
         space=space,
         share=(processes.index, processes.count),
+        sources=sampled.sources,
         progress=progress(f"score {model} {name}"),
       )
       result[name, model] = (key, space)
@@ -333,33 +369,3 @@ def _measured(
   return comparison.Measured(
     list(images), units.groups, units.categories, scores, space_name, vendi, distance
   )
-
-
-def _write_table(
-  out: pathlib.Path,
-  units: Units,
-  images: Mapping[str, ModelImages],
-  measured: comparison.Measured,
-) -> None:
-  """Writes a row for each model and image."""
-  arrow = import_optional("pyarrow", extra="data")
-  parquet = import_optional("pyarrow.parquet", extra="data")
-  count, models = len(units.prompts), measured.models
-  columns = {
-    "model": np.repeat(models, count),
-    "prompt_index": np.tile(units.groups, len(models)),
-    "prompt": units.prompts * len(models),
-    "category": units.categories * len(models),
-    "seed": np.tile(units.seeds, len(models)),
-    "image": [_relative(path, out) for model in models for path in images[model].files],
-  }
-  for name, scores in measured.scores.items():
-    columns[f"score {name}" if name in columns else name] = np.concatenate(
-      [scores[model] for model in models]
-    )
-  table = arrow.table(columns)
-  write_atomically(out / TABLE, lambda stream: parquet.write_table(table, stream))
-
-
-def _relative(path: pathlib.Path, out: pathlib.Path) -> str:
-  return (path.relative_to(out) if path.is_relative_to(out) else path).as_posix()

@@ -25,6 +25,7 @@ def render(
   measured: Measured,
   units: Units,
   files: Mapping[str, Sequence[pathlib.Path]],
+  sources: Sequence[pathlib.Path] | None = None,
 ) -> str:
   """The report.
 
@@ -33,6 +34,7 @@ def render(
     measured: The scores.
     units: Prompts and seeds.
     files: Model -> file of each image.
+    sources: Of edits, file of the source image of each; None for others.
 
   Returns:
     HTML; the same for the same evaluation.
@@ -44,7 +46,7 @@ def render(
   colours = [(plots.LIGHT.models[i % 6], plots.DARK.models[i % 6]) for i in range(len(models))]
   body = [
     _header(result, models),
-    html.section("Images side by side", _examples(measured, units, files)),
+    html.section("Images side by side", _examples(measured, units, files, sources)),
     html.section("Scores", _scores(result["scores"], models) + _plots(result["scores"], models)),
     html.section("How the scores are spread", _histograms(measured)),
     html.section("Categories", _categories(result, models)),
@@ -65,7 +67,7 @@ def _header(result: Mapping[str, Any], models: Sequence[str]) -> str:
     f'<p class="eyebrow">Evaluation {"against" if candidates else "of"} '
     f"{html.escaped(reference)} under "
     f"{html.escaped(', '.join(result['scorers']))}</p>\n<h1>{html.escaped(title)}</h1>\n"
-    f'<p class="faint">{prompts["count"]} prompts, {prompts["images"]} images of each model; the '
+    f'<p class="faint">{_counted(prompts)}, {prompts["images"]} images of each model; the '
     "same prompts, seeds and noise for all. Below each number: its 95% interval, which resamples "
     "prompts.</p>\n"
     '<div class="cards">\n'
@@ -93,6 +95,13 @@ def _header(result: Mapping[str, Any], models: Sequence[str]) -> str:
   return "".join(pieces) + "</div>\n"
 
 
+def _counted(prompts: Mapping[str, Any]) -> str:
+  """Number of prompts in words; of edits, a source image with an instruction is one."""
+  if "sources" not in prompts:
+    return f"{prompts['count']} prompts"
+  return f"{prompts['count']} edits of {prompts['sources']} source images"
+
+
 def _verdict(entry: Mapping[str, Any]) -> tuple[str, str]:
   """Class of a badge and words for a candidate, from the interval of its win rate."""
   rate = Interval(*entry["win_rate"])
@@ -107,15 +116,23 @@ def _headline(scores: Mapping[str, Any], scorer: str, candidates: Sequence[str])
   return f"Under {scorer} {', '.join(rates[:4])}{', ...' if len(rates) > 4 else ''}"
 
 
-def _examples(measured: Measured, units: Units, files: Mapping[str, Sequence[pathlib.Path]]) -> str:
+def _examples(
+  measured: Measured,
+  units: Units,
+  files: Mapping[str, Sequence[pathlib.Path]],
+  sources: Sequence[pathlib.Path] | None,
+) -> str:
   """Images of the reference and of each candidate, chosen by `comparison.examples`."""
   reference, *candidates = measured.models
   if not candidates:
     return ""
   scorer, scores = next(iter(measured.scores.items()))
   form = _number([scores[reference]])
+  order = f"Left {html.escaped(reference)}, right the candidate"
+  if sources is not None:
+    order = f"Left the source image, then {html.escaped(reference)}, right the candidate"
   pieces = [
-    f"<p>Left {html.escaped(reference)}, right the candidate, from the same noise. The images are "
+    f"<p>{order}, from the same noise. The images are "
     f"chosen by the change of {html.escaped(scorer)}: the largest gains and the largest losses, "
     "at most one image of a prompt, and the first image of prompts in a random order that is the "
     "same for all candidates.</p>\n"
@@ -126,7 +143,9 @@ def _examples(measured: Measured, units: Units, files: Mapping[str, Sequence[pat
       items = []
       for row in rows:
         before, after = scores[reference][row], scores[model][row]
-        pair = example_pictures.side_by_side([files[reference][row], files[model][row]])
+        shown = [] if sources is None else [sources[row]]
+        shown += [files[reference][row], files[model][row]]
+        pair = example_pictures.side_by_side(shown)
         text = html.escaped(example_pictures.shortened(units.prompts[row]))
         items.append(
           f"<figure>{html.picture_of(pair, f'{reference} and {model}: {units.prompts[row]}')}"

@@ -62,6 +62,7 @@ def comparison(
   *,
   scale: int = 5,
   colours: tuple[str, str] = GREY,
+  text_scale: int | None = None,
   path: str | os.PathLike | None = None,
 ) -> bytes:
   """PNG of the samples of several models side by side, the same captions in the same rows.
@@ -72,6 +73,7 @@ def comparison(
     row_labels: R short texts (ASCII), one before each row.
     scale: Width of an image's pixel in pixels of the PNG.
     colours: Colours of the levels -1 and 1 of one-channel images.
+    text_scale: Unit of letters and margins in pixels of the PNG; None: `scale`.
     path: File to write the PNG to; None writes nothing.
 
   Returns:
@@ -88,13 +90,14 @@ def comparison(
   rows, _, height, width, _ = shapes[0]
   if len(row_labels) != rows:
     raise InputError(f"{len(row_labels)} row labels for {rows} rows of images")
-  gap, margin, between = scale, 4 * scale, 6 * scale
+  unit = text_scale or scale
+  gap, margin, between = unit, 4 * unit, 6 * unit
   titles = any(panel.label for panel in panels)
   notes = any(panel.note for panel in panels)
-  name, small = _font(int(4.4 * scale)), _font(int(3.0 * scale))
-  label = _font(int(3.4 * scale))
-  left = margin + max((int(label.getlength(_ascii(t))) for t in row_labels), default=0) + 2 * scale
-  top = margin + titles * int(5.8 * scale) + notes * int(4.6 * scale)
+  name, small = _font(int(4.4 * unit)), _font(int(3.0 * unit))
+  label = _font(int(3.4 * unit))
+  left = margin + max((int(label.getlength(_ascii(t))) for t in row_labels), default=0) + 2 * unit
+  top = margin + titles * int(5.8 * unit) + notes * int(4.6 * unit)
   tile_w, tile_h = width * scale + gap, height * scale + gap
   # All panels are as wide as the widest, and that is at least as wide as the text above it.
   texts = [
@@ -112,10 +115,10 @@ def comparison(
   draw = ImageDraw.Draw(sheet)
   for row, text in enumerate(row_labels):
     middle = top + row * tile_h + height * scale // 2
-    draw.text((left - 2 * scale, middle), text, font=label, fill=FAINT, anchor="rm")
+    draw.text((left - 2 * unit, middle), text, font=label, fill=FAINT, anchor="rm")
   for x, panel in zip(lefts, panels, strict=True):
-    draw.text((x, margin - scale), panel.label, font=name, fill=TEXT)
-    draw.text((x, margin + int(4.8 * scale)), panel.note, font=small, fill=FAINT)
+    draw.text((x, margin - unit), panel.label, font=name, fill=TEXT)
+    draw.text((x, margin + int(4.8 * unit)), panel.note, font=small, fill=FAINT)
     for row, images in enumerate(panel.images):
       for column, image in enumerate(images):
         tile = _tile(image, scale, colours)

@@ -15,7 +15,7 @@ from dmpo_jax.common import files, json_types
 from dmpo_jax.common.atomic_files import write_atomically
 from dmpo_jax.errors import InputError
 from dmpo_jax.evaluation import diversity
-from dmpo_jax.evaluation.scorers import Scorer
+from dmpo_jax.evaluation.scorers import Edits, Scorer
 from dmpo_jax.evaluation.units import Units, chunks
 
 CHUNK = 64  # images, rounded up to whole prompts
@@ -51,6 +51,7 @@ def score_chunks(
   space: str | None,
   share: tuple[int, int] = (0, 1),
   read: Callable[[pathlib.Path], np.ndarray] | None = None,
+  sources: Sequence[pathlib.Path] | None = None,
   progress: Callable = iter,
 ) -> None:
   """Scores the chunks of a model's images that are not scored yet.
@@ -64,6 +65,7 @@ def score_chunks(
     space: Where diversity is measured: "features" of this scorer, `PIXELS`, or None (not here).
     share: Index of this process, and number of processes that share the chunks.
     read: Reads an image as uint8 `[H, W, 3]`; None: `read_image`.
+    sources: Of edits, file of the source image of each, N; None for others.
     progress: Wraps the sequence of chunks, for a progress bar.
 
   Raises:
@@ -77,7 +79,13 @@ def score_chunks(
   ]
   for number, rows in progress(todo):
     pictures = [(read or read_image)(path) for path in images[rows]]
-    scores = scorer.score(pictures, units.prompts[rows], names=[str(p) for p in images[rows]])
+    edits = None
+    if scorer.needs_sources and sources is not None:
+      captions = None if units.captions is None else units.captions[rows]
+      edits = Edits([(read or read_image)(path) for path in sources[rows]], captions)
+    scores = scorer.score(
+      pictures, units.scored_prompts[rows], names=[str(p) for p in images[rows]], edits=edits
+    )
     vendi, distance = diversity_of(pictures, scorer, units.groups[rows], space)
     content = {
       "key": _key(key, units, rows),
@@ -128,6 +136,7 @@ def _file(out: pathlib.Path, number: int) -> pathlib.Path:
 def _key(key: Mapping[str, Any], units: Units, rows: slice) -> str:
   """Digest of everything that the scores of a chunk depend on."""
   content = [key, units.prompts[rows], units.seeds[rows].tolist()]
+  content += [] if units.captions is None else [list(map(list, units.captions[rows]))]
   return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

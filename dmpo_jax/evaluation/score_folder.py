@@ -29,11 +29,15 @@ class Pictures(NamedTuple):
     files: N file names, relative to the folder.
     prompts: Prompt of each image; None without prompts.
     seeds: Seed of each image; None where it is not known.
+    sources: Of edits, file of the source image of each; None for others.
+    captions: Of edits, captions of source and target of each; None without any.
   """
 
   files: list[str]
   prompts: list[str] | None
   seeds: list[int] | None
+  sources: list[str] | None = None
+  captions: list[tuple[str, str]] | None = None
 
 
 def find_pictures(folder: pathlib.Path, prompts: pathlib.Path | None) -> Pictures:
@@ -55,7 +59,8 @@ def find_pictures(folder: pathlib.Path, prompts: pathlib.Path | None) -> Picture
     if prompts is not None:
       raise InputError(f"{folder} has a {MANIFEST} with its prompts; leave --prompts out")
     found, names = units.of_folder(folder)
-    return Pictures(names, found.prompts, found.seeds.tolist())
+    seeds = found.seeds.tolist()
+    return Pictures(names, found.prompts, seeds, found.sources, found.captions)
   if not folder.is_dir():
     raise InputError(f"{folder} is no folder; expected one with images")
   names = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
@@ -148,14 +153,25 @@ def score_pictures(
       f"{scorer.name} needs prompts, and {folder} has none: give --prompts, or write NAME.txt "
       "beside each image"
     )
+  scorer.check_edits(pictures.sources is not None, pictures.captions is not None)
   paths = [folder / name for name in pictures.files]
+  sources = pictures.sources and [pathlib.Path(source) for source in pictures.sources]
   count = len(paths)
   prompts = pictures.prompts or [""] * count
   rows = units.Units(prompts, np.zeros(count, np.uint32), np.arange(count), [""] * count)
-  stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+  rows = rows._replace(captions=pictures.captions)
+  stated = [*paths, *(sources if sources and scorer.needs_sources else [])]
+  stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in stated]
   settings = {"key": {"scorer": key, "images": stats}, "space": None}
   score_files.score_chunks(
-    parts, paths, rows, scorer, read=read_picture, progress=progress, **settings
+    parts,
+    paths,
+    rows,
+    scorer,
+    read=read_picture,
+    sources=sources,
+    progress=progress,
+    **settings,
   )
   return score_files.read_scores(parts, rows, **settings).scores
 

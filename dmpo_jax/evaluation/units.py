@@ -11,6 +11,7 @@ from dmpo_jax.data.prompt_sets import PromptSet
 from dmpo_jax.errors import InputError, short
 from dmpo_jax.sampling.image_folder import MANIFEST
 
+MOST_CATEGORIES = 20  # instructions that are categories of their own
 ADVICE = "give a folder that dmpo-jax sample or dmpo-jax evaluate finished"
 
 
@@ -23,6 +24,9 @@ class Units(NamedTuple):
     groups: Number of the prompt of each image, int `[N]`, from 0 in steps of 0 or 1.
     categories: Category of each image, N; "" without one.
     places: Place of each prompt in its file, for messages ("FILE, line 3").
+    sources: Of edits, file of the source image of each, N; None for others. A prompt is then an
+      instruction for one source.
+    captions: Of edits, captions of source and target of each, N; None without any.
   """
 
   prompts: list[str]
@@ -30,6 +34,13 @@ class Units(NamedTuple):
   groups: np.ndarray
   categories: list[str]
   places: Sequence[str] = ()
+  sources: Sequence[str] | None = None
+  captions: Sequence[tuple[str, str]] | None = None
+
+  @property
+  def scored_prompts(self) -> list[str]:
+    """The prompts as scorers see them: of edits with captions, those of the target."""
+    return self.prompts if self.captions is None else [after for _, after in self.captions]
 
   @property
   def num_prompts(self) -> int:
@@ -56,9 +67,22 @@ def of_prompts(prompts: PromptSet, *, images_per_prompt: int, first_seed: int = 
     [prompts.prompts[i] for i in groups],
     (first_seed + np.arange(count)).astype(np.uint32),
     groups,
-    [prompts.categories[i] for i in groups],
+    _categories([prompts.categories[i] for i in groups], prompts.prompts, prompts.sources, groups),
     prompts.places,
+    prompts.sources and [prompts.sources[i] for i in groups],
+    prompts.captions and [prompts.captions[i] for i in groups],
   )
+
+
+def _categories(
+  categories: list[str],
+  prompts: Sequence[str],
+  sources: Sequence[str] | None,
+  groups: np.ndarray,
+) -> list[str]:
+  """Categories of images; of edits without any, the instructions where they are few."""
+  few = sources is not None and 1 < len(set(prompts)) <= min(MOST_CATEGORIES, len(prompts) - 1)
+  return [prompts[i] for i in groups] if few and not any(categories) else categories
 
 
 def of_folder(folder: pathlib.Path) -> tuple[Units, list[str]]:
@@ -68,7 +92,7 @@ def of_folder(folder: pathlib.Path) -> tuple[Units, list[str]]:
     folder: Folder with the manifest.json of `dmpo-jax sample`.
 
   Returns:
-    (`Units` without categories, N file names).
+    (`Units` without categories but those of edits, N file names).
 
   Raises:
     InputError: The manifest is missing or damaged, an image of it is missing, or the images of a
@@ -78,26 +102,43 @@ def of_folder(folder: pathlib.Path) -> tuple[Units, list[str]]:
   images = files.read_json(path, advice=ADVICE).get("images")
   if not isinstance(images, list) or not images:
     raise InputError(f"{path} lists no images; {ADVICE}")
-  prompts, seeds, names = [], [], []
+  columns = [("prompt", str), ("seed", int), ("file", str)]
+  if isinstance(images[0], dict):
+    more = ("source", "source_caption", "target_caption")
+    columns += [(key, str) for key in more if key in images[0]]
+  values: dict[str, list] = {key: [] for key, _ in columns}
   for position, image in enumerate(images):
     where = f"{path}, image {position}"
     if not isinstance(image, dict):
       raise InputError(f"{where} is {short(image)}, expected an object; {ADVICE}")
-    for key, kind, values in (("prompt", str, prompts), ("seed", int, seeds), ("file", str, names)):
+    for key, kind in columns:
       value = image.get(key)
       if not isinstance(value, kind) or isinstance(value, bool):
         raise InputError(f"{where}: {key} is {short(value)}, expected a {kind.__name__}; {ADVICE}")
-      values.append(value)
-    if not 0 <= seeds[-1] < 2**32:
-      raise InputError(f"{where}: seed is {seeds[-1]}, expected 0 to {2**32 - 1}; {ADVICE}")
-    if not files.is_file(files.inside(folder, names[-1], "image")):
-      raise InputError(f"{where}: {folder / names[-1]} is missing; sample it again")
-  first = np.array([i == 0 or prompts[i] != prompts[i - 1] for i in range(len(prompts))])
-  if first.sum() != len(set(prompts)):
+      values[key].append(value)
+    if not 0 <= image["seed"] < 2**32:
+      raise InputError(f"{where}: seed is {image['seed']}, expected 0 to {2**32 - 1}; {ADVICE}")
+    for key in ("file", "source"):
+      if key in values and not files.is_file(files.inside(folder, image[key], "image")):
+        raise InputError(f"{where}: {folder / image[key]} is missing; sample it again")
+  prompts, names, sources = values["prompt"], values["file"], values.get("source")
+  keys = list(zip(prompts, sources or names[:1] * len(prompts), strict=True))
+  first = np.array([i == 0 or keys[i] != keys[i - 1] for i in range(len(keys))])
+  if first.sum() != len(set(keys)):
     raise InputError(f"{path}: the images of one prompt must follow each other; sample again")
   groups = np.cumsum(first) - 1
-  places = [f"{path}, image {i}" for i in np.flatnonzero(first)]
-  return Units(prompts, np.array(seeds, np.uint32), groups, [""] * len(prompts), places), names
+  each = [prompts[i] for i in np.flatnonzero(first)]
+  captions = [values.get(key) for key in ("source_caption", "target_caption")]
+  units = Units(
+    prompts,
+    np.array(values["seed"], np.uint32),
+    groups,
+    _categories([""] * len(prompts), each, sources, groups),
+    [f"{path}, image {i}" for i in np.flatnonzero(first)],
+    sources and [str(folder / name) for name in sources],
+    list(zip(*captions, strict=True)) if all(captions) else None,
+  )
+  return units, names
 
 
 def check_same(units: Units, other: Units, where: object, reference: object) -> None:
@@ -112,6 +153,9 @@ def check_same(units: Units, other: Units, where: object, reference: object) -> 
   Raises:
     InputError: The message names the first image that differs.
   """
+  if (units.sources is None) != (other.sources is None):
+    has, lacks = (reference, where) if other.sources is None else (where, reference)
+    raise InputError(f"{has} has edits of source images, and {lacks} has none")
   for position, (a, b) in enumerate(zip(_pairs(units), _pairs(other), strict=False)):
     if a != b:
       what = "prompt" if a[0] != b[0] else "seed"

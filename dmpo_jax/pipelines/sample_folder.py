@@ -30,7 +30,7 @@ from dmpo_jax.pipelines.interface import TextToImage
 from dmpo_jax.pipelines.potential_folder import load_potential
 from dmpo_jax.pipelines.steering import Steering, check_drift
 from dmpo_jax.sampling import image_folder, to_uint8
-from dmpo_jax.sampling.sources import FOLDER, Sources, digest
+from dmpo_jax.sampling.sources import FOLDER, Sources, copy_name, digest
 
 Size = tuple[int, int]
 
@@ -315,7 +315,7 @@ def write_sources(job: SamplingJob, folder: pathlib.Path, rows: Sequence[int]) -
   """
   if job.inputs.source is None:
     return None
-  names = [f"{FOLDER}/{row:05d}.png" for row in rows]
+  names = [copy_name(row) for row in rows]
   (folder / FOLDER).mkdir(exist_ok=True)
   for name, path in dict(zip(names, job.inputs.source.paths, strict=True)).items():
     image_folder.write_picture(folder / name, job.inputs.source.read(path))

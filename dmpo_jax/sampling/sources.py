@@ -121,6 +121,11 @@ def find(source: pathlib.Path) -> list[pathlib.Path]:
   return found
 
 
+def copy_name(row: int) -> str:
+  """Name of the copy of the source image of a prompt, in a folder of samples."""
+  return f"{FOLDER}/{row:05d}.png"
+
+
 def pair(prompts: PromptSet, source: pathlib.Path | None, file: pathlib.Path | None) -> PromptSet:
   """The edits of a set of instructions.
 

@@ -11,20 +11,21 @@ from typing import TYPE_CHECKING, Any
 from dmpo_jax.common import choose
 from dmpo_jax.data.toy.digits import ink
 from dmpo_jax.errors import InputError, short, unknown
-from dmpo_jax.evaluation.scorers import aesthetic, clip_score, hpsv2, imagereward, pickscore
-from dmpo_jax.evaluation.scorers.base import Images, Kind, Scorer
+from dmpo_jax.evaluation.scorers import aesthetic, clip_score, edits, hpsv2, imagereward, pickscore
+from dmpo_jax.evaluation.scorers.base import Edits, Images, Kind, Scorer
 from dmpo_jax.evaluation.scorers.pixels import brightness, colourfulness, of_pixels, warmth
 
 if TYPE_CHECKING:  # the help of commands lists scorers, and need not wait for jax
   import jax
 
-__all__ = ["SCORERS", "Images", "Kind", "Scorer", "load_scorer", "parse_scorer"]
+__all__ = ["SCORERS", "Edits", "Images", "Kind", "Scorer", "load_scorer", "parse_scorer"]
 
 SCORERS: dict[str, Kind] = {
   "aesthetic": aesthetic.KIND,
   "brightness": of_pixels(brightness),
   "clip_score": clip_score.KIND,
   "colourfulness": of_pixels(colourfulness),
+  **edits.KINDS,
   "ink": of_pixels(ink),
   **hpsv2.KINDS,
   "imagereward": imagereward.KIND,

@@ -12,6 +12,18 @@ from dmpo_jax.errors import InputError, short
 Images = np.ndarray | Sequence[np.ndarray]
 
 
+class Edits(NamedTuple):
+  """What N images were edited from.
+
+  Attributes:
+    sources: Source image of each, see `Images`.
+    captions: Captions of each image before and after the edit; None without any.
+  """
+
+  sources: Images
+  captions: Sequence[tuple[str, str]] | None = None
+
+
 @dataclasses.dataclass(frozen=True)
 class Scorer:
   """A score of images for prompts; higher is better.
@@ -21,15 +33,24 @@ class Scorer:
     scores: `scores(images, prompts)` returns N numbers; `score` checks what goes in and comes out.
     embeddings: `embeddings(images)` returns image features `[N, d]` of norm 1; None without any.
     needs_prompts: Whether the score depends on the prompts.
+    needs_sources: Whether it is a score of edits: `scores` takes `Edits` as a third argument.
+    needs_captions: Whether it reads the captions of `Edits`.
   """
 
   name: str
-  scores: Callable[[Images, Sequence[str]], np.ndarray]
+  scores: Callable[..., np.ndarray]
   embeddings: Callable[[Images], np.ndarray] | None = None
   needs_prompts: bool = False
+  needs_sources: bool = False
+  needs_captions: bool = False
 
   def score(
-    self, images: Images, prompts: Sequence[str], *, names: Sequence[str] | None = None
+    self,
+    images: Images,
+    prompts: Sequence[str],
+    *,
+    names: Sequence[str] | None = None,
+    edits: Edits | None = None,
   ) -> np.ndarray:
     """Scores of images for their prompts.
 
@@ -37,20 +58,24 @@ class Scorer:
       images: uint8 `[N, H, W, 3]`, or a sequence of N uint8 `[H, W, 3]` of any sizes.
       prompts: N prompts; not used where `needs_prompts` is False.
       names: N names of the images for messages (files, rows of a table); None: their positions.
+      edits: What the images were edited from; used where `needs_sources` is True.
 
     Returns:
       float32 `[N]`.
 
     Raises:
-      InputError: An image has another shape or dtype, a prompt is missing or blank, or a score is
-        not finite; the message names the image.
+      InputError: An image has another shape or dtype, a prompt is missing or blank, sources or
+        captions of edits are missing, or a score is not finite; the message names the image.
     """
     names = _check_images(images, names)
+    if self.needs_sources:
+      self.check_edits(edits is not None, edits is not None and edits.captions is not None)
     if self.needs_prompts:
       self._check_prompts(prompts, names)
     if not len(images):
       return np.zeros(0, np.float32)
-    scores = np.asarray(self.scores(images, prompts))
+    arguments = (images, prompts, edits) if self.needs_sources else (images, prompts)
+    scores = np.asarray(self.scores(*arguments))
     if scores.shape != (len(images),):
       raise InputError(
         f"{self.name} returned scores of the shape {list(scores.shape)} for {len(images)} images, "
@@ -86,6 +111,19 @@ class Scorer:
         f"the features {self.name} of {names[i]} are not finite; check the weights of the scorer"
       )
     return features
+
+  def check_edits(self, sources: bool, captions: bool) -> None:
+    """Raises InputError where it is a score of edits and there are no sources, or no captions."""
+    if self.needs_sources and not sources:
+      raise InputError(
+        f"{self.name} is a score of edits, and these images have no source images; give --source, "
+        "or prompts with a column source_image"
+      )
+    if self.needs_captions and not captions:
+      raise InputError(
+        f"{self.name} compares captions before and after the edit; give --prompts with the columns "
+        "source_caption and target_caption"
+      )
 
   def _check_prompts(self, prompts: Sequence[str], names: Sequence[str]) -> None:
     if isinstance(prompts, str) or len(prompts) != len(names):
