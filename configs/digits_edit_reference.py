@@ -17,4 +17,5 @@ def get_config() -> ConfigDict:
   config.model["_class_name"] = "StableDiffusionInstructPix2PixPipeline"
   config.model.unet.in_channels = 2
   config.data = ConfigDict({"name": "digit_edits", "num_edits": 20_000, "seed": 0})
+  config.num_steps = 500
   return config
