@@ -9,6 +9,7 @@ import threading
 from typing import NoReturn
 
 import dmpo_jax
+from dmpo_jax.commands import program_cache
 from dmpo_jax.common.logging_setup import LEVELS, log_to_stderr
 from dmpo_jax.errors import exit_status, flush, printable
 
@@ -166,6 +167,7 @@ def entry() -> NoReturn:
   sys.unraisablehook = hook
   if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+  program_cache.choose_folder()
   status = main()
   if status:
     flush()

@@ -19,7 +19,7 @@ import logging
 import pathlib
 from collections.abc import Callable
 
-from dmpo_jax.commands import several_processes
+from dmpo_jax.commands import program_cache, several_processes
 
 LOGGER = logging.getLogger(__name__)
 TAKES_CONFIG = True
@@ -69,6 +69,8 @@ def work(train: Callable[..., str], options: argparse.Namespace, processes) -> N
   devices = jax.devices()
   kind = devices[0].device_kind
   LOGGER.info("%d of %d devices (%s)", jax.local_device_count(), len(devices), kind)
+  if folder := program_cache.kept_in():
+    LOGGER.info("compiled programs are kept in %s", folder)
   show_progress = not options.no_progress and processes.is_first
   line = train(config, options.workdir, show_progress=show_progress, processes=processes)
   if processes.is_first:

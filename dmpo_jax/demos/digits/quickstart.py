@@ -176,8 +176,6 @@ def _train_all(
   show_progress: bool,
 ) -> tuple[dict[str, ConfigDict], dict[str, Result]]:
   """Configs and results of the reference and the aligned models, by name."""
-  # A run that resumes loads its compiled step from here.
-  jax.config.update("jax_compilation_cache_dir", str((workdir / "compiled").absolute()))
   folder = pathlib.Path(config_files.__file__).parent
   configs = {
     name: load_config(str(folder / f"{experiment.configs}_{name}.py"))
