@@ -1,6 +1,7 @@
 """Folders of sampled images: from a pipeline and settings to the files that are missing."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Callable, Sequence
@@ -126,7 +127,7 @@ def prepare(
   negative_lora: pathlib.Path | None = None,
   negative_weight: float | None = None,
   steer: Steer | None = None,
-  sources: Sequence[str] | None = None,
+  sources: Sequence[str] | Callable[[Sequence[int], int], Sources] | None = None,
   samplers: dict[str, Sampler] | None = None,
 ) -> SamplingJob:
   """Prepares the images of prompts and seeds.
@@ -141,7 +142,8 @@ def prepare(
     negative_weight: Fraction of `lora` that the negative branch leaves out; None: 1.
     steer: A potential to follow; None: the pipeline's own samples.
     sources: Of edits, file of the source image of each, N; each is scaled to cover the size of the
-      edits, and its middle is cropped. None for others.
+      edits, and its middle is cropped. Or a function of their size and channels that returns them.
+      None for others.
     samplers: Compiled samplers, to which this one is added: pipelines that differ in weights alone
       share one.
 
@@ -161,7 +163,10 @@ def prepare(
   size = (record["height"], record["width"])
   source = None
   if sources is not None:
-    source = Sources([pathlib.Path(x) for x in sources], size, functions.image_channels)
+    make = sources
+    if not callable(make):
+      make = functools.partial(Sources, [pathlib.Path(x) for x in sources])
+    source = make(size, functions.image_channels)
   solver = functions.make_solver(
     record["steps"], name=record["solver"], karras=settings.karras, size=size
   )
@@ -188,7 +193,7 @@ def prepare(
     negative_params = cast_params(functions, negative, dtype)
     check_params(negative_params, negative, dtype=dtype)
   content = sampling_fingerprint(pipeline, solver, inputs, negative)
-  if source is not None:
+  if source is not None and not callable(sources):
     source.check()
     content["sources"] = digest(source.paths)
   steering = None

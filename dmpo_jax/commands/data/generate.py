@@ -17,6 +17,12 @@ scores of both images; any image can be sampled again from its seed.
 
 takes the images of a folder that dmpo-jax sample wrote.
 
+  dmpo-jax data generate --pipeline runs/edits/pipeline --edits data/magicbrush \
+      --out data/magicbrush_own
+
+needs no scorer: it pairs each edit of a converted set with the pipeline's own edit of the same
+source image (--own-edits N: with N of them), and prefers the set's.
+
 ANY SIZE
   Run an interrupted command again to resume it; the result is that of an uninterrupted one. All
   devices of this machine share a batch. Several machines that see the same folder share the
@@ -48,11 +54,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     type=pathlib.Path,
     help="prompt set: a text file with one prompt per line, or .tsv, .csv, .json, .jsonl, .parquet",
   )
+  add(
+    "--edits",
+    type=pathlib.Path,
+    help="folder of edits that dmpo-jax data convert wrote, in place of prompts and a scorer",
+  )
+  add("--edits-split", default="train", help="split of --edits (default: train)")
+  add("--own-edits", type=int, default=1, help="edits of each source of --edits (default: 1)")
   add("--revision", help="branch, tag or commit of the repository on the hub")
   add("--variant", help="variant of the weights, such as fp16 (default: weights without a variant)")
   add("--lora", type=pathlib.Path, help="LoRA file to merge into the pipeline")
   add("--out", required=True, type=pathlib.Path, help="folder to write")
-  add_scorer(parser, "--scorer", required=True)
+  add_scorer(parser, "--scorer")
   for name, (choices, meaning) in (("pairs", choose.PAIRS), ("labels", choose.LABELS)):
     default = choices[0]
     add(f"--{name}", choices=choices, default=default, help=f"{meaning} (default: {default})")
@@ -106,8 +119,11 @@ def run(options: argparse.Namespace) -> None:
       options.label_seed,
     )
   )
-  conversion = Options(splits=read_splits(options.splits), split_seed=options.split_seed)
   _check(options)
+  conversion = Options(splits=read_splits(options.splits), split_seed=options.split_seed)
+  if options.edits is not None:
+    _own_edits(options, conversion)
+    return
   host, hosts = shared_work.host_and_hosts(options)
   scorer = parse_scorer(options.scorer)
   with tqdm(desc="generate", unit="image") as bar:
@@ -139,6 +155,15 @@ def _check(options: argparse.Namespace) -> None:
   """Raises InputError for options that are missing or have no effect."""
   from dmpo_jax.errors import InputError
 
+  if options.edits is not None:
+    if not options.pipeline or options.prompts is not None or options.scorer is not None:
+      raise InputError(
+        "--edits needs --pipeline, and neither --prompts nor --scorer: the set has the "
+        "instructions, and its edits are preferred to the pipeline's own"
+      )
+    return
+  if options.scorer is None:
+    raise InputError("--scorer is missing; only --edits needs none")
   if options.pipeline:
     if options.prompts is None:
       raise InputError("--pipeline needs --prompts, such as a text file with one prompt per line")
@@ -152,6 +177,48 @@ def _check(options: argparse.Namespace) -> None:
     if getattr(options, name) != default:
       option = "--per-prompt" if name == "seeds" else f"--{name.replace('_', '-')}"
       raise InputError(f"{option} has no effect on --samples, whose images exist; leave it out")
+
+
+def _own_edits(options: argparse.Namespace, conversion) -> None:
+  """Pairs the edits of a set with a pipeline's own."""
+  from tqdm import tqdm
+
+  from dmpo_jax import pipelines
+  from dmpo_jax.commands.sample import check_no_workdir
+  from dmpo_jax.data.convert import paths
+  from dmpo_jax.data.convert import report as reports
+  from dmpo_jax.evaluation.scored_pairs import own_edits
+
+  host, hosts = shared_work.host_and_hosts(options)
+  check_no_workdir(pathlib.Path(options.pipeline))
+  options.seeds = options.own_edits
+  sampling_options.check(options, ())
+  pipeline = pipelines.load(
+    options.pipeline, revision=options.revision, variant=options.variant, dtype=None
+  )
+  with tqdm(desc="generate", unit="edit") as bar:
+    report = own_edits.generate(
+      options.edits,
+      options.out,
+      pipeline,
+      sampling_options.settings_of(options),
+      conversion,
+      model=options.pipeline,
+      seeds=range(options.first_seed, options.first_seed + options.own_edits),
+      split=options.edits_split,
+      lora=options.lora,
+      batch_size=options.batch_size,
+      edits_per_shard=options.prompts_per_shard,
+      host=host,
+      hosts=hosts,
+      progress=bar.update,
+    )
+  if report is None:
+    count = own_edits.missing(options.out)
+    print(f"this host is done; {count} shards of other hosts are missing, the last one finishes")
+    return
+  print(reports.lines(report).splitlines()[-1])
+  print(f"data set in {options.out}, report in {options.out / paths.PAGE}")
 
 
 def _sampled(options: argparse.Namespace, progress):
