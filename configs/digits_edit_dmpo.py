@@ -18,4 +18,5 @@ def get_config() -> ConfigDict:
   config.data = ConfigDict(
     {"name": "digit_edit_pairs", "num_pairs": 8000, "temperature": 0.25, "seed": 1}
   )
+  config.caption_dropout = 0.0  # config.editing drops instructions and sources
   return config

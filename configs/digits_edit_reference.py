@@ -18,4 +18,5 @@ def get_config() -> ConfigDict:
   config.model.unet.in_channels = 2
   config.data = ConfigDict({"name": "digit_edits", "num_edits": 20_000, "seed": 0})
   config.num_steps = 500
+  config.caption_dropout = 0.0  # config.editing drops instructions and sources
   return config

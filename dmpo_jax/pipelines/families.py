@@ -95,13 +95,20 @@ def create(model: Mapping[str, Any], captions: Sequence[str], seed: int) -> inte
       unknown.
   """
   model = dict(model)
-  name = model.pop("_class_name", "StableDiffusionPipeline")
-  family = family_of({"_class_name": name})
+  name = model.pop("_class_name", None)
+  family = family_of({} if name is None else {"_class_name": name})
   if family.create is None:
     raise InputError(
       f"config.model names {name!r}, which makes no new networks; set config.pipeline"
     )
-  return family.create(model, captions, seed)
+  pipeline = family.create(model, captions, seed)
+  made = pipeline.model_index["_class_name"]
+  if name not in (None, made):
+    raise InputError(
+      f"config.model names {name!r}, and its networks make a {made}; a UNet for editing has twice "
+      "as many in_channels as out_channels"
+    )
+  return pipeline
 
 
 def save(folder: pathlib.Path, pipeline: interop.Pipeline, **options: Any) -> None:

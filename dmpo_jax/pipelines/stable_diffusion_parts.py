@@ -22,6 +22,8 @@ CORRECTED = frozenset(
     "StableDiffusionPipelineSafe",
   }
 )
+# Classes of pipelines for editing.
+EDITING = tuple(interop.pipeline.EDITING.values())
 # The sample_size that they put in the place of smaller ones, in UNets saved before this version:
 # a script of that time wrote the inner size.
 CORRECTED_SIZE, CORRECTED_BEFORE = 64, (0, 9)
@@ -101,6 +103,7 @@ def check(pipeline: interop.Pipeline, unet: UNetConfig, encoders: Sequence[str])
       f"{unet.out_channels}; without an autoencoder they are the same pixels, or with those of the "
       "image to edit twice as many"
     )
+  _check_class(pipeline.model_index, unet)
   forced = pipeline.model_index.get("force_zeros_for_empty_prompt")
   if forced is not None and not isinstance(forced, bool):
     raise InputError(
@@ -124,6 +127,19 @@ def check(pipeline: interop.Pipeline, unet: UNetConfig, encoders: Sequence[str])
   if len(texts) == 2:
     _check_end(known.get("tokenizer_2"), texts[1])
   return lengths
+
+
+def _check_class(model_index: Mapping[str, Any], unet: UNetConfig) -> None:
+  """Raises InputError where the class says that a pipeline edits images and its UNet not."""
+  name = model_index.get("_class_name")
+  edits = unet.in_channels == 2 * unet.out_channels
+  if name in (interop.pipeline.EDITING if edits else EDITING):
+    expected = "as many" if edits else "twice as many"
+    raise InputError(
+      f"unet/config.json: in_channels is {unet.in_channels} and out_channels {unet.out_channels}; "
+      f"a {name} has {expected} in as out. A UNet that reads a source image belongs to a class "
+      f"for editing (_class_name in {interop.INDEX}): {' or '.join(EDITING)}"
+    )
 
 
 def _check_widths(

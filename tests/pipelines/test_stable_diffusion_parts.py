@@ -125,6 +125,13 @@ def test_parts_of_one_pipeline_belong_together(loaded, name):
     ("sd", "vae", {"latent_channels": 16}, "in_channels is 4, .* latents have 16 channels"),
     ("sd", "vae", {"out_channels": 4}, "in_channels is 3 and out_channels 4"),
     ("pixels", "unet", {"out_channels": 2}, "in_channels is 1 and out_channels 2"),
+    ("sd", "unet", {"in_channels": 8}, "a StableDiffusionPipeline has as many in as out"),
+    (
+      "sdxl",
+      "index",
+      {"_class_name": "StableDiffusionXLInstructPix2PixPipeline"},
+      "has twice as many in as out",
+    ),
     ("sdxl", "text_encoder_2", {"projection_dim": 12}, "leaves 10 channels .* is 12; the refiner"),
     ("sdxl", "text_encoder_2", {"architectures": ["CLIPTextModel"]}, "has no projection"),
     ("sdxl", "text_encoder_2", {"eos_token_id": 5}, "eos_token_id is 5, and captions end with"),
