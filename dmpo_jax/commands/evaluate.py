@@ -15,13 +15,13 @@ be added. With several processes on a shared disk, each runs this command and sa
 import argparse
 import functools
 import logging
-import pathlib
 import re
 from collections.abc import Callable
 from typing import Any
 
 from dmpo_jax.commands import sampling_options, several_processes
 from dmpo_jax.commands.scorer_options import add_scorer, key_of
+from dmpo_jax.common import paths
 
 LOGGER = logging.getLogger(__name__)
 
@@ -33,13 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   add("--reference", required=True, metavar="[NAME=]PATH", help="the model to compare with")
   add(
     "--prompts",
-    type=pathlib.Path,
+    type=paths.argument,
     help="prompt set: .txt (a prompt per line), .tsv without quoting (PartiPrompts), .csv, .json "
     "(HPSv2), .jsonl (GenEval) or .parquet (Pick-a-Pic); not beside a reference of samples",
   )
   add(
     "--source",
-    type=pathlib.Path,
+    type=paths.argument,
     help="of editing pipelines, image or folder of images that every prompt edits; beside prompts "
     "with a column source_image, the folder of these files",
   )
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   add("--limit", type=int, metavar="N", help="use N prompts, evenly spaced over the set")
   add_scorer(parser, "--scorer", action="append", required=True)
   add("--variant", help="variant of the pipelines' weights, such as fp16")
-  add("--out", required=True, type=pathlib.Path, help="folder of the evaluation")
+  add("--out", required=True, type=paths.argument, help="folder of the evaluation")
   sampling_options.add_arguments(parser)
   add("--no-progress", action="store_true", help="no progress bars")
   several_processes.add_arguments(parser)
@@ -104,7 +104,7 @@ def _model(text: str, name: str | None):
   if not equals and name is None:
     raise InputError(f"the candidate {short(text)} has no name; give NAME=PATH")
   name, location = (first, rest) if equals else (name, text)
-  path = pathlib.Path(location)
+  path = paths.parse(location)
   if not location:
     raise InputError(f"{short(text)} has no path; give NAME=PATH")
   if path.is_file():
@@ -150,7 +150,7 @@ def _units(options: argparse.Namespace, reference) -> tuple[Any, dict[str, Any]]
         f"the reference {reference.path} is a folder of samples, which has its own source images; "
         "leave --source out"
       )
-    return units.of_folder(pathlib.Path(reference.path))[0], {"file": None, "repeated": None}
+    return units.of_folder(paths.parse(reference.path))[0], {"file": None, "repeated": None}
   if options.prompts is None:
     raise InputError("--prompts is missing: a file of prompts to sample")
   prompts = prompt_sets.read(options.prompts, category=options.category)

@@ -9,18 +9,19 @@ written whole or not at all.
 """
 
 import argparse
-import pathlib
+
+from dmpo_jax.common import paths
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Declares the command's options."""
-  parser.add_argument("--workdir", required=True, type=pathlib.Path, help="directory of the run")
+  parser.add_argument("--workdir", required=True, type=paths.argument, help="directory of the run")
   target = parser.add_mutually_exclusive_group(required=True)
-  target.add_argument("--out", type=pathlib.Path, help="folder to write the pipeline to")
+  target.add_argument("--out", type=paths.argument, help="folder to write the pipeline to")
   target.add_argument(
-    "--lora", type=pathlib.Path, metavar="FILE", help="*.safetensors to write a run's LoRA to"
+    "--lora", type=paths.argument, metavar="FILE", help="*.safetensors to write a run's LoRA to"
   )
   parser.add_argument(
     "--format",

@@ -8,7 +8,8 @@ A config is a Python program that runs with your rights: only run configs that y
 """
 
 import argparse
-import pathlib
+
+from dmpo_jax.common import paths
 
 TAKES_CONFIG = True
 
@@ -16,7 +17,7 @@ TAKES_CONFIG = True
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Declares the command's options."""
   parser.add_argument("--config", required=True, help="a Python file with get_config()")
-  parser.add_argument("--workdir", required=True, type=pathlib.Path, help="directory of the run")
+  parser.add_argument("--workdir", required=True, type=paths.argument, help="directory of the run")
   parser.add_argument("--no-progress", action="store_true", help="no progress bars")
 
 

@@ -9,14 +9,15 @@ WORKDIR/evaluation/report.html then.
 """
 
 import argparse
-import pathlib
+
+from dmpo_jax.common import paths
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Declares the command's options."""
   parser.add_argument(
     "--workdir",
-    type=pathlib.Path,
+    type=paths.argument,
     help="directory of the runs and the report (default: runs/quickstart, with --flow "
     "runs/quickstart_flow, with --edits runs/quickstart_edits)",
   )
@@ -44,7 +45,7 @@ def run(options: argparse.Namespace) -> None:
 
   name = "flow" if options.flow else "unet"
   default = "runs/quickstart_flow" if options.flow else "runs/quickstart"
-  workdir = options.workdir or pathlib.Path(default)
+  workdir = options.workdir or paths.parse(default)
   results = quickstart.run(
     workdir,
     experiment=quickstart.EXPERIMENTS[name],
@@ -61,7 +62,7 @@ def run(options: argparse.Namespace) -> None:
 def _run_edits(options: argparse.Namespace) -> None:
   from dmpo_jax.demos.digits import edits
 
-  workdir = options.workdir or pathlib.Path("runs/quickstart_edits")
+  workdir = options.workdir or paths.parse("runs/quickstart_edits")
   results = edits.run(
     workdir,
     edits_per_instruction=options.images_per_caption,

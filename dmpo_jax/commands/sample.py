@@ -12,9 +12,9 @@ paths are relative to --source, or to the table's folder.
 
 import argparse
 import logging
-import pathlib
 
 from dmpo_jax.commands import sampling_options
+from dmpo_jax.common import paths
 
 LOGGER = logging.getLogger(__name__)
 
@@ -25,10 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   add("--pipeline", required=True, help='pipeline folder, or "owner/name" on the hub')
   add("--revision", help="branch, tag or commit of the repository on the hub")
   add("--variant", help="variant of the weights, such as fp16 (default: weights without a variant)")
-  add("--lora", type=pathlib.Path, help="LoRA file to merge into the pipeline")
+  add("--lora", type=paths.argument, help="LoRA file to merge into the pipeline")
   add(
     "--negative-lora",
-    type=pathlib.Path,
+    type=paths.argument,
     help="LoRA file for the negative branch of guidance alone (Diffusion-NPO)",
   )
   add(
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     type=float,
     help="fraction of --lora that the negative branch leaves out, 0 to 1 (default: 1, all)",
   )
-  add("--potential", type=pathlib.Path, help="folder of a potential to follow (docs/ddo.md)")
+  add("--potential", type=paths.argument, help="folder of a potential to follow (docs/ddo.md)")
   add(
     "--drift",
     help="estimator of the potential's drift: nested, reinforce, log_h or denoising (default: the "
@@ -48,11 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   source.add_argument("--prompt", action="append", help="a prompt; can be repeated")
   source.add_argument(
     "--prompts",
-    type=pathlib.Path,
+    type=paths.argument,
     help="text file with one prompt per line, or a table as evaluate reads it",
   )
-  add("--source", type=pathlib.Path, help="image to edit, or folder of images")
-  add("--out", required=True, type=pathlib.Path, help="folder for the images")
+  add("--source", type=paths.argument, help="image to edit, or folder of images")
+  add("--out", required=True, type=paths.argument, help="folder for the images")
   sampling_options.add_arguments(parser)
 
 
@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> None:
   from dmpo_jax.pipelines import sample_folder
   from dmpo_jax.sampling import image_folder
 
-  check_no_workdir(pathlib.Path(options.pipeline))
+  check_no_workdir(paths.parse(options.pipeline))
   pipeline = pipelines.load(
     options.pipeline, revision=options.revision, variant=options.variant, dtype=None
   )
@@ -172,7 +172,7 @@ def _steer(options: argparse.Namespace):
   )
 
 
-def check_no_workdir(folder: pathlib.Path) -> None:
+def check_no_workdir(folder: paths.Path) -> None:
   """Raises InputError if the pipeline is the work directory of a run."""
   from dmpo_jax.errors import InputError
   from dmpo_jax.training.run_directory import RUN_FILE, read_run

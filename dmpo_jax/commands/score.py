@@ -12,9 +12,9 @@ scorers:
 """
 
 import argparse
-import pathlib
 
 from dmpo_jax.commands.scorer_options import add_scorer, described, key_of
+from dmpo_jax.common import paths
 
 __doc__ = (__doc__ or "") + described()
 
@@ -24,10 +24,12 @@ SCORES = "scores.csv"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Declares the command's options."""
   add = parser.add_argument
-  add("folder", type=pathlib.Path, help="folder of images")
+  add("folder", type=paths.argument, help="folder of images")
   add_scorer(parser, "--scorer", action="append", required=True)
-  add("--prompts", type=pathlib.Path, help="prompts of a folder that dmpo-jax sample did not write")
-  add("--out", type=pathlib.Path, help=f"table, .csv or .parquet (default: FOLDER/{SCORES})")
+  add(
+    "--prompts", type=paths.argument, help="prompts of a folder that dmpo-jax sample did not write"
+  )
+  add("--out", type=paths.argument, help=f"table, .csv or .parquet (default: FOLDER/{SCORES})")
   add("--no-progress", action="store_true", help="no progress bars")
 
 

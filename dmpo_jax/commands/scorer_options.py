@@ -3,12 +3,11 @@
 import argparse
 import hashlib
 import json
-import pathlib
 import re
 import textwrap
 from typing import Any
 
-from dmpo_jax.common import choose
+from dmpo_jax.common import choose, paths
 from dmpo_jax.evaluation.scorers import COMMON, SCORERS
 
 
@@ -57,7 +56,7 @@ def key_of(text: str) -> Any:
   """
   stats = []
   for value in re.split(",[a-z_]+=", text.partition("=")[2]):
-    path = pathlib.Path(value)
+    path = paths.parse(value)
     if not value or not path.exists():
       continue
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]

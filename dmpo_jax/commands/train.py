@@ -16,10 +16,10 @@ After 75, 76 and 130 the same command resumes.
 import argparse
 import functools
 import logging
-import pathlib
 from collections.abc import Callable
 
 from dmpo_jax.commands import program_cache, several_processes
+from dmpo_jax.common import paths
 
 LOGGER = logging.getLogger(__name__)
 TAKES_CONFIG = True
@@ -28,17 +28,9 @@ TAKES_CONFIG = True
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Declares the command's options."""
   parser.add_argument("--config", required=True, help="a Python file with get_config()")
-  parser.add_argument("--workdir", required=True, type=_folder, help="directory of the run")
+  parser.add_argument("--workdir", required=True, type=paths.argument, help="directory of the run")
   parser.add_argument("--no-progress", action="store_true", help="no progress bar")
   several_processes.add_arguments(parser)
-
-
-def _folder(text: str) -> pathlib.Path:
-  if "://" in text:  # pathlib would make gs://bucket the folder "gs:"
-    raise argparse.ArgumentTypeError(
-      f"{text!r} is a URL; a run needs a folder that can be locked, local or on a shared disk"
-    )
-  return pathlib.Path(text)
 
 
 def run(options: argparse.Namespace) -> int:

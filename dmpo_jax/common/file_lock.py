@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import logging
 import os
 from collections.abc import Iterator
 from typing import IO, Any
@@ -10,6 +11,7 @@ from typing import IO, Any
 from dmpo_jax.common import leases, paths
 from dmpo_jax.errors import InputError
 
+LOGGER = logging.getLogger(__name__)
 # Errors of disks that have no locks.
 _WITHOUT = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
@@ -57,3 +59,49 @@ def lock(
       if path.exists() and os.path.samestat(os.fstat(stream.fileno()), path.stat()):
         yield stream
         return
+
+
+@contextlib.contextmanager
+def folder_lock(folder: paths.Path, busy: str) -> Iterator[None]:
+  """Creates a folder if it is missing, and locks it.
+
+  Args:
+    folder: The folder.
+    busy: Message if another process has locked it.
+
+  Raises:
+    InputError: It is locked.
+  """
+  if isinstance(folder, paths.BucketPath):
+    with leases.lease(folder / "lock", busy):
+      yield
+    return
+  folder.mkdir(parents=True, exist_ok=True)
+  descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+  try:
+    try:
+      fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      raise InputError(busy) from error
+    except OSError:  # a file system without locks
+      LOGGER.debug("%s cannot be locked", folder)
+    yield
+  finally:
+    os.close(descriptor)
+
+
+def write_note(path: paths.Path, text: str) -> None:
+  """Writes a text for all who see a lock; its holder calls this."""
+  _note(path).write_text(text)
+
+
+def read_note(path: paths.Path) -> str | None:
+  """The text of `write_note`; None before there is a lock."""
+  try:
+    return _note(path).read_text()
+  except FileNotFoundError:
+    return None
+
+
+def _note(path: paths.Path) -> paths.Path:
+  return path / "note" if isinstance(path, paths.BucketPath) else path

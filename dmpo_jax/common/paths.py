@@ -9,6 +9,7 @@ a file of the local disk is given `local_copy` or `local_output`.
 
 import argparse
 import contextlib
+import io
 import os
 import pathlib
 import re
@@ -87,6 +88,11 @@ def local_copy(
   return local_copies.copy(path, choose) if isinstance(path, BucketPath) else path
 
 
+def readable(path: Path) -> pathlib.Path | io.BytesIO:
+  """What libraries that read a path or a stream are given: a local path, or an object's bytes."""
+  return io.BytesIO(path.read_bytes()) if isinstance(path, BucketPath) else path
+
+
 @contextlib.contextmanager
 def local_output(path: Path) -> Iterator[pathlib.Path]:
   """Context of a local path for a library that writes a file or a folder itself.
@@ -123,6 +129,11 @@ def remove_tree(path: Path) -> None:
       path.remove_all()
   else:
     shutil.rmtree(path, ignore_errors=True)
+
+
+def exists(path: Path) -> bool:
+  """Whether there is something at a path, be it a link to nothing."""
+  return path.exists() if isinstance(path, BucketPath) else os.path.lexists(path)
 
 
 def same(one: "str | os.PathLike | Path", other: "str | os.PathLike | Path") -> bool:

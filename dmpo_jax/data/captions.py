@@ -1,11 +1,10 @@
 """Length of captions in tokens of CLIP's text encoder."""
 
 import functools
-import pathlib
 import re
 import unicodedata
 
-from dmpo_jax.common import files
+from dmpo_jax.common import files, paths
 from dmpo_jax.errors import InputError
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer_config.json")
@@ -50,7 +49,7 @@ def tokenizer(folder: str):
   """
   from transformers import CLIPTokenizer
 
-  path = pathlib.Path(folder)
+  path = paths.parse(folder)
   present = [name for name in TOKENIZER_FILES if (path / name).is_file()]
   if not {"tokenizer.json", "vocab.json"} & set(present):
     inner = " (its folder tokenizer does)" if (path / "tokenizer").is_dir() else ""

@@ -6,10 +6,9 @@ from there on. They are in memory (`Examples`), in converted folders (`FolderPai
 latents (`CachedLatents`, whose loader needs no tokenizer).
 """
 
-import pathlib
-
 import numpy as np
 
+from dmpo_jax.common import paths
 from dmpo_jax.data.folder_pairs import FolderPairs
 from dmpo_jax.data.in_memory import Examples
 from dmpo_jax.data.latents.dataset import CachedLatents
@@ -151,7 +150,7 @@ def image_captions(*, folder: str, size: int, split: str = "train") -> Examples:
   Returns:
     `Examples` with images `[N, 1, size, size, 3]`.
   """
-  return image_folder.load(pathlib.Path(folder), size=size, split=split)
+  return image_folder.load(paths.parse(folder), size=size, split=split)
 
 
 def _digits(split: str, test_fraction: float, seed: int) -> digits.Digits:

@@ -14,7 +14,6 @@ Embedded colour profiles are ignored, as diffusers' own image loader does.
 """
 
 import io
-import pathlib
 import struct
 import warnings
 from typing import NamedTuple
@@ -22,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from dmpo_jax.common import paths
 from dmpo_jax.data import image_paths
 from dmpo_jax.errors import InputError, short
 
@@ -275,7 +275,7 @@ def decode_scaled(encoded: bytes, least: int | None) -> tuple[Image.Image, tuple
   raise UndecodableError(f"the image is {kind}, not one that images.read returned")
 
 
-def load(value: bytes | str, root: pathlib.Path) -> Picture:
+def load(value: bytes | str, root: paths.Path) -> Picture:
   """Reads an image from bytes or from a file of a folder.
 
   Args:

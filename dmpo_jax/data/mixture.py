@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import math
-import pathlib
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import grain
 import numpy as np
 
+from dmpo_jax.common import paths
 from dmpo_jax.data import pair_index
 from dmpo_jax.data.shuffle import Shuffle
 from dmpo_jax.errors import InputError, unknown
@@ -44,7 +44,7 @@ class FolderSplit:
     if ties not in TIES:
       raise unknown("choice for ties", ties, TIES)
     self.path, self.split, self.get = path, split, get
-    index = pair_index.read(pathlib.Path(path), split, count)
+    index = pair_index.read(paths.parse(path), split, count)
     selected = np.ones(len(index), bool) if ties == "soft" else index["p0"] != 0.5
     self.records, self.index = np.flatnonzero(selected), index[selected]
     if not len(self.records):

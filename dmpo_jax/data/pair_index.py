@@ -1,12 +1,11 @@
 """Metadata of the pairs of a split, 28 bytes each, which a run loads before any record."""
 
 import hashlib
-import pathlib
 from collections.abc import Mapping
 
 import numpy as np
 
-from dmpo_jax.common import files
+from dmpo_jax.common import files, paths
 from dmpo_jax.errors import InputError
 
 DTYPE = np.dtype(
@@ -41,7 +40,7 @@ def select(entries: np.ndarray) -> np.ndarray:
   return index
 
 
-def check(folder: pathlib.Path, digests: Mapping[str, str], advice: str) -> None:
+def check(folder: paths.Path, digests: Mapping[str, str], advice: str) -> None:
   """Checks that indices are as they were written.
 
   Args:
@@ -53,18 +52,18 @@ def check(folder: pathlib.Path, digests: Mapping[str, str], advice: str) -> None
     InputError: One is missing or damaged.
   """
   for split, expected in digests.items():
-    path = pathlib.Path(folder) / name(split)
+    path = paths.parse(folder) / name(split)
     if not files.is_file(path) or digest(path) != expected:
       raise InputError(f"{path} is missing or damaged; {advice}")
 
 
-def digest(path: pathlib.Path) -> str:
+def digest(path: paths.Path) -> str:
   """SHA-256 of an index in hexadecimal."""
   with path.open("rb") as stream:
     return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def read(folder: pathlib.Path, split: str, count: int) -> np.ndarray:
+def read(folder: paths.Path, split: str, count: int) -> np.ndarray:
   """Reads the index of a split.
 
   Args:
@@ -78,7 +77,7 @@ def read(folder: pathlib.Path, split: str, count: int) -> np.ndarray:
   Raises:
     InputError: The file is missing, damaged, or of another number of pairs.
   """
-  path = pathlib.Path(folder) / name(split)
+  path = paths.parse(folder) / name(split)
   with files.reading(path, "index of pairs", advice="copy it again or convert again"):
     if path.stat().st_size > count * DTYPE.itemsize + HEADER_BYTES:
       raise ValueError(f"it is too large for {count} pairs")

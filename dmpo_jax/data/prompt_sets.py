@@ -1,12 +1,11 @@
 """Prompt sets as their authors publish them: text, TSV, CSV, JSON, JSON lines and parquet."""
 
-import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from dmpo_jax.common import files
+from dmpo_jax.common import files, paths
 from dmpo_jax.data.convert import tables
 from dmpo_jax.errors import InputError, short
 
@@ -51,7 +50,7 @@ class PromptSet(NamedTuple):
   captions: list[tuple[str, str]] | None = None
 
 
-def read(path: pathlib.Path, *, category: str | None = None, limit: int | None = None) -> PromptSet:
+def read(path: paths.Path, *, category: str | None = None, limit: int | None = None) -> PromptSet:
   """Reads a prompt set.
 
   - .txt: a prompt per line; empty lines are skipped.
@@ -103,7 +102,7 @@ def read(path: pathlib.Path, *, category: str | None = None, limit: int | None =
   return limited(_checked(path, rows, category), limit)
 
 
-def lines(path: pathlib.Path) -> list[str]:
+def lines(path: paths.Path) -> list[str]:
   """The prompts of a text file, one per line; empty lines are skipped.
 
   Raises:
@@ -115,18 +114,18 @@ def lines(path: pathlib.Path) -> list[str]:
   return prompts
 
 
-def _text(path: pathlib.Path) -> Iterator[tuple[str, str]]:
+def _text(path: paths.Path) -> Iterator[tuple[str, str]]:
   for number, line in enumerate(_lines(path, "give a text file with one prompt per line"), 1):
     if line.strip():
       yield f"{path}, line {number}", line.strip(" \t")
 
 
-def _lines(path: pathlib.Path, advice: str) -> list[str]:
+def _lines(path: paths.Path, advice: str) -> list[str]:
   text = files.read_text(path, advice=advice, pipes=True, max_bytes=LARGEST_FILE)
   return files.split_lines(text)
 
 
-def _tab_separated(path: pathlib.Path) -> Rows:
+def _tab_separated(path: paths.Path) -> Rows:
   """Rows of tab-separated text without quoting."""
   head, *rest = _lines(path, "save it as UTF-8") or [""]
   names = [name.strip() for name in head.split("\t")]
@@ -141,7 +140,7 @@ def _tab_separated(path: pathlib.Path) -> Rows:
     yield where, dict(zip(names, values + [""] * (len(names) - len(values)), strict=True))
 
 
-def _table(path: pathlib.Path, category: str | None) -> Rows:
+def _table(path: paths.Path, category: str | None) -> Rows:
   """Rows of CSV and parquet."""
   of_edits = (*SOURCE_COLUMNS, *CAPTION_COLUMNS[0], *CAPTION_COLUMNS[1])
   names = (*PROMPT_COLUMNS, *CATEGORY_COLUMNS, *of_edits)
@@ -157,7 +156,7 @@ def _table(path: pathlib.Path, category: str | None) -> Rows:
       yield where, row if row else dict.fromkeys(table.not_read)
 
 
-def _json(path: pathlib.Path) -> Rows:
+def _json(path: paths.Path) -> Rows:
   """Entries of a JSON list, or of JSON lines."""
   if path.suffix.lower() == ".jsonl":
     lines = _lines(path, "save it as UTF-8")
@@ -179,7 +178,7 @@ def _json(path: pathlib.Path) -> Rows:
 
 
 def _checked(
-  path: pathlib.Path, rows: Sequence[tuple[str, Mapping[str, Any]]], category: str | None
+  path: paths.Path, rows: Sequence[tuple[str, Mapping[str, Any]]], category: str | None
 ) -> PromptSet:
   """The prompts and categories of rows."""
   where, first = rows[0]

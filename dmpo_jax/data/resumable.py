@@ -11,12 +11,11 @@ import fcntl
 import hashlib
 import json
 import logging
-import pathlib
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from dmpo_jax.common import files
+from dmpo_jax.common import files, paths
 from dmpo_jax.common.atomic_files import write_atomically
 from dmpo_jax.common.differences import describe, differences
 from dmpo_jax.common.file_lock import lock
@@ -36,14 +35,14 @@ class Fingerprint(NamedTuple):
   sha256: str
 
 
-def fingerprint(path: pathlib.Path) -> Fingerprint:
+def fingerprint(path: paths.Path) -> Fingerprint:
   """The fingerprint of a file."""
   with path.open("rb") as stream:
     digest = hashlib.file_digest(stream, "sha256").hexdigest()
     return Fingerprint(stream.tell(), digest)
 
 
-def matches(path: pathlib.Path, expected: Fingerprint) -> bool:
+def matches(path: paths.Path, expected: Fingerprint) -> bool:
   """Whether a file exists and is the one of that fingerprint."""
   return path.is_file() and path.stat().st_size == expected.bytes and fingerprint(path) == expected
 
@@ -58,9 +57,9 @@ class ResumableFolder(NamedTuple):
     noun: The work, for messages: "conversion".
   """
 
-  out: pathlib.Path
-  working: pathlib.Path
-  final: pathlib.Path
+  out: paths.Path
+  working: paths.Path
+  final: paths.Path
   noun: str
 
   @contextlib.contextmanager
@@ -177,11 +176,11 @@ class ResumableFolder(NamedTuple):
     """Whether the data set is finished."""
     return self.final.exists()
 
-  def marker(self, shard: int) -> pathlib.Path:
+  def marker(self, shard: int) -> paths.Path:
     """The completion marker of a shard."""
     return self.working / f"{shard:06d}.json"
 
-  def _markers(self) -> Iterator[pathlib.Path]:
+  def _markers(self) -> Iterator[paths.Path]:
     return self.working.glob("[0-9]" * 6 + ".json")
 
   def is_done(self, shard: int) -> bool:
@@ -233,7 +232,7 @@ class ResumableFolder(NamedTuple):
   def restart_damaged(
     self,
     shards: Iterable[int],
-    is_whole: Callable[[pathlib.Path, Fingerprint], bool] = matches,
+    is_whole: Callable[[paths.Path, Fingerprint], bool] = matches,
     remove: Callable[[int], None] = lambda shard: None,
   ) -> list[int]:
     """Takes back the completion of finished shards whose files are damaged or gone.
@@ -268,7 +267,7 @@ class ResumableFolder(NamedTuple):
       raise InputError(f"{path} is damaged; {advice}")
     return marker
 
-  def check_made(self, shard: int, path: pathlib.Path) -> None:
+  def check_made(self, shard: int, path: paths.Path) -> None:
     """Raises InputError unless a file is as the finished shard that made it left it."""
     made = self._read_marker(shard)["files"].get(path.relative_to(self.out).as_posix())
     if made is None or not matches(path, Fingerprint(*made)):
@@ -290,7 +289,7 @@ class ResumableFolder(NamedTuple):
     return [] if self.is_complete() else [i for i in range(count) if not self.is_done(i)]
 
   def finish(
-    self, count: int, complete: Callable[[], dict], read: Callable[[pathlib.Path], dict]
+    self, count: int, complete: Callable[[], dict], read: Callable[[paths.Path], dict]
   ) -> dict | None:
     """Completes the data set if all shards are finished.
 
@@ -319,13 +318,13 @@ class ResumableFolder(NamedTuple):
     shutil.rmtree(self.working, ignore_errors=True)
 
 
-def read_plan(out: pathlib.Path) -> dict:
+def read_plan(out: paths.Path) -> dict:
   """The plan of a folder.
 
   Raises:
     InputError: It is damaged.
   """
-  return files.read_json(pathlib.Path(out) / PLAN, advice="choose another folder")
+  return files.read_json(paths.parse(out) / PLAN, advice="choose another folder")
 
 
 def check_hosts(host: int, hosts: int) -> None:
@@ -336,7 +335,7 @@ def check_hosts(host: int, hosts: int) -> None:
     )
 
 
-def shards(out: pathlib.Path) -> int:
+def shards(out: paths.Path) -> int:
   """Number of shards in the plan of a folder.
 
   Raises:
@@ -344,7 +343,7 @@ def shards(out: pathlib.Path) -> int:
   """
   count = read_plan(out).get("shards")
   if isinstance(count, bool) or not isinstance(count, int) or count < 0:
-    raise InputError(f"{pathlib.Path(out) / PLAN} is damaged: shards is {short(count)}")
+    raise InputError(f"{paths.parse(out) / PLAN} is damaged: shards is {short(count)}")
   return count
 
 

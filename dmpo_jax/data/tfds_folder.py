@@ -12,9 +12,8 @@ import errno
 import functools
 import math
 import os
-import pathlib
 
-from dmpo_jax.common import json_types, unfinished
+from dmpo_jax.common import json_types, paths, unfinished
 from dmpo_jax.common.atomic_files import write_error
 from dmpo_jax.common.files import read_json, reading
 from dmpo_jax.data import pair_index
@@ -141,7 +140,7 @@ def file_name(split: str, shard: int, count: int) -> str:
   return f"{NAME}-{split}.array_record-{shard:05d}-of-{count:05d}"
 
 
-def write_metadata(folder: pathlib.Path, shards: dict[str, list[tuple[int, int]]]) -> None:
+def write_metadata(folder: paths.Path, shards: dict[str, list[tuple[int, int]]]) -> None:
   """Writes dataset_info.json and features.json.
 
   Args:
@@ -171,13 +170,13 @@ def write_metadata(folder: pathlib.Path, shards: dict[str, list[tuple[int, int]]
   info.write_to_directory(folder)
 
 
-def read_report(folder: pathlib.Path) -> dict:
+def read_report(folder: paths.Path) -> dict:
   """The report of a converted folder, see `convert.report`.
 
   Raises:
     InputError: The folder holds no finished data set, or the report is damaged.
   """
-  folder = pathlib.Path(folder)
+  folder = paths.parse(folder)
   check_text("the path of the folder", str(folder))  # ArrayRecord takes no other
   if not (folder / "dataset_info.json").is_file():
     raise InputError(
@@ -193,7 +192,7 @@ def read_report(folder: pathlib.Path) -> dict:
   return json_types.check(report, REPORT_SCHEMA, path, advice=AGAIN)
 
 
-def check_files(folder: pathlib.Path) -> dict:
+def check_files(folder: paths.Path) -> dict:
   """Checks that every shard is complete, by its size and number of records, and every index.
 
   Args:
@@ -217,7 +216,7 @@ def check_files(folder: pathlib.Path) -> dict:
   return report
 
 
-def check_shards(folder: pathlib.Path, files: dict[str, dict], advice: str) -> None:
+def check_shards(folder: paths.Path, files: dict[str, dict], advice: str) -> None:
   """Checks that ArrayRecord files are complete, by their sizes and numbers of records.
 
   Args:
@@ -229,7 +228,7 @@ def check_shards(folder: pathlib.Path, files: dict[str, dict], advice: str) -> N
     InputError: A file is missing or damaged.
   """
   for name, expected in files.items():
-    path = pathlib.Path(folder) / name
+    path = paths.parse(folder) / name
     size = path.stat().st_size if path.is_file() else None
     if size != expected["bytes"]:
       problem = (
@@ -243,7 +242,7 @@ def check_shards(folder: pathlib.Path, files: dict[str, dict], advice: str) -> N
       )
 
 
-def open_shards(folder: pathlib.Path, files: dict[str, dict]):
+def open_shards(folder: paths.Path, files: dict[str, dict]):
   """Opens ArrayRecord files as one random-access source, in the order of their names.
 
   Args:
@@ -258,11 +257,11 @@ def open_shards(folder: pathlib.Path, files: dict[str, dict]):
   # With the number of records in its name grain opens a file when it is first read. Opening a
   # thousand files at the start takes most of the time until the first batch.
   return grain.sources.ArrayRecordDataSource(
-    [f"{pathlib.Path(folder) / name}[0:{files[name]['records']}]" for name in sorted(files)]
+    [f"{paths.parse(folder) / name}[0:{files[name]['records']}]" for name in sorted(files)]
   )
 
 
-def count_records(path: pathlib.Path) -> int:
+def count_records(path: paths.Path) -> int:
   """Number of records of an ArrayRecord file, from its end; -1 if it is no such file."""
   from array_record.python.array_record_module import ArrayRecordReader
 
@@ -290,7 +289,7 @@ class RecordWriter:
     OSError: The file cannot be written; the message names it, and a full disk if that is why.
   """
 
-  def __init__(self, path: pathlib.Path, scratch: pathlib.Path):
+  def __init__(self, path: paths.Path, scratch: paths.Path):
     from array_record.python.array_record_module import ArrayRecordWriter
 
     self.path, self.temporary = path, scratch / unfinished.temporary_name(path)
@@ -331,7 +330,7 @@ class RecordWriter:
       raise write_error(self.path, str(error), number) from error
 
 
-def open_folder(folder: pathlib.Path):
+def open_folder(folder: paths.Path):
   """Opens a converted folder with TFDS after a check of its files.
 
   Args:
@@ -346,12 +345,12 @@ def open_folder(folder: pathlib.Path):
   import tensorflow_datasets as tfds
 
   report = check_files(folder)
-  _check_metadata(pathlib.Path(folder), list(report["splits"]), report["record"])
+  _check_metadata(paths.parse(folder), list(report["splits"]), report["record"])
   with reading(folder, "TFDS data set", advice=AGAIN):
     return tfds.builder_from_directory(folder)
 
 
-def _check_metadata(folder: pathlib.Path, splits: list[str], version: str) -> None:
+def _check_metadata(folder: paths.Path, splits: list[str], version: str) -> None:
   """Raises InputError unless TFDS's metadata are those that `write_metadata` writes.
 
   TFDS imports the modules that features.json names, and opens the files that dataset_info.json
@@ -382,7 +381,7 @@ class PairSource:
     InputError: The split does not exist, or a file is damaged (see `check_files`).
   """
 
-  def __init__(self, folder: pathlib.Path, split: str):
+  def __init__(self, folder: paths.Path, split: str):
     report = check_files(folder)
     if split not in report["splits"]:
       raise unknown(f"split of {folder}", split, report["splits"])

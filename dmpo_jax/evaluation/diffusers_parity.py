@@ -1,17 +1,17 @@
 """Parity check of an exported pipeline with torch diffusers."""
 
 import importlib.util
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from dmpo_jax.common import paths
 from dmpo_jax.errors import InputError
 
 
 def compare_with_diffusers(
-  folder: pathlib.Path,
+  folder: paths.Path,
   prompts: Sequence[str],
   noise: np.ndarray,
   images: np.ndarray,

@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import json
 import logging
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ import numpy as np
 
 import dmpo_jax
 from dmpo_jax import pipelines
+from dmpo_jax.common import paths
 from dmpo_jax.common.atomic_files import write_atomically
 from dmpo_jax.common.optional import import_optional
 from dmpo_jax.errors import InputError, short
@@ -73,15 +73,15 @@ class ModelImages(NamedTuple):
     sources: Of edits, file of the source image of each as the model saw it, N; None for others.
   """
 
-  files: list[pathlib.Path]
+  files: list[paths.Path]
   content: Any
   settings: dict[str, Any] | None
   truncated: list[tuple[str, str]] | None
-  sources: list[pathlib.Path] | None = None
+  sources: list[paths.Path] | None = None
 
 
 def evaluate(
-  out: pathlib.Path,
+  out: paths.Path,
   models: Sequence[Model],
   units: Units,
   scorers: Sequence[ScorerSource],
@@ -188,7 +188,7 @@ def _scorer_names(scorers: Sequence[ScorerSource], units: Units) -> tuple[list[s
 
 
 def _sample(
-  out: pathlib.Path,
+  out: paths.Path,
   models: Sequence[Model],
   units: Units,
   settings: sample_folder.SamplingSettings,
@@ -205,7 +205,7 @@ def _sample(
       first = next(iter(result.values()), None)
       result[model.name] = _of_samples(model, units, first and first.sources)
       continue
-    lora = pathlib.Path(model.path) if model.kind == LORA else None
+    lora = paths.parse(model.path) if model.kind == LORA else None
     base = models[0].path if lora else model.path
     pipeline = pipelines.load(base, variant=variant, dtype=None)
     job = sample_folder.prepare(
@@ -282,15 +282,15 @@ def _sample(
   return result
 
 
-def _of_samples(model: Model, units: Units, sources: Sequence[pathlib.Path] | None) -> ModelImages:
+def _of_samples(model: Model, units: Units, sources: Sequence[paths.Path] | None) -> ModelImages:
   """Images of a folder of samples; `sources` are those of the reference's edits."""
-  folder = pathlib.Path(model.path)
+  folder = paths.parse(model.path)
   others, names = of_folder(folder)
   where = folder / image_folder.MANIFEST
   check_same(units, others, where, "the evaluation")
   files = [folder / name for name in names]
   stamps = [[path.stat().st_size, path.stat().st_mtime_ns] for path in files]
-  own = others.sources and [pathlib.Path(source) for source in others.sources]
+  own = others.sources and [paths.parse(source) for source in others.sources]
   if sources is not None and digest(own) != digest(sources):
     raise InputError(
       f"{where}: the source images are others than the reference's; all models must edit the same"
@@ -310,7 +310,7 @@ def _truncated(job: sample_folder.SamplingJob, units: Units) -> list[tuple[str, 
 
 
 def _score(
-  out: pathlib.Path,
+  out: paths.Path,
   images: Mapping[str, ModelImages],
   units: Units,
   scorers: Sequence[ScorerSource],
@@ -345,13 +345,13 @@ def _score(
   return result
 
 
-def _folder(out: pathlib.Path, model: str, scorer: str) -> pathlib.Path:
+def _folder(out: paths.Path, model: str, scorer: str) -> paths.Path:
   safe = "".join(c if c.isalnum() or c in "._-" else "_" for c in scorer)
   return out / SCORES / model / safe
 
 
 def _measured(
-  out: pathlib.Path,
+  out: paths.Path,
   images: Mapping[str, ModelImages],
   units: Units,
   names: Sequence[str],

@@ -1,11 +1,11 @@
 """HTML report of an evaluation: one page that needs no other file."""
 
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from dmpo_jax.common import paths
 from dmpo_jax.evaluation import comparison, example_pictures, html, plots
 from dmpo_jax.evaluation.comparison import Measured
 from dmpo_jax.evaluation.statistics import Interval
@@ -24,8 +24,8 @@ def render(
   result: Mapping[str, Any],
   measured: Measured,
   units: Units,
-  files: Mapping[str, Sequence[pathlib.Path]],
-  sources: Sequence[pathlib.Path] | None = None,
+  files: Mapping[str, Sequence[paths.Path]],
+  sources: Sequence[paths.Path] | None = None,
 ) -> str:
   """The report.
 
@@ -119,8 +119,8 @@ def _headline(scores: Mapping[str, Any], scorer: str, candidates: Sequence[str])
 def _examples(
   measured: Measured,
   units: Units,
-  files: Mapping[str, Sequence[pathlib.Path]],
-  sources: Sequence[pathlib.Path] | None,
+  files: Mapping[str, Sequence[paths.Path]],
+  sources: Sequence[paths.Path] | None,
 ) -> str:
   """Images of the reference and of each candidate, chosen by `comparison.examples`."""
   reference, *candidates = measured.models

@@ -4,14 +4,13 @@ import functools
 import hashlib
 import json
 import logging
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from dmpo_jax.common import files, json_types
+from dmpo_jax.common import files, json_types, paths
 from dmpo_jax.common.atomic_files import write_atomically
 from dmpo_jax.errors import InputError
 from dmpo_jax.evaluation import diversity
@@ -42,16 +41,16 @@ class Scores(NamedTuple):
 
 
 def score_chunks(
-  out: pathlib.Path,
-  images: Sequence[pathlib.Path],
+  out: paths.Path,
+  images: Sequence[paths.Path],
   units: Units,
   scorer: Scorer,
   *,
   key: Mapping[str, Any],
   space: str | None,
   share: tuple[int, int] = (0, 1),
-  read: Callable[[pathlib.Path], np.ndarray] | None = None,
-  sources: Sequence[pathlib.Path] | None = None,
+  read: Callable[[paths.Path], np.ndarray] | None = None,
+  sources: Sequence[paths.Path] | None = None,
   progress: Callable = iter,
 ) -> None:
   """Scores the chunks of a model's images that are not scored yet.
@@ -99,7 +98,7 @@ def score_chunks(
 
 
 def read_scores(
-  out: pathlib.Path, units: Units, *, key: Mapping[str, Any], space: str | None
+  out: paths.Path, units: Units, *, key: Mapping[str, Any], space: str | None
 ) -> Scores:
   """The scores of all chunks; arguments of `score_chunks`.
 
@@ -117,7 +116,7 @@ def read_scores(
   return Scores(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
-def read_image(path: pathlib.Path) -> np.ndarray:
+def read_image(path: paths.Path) -> np.ndarray:
   """An image as uint8 `[H, W, 3]`; a grey one has three equal channels.
 
   Raises:
@@ -129,7 +128,7 @@ def read_image(path: pathlib.Path) -> np.ndarray:
     return np.asarray(image.convert("RGB"))
 
 
-def _file(out: pathlib.Path, number: int) -> pathlib.Path:
+def _file(out: paths.Path, number: int) -> paths.Path:
   return out / f"{number:05d}.json"
 
 
@@ -140,7 +139,7 @@ def _key(key: Mapping[str, Any], units: Units, rows: slice) -> str:
   return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _read(path: pathlib.Path, key: str, groups: np.ndarray, space: str | None) -> Scores | None:
+def _read(path: paths.Path, key: str, groups: np.ndarray, space: str | None) -> Scores | None:
   """The scores in a file; None if it is missing, damaged or of another key."""
   if not files.is_file(path):
     return None

@@ -1,19 +1,19 @@
 """The table of an evaluation: a row for each model and image."""
 
-import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from dmpo_jax.common import paths
 from dmpo_jax.common.atomic_files import write_atomically
 from dmpo_jax.common.optional import import_optional
 from dmpo_jax.evaluation.units import Units
 
 
 def write(
-  path: pathlib.Path,
+  path: paths.Path,
   units: Units,
-  files: Mapping[str, Sequence[pathlib.Path]],
+  files: Mapping[str, Sequence[paths.Path]],
   scores: Mapping[str, Mapping[str, np.ndarray]],
 ) -> None:
   """Writes the table as parquet.
@@ -47,5 +47,5 @@ def write(
   write_atomically(path, lambda stream: parquet.write_table(table, stream))
 
 
-def _relative(path: pathlib.Path, folder: pathlib.Path) -> str:
+def _relative(path: paths.Path, folder: paths.Path) -> str:
   return (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix()

@@ -1,12 +1,11 @@
 """The images of an evaluation: which prompt and which seed each has, the same for all models."""
 
-import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from dmpo_jax.common import files
+from dmpo_jax.common import files, paths
 from dmpo_jax.data.prompt_sets import PromptSet
 from dmpo_jax.errors import InputError, short
 from dmpo_jax.sampling.image_folder import MANIFEST
@@ -85,7 +84,7 @@ def _categories(
   return [prompts[i] for i in groups] if few and not any(categories) else categories
 
 
-def of_folder(folder: pathlib.Path) -> tuple[Units, list[str]]:
+def of_folder(folder: paths.Path) -> tuple[Units, list[str]]:
   """The units of a finished folder of samples, and the file names of its images.
 
   Args:

@@ -1,10 +1,10 @@
 """CLIP models from folders of transformers, checkpoints of open_clip, and files that wrap them."""
 
 import os
-import pathlib
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from dmpo_jax.common import paths
 from dmpo_jax.common.files import is_file
 from dmpo_jax.errors import InputError
 from dmpo_jax.interop import files, hub, open_clip, read_weights, state_dict, weight_names
@@ -29,7 +29,7 @@ def open_tensors(file: str | os.PathLike) -> dict[str, Entry]:
   Raises:
     InputError: The file is missing or damaged, see `torch_file.read_torch_file`.
   """
-  file = pathlib.Path(file)
+  file = paths.parse(file)
   if not is_file(file):
     raise InputError(f"{file} is missing")
   if file.suffix == weight_names.SUFFIX:
@@ -80,7 +80,7 @@ def load_clip(
   return config, params
 
 
-def locate(source: str | os.PathLike, revision: str | None = None) -> pathlib.Path:
+def locate(source: str | os.PathLike, revision: str | None = None) -> paths.Path:
   """The folder of a CLIP model; the needed files of a repository are downloaded.
 
   Args:
@@ -105,7 +105,7 @@ def locate(source: str | os.PathLike, revision: str | None = None) -> pathlib.Pa
   return root
 
 
-def _wanted(folder: pathlib.Path, names: Collection[str]) -> list[str]:
+def _wanted(folder: paths.Path, names: Collection[str]) -> list[str]:
   """Files of a repository that a CLIP model, its tokenizer and preprocessing are read from."""
   config = files.read_json(folder / "config.json")
   _check_class(config, folder)
@@ -144,7 +144,7 @@ def _from_open_clip(
   return config, read_weights.read_entries(renamed, config, where, dtype=dtype)
 
 
-def locate_file(source: str | os.PathLike, name: str) -> pathlib.Path:
+def locate_file(source: str | os.PathLike, name: str) -> paths.Path:
   """The folder of a file with a known name; of a repository, this file alone is downloaded.
 
   Args:

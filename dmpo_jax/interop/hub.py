@@ -8,6 +8,7 @@ import pathlib
 import re
 from collections.abc import Callable, Collection, Iterator
 
+from dmpo_jax.common import paths
 from dmpo_jax.errors import InputError
 from dmpo_jax.interop import files
 
@@ -17,27 +18,28 @@ Choose = Callable[[pathlib.Path, Collection[str]], list[str]]
 
 
 def locate(
-  source: str | os.PathLike, anchor: str, choose: Choose, *, revision: str | None
+  source: str | os.PathLike | paths.Path, anchor: str, choose: Choose, *, revision: str | None
 ) -> pathlib.Path:
   """The folder of a source; needed files are downloaded from the hub.
 
   Args:
-    source: A folder, or a string "owner/name": a repository of the hub, unless such a folder
-      exists.
+    source: A folder, local or in a bucket, or a string "owner/name": a repository of the hub,
+      unless such a folder exists.
     anchor: File by which the others are selected.
     choose: `choose(folder, names)`, with a folder that holds the anchor and the names of the
       repository's files, returns those to download.
     revision: Branch, tag or commit of the repository; None: its main branch.
 
   Returns:
-    The folder. A local one is not checked.
+    The folder. A local one is not checked, and of one in a bucket it is a local copy of what is
+    needed.
 
   Raises:
     InputError: The source is neither a folder nor a repository, or the repository cannot be read.
   """
   if not is_folder(source):
     return _download(source, anchor, choose, revision)
-  folder = pathlib.Path(source)
+  folder = paths.parse(source)
   if not folder.is_dir():
     raise InputError(
       f"{str(source)!r} is neither a folder nor the name of a repository on the hub, which is a "
@@ -48,10 +50,22 @@ def locate(
       f"revision is {revision!r}, but {str(source)!r} is a folder; only repositories of the hub "
       "have revisions"
     )
-  return folder
+  return _copy(folder, anchor, choose)
 
 
-def is_folder(source: str | os.PathLike) -> bool:
+def _copy(folder: paths.Path, anchor: str, choose: Choose) -> pathlib.Path:
+  """A local folder itself, or a copy of those files of one in a bucket that are chosen."""
+
+  def only_anchor(names: list[str]) -> list[str]:
+    if anchor not in names:
+      raise InputError(f"{folder} has no {anchor}; complete the folder, or choose another")
+    return [anchor]
+
+  local = paths.local_copy(folder, choose=only_anchor)
+  return paths.local_copy(folder, choose=lambda names: choose(local, names))
+
+
+def is_folder(source: str | os.PathLike | paths.Path) -> bool:
   """Whether a source is no repository of the hub; then it should be a folder."""
   return not (isinstance(source, str) and REPOSITORY.fullmatch(source)) or os.path.isdir(source)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-import pathlib
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from dmpo_jax.common import files as common_files
+from dmpo_jax.common import paths
 from dmpo_jax.errors import InputError, short, unknown
 from dmpo_jax.interop import files, hub, read_weights, state_dict, tokenizer, weight_names
 from dmpo_jax.interop.pipeline import (
@@ -152,7 +152,7 @@ def read_model_index(source: str | os.PathLike, *, revision: str | None = None) 
   return _read_index(folder)
 
 
-def _read_index(folder: pathlib.Path) -> dict[str, Any]:
+def _read_index(folder: paths.Path) -> dict[str, Any]:
   if not common_files.inside(folder, INDEX, "file").is_file():
     raise InputError(
       f"{folder} is no pipeline folder: it has no {INDEX}; expected a folder in diffusers' layout "
@@ -196,7 +196,7 @@ def load_network(
   anchor = "/".join((*parts, "config.json"))
   prefix = anchor.removesuffix("config.json")
 
-  def wanted(folder: pathlib.Path, names: Collection[str]) -> list[str]:
+  def wanted(folder: paths.Path, names: Collection[str]) -> list[str]:
     config = files.read_json(folder / anchor)
     if variant is not None:
       _check_variant_of_one(_below(names, prefix), config, variant, None)
@@ -280,7 +280,7 @@ def _is_license(name: str) -> bool:
 
 
 def _wanted(
-  folder: pathlib.Path,
+  folder: paths.Path,
   names: Collection[str],
   variant: str | None,
   components: Collection[str] | None,

@@ -2,12 +2,12 @@
 
 import logging
 import os
-import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from dmpo_jax.common import paths
 from dmpo_jax.errors import InputError
 from dmpo_jax.interop import lora_config, lora_file, lora_mmdit, lora_names, state_dict
 from dmpo_jax.interop.lora_layers import read_layers
@@ -75,7 +75,7 @@ def save_lora(
       state[f"{component}.{layer}.lora_B.weight"] = _torch_up(up, down.ndim)
     config = lora_config.peft_config(part.rank, part.layers)
     fields |= {f"{component}.{field}": value for field, value in config.items()}
-  lora_file.write(pathlib.Path(file), state, {lora_config.METADATA: lora_config.header(fields)})
+  lora_file.write(paths.parse(file), state, {lora_config.METADATA: lora_config.header(fields)})
 
 
 def save_kohya_lora(
@@ -123,7 +123,7 @@ def save_kohya_lora(
     state[f"{name}.lora_up.weight"] = _torch_up(up, down.ndim)
     state[f"{name}.alpha"] = np.asarray(up.shape[0], np.float32)
   rank = max(up.shape[0] for _, up in factors.values())
-  lora_file.write(pathlib.Path(file), state, lora_names.kohya_header(base, rank))
+  lora_file.write(paths.parse(file), state, lora_names.kohya_header(base, rank))
 
 
 def kohya_holds(components: Iterable[str]) -> bool:
@@ -150,7 +150,7 @@ def load_lora(file: str | os.PathLike, base: Mapping[str, trees.Tree]) -> Lora:
     InputError: The file is missing, damaged or pickled, is of a method other than plain LoRA, or
       does not fit the base; everything that does not fit is listed.
   """
-  path = pathlib.Path(file)
+  path = paths.parse(file)
   if folders := lora_file.component_folders(path, lora_names.COMPONENTS):
     unknown = sorted(folders.keys() - base.keys())
     if unknown:

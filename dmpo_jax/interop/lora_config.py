@@ -2,11 +2,10 @@
 
 import json
 import math
-import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from dmpo_jax.common import files
+from dmpo_jax.common import files, paths
 from dmpo_jax.errors import InputError, short
 from dmpo_jax.interop.lora_names import TEXT_PREFIX
 from dmpo_jax.interop.lora_patterns import Patterns
@@ -98,7 +97,7 @@ class LoraConfig:
 
 
 def read_configs(
-  path: pathlib.Path, header: Mapping[str, str], *, peft: bool
+  path: paths.Path, header: Mapping[str, str], *, peft: bool
 ) -> dict[str, LoraConfig]:
   """The configs of a LoRA file.
 

@@ -2,13 +2,12 @@
 
 import json
 import logging
-import pathlib
 from collections.abc import Iterable, Mapping
 
 import numpy as np
 import safetensors.numpy
 
-from dmpo_jax.common import files
+from dmpo_jax.common import files, paths
 from dmpo_jax.common.atomic_files import write_atomically
 from dmpo_jax.errors import InputError, short
 from dmpo_jax.interop import lora_config, state_dict, tensor_file
@@ -23,7 +22,7 @@ CODES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "
 log = logging.getLogger(__name__)
 
 
-def locate(path: pathlib.Path) -> pathlib.Path:
+def locate(path: paths.Path) -> paths.Path:
   """The LoRA file at a path: the file itself, or in a folder diffusers', peft's or the only one.
 
   Raises:
@@ -49,13 +48,13 @@ def locate(path: pathlib.Path) -> pathlib.Path:
   return path
 
 
-def component_folders(path: pathlib.Path, components: Iterable[str]) -> dict[str, pathlib.Path]:
+def component_folders(path: paths.Path, components: Iterable[str]) -> dict[str, paths.Path]:
   """Component -> its folder, where peft saved one for each network of a pipeline."""
   folders = {name: path / name for name in components}
   return {name: folder for name, folder in folders.items() if (folder / PEFT_FILE).is_file()}
 
 
-def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def read(path: paths.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
   """The tensors of a file and its header.
 
   Raises:
@@ -71,7 +70,7 @@ def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
   return {name: entry.read(None) for name, entry in entries.items()}, header
 
 
-def is_peft(path: pathlib.Path, names: Iterable[str]) -> bool:
+def is_peft(path: paths.Path, names: Iterable[str]) -> bool:
   """Whether a file is peft's own, which has its config beside it; warns if that is missing."""
   own = path.name == PEFT_FILE or any(name.startswith("base_model.") for name in names)
   if own and not (path.parent / lora_config.PEFT_FILE).is_file():
@@ -83,7 +82,7 @@ def is_peft(path: pathlib.Path, names: Iterable[str]) -> bool:
   return own
 
 
-def write(path: pathlib.Path, state: Mapping[str, np.ndarray], header: Mapping[str, str]) -> None:
+def write(path: paths.Path, state: Mapping[str, np.ndarray], header: Mapping[str, str]) -> None:
   """Writes a file whole or not at all; equal contents are equal bytes.
 
   Args:

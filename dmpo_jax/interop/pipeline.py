@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import pathlib
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
+from dmpo_jax.common import paths
 from dmpo_jax.common.files import check_name
 from dmpo_jax.errors import InputError, short
 from dmpo_jax.interop import files
@@ -48,7 +48,7 @@ class Pipeline:
   configs: Mapping[str, Mapping[str, Any]]
   params: Mapping[str, Mapping[str, Any]]
   tokenizers: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  passthrough: Mapping[str, pathlib.Path] = dataclasses.field(default_factory=dict)
+  passthrough: Mapping[str, paths.Path] = dataclasses.field(default_factory=dict)
 
 
 def components_of(model_index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import logging
-import pathlib
 import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol
@@ -14,6 +13,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from dmpo_jax import models
+from dmpo_jax.common import paths
 from dmpo_jax.errors import InputError, printable, short
 from dmpo_jax.interop import files, state_dict, tensor_file, weight_names
 from dmpo_jax.models import trees
@@ -39,7 +39,7 @@ Bounds = tuple[tuple[int, int], ...]
 
 
 def read_network(
-  folder: pathlib.Path,
+  folder: paths.Path,
   config: Mapping[str, Any],
   *,
   variant: str | None,
@@ -123,7 +123,7 @@ def read_entries(
 
 
 def with_buffers(
-  folder: pathlib.Path, config: Mapping[str, Any], *, variant: str | None
+  folder: paths.Path, config: Mapping[str, Any], *, variant: str | None
 ) -> dict[str, Any]:
   """The config of a network, with fields for arrays in its file that its other fields do not give.
 
@@ -308,7 +308,7 @@ def _current_name(name: str, expected: Mapping[str, str]) -> str:
 
 
 def open_folder(
-  folder: pathlib.Path, config: Mapping[str, Any], variant: str | None
+  folder: paths.Path, config: Mapping[str, Any], variant: str | None
 ) -> dict[str, tensor_file.Entry]:
   """The tensors of a folder's weights file, or of the shards that its index names."""
   names = files.names(folder)
@@ -345,6 +345,6 @@ def open_folder(
   return {name: entry for (name, _), entry in tensors.items()}
 
 
-def open_file(file: pathlib.Path) -> dict[str, tensor_file.Entry]:
+def open_file(file: paths.Path) -> dict[str, tensor_file.Entry]:
   """The tensors of one safetensors file."""
   return tensor_file.open_file(file, advice="it may be cut short: download or export it again")[0]

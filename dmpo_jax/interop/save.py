@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
-from dmpo_jax.common import atomic_folders
+from dmpo_jax.common import atomic_folders, paths
 from dmpo_jax.common import files as common_files
 from dmpo_jax.errors import InputError, short
 from dmpo_jax.interop import files, state_dict, tokenizer, weight_names, write_weights
@@ -50,9 +50,9 @@ def save_pipeline(
   if variant is not None and not variant.replace("_", "").replace("-", "").isalnum():
     raise InputError(f"variant is {variant!r}; expected letters, digits, - and _")
   _check_names(pipeline)
-  folder = pathlib.Path(folder).resolve()
+  folder = paths.parse(folder).resolve()
   _check_target(folder)
-  with atomic_folders.folder_atomically(folder) as new:
+  with atomic_folders.folder_atomically(folder, index=INDEX) as new:
     _write_small(new, pipeline, dtype)
     for name, params in pipeline.params.items():
       with files.located(f"{name} parameters"):
@@ -77,12 +77,12 @@ def _check_names(pipeline: Pipeline) -> None:
       raise InputError(f"the passthrough file {short(name)} is no name in the pipeline's folder")
 
 
-def _check_target(folder: pathlib.Path) -> None:
+def _check_target(folder: paths.Path) -> None:
   """Raises InputError unless a folder is absent, empty, or a pipeline folder to replace."""
-  above = next(parent for parent in folder.parents if os.path.lexists(parent))
-  if not above.is_dir():
+  above = next((parent for parent in folder.parents if paths.exists(parent)), folder.parents[-1])
+  if paths.exists(above) and not above.is_dir():
     raise InputError(f"cannot write to {folder.parent}: {above} is a file; choose another target")
-  if not os.path.lexists(folder) or (folder.is_dir() and not any(folder.iterdir())):
+  if not paths.exists(folder) or (folder.is_dir() and not any(folder.iterdir())):
     return
   if not (folder / INDEX).is_file():
     raise InputError(
@@ -90,7 +90,7 @@ def _check_target(folder: pathlib.Path) -> None:
     )
 
 
-def _write_small(folder: pathlib.Path, pipeline: Pipeline, dtype: str | None) -> None:
+def _write_small(folder: paths.Path, pipeline: Pipeline, dtype: str | None) -> None:
   files.write_json(folder / INDEX, pipeline.model_index)
   for name in (*pipeline.params, SCHEDULER):
     if name not in pipeline.configs:
@@ -109,7 +109,7 @@ def _with_dtype(dtype: str | None, config: Mapping[str, Any]) -> dict[str, Any]:
   }
 
 
-def _copy_passthrough(folder: pathlib.Path, pipeline: Pipeline) -> None:
+def _copy_passthrough(folder: paths.Path, pipeline: Pipeline) -> None:
   for name, source in pipeline.passthrough.items():
     if not source.exists():
       raise InputError(

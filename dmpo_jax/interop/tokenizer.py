@@ -9,13 +9,13 @@ from __future__ import annotations
 import copy
 import itertools
 import os
-import pathlib
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from dmpo_jax.common import files as common_files
+from dmpo_jax.common import paths
 from dmpo_jax.errors import InputError, short
 from dmpo_jax.interop import files, hub
 
@@ -137,7 +137,7 @@ def tokenize(tokenizer: Any, captions: Sequence[str], *, length: int | None = No
   return Tokens(np.asarray(batch["input_ids"], np.int32), truncated)
 
 
-def read_tokenizer(folder: pathlib.Path, class_name: str = "CLIPTokenizer") -> Any:
+def read_tokenizer(folder: paths.Path, class_name: str = "CLIPTokenizer") -> Any:
   """Reads the tokenizer in a folder: tokenizer.json or, of CLIP, vocab.json and merges.txt.
 
   Args:
@@ -212,7 +212,7 @@ def _check(tokenizer: Any) -> None:
     raise ValueError("it gives no rows of token ids")
 
 
-def write_tokenizer(folder: pathlib.Path, tokenizer: Any) -> None:
+def write_tokenizer(folder: paths.Path, tokenizer: Any) -> None:
   """Writes a tokenizer in the current form and, of CLIP, in that of transformers before 5."""
   # A call sets padding and truncation of the tokenizer, which would be saved.
   tokenizer = copy.deepcopy(tokenizer)

@@ -8,7 +8,6 @@ descriptions of tensors consist, and calls nothing but the constructors in `GLOB
 import dataclasses
 import errno
 import io
-import pathlib
 import pickletools
 import shlex
 import struct
@@ -19,6 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from dmpo_jax.common import files as common_files
+from dmpo_jax.common import paths
 from dmpo_jax.errors import InputError, short
 
 # Largest description, in bytes; that of a network with a billion parameters has 200 kB.
@@ -78,7 +78,7 @@ class TorchTensor:
     return np.array(view if index is None else view[index])
 
 
-def read_torch_file(file: pathlib.Path) -> dict[str, TorchTensor]:
+def read_torch_file(file: paths.Path) -> dict[str, TorchTensor]:
   """The tensors of a state dict that torch.save wrote.
 
   Args:
@@ -94,7 +94,7 @@ def read_torch_file(file: pathlib.Path) -> dict[str, TorchTensor]:
   """
   with common_files.reading(file, "torch file", advice="it may be cut short: download it again"):
     try:
-      content = _read(pathlib.Path(file))
+      content = _read(paths.local_copy(file))
     except OSError as error:
       if error.errno != errno.EINVAL:
         raise
@@ -116,7 +116,7 @@ def read_torch_file(file: pathlib.Path) -> dict[str, TorchTensor]:
   return tensors
 
 
-def _read(file: pathlib.Path) -> Any:
+def _read(file: paths.Path) -> Any:
   """The value of a file of torch.save."""
   if not file.is_file():
     raise FileNotFoundError
@@ -157,7 +157,7 @@ def _read(file: pathlib.Path) -> Any:
   return _Machine(file, storage).run(description)
 
 
-def _other_format(file: pathlib.Path, what: str, load: str) -> InputError:
+def _other_format(file: paths.Path, what: str, load: str) -> InputError:
   new = str(file.with_name(f"{file.stem}_converted.pt"))
   code = f"import sys, torch; f, new = sys.argv[1:]; torch.save({load}, new)"
   return InputError(
@@ -179,7 +179,7 @@ _MARK = object()
 class _Machine:
   """Runs a pickle that describes tensors."""
 
-  def __init__(self, file: pathlib.Path, storage: Any):
+  def __init__(self, file: paths.Path, storage: Any):
     self.file, self.storage = file, storage
     self.stack: list[Any] = []
     self.memo: dict[int, Any] = {}

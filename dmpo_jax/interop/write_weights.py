@@ -1,7 +1,6 @@
 """A parameter tree to safetensors files that torch reads, one tensor in memory at a time."""
 
 import json
-import pathlib
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +9,7 @@ import jax
 import numpy as np
 
 from dmpo_jax import models
+from dmpo_jax.common import paths
 from dmpo_jax.errors import InputError
 from dmpo_jax.interop import files, state_dict, weight_names
 from dmpo_jax.models import trees
@@ -19,7 +19,7 @@ UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
 def write_network(
-  folder: pathlib.Path,
+  folder: paths.Path,
   config: Mapping[str, Any],
   params: trees.Tree,
   *,
@@ -119,7 +119,7 @@ def _bytes(spec: jax.ShapeDtypeStruct) -> int:
   return spec.size * spec.dtype.itemsize
 
 
-def _write(file: pathlib.Path, tensors: Mapping[str, jax.ShapeDtypeStruct], read: Any) -> None:
+def _write(file: paths.Path, tensors: Mapping[str, jax.ShapeDtypeStruct], read: Any) -> None:
   """Writes a safetensors file byte for byte as the library does, which needs all tensors at once.
 
   The layout: the header's length (8 bytes), the header (JSON, padded to 8 bytes), the tensors from

@@ -1,11 +1,11 @@
 """All families, and functions that choose one by the class that a pipeline names."""
 
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dmpo_jax import interop
+from dmpo_jax.common import paths
 from dmpo_jax.errors import InputError, short, unknown
 from dmpo_jax.pipelines import stable_diffusion, stable_diffusion_3
 from dmpo_jax.pipelines.interface import Family, TextToImage
@@ -111,7 +111,7 @@ def create(model: Mapping[str, Any], captions: Sequence[str], seed: int) -> inte
   return pipeline
 
 
-def save(folder: pathlib.Path, pipeline: interop.Pipeline, **options: Any) -> None:
+def save(folder: paths.Path, pipeline: interop.Pipeline, **options: Any) -> None:
   """Writes the pipeline of any family.
 
   Args:

@@ -1,18 +1,18 @@
 """Diffusion-NPO: a LoRA of its own for the negative branch of guidance."""
 
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from dmpo_jax import diffusion, interop, models
+from dmpo_jax.common import paths
 from dmpo_jax.errors import InputError
 from dmpo_jax.pipelines.interface import TextToImage
 
 
 def check(
   guidance: float,
-  lora: pathlib.Path | None,
-  negative_lora: pathlib.Path | None,
+  lora: paths.Path | None,
+  negative_lora: paths.Path | None,
   negative_weight: float | None,
 ) -> None:
   """Raises InputError for options of the negative branch that have no effect."""
@@ -36,8 +36,8 @@ def check(
 def params_of(
   functions: TextToImage,
   base: Mapping[str, Any],
-  lora: pathlib.Path | None,
-  negative_lora: pathlib.Path,
+  lora: paths.Path | None,
+  negative_lora: paths.Path,
   weight: float,
 ) -> dict[str, Any]:
   """Components of the negative branch of guidance: Diffusion-NPO.
@@ -64,7 +64,7 @@ def params_of(
   return changed
 
 
-def merged(params: Mapping[str, Any], file: pathlib.Path, strength: float) -> dict[str, Any]:
+def merged(params: Mapping[str, Any], file: paths.Path, strength: float) -> dict[str, Any]:
   """Parameters with a LoRA merged into them, its update multiplied by a strength."""
   lora = interop.load_lora(file, params)
   merged = {}

@@ -1,14 +1,13 @@
 """The folder of a learned potential: network, parameters, and the pipeline it belongs to."""
 
 import json
-import pathlib
 from typing import Any
 
 import numpy as np
 from safetensors.numpy import load, save
 
 from dmpo_jax import interop
-from dmpo_jax.common import atomic_folders, files
+from dmpo_jax.common import atomic_folders, files, paths
 from dmpo_jax.errors import InputError
 from dmpo_jax.models import potential as networks
 from dmpo_jax.models import trees
@@ -21,7 +20,7 @@ FORMAT = 1
 ADVICE = "make it again with dmpo-jax potential"
 
 
-def save_potential(folder: pathlib.Path, potential: Potential) -> None:
+def save_potential(folder: paths.Path, potential: Potential) -> None:
   """Writes a potential's folder, whole or not at all.
 
   Args:
@@ -38,14 +37,14 @@ def save_potential(folder: pathlib.Path, potential: Potential) -> None:
     "pipeline": dict(potential.pipeline),
     "record": dict(potential.record),
   }
-  with atomic_folders.folder_atomically(folder) as new:
+  with atomic_folders.folder_atomically(folder, index=CONFIG) as new:
     (new / CONFIG).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
     (new / POTENTIAL).write_bytes(_bytes(potential.params))
     if potential.learned is not None:
       (new / LEARNED).write_bytes(_bytes(potential.learned))
 
 
-def load_potential(folder: pathlib.Path, pipeline: interop.Pipeline) -> Potential:
+def load_potential(folder: paths.Path, pipeline: interop.Pipeline) -> Potential:
   """Reads a potential's folder.
 
   Args:
@@ -58,7 +57,7 @@ def load_potential(folder: pathlib.Path, pipeline: interop.Pipeline) -> Potentia
   Raises:
     InputError: The folder is no potential's, is damaged, or belongs to another pipeline.
   """
-  folder = pathlib.Path(folder)
+  folder = paths.parse(folder)
   content = _description(folder)
   with files.located(folder / CONFIG):
     config = networks.read(content["network"])
@@ -74,12 +73,12 @@ def load_potential(folder: pathlib.Path, pipeline: interop.Pipeline) -> Potentia
   return Potential(config, _read(folder / POTENTIAL, config), learned, drift, of, record)
 
 
-def learned_drift(folder: pathlib.Path) -> str:
+def learned_drift(folder: paths.Path) -> str:
   """Name of the drift that a potential has learned, "" for none; errors are `load_potential`'s."""
-  return _description(pathlib.Path(folder))["drift"]
+  return _description(paths.parse(folder))["drift"]
 
 
-def _description(folder: pathlib.Path) -> dict[str, Any]:
+def _description(folder: paths.Path) -> dict[str, Any]:
   """The content of a folder's potential.json, its types checked."""
   if not (folder / CONFIG).is_file():
     hint = f"; did you mean {folder / 'potential'}?" if (folder / "potential").is_dir() else ""
@@ -101,7 +100,7 @@ def _bytes(params: trees.Tree) -> bytes:
   return save({name: np.ascontiguousarray(leaf, np.float32) for name, leaf in flat.items()})
 
 
-def _read(file: pathlib.Path, config: networks.PotentialConfig) -> trees.Tree:
+def _read(file: paths.Path, config: networks.PotentialConfig) -> trees.Tree:
   """Parameters of a file, which must fit the network."""
   content = files.read_bytes(file, max_bytes=MAX_BYTES)
   with files.reading(file, "safetensors file of a potential", advice=ADVICE):

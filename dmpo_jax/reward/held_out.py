@@ -1,6 +1,5 @@
 """Held-out accuracy of a scorer, with intervals that resample captions."""
 
-import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -8,6 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from dmpo_jax.common import paths
 from dmpo_jax.data import crops, tfds_folder
 from dmpo_jax.errors import InputError
 from dmpo_jax.evaluation import statistics
@@ -35,7 +35,7 @@ class HeldOut(NamedTuple):
   captions: list[str]
 
 
-def load(folder: pathlib.Path, split: str, *, size: int, tokenize: Callable) -> HeldOut:
+def load(folder: paths.Path, split: str, *, size: int, tokenize: Callable) -> HeldOut:
   """Reads all pairs of a split.
 
   Args:

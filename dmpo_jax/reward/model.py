@@ -2,14 +2,13 @@
 
 import dataclasses
 import json
-import pathlib
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
 from dmpo_jax import models
-from dmpo_jax.common import atomic_folders, files
+from dmpo_jax.common import atomic_folders, files, paths
 from dmpo_jax.common.atomic_files import write_atomically
 from dmpo_jax.errors import InputError
 from dmpo_jax.interop import clip as clip_files
@@ -105,7 +104,7 @@ def create(fields: dict[str, Any], captions: list[str], seed: int) -> ScorerMode
   return ScorerModel(fields, params, words, Normalisation(MEAN, STD))
 
 
-def save(folder: pathlib.Path, model: ScorerModel) -> None:
+def save(folder: paths.Path, model: ScorerModel) -> None:
   """Writes a folder that transformers' CLIPModel and the scorer pickscore load, whole or not at
   all.
 
@@ -132,7 +131,7 @@ def save(folder: pathlib.Path, model: ScorerModel) -> None:
     "image_mean": list(model.normalisation.mean),
     "image_std": list(model.normalisation.std),
   }
-  with atomic_folders.folder_atomically(folder) as new:
+  with atomic_folders.folder_atomically(folder, index="config.json") as new:
     for name, values in (("config.json", model.config), (clip_files.PREPROCESSOR, preprocessor)):
       write_atomically(new / name, json.dumps(values, indent=2) + "\n")
     tokenizer.write_tokenizer(new, model.tokenizer)
@@ -146,7 +145,7 @@ def save(folder: pathlib.Path, model: ScorerModel) -> None:
     )
 
 
-def _normalisation(folder: pathlib.Path) -> Normalisation:
+def _normalisation(folder: paths.Path) -> Normalisation:
   """Mean and standard deviation in a folder's preprocessor; CLIP's where there is none."""
   path = folder / clip_files.PREPROCESSOR
   if not path.is_file():

@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import json
 import logging
-import pathlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from dmpo_jax.common import paths
 from dmpo_jax.common.atomic_files import write_atomically
 from dmpo_jax.errors import InputError, PreemptedError
 from dmpo_jax.parallel import sharding
@@ -56,14 +57,14 @@ class Result(NamedTuple):
     held_out: See `held_out.summarise`; None without a held-out split.
   """
 
-  folder: pathlib.Path
+  folder: paths.Path
   steps: int
   held_out: dict[str, Any] | None
 
 
 def train(
   config: ConfigDict,
-  workdir: pathlib.Path,
+  workdir: paths.Path,
   *,
   show_progress: bool = True,
   processes: Processes | None = None,
@@ -89,9 +90,9 @@ def train(
     OSError: A file could not be written.
     PreemptedError: A process received SIGTERM.
   """
-  config, workdir = configs.check(config), pathlib.Path(workdir)
+  config, workdir = configs.check(config), paths.parse(workdir)
   processes = processes or Processes()
-  with processes.preemption_handler(), run_lock(workdir, processes):
+  with processes.preemption_handler(), run_lock(workdir, processes) as check_lock:
     mesh = sharding.make_mesh(config.num_devices, **config.mesh)
     sharding.check_batch(mesh, config.batch_size, 1)
     check_devices(mesh)
@@ -134,7 +135,7 @@ def train(
       constrain=functools.partial(sharding.constrain, mesh),
     )
     scores = held_outs.make_scores(clip, model.normalisation, mesh, dtype)
-    run = _Run(config, workdir, processes, fingerprint, scores, pairs)
+    run = _Run(config, workdir, processes, fingerprint, scores, pairs, check_lock)
     state = _train(run, mesh, step, batches, model.params, show_progress)
     return _export(run, state, model)
 
@@ -144,11 +145,12 @@ class _Run:
   """Objects that the parts of a run share."""
 
   config: ConfigDict
-  workdir: pathlib.Path
+  workdir: paths.Path
   processes: Processes
   fingerprint: dict[str, Any]
   scores: Any
   pairs: held_outs.HeldOut | None
+  check_lock: Callable[[], None]
 
   def position(self, step: int) -> dict[str, Any]:
     return position(self.config, self.fingerprint["base_weights"], step)
@@ -169,7 +171,7 @@ def _held_out_pairs(
       "config.held_out.split is a split of config.data.folder; with several folders leave it empty"
     )
   return held_outs.load(
-    pathlib.Path(folder), config.held_out.split, size=model.image_size, tokenize=model.tokenize
+    paths.parse(folder), config.held_out.split, size=model.image_size, tokenize=model.tokenize
   )
 
 
@@ -272,6 +274,9 @@ class _Hooks(Hooks):
       self.save(step, state)
 
   def save(self, step: int, state: State) -> None:
+    self._run.check_lock()
+    if self._writer is not None:
+      self._writer.flush()  # before the checkpoint: a resumed run does not repeat these steps
     self._checkpoints.save(step, to_saved(state), self._run.position(step))
 
   def _is_saved(self, step: int) -> bool:

@@ -1,11 +1,8 @@
 """A folder of sampled images: resuming it, its image files, grid and manifest."""
 
 import contextlib
-import fcntl
 import json
 import logging
-import os
-import pathlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -13,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dmpo_jax.common import files
+from dmpo_jax.common import file_lock, files, paths
 from dmpo_jax.common.atomic_files import write_atomically
 from dmpo_jax.common.differences import describe, differences
 from dmpo_jax.errors import InputError
@@ -31,7 +28,7 @@ def image_name(row: int, seed: int) -> str:
 
 
 @contextlib.contextmanager
-def locked(folder: pathlib.Path) -> Iterator[None]:
+def locked(folder: paths.Path) -> Iterator[None]:
   """Creates a folder if it is missing, and keeps other processes from sampling into it.
 
   Args:
@@ -42,24 +39,13 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
   """
   if folder.exists() and not folder.is_dir():
     raise InputError(f"{folder} is a file; expected a folder for the images")
-  folder.mkdir(parents=True, exist_ok=True)
-  descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-  try:
-    try:
-      fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-      raise InputError(
-        f"another process is sampling into {folder}; wait, or give another folder"
-      ) from error
-    except OSError:  # a file system without locks
-      LOGGER.debug("%s cannot be locked", folder)
+  busy = f"another process is sampling into {folder}; wait, or give another folder"
+  with file_lock.folder_lock(folder, busy):
     yield
-  finally:
-    os.close(descriptor)
 
 
 def open_folder(
-  folder: pathlib.Path,
+  folder: paths.Path,
   settings: Mapping[str, Any],
   names: Sequence[str],
   *,
@@ -81,7 +67,7 @@ def open_folder(
       manifest.
   """
   manifest = next((n for n in (MANIFEST, UNFINISHED) if (folder / n).exists()), None)
-  images = any(IMAGE.fullmatch(name) or name == GRID for name in os.listdir(folder))
+  images = any(IMAGE.fullmatch(name) or name == GRID for name in _names(folder))
   if manifest is not None and images:
     _check_same(folder / manifest, settings)
     exist = [(folder / name).exists() for name in names]
@@ -108,13 +94,20 @@ def open_folder(
   return [False] * len(names)
 
 
-def write_picture(path: pathlib.Path, picture: np.ndarray) -> None:
+def _names(folder: paths.Path) -> list[str]:
+  try:
+    return [path.name for path in folder.iterdir()]
+  except FileNotFoundError:  # a new folder in a bucket
+    return []
+
+
+def write_picture(path: paths.Path, picture: np.ndarray) -> None:
   """Writes uint8 `[H, W, C]` with 1 or 3 channels as PNG, whole or not at all."""
   image = Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture)
   write_atomically(path, lambda stream: image.save(stream, format="PNG"))
 
 
-def write_grid(folder: pathlib.Path, names: Sequence[str], columns: int) -> int:
+def write_grid(folder: paths.Path, names: Sequence[str], columns: int) -> int:
   """Writes a grid of images of one size.
 
   Args:
@@ -125,7 +118,7 @@ def write_grid(folder: pathlib.Path, names: Sequence[str], columns: int) -> int:
   Returns:
     The number of rows in it: the first ones, up to 67 million pixels.
   """
-  with Image.open(folder / names[0]) as first:
+  with Image.open(paths.readable(folder / names[0])) as first:
     width, height = first.size
   fitting = max(1, GRID_PIXELS // (columns * width * height))
   rows = min(len(names) // columns, fitting)
@@ -173,7 +166,7 @@ def listed(
 
 
 def close_folder(
-  folder: pathlib.Path, settings: Mapping[str, Any], details: Mapping[str, Any]
+  folder: paths.Path, settings: Mapping[str, Any], details: Mapping[str, Any]
 ) -> None:
   """Writes the manifest: the settings, and `details` that the images do not depend on."""
   text = json.dumps({**settings, **details}, indent=2) + "\n"
@@ -181,7 +174,7 @@ def close_folder(
   (folder / UNFINISHED).unlink(missing_ok=True)
 
 
-def _check_same(path: pathlib.Path, settings: Mapping[str, Any]) -> None:
+def _check_same(path: paths.Path, settings: Mapping[str, Any]) -> None:
   manifest = files.read_json(path, advice="give another folder for the images")
   different = differences({key: manifest[key] for key in settings if key in manifest}, settings)
   if different:
@@ -190,11 +183,11 @@ def _check_same(path: pathlib.Path, settings: Mapping[str, Any]) -> None:
     )
 
 
-def _is_picture(path: pathlib.Path, shape: tuple[int, int, int]) -> bool:
+def _is_picture(path: paths.Path, shape: tuple[int, int, int]) -> bool:
   """Whether a file is a whole PNG of a shape [H, W, C]."""
   height, width, channels = shape
   try:
-    with Image.open(path, formats=("PNG",)) as image:
+    with Image.open(paths.readable(path), formats=("PNG",)) as image:
       fits = image.size == (width, height) and image.mode == ("L" if channels == 1 else "RGB")
       if fits:
         image.verify()  # the checksums of all its parts
@@ -203,7 +196,7 @@ def _is_picture(path: pathlib.Path, shape: tuple[int, int, int]) -> bool:
     return False
 
 
-def _read(path: pathlib.Path) -> np.ndarray:
-  with Image.open(path) as image:
+def _read(path: paths.Path) -> np.ndarray:
+  with Image.open(paths.readable(path)) as image:
     picture = np.asarray(image)
   return picture if picture.ndim == 3 else picture[..., None]  # [H, W, C]

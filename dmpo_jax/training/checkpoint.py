@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import pathlib
 import sys
 import time
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from dmpo_jax.common import files
+from dmpo_jax.common import files, paths
 from dmpo_jax.common.differences import describe, differences
 from dmpo_jax.errors import InputError
 from dmpo_jax.parallel.array_checksums import checksums
@@ -23,7 +22,8 @@ POLL = 0.01  # seconds between checks of a save in progress
 class Checkpoints:
   """The checkpoints of one run, in `directory/<step>`.
 
-  A checkpoint appears complete or not at all: orbax writes to a temporary folder and renames it.
+  A checkpoint appears complete or not at all: orbax writes to a temporary folder and renames it, or
+  in a bucket, writes commit_success.txt last.
   It contains the arrays of the state, a checksum of each to detect corruption, and the position in
   the data; it does not depend on the device layout. All processes of a run call the methods in the
   same order; each writes and reads the shards of its devices.
@@ -37,8 +37,8 @@ class Checkpoints:
     InputError: orbax cannot read its own records in the folder.
   """
 
-  def __init__(self, directory: pathlib.Path, *, keep: int | None, read_only: bool = False):
-    self._directory = pathlib.Path(directory).absolute()
+  def __init__(self, directory: paths.Path, *, keep: int | None, read_only: bool = False):
+    self._directory = paths.parse(directory).absolute()
     options = ocp.CheckpointManagerOptions(
       max_to_keep=keep,
       cleanup_tmp_directories=not read_only,
@@ -54,7 +54,9 @@ class Checkpoints:
       advice="move the newest step's folder away to continue from the one before",
     ):
       try:
-        manager = ocp.CheckpointManager(self._directory, options=options, item_handlers=handlers)
+        manager = ocp.CheckpointManager(
+          str(self._directory), options=options, item_handlers=handlers
+        )
       except Exception:
         for path in self._directory.glob("[0-9]*/_CHECKPOINT_METADATA"):
           files.read_json(path, advice=f"move the folder {path.parent} away")
@@ -62,7 +64,7 @@ class Checkpoints:
     self._manager = manager
 
   @property
-  def directory(self) -> pathlib.Path:
+  def directory(self) -> paths.Path:
     """Folder of the checkpoints."""
     return self._directory
 

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +11,7 @@ from jax.sharding import SingleDeviceSharding
 from ml_collections import ConfigDict
 
 from dmpo_jax import interop, pipelines
-from dmpo_jax.common import files
+from dmpo_jax.common import files, paths
 from dmpo_jax.errors import InputError, unknown
 from dmpo_jax.parallel.array_checksums import tree_checksum
 from dmpo_jax.parallel.processes import Processes
@@ -35,7 +34,7 @@ WRITERS = {"diffusers": interop.save_lora, "kohya": interop.save_kohya_lora}
 
 
 def save_run(
-  workdir: pathlib.Path,
+  workdir: paths.Path,
   config: ConfigDict,
   state: State,
   load_base: Callable[[], interop.Pipeline],
@@ -65,7 +64,7 @@ def save_run(
 
 
 def save_pipeline(
-  folder: pathlib.Path,
+  folder: paths.Path,
   config: ConfigDict,
   pipeline: interop.Pipeline,
   trained: Params,
@@ -88,7 +87,7 @@ def save_pipeline(
 
 
 def save_lora(
-  file: pathlib.Path,
+  file: paths.Path,
   config: ConfigDict,
   pipeline: interop.Pipeline,
   trained: Params,
@@ -110,9 +109,7 @@ def save_lora(
   WRITERS[form](file, interop.Lora(trained, alphas), pipeline.params, dtype=dtype)
 
 
-def export(
-  workdir: pathlib.Path, folder: pathlib.Path, *, weights: str = "ema", **options: Any
-) -> int:
+def export(workdir: paths.Path, folder: paths.Path, *, weights: str = "ema", **options: Any) -> int:
   """Writes the parameters of a run's last checkpoint as a pipeline; the run may be going on.
 
   Args:
@@ -129,7 +126,7 @@ def export(
       option is not valid.
   """
   config = run_config(workdir)
-  if config.pipeline and pathlib.Path(config.pipeline).resolve() == pathlib.Path(folder).resolve():
+  if config.pipeline and paths.parse(config.pipeline).resolve() == paths.parse(folder).resolve():
     raise InputError(
       f"{folder} is the pipeline that the run started from and compares with; give another folder"
     )
@@ -139,7 +136,7 @@ def export(
 
 
 def export_lora(
-  workdir: pathlib.Path, file: pathlib.Path, *, weights: str = "ema", **options: Any
+  workdir: paths.Path, file: paths.Path, *, weights: str = "ema", **options: Any
 ) -> int:
   """Writes the LoRA of a run's last checkpoint as a file.
 
@@ -184,7 +181,7 @@ def check_base_weights(config: ConfigDict, pipeline: interop.Pipeline, base_weig
 
 
 def _load(
-  workdir: pathlib.Path, config: ConfigDict, weights: str
+  workdir: paths.Path, config: ConfigDict, weights: str
 ) -> tuple[int, interop.Pipeline, Params]:
   """Step and trained parameters of the last checkpoint, and the pipeline that the run started from.
 

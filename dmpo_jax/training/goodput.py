@@ -3,13 +3,12 @@
 import contextlib
 import json
 import logging
-import pathlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from dmpo_jax.common import files
+from dmpo_jax.common import files, paths
 from dmpo_jax.common.atomic_files import write_atomically
 from dmpo_jax.errors import InputError, short
 
@@ -66,7 +65,7 @@ class Goodput:
   ):
     self._clock, self._wall_clock, self._period = clock, wall_clock, period
     self._lock, self._due = threading.Lock(), threading.Event()
-    self._path: pathlib.Path | None = None
+    self._path: paths.Path | None = None
     self._thread: threading.Thread | None = None
     self._closing = self._warned = False
     self._seconds = dict.fromkeys((*PARTS, *BETWEEN), 0.0)
@@ -75,7 +74,7 @@ class Goodput:
     self._step, self._starts, self._lost_steps = 0, 1, 0
     self._saved: dict[int, dict[str, float]] = {}
 
-  def begin(self, workdir: pathlib.Path, step: int) -> None:
+  def begin(self, workdir: paths.Path, step: int) -> None:
     """Adds the earlier starts of the run, and records this one from now on; once in a start.
 
     Args:
@@ -209,7 +208,7 @@ class Goodput:
       self._warned = True
 
 
-def read(workdir: pathlib.Path) -> dict[str, Any] | None:
+def read(workdir: paths.Path) -> dict[str, Any] | None:
   """The content of goodput.json.
 
   Args:
@@ -246,7 +245,7 @@ def read(workdir: pathlib.Path) -> dict[str, Any] | None:
   return record
 
 
-def read_or_warn(workdir: pathlib.Path) -> dict[str, Any] | None:
+def read_or_warn(workdir: paths.Path) -> dict[str, Any] | None:
   """As `read`; a file that cannot be used is a warning, and None."""
   try:
     return read(workdir)

@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from dmpo_jax.common import files
+from dmpo_jax.common import files, paths
 from dmpo_jax.common.atomic_files import write_atomically
 from dmpo_jax.errors import InputError, short
 
@@ -36,7 +36,7 @@ class Result(NamedTuple):
     captions_truncated: Captions that are longer than the text encoder's context and were cut.
   """
 
-  pipeline: pathlib.Path
+  pipeline: paths.Path
   steps: int
   resumed_at: int
   seconds: float
@@ -45,7 +45,7 @@ class Result(NamedTuple):
   captions_truncated: int
 
 
-def write_summary(workdir: pathlib.Path, result: Result) -> None:
+def write_summary(workdir: paths.Path, result: Result) -> None:
   """Writes summary.json: the result, and size and SHA-256 of each file of the run's results.
 
   Args:
@@ -64,7 +64,7 @@ def write_summary(workdir: pathlib.Path, result: Result) -> None:
   write_atomically(workdir / SUMMARY_FILE, json.dumps(content, indent=1) + "\n")
 
 
-def read_summary(workdir: pathlib.Path, steps: int) -> dict[str, Any] | None:
+def read_summary(workdir: paths.Path, steps: int) -> dict[str, Any] | None:
   """The result of a run that has finished, if all files of its results are as it wrote them.
 
   Files of others beside them do not matter. A warning names what is missing or damaged: the caller
@@ -96,7 +96,7 @@ def read_summary(workdir: pathlib.Path, steps: int) -> dict[str, Any] | None:
   return fields
 
 
-def _fields(path: pathlib.Path, summary: Mapping[str, Any]) -> dict[str, Any]:
+def _fields(path: paths.Path, summary: Mapping[str, Any]) -> dict[str, Any]:
   """The fields of `Result` in a summary, without the pipeline."""
   types = {name: kind for name, kind in Result.__annotations__.items() if name != PIPELINE}
   for name, kind in types.items():
@@ -106,7 +106,7 @@ def _fields(path: pathlib.Path, summary: Mapping[str, Any]) -> dict[str, Any]:
   return {name: summary[name] for name in types}
 
 
-def _check_files(workdir: pathlib.Path, path: pathlib.Path, listed: Any) -> None:
+def _check_files(workdir: paths.Path, path: paths.Path, listed: Any) -> None:
   """Raises InputError for the first file of the results that is not as the run wrote it."""
   if not isinstance(listed, dict) or not listed:
     raise InputError(f"{path} lists no files of the results")
@@ -126,6 +126,6 @@ def _check_files(workdir: pathlib.Path, path: pathlib.Path, listed: Any) -> None
       raise InputError(f"{workdir / name} has changed since the run finished")
 
 
-def _sha256(path: pathlib.Path) -> str:
+def _sha256(path: paths.Path) -> str:
   with path.open("rb") as stream:
     return hashlib.file_digest(stream, "sha256").hexdigest()

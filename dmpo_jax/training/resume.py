@@ -2,7 +2,6 @@
 
 import json
 import logging
-import pathlib
 import platform
 from importlib import metadata
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 import dmpo_jax
+from dmpo_jax.common import paths
 from dmpo_jax.common.atomic_files import write_atomically
 from dmpo_jax.common.differences import ABSENT, differences
 from dmpo_jax.errors import InputError
@@ -93,7 +93,7 @@ def versions() -> dict[str, str]:
   return {"dmpo_jax": dmpo_jax.__version__, "python": platform.python_version(), **packages}
 
 
-def record_versions(workdir: pathlib.Path, step: int) -> None:
+def record_versions(workdir: paths.Path, step: int) -> None:
   """Records the versions in run.json, and warns if the run has been at work with others.
 
   run.json lists them for the first start and for each start with others, with the step.

@@ -3,8 +3,8 @@
 import contextlib
 import functools
 import logging
-import pathlib
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from dmpo_jax import interop
+from dmpo_jax.common import paths
 from dmpo_jax.errors import InputError, PreemptedError
 from dmpo_jax.parallel import sharding
 from dmpo_jax.parallel.array_checksums import tree_checksum
@@ -24,7 +25,7 @@ from dmpo_jax.training.device_batches import DeviceBatches, check_devices
 from dmpo_jax.training.export import check_base_weights, save_run
 from dmpo_jax.training.goodput import Goodput
 from dmpo_jax.training.loop import take_steps
-from dmpo_jax.training.monitor.alarms import Alarms, AlarmStop
+from dmpo_jax.training.monitor.alarms import AlarmStop
 from dmpo_jax.training.monitor.monitor import Monitor
 from dmpo_jax.training.monitor.monitored_run import MonitoredRun
 from dmpo_jax.training.optimizer import make_optimizer
@@ -63,7 +64,7 @@ MUTABLE_KEYS = ("num_steps", "checkpoint", *MONITOR_KEYS, *LAYOUT_KEYS)
 
 def train(
   config: ConfigDict,
-  workdir: pathlib.Path,
+  workdir: paths.Path,
   *,
   show_progress: bool = True,
   processes: Processes | None = None,
@@ -76,9 +77,9 @@ def train(
 
   Args:
     config: See `dmpo_jax.training.config.default`.
-    workdir: Directory of this run alone: run.json, checkpoints/, metrics.jsonl, goodput.json,
-      tensorboard/, the files of docs/monitoring.md, and at the end pipeline/, with LoRA lora/ too,
-      and summary.json. All processes share it.
+    workdir: Directory of this run alone, local or in a bucket: run.json, checkpoints/, metrics/,
+      goodput.json, tensorboard/, the files of docs/monitoring.md, and at the end pipeline/, with
+      LoRA lora/ too, and summary.json. All processes share it.
     show_progress: Whether to show a progress bar.
     processes: The processes of the run, all of which call this; None: this one alone.
 
@@ -95,12 +96,12 @@ def train(
       checkpoint before the alarm.
   """
   start_time, goodput = time.perf_counter(), Goodput()
-  config, workdir = configs.check(config), pathlib.Path(workdir)
+  config, workdir = configs.check(config), paths.parse(workdir)
   processes = processes or Processes()
   total = config.num_steps
   with contextlib.ExitStack() as outer:
     outer.enter_context(processes.preemption_handler())
-    outer.enter_context(run_lock(workdir, processes))
+    check_lock = outer.enter_context(run_lock(workdir, processes))
     outer.enter_context(contextlib.closing(goodput))
     # Mesh.
     check_base_pipeline(config.pipeline, workdir)
@@ -210,7 +211,10 @@ def train(
           monitor.start(first, state, frozen, trained, batch)
           del trained, batch  # or the initial parameters would stay in memory
           loop_time = time.perf_counter()
-          save = functools.partial(_save, config, fingerprint, checkpoints, monitor.alarms, goodput)
+          save = functools.partial(
+            _save, config, fingerprint, checkpoints, monitor, goodput, check_lock
+          )
+          hooks = RunHooks(config, processes, checkpoints, monitor, bar, frozen, save, check_lock)
           try:
             with goodput.part("steps"):
               state, done = take_steps(
@@ -221,7 +225,7 @@ def train(
                 frozen=frozen,
                 reference=reference,
                 first=first,
-                hooks=RunHooks(config, processes, checkpoints, monitor, bar, frozen, save),
+                hooks=hooks,
               )
           except AlarmStop as alarm:  # in all processes at the same step
             stop = stop_record(config, alarm)
@@ -285,8 +289,8 @@ def run_fingerprint(
     "config", "data" and "base_weights" (checksums) and "captions_truncated".
   """
   fixed = {key: value for key, value in config.to_dict().items() if key not in MUTABLE_KEYS}
-  if config.pipeline and pathlib.Path(config.pipeline).is_dir():
-    fixed["pipeline"] = str(pathlib.Path(config.pipeline).absolute())
+  if config.pipeline and paths.parse(config.pipeline).is_dir():
+    fixed["pipeline"] = str(paths.parse(config.pipeline).absolute())
   return {
     "config": fixed,
     "data": examples.fingerprint(),
@@ -313,7 +317,7 @@ def load_base_pipeline(
   return pipeline
 
 
-def _is_complete(workdir: pathlib.Path, step: int, processes: Processes) -> bool:
+def _is_complete(workdir: paths.Path, step: int, processes: Processes) -> bool:
   """Whether the results of a step are in the work directory; False in all but the first process."""
   return processes.is_first and read_summary(workdir, step) is not None
 
@@ -333,12 +337,15 @@ def _save(
   config: ConfigDict,
   fingerprint: dict[str, Any],
   checkpoints: Checkpoints,
-  alarms: Alarms,
+  monitor: Monitor,
   goodput: Goodput,
+  check_lock: Callable[[], None],
   step: int,
   state: State,
 ) -> None:
-  data = {**position(config, fingerprint["base_weights"], step), "alarms": alarms.state()}
+  check_lock()
+  monitor.flush()  # before the checkpoint: a resumed run does not repeat these steps
+  data = {**position(config, fingerprint["base_weights"], step), "alarms": monitor.alarms.state()}
   with goodput.part("save"):
     checkpoints.save(step, to_saved(state), data)
   goodput.saved(step)

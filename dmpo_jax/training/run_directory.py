@@ -8,13 +8,13 @@ import os
 import pathlib
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any
 
 from ml_collections import ConfigDict
 
 from dmpo_jax import data
-from dmpo_jax.common import atomic_folders, files
+from dmpo_jax.common import atomic_folders, file_lock, files, leases, paths
 from dmpo_jax.common.atomic_files import write_atomically
 from dmpo_jax.common.differences import ABSENT, describe, differences
 from dmpo_jax.errors import InputError
@@ -35,7 +35,7 @@ SYNC_TIMEOUT = 30.0
 
 
 @contextlib.contextmanager
-def run_lock(workdir: pathlib.Path, processes: Processes) -> Iterator[None]:
+def run_lock(workdir: paths.Path, processes: Processes) -> Iterator[Callable[[], None]]:
   """Locks the work directory for the processes of one run.
 
   A run that is refused before it has written anything leaves no new directory.
@@ -43,6 +43,10 @@ def run_lock(workdir: pathlib.Path, processes: Processes) -> Iterator[None]:
   Args:
     workdir: Work directory; created if missing.
     processes: The processes of the run; all of them call this.
+
+  Yields:
+    A function that raises InputError once another run has locked the directory, which happens in a
+    bucket to a run that gave no sign for long.
 
   Raises:
     InputError: Another run has locked the directory, or this process sees another directory than
@@ -53,24 +57,28 @@ def run_lock(workdir: pathlib.Path, processes: Processes) -> Iterator[None]:
   new = [file for file in (workdir / "checkpoints", path) if not file.exists()]
   workdir.mkdir(parents=True, exist_ok=True)
   with contextlib.ExitStack() as stack:
+    held = None
     if processes.is_first:
-      stack.enter_context(_lock(path))
+      held = stack.enter_context(_lock(path))
       atomic_folders.recover(workdir)
     if processes.count > 1:
       token = uuid.uuid4().hex
       if processes.is_first:
-        path.write_text(token)
+        file_lock.write_note(path, token)
       _check_shared(path, processes.broadcast(token))
     try:
-      yield
+      yield held.check if isinstance(held, leases.Lease) else lambda: None
     except InputError:
       if processes.count == 1 and not (workdir / RUN_FILE).exists():
         _remove_empty([*new, *made])
       raise
 
 
-def _lock(path: pathlib.Path) -> IO[str]:
-  """An open file, which this process has locked."""
+def _lock(path: paths.Path) -> contextlib.AbstractContextManager[IO[str] | leases.Lease]:
+  """The context of an open file, which this process has locked, or of a lease."""
+  busy = f"another process is training in {path.parent}; wait, or use another"
+  if not isinstance(path, pathlib.Path):
+    return file_lock.lock(path, busy)
   while True:
     stream = path.open("a+")
     try:
@@ -81,9 +89,7 @@ def _lock(path: pathlib.Path) -> IO[str]:
       path.parent.mkdir(parents=True, exist_ok=True)
     except BlockingIOError as error:
       stream.close()
-      raise InputError(
-        f"another process is training in {path.parent}; wait, or use another"
-      ) from error
+      raise InputError(busy) from error
     except OSError as error:
       stream.close()
       raise OSError(
@@ -92,7 +98,7 @@ def _lock(path: pathlib.Path) -> IO[str]:
     stream.close()  # a run that was refused has removed the file meanwhile
 
 
-def _remove_empty(paths: Iterable[pathlib.Path]) -> None:
+def _remove_empty(paths: Iterable[paths.Path]) -> None:
   """Removes files and folders in order, as far as they are empty."""
   for path in paths:
     with contextlib.suppress(OSError):
@@ -102,10 +108,10 @@ def _remove_empty(paths: Iterable[pathlib.Path]) -> None:
         path.unlink()
 
 
-def _check_shared(path: pathlib.Path, token: str) -> None:
+def _check_shared(path: paths.Path, token: str) -> None:
   """Raises unless the file shows the token that process 0 has written."""
   deadline = time.monotonic() + SYNC_TIMEOUT
-  while not path.exists() or path.read_text() != token:
+  while file_lock.read_note(path) != token:
     if time.monotonic() > deadline:
       raise InputError(
         f"this process does not see the files that process 0 writes to {path.parent}: all "
@@ -114,7 +120,7 @@ def _check_shared(path: pathlib.Path, token: str) -> None:
     time.sleep(0.2)
 
 
-def check_base_pipeline(pipeline: str, workdir: pathlib.Path) -> None:
+def check_base_pipeline(pipeline: str, workdir: paths.Path) -> None:
   """Raises if the base pipeline lies in the work directory, whose pipeline the run replaces.
 
   Args:
@@ -124,7 +130,7 @@ def check_base_pipeline(pipeline: str, workdir: pathlib.Path) -> None:
   Raises:
     InputError: `pipeline` is a folder inside `workdir`.
   """
-  if pipeline and pathlib.Path(pipeline).resolve().is_relative_to(workdir.resolve()):
+  if pipeline and paths.parse(pipeline).resolve().is_relative_to(workdir.resolve()):
     raise InputError(
       f"config.pipeline {pipeline!r} lies in the work directory {workdir}, whose pipeline the run "
       "replaces: after a resume its reference would be the trained policy; use another work "
@@ -132,7 +138,7 @@ def check_base_pipeline(pipeline: str, workdir: pathlib.Path) -> None:
     )
 
 
-def read_run(workdir: pathlib.Path) -> dict[str, Any]:
+def read_run(workdir: paths.Path) -> dict[str, Any]:
   """Reads run.json.
 
   Args:
@@ -168,7 +174,7 @@ def read_run(workdir: pathlib.Path) -> dict[str, Any]:
   return content
 
 
-def run_config(workdir: pathlib.Path) -> ConfigDict:
+def run_config(workdir: paths.Path) -> ConfigDict:
   """The config of a run; keys that it is too old to have are at their defaults.
 
   Args:
@@ -218,7 +224,7 @@ def _renames(config: dict[str, Any]) -> list[str]:
   return lines
 
 
-def check_fingerprint(workdir: pathlib.Path, fingerprint: dict[str, Any]) -> None:
+def check_fingerprint(workdir: paths.Path, fingerprint: dict[str, Any]) -> None:
   """Raises if the work directory belongs to another run; a new directory passes.
 
   Args:
@@ -266,7 +272,7 @@ def _is_default(key: str, value: Any) -> bool:
   return default is not ABSENT and not differences({"": default}, {"": value})
 
 
-def write_fingerprint(workdir: pathlib.Path, fingerprint: dict[str, Any]) -> None:
+def write_fingerprint(workdir: paths.Path, fingerprint: dict[str, Any]) -> None:
   """Writes run.json into a new work directory, or checks the one that is there.
 
   Args:

@@ -12,9 +12,9 @@ from dmpo_jax.training.step import State
 class RunHooks(Hooks):
   """Progress bar, metrics, evaluation and checkpoints of a run."""
 
-  def __init__(self, config, processes, checkpoints, monitor, bar, frozen, save):
+  def __init__(self, config, processes, checkpoints, monitor, bar, frozen, save, check_lock):
     self._config, self._processes = config, processes
-    self._frozen, self._save = frozen, save
+    self._frozen, self._save, self._check_lock = frozen, save, check_lock
     self._checkpoints, self._monitor, self._bar = checkpoints, monitor, bar
 
   def should_stop(self, step: int) -> bool:
@@ -33,6 +33,7 @@ class RunHooks(Hooks):
       self._checkpoints.wait()
       raise _not_finite(result, metrics, self._checkpoints)
     self._checkpoints.check()
+    self._check_lock()
     self._monitor.record(result.step, metrics)
     shown = {k: f"{metrics[k]:.4g}" for k in ("loss", "accuracy") if k in metrics}
     self._bar.set_postfix(shown, refresh=False)

@@ -1,12 +1,11 @@
 """The end of a run by an alarm of config.health.stop, which its work directory remembers."""
 
 import json
-import pathlib
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from dmpo_jax.common import files
+from dmpo_jax.common import files, paths
 from dmpo_jax.common.atomic_files import write_atomically
 from dmpo_jax.errors import StoppedError
 from dmpo_jax.training.monitor.alarms import ADVICE, AlarmStop
@@ -25,12 +24,12 @@ def stop_record(config: ConfigDict, alarm: AlarmStop) -> dict[str, Any]:
   }
 
 
-def write_stop(workdir: pathlib.Path, stop: dict[str, Any]) -> None:
+def write_stop(workdir: paths.Path, stop: dict[str, Any]) -> None:
   """Records in a work directory that an alarm has ended the run; see `stop_record`."""
   write_atomically(workdir / STOP_FILE, json.dumps(stop, indent=1) + "\n")
 
 
-def read_stop(workdir: pathlib.Path, config: ConfigDict) -> dict[str, Any] | None:
+def read_stop(workdir: paths.Path, config: ConfigDict) -> dict[str, Any] | None:
   """The alarm that has ended a run, where config.health still says so.
 
   Args:
@@ -55,12 +54,12 @@ def read_stop(workdir: pathlib.Path, config: ConfigDict) -> dict[str, Any] | Non
     return content if content["health"] == _settings(config) else None
 
 
-def remove_stop(workdir: pathlib.Path) -> None:
+def remove_stop(workdir: paths.Path) -> None:
   """Forgets the alarm that has ended a run, because the run goes on."""
   (workdir / STOP_FILE).unlink(missing_ok=True)
 
 
-def stopped_error(stop: dict[str, Any], checkpoint: int, pipeline: pathlib.Path) -> StoppedError:
+def stopped_error(stop: dict[str, Any], checkpoint: int, pipeline: paths.Path) -> StoppedError:
   """The error that ends a run by an alarm.
 
   Args:

@@ -77,7 +77,7 @@ def test_alignment_changes_the_references_unet_and_not_its_text_encoder(workdir)
 
 @pytest.mark.slow
 def test_a_second_start_trains_and_samples_nothing(workdir):
-  files = [*workdir.glob("*/metrics.jsonl"), *workdir.glob("*/samples_8.npz")]
+  files = [*workdir.glob("*/metrics/train-000000.jsonl"), *workdir.glob("*/samples_8.npz")]
   before = {path: path.stat().st_mtime_ns for path in files}
   assert len(before) == 8
   assert main(["quickstart", "--workdir", str(workdir), *ARGUMENTS]) == 0

@@ -20,9 +20,9 @@ ANY SIZE
 """
 
 import argparse
-import pathlib
 
 from dmpo_jax.commands.data import shared_work
+from dmpo_jax.common import paths
 
 # The defaults are repeated here, because to import them takes as long as to import numpy.
 DTYPES = ("float16", "bfloat16", "float32")
@@ -30,7 +30,7 @@ DTYPES = ("float16", "bfloat16", "float32")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Declares the command's options."""
-  parser.add_argument("folder", type=pathlib.Path, help="folder that data convert wrote")
+  parser.add_argument("folder", type=paths.argument, help="folder that data convert wrote")
   parser.add_argument(
     "--pipeline", required=True, help="folder in diffusers' format, or owner/name on the hub"
   )
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--variant", help="variant of the weights, such as fp16 (default: weights without a variant)"
   )
-  parser.add_argument("--out", required=True, type=pathlib.Path, help="folder to write")
+  parser.add_argument("--out", required=True, type=paths.argument, help="folder to write")
   parser.add_argument("--split", default="train", help="split to encode (default: train)")
   parser.add_argument(
     "--size", type=int, default=512, help="side of the square images in pixels (default: 512)"

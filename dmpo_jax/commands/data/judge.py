@@ -13,16 +13,16 @@ The table also holds both scores; edit its label_0, or write your own, to state 
 """
 
 import argparse
-import pathlib
 
 from dmpo_jax.commands.scorer_options import add_scorer
+from dmpo_jax.common import paths
 
 TABLE = "pairs.csv"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Declares the command's options."""
-  parser.add_argument("samples", type=pathlib.Path, help="folder that dmpo-jax sample wrote")
+  parser.add_argument("samples", type=paths.argument, help="folder that dmpo-jax sample wrote")
   add_scorer(parser, "--scorer", "--score", required=True)
   parser.add_argument(
     "--temperature",

@@ -1,12 +1,11 @@
 """Parameters in a run's checkpoint under torch's names, read in groups."""
 
-import pathlib
 import re
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from dmpo_jax.common import files
+from dmpo_jax.common import files, paths
 from dmpo_jax.errors import InputError
 from dmpo_jax.interop import state_dict
 from dmpo_jax.models import trees
@@ -57,7 +56,7 @@ class Leaf(NamedTuple):
     return state_dict.to_torch(self.reader.leaf(self.path), self.path)
 
 
-def run_of(path: pathlib.Path) -> tuple[pathlib.Path | None, int | None]:
+def run_of(path: paths.Path) -> tuple[paths.Path | None, int | None]:
   """Run and step that a path belongs to.
 
   Args:
@@ -75,7 +74,7 @@ def run_of(path: pathlib.Path) -> tuple[pathlib.Path | None, int | None]:
   return (run, step) if (run / "run.json").is_file() else (None, None)
 
 
-def open_checkpoint(run: pathlib.Path, step: int | None, *, weights: str) -> Checkpoint:
+def open_checkpoint(run: paths.Path, step: int | None, *, weights: str) -> Checkpoint:
   """Opens a checkpoint of a run, which may still be training.
 
   Args:
@@ -125,7 +124,7 @@ def open_checkpoint(run: pathlib.Path, step: int | None, *, weights: str) -> Che
 class _Reader:
   """Restores leaves in groups and keeps the last group in memory."""
 
-  def __init__(self, folder: pathlib.Path):
+  def __init__(self, folder: paths.Path):
     import orbax.checkpoint as ocp
 
     self._ocp, self._folder = ocp, folder

@@ -2,13 +2,13 @@
 
 import filecmp
 import math
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from dmpo_jax.commands.inspect.sources import Component, Source
+from dmpo_jax.common import paths
 from dmpo_jax.errors import InputError
 from dmpo_jax.interop import state_dict
 
@@ -103,7 +103,7 @@ def differences(component: Component, other: Component) -> Json:
   return result
 
 
-def _file_difference(here: pathlib.Path | None, there: pathlib.Path | None) -> str:
+def _file_difference(here: paths.Path | None, there: paths.Path | None) -> str:
   if here is None or there is None:
     return "only there" if here is None else "only here"
   return "" if filecmp.cmp(here, there, shallow=False) else "differs"

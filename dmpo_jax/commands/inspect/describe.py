@@ -2,14 +2,13 @@
 
 import collections
 import math
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from dmpo_jax.commands.inspect.sources import Component, Source
-from dmpo_jax.common import files
+from dmpo_jax.common import files, paths
 from dmpo_jax.interop import lora_config, lora_entries, lora_file, lora_names
 
 # The most informative fields of all configs, in the order in which they are shown.
@@ -108,7 +107,7 @@ def _lora(source: Source) -> dict[str, Any] | None:
   parts = {name: part for name, part in parts.items() if part["layers"]}
   if not parts:
     return None
-  path = pathlib.Path(source.path)
+  path = paths.parse(source.path)
   path = lora_file.locate(path) if path.exists() else path
   configs = lora_config.read_configs(
     path, source.metadata, peft=lora_file.is_peft(path, component.tensors)

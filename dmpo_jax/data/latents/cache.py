@@ -7,11 +7,11 @@ are functions of arrays (`LatentEncoders`); no file here knows a model.
 """
 
 import json
-import pathlib
 from collections.abc import Callable
 
 import numpy as np
 
+from dmpo_jax.common import paths
 from dmpo_jax.common.atomic_files import write_atomically
 from dmpo_jax.data import pair_index, resumable, tfds_folder
 from dmpo_jax.data.latents import options as cache_options
@@ -27,8 +27,8 @@ WORKING = "caching"
 
 
 def cache_latents(
-  source: pathlib.Path,
-  out: pathlib.Path,
+  source: paths.Path,
+  out: paths.Path,
   encoders: LatentEncoders,
   options: Options,
   *,
@@ -58,7 +58,7 @@ def cache_latents(
   """
   cache_options.check(options, channels=encoders.channels)
   resumable.check_hosts(host, hosts)
-  pairs = tfds_folder.PairSource(pathlib.Path(source), options.split)
+  pairs = tfds_folder.PairSource(paths.parse(source), options.split)
   split = FolderSplit(str(source), options.split, "soft", len(pairs), pairs.__getitem__)
   count = -(-len(pairs) // options.pairs_per_shard)
   folder = _folder(out)
@@ -83,13 +83,13 @@ def cache_latents(
     return folder.finish(count, lambda: _complete(job, plan), records.read_manifest)
 
 
-def missing(out: pathlib.Path) -> int:
+def missing(out: paths.Path) -> int:
   """Number of shards of an unfinished folder that are not encoded yet."""
   return len(_folder(out).missing(resumable.shards(out)))
 
 
-def _folder(out: pathlib.Path) -> ResumableFolder:
-  out = pathlib.Path(out)
+def _folder(out: paths.Path) -> ResumableFolder:
+  out = paths.parse(out)
   return ResumableFolder(out, out / WORKING, out / records.MANIFEST, "cache of latents")
 
 

@@ -1,14 +1,13 @@
 """Types and ranges of the fields of a manifest of cached latents."""
 
 import math
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from dmpo_jax.common import json_types
+from dmpo_jax.common import json_types, paths
 from dmpo_jax.common.files import check_name, located
 from dmpo_jax.common.json_types import COUNT, NUMBER, POSITIVE, Dict, List, Range
 from dmpo_jax.data.latents import options as cache_options
@@ -64,7 +63,7 @@ SCHEMA = {
 SIDE = Range(1, 2**24)
 
 
-def check(manifest: Mapping[str, Any], path: pathlib.Path, advice: str) -> None:
+def check(manifest: Mapping[str, Any], path: paths.Path, advice: str) -> None:
   """Checks that a manifest describes cached latents that can be read.
 
   Args:
@@ -90,7 +89,7 @@ def check(manifest: Mapping[str, Any], path: pathlib.Path, advice: str) -> None:
     raise InputError(f"{path} is damaged: {error}; {advice}") from error
 
 
-def _check_layout(layout: Layout, kind: str, path: pathlib.Path) -> None:
+def _check_layout(layout: Layout, kind: str, path: paths.Path) -> None:
   size, names = 0, []
   for i, entry in enumerate(layout):
     if len(entry) != 3 or not isinstance(entry[0], str) or entry[1] not in tuple(DTYPES):

@@ -14,13 +14,12 @@ manifest's layout. Token ids and embeddings have the names that the pipeline giv
 import hashlib
 import json
 import math
-import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from dmpo_jax.common import files
+from dmpo_jax.common import files, paths
 from dmpo_jax.data import pair_index, tfds_folder
 from dmpo_jax.data.latents import manifest_types
 from dmpo_jax.data.latents.manifest_types import (
@@ -126,7 +125,7 @@ def unpack(layout: Layout, record: bytes) -> dict[str, np.ndarray]:
   return arrays
 
 
-def read_manifest(folder: pathlib.Path) -> dict:
+def read_manifest(folder: paths.Path) -> dict:
   """Reads the manifest of a folder after a check that its files are complete.
 
   Args:
@@ -138,7 +137,7 @@ def read_manifest(folder: pathlib.Path) -> dict:
   Raises:
     InputError: The folder is unfinished or of another version, or a file is missing or damaged.
   """
-  folder = pathlib.Path(folder)
+  folder = paths.parse(folder)
   check_text("the path of the folder", str(folder))  # ArrayRecord takes no other
   path = folder / MANIFEST
   if not path.is_file():
@@ -179,8 +178,8 @@ class CachedPairSource:
     InputError: See `read_manifest`.
   """
 
-  def __init__(self, folder: pathlib.Path):
-    self.folder, self.manifest = pathlib.Path(folder), read_manifest(folder)
+  def __init__(self, folder: paths.Path):
+    self.folder, self.manifest = paths.parse(folder), read_manifest(folder)
     self.layout = self.manifest["layout"]
     self.views = self.manifest["options"]["augmentations"]
     self.pairs_per_shard = self.manifest["options"]["pairs_per_shard"]
@@ -237,7 +236,7 @@ def checksum(manifest: Mapping[str, Any]) -> str:
   return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
-def sha256(path: pathlib.Path) -> str:
+def sha256(path: paths.Path) -> str:
   """SHA-256 of a file in hexadecimal."""
   with path.open("rb") as stream:
     return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -6,11 +6,11 @@
 Without the column `split` all rows belong to "train". Other columns are ignored.
 """
 
-import pathlib
 from collections.abc import Iterator
 
 import numpy as np
 
+from dmpo_jax.common import paths
 from dmpo_jax.data import crops, images
 from dmpo_jax.data.convert import row_values, tables
 from dmpo_jax.data.in_memory import Examples
@@ -21,7 +21,7 @@ TABLE, IMAGES = "captions.csv", "images"
 COLUMNS, OPTIONAL = ("file", "caption"), ("split",)
 
 
-def load(folder: pathlib.Path, *, size: int, split: str) -> Examples:
+def load(folder: paths.Path, *, size: int, split: str) -> Examples:
   """The images of a split, decoded into memory.
 
   Args:
@@ -37,7 +37,7 @@ def load(folder: pathlib.Path, *, size: int, split: str) -> Examples:
       names the row), or the split has no row.
   """
   crops.check(size=size, crop="center", channels=3)
-  table = pathlib.Path(folder) / TABLE
+  table = paths.parse(folder) / TABLE
   examples, splits = [], set()
   for number, row in _rows(table):
     try:
@@ -62,7 +62,7 @@ def load(folder: pathlib.Path, *, size: int, split: str) -> Examples:
   )
 
 
-def _rows(table: pathlib.Path) -> Iterator[tuple[int, dict]]:
+def _rows(table: paths.Path) -> Iterator[tuple[int, dict]]:
   """(number, values by column) of the rows of the table."""
   if not table.is_file():
     raise InputError(f"there is no table {table}")

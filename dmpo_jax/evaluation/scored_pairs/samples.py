@@ -2,7 +2,6 @@
 
 import functools
 import io
-import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -11,7 +10,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from PIL import Image
 
-from dmpo_jax.common import files
+from dmpo_jax.common import files, paths
 from dmpo_jax.data import images, pairs, resumable
 from dmpo_jax.errors import InputError, short
 from dmpo_jax.pipelines import sample_batches
@@ -122,7 +121,7 @@ def of_pipeline(
   return Samples(model, list(prompts), plan, read)
 
 
-def of_folder(folder: pathlib.Path) -> Samples:
+def of_folder(folder: paths.Path) -> Samples:
   """Samples in a folder that `dmpo-jax sample` wrote.
 
   Args:
@@ -134,7 +133,7 @@ def of_folder(folder: pathlib.Path) -> Samples:
   Raises:
     InputError: The folder has no samples or one per prompt, or its manifest is damaged.
   """
-  folder = pathlib.Path(folder)
+  folder = paths.parse(folder)
   model, by_prompt = _read_manifest(folder)
   prompts = unique(list(by_prompt))
 
@@ -150,9 +149,9 @@ def of_folder(folder: pathlib.Path) -> Samples:
   return Samples(model, prompts, plan, read)
 
 
-def file_names(folder: pathlib.Path) -> dict[str, dict[int, str]]:
+def file_names(folder: paths.Path) -> dict[str, dict[int, str]]:
   """File name by prompt and seed in a folder of samples; see `of_folder` for errors."""
-  return _read_manifest(pathlib.Path(folder))[1]
+  return _read_manifest(paths.parse(folder))[1]
 
 
 def _png(levels: np.ndarray) -> bytes:
@@ -161,7 +160,7 @@ def _png(levels: np.ndarray) -> bytes:
   return stream.getvalue()
 
 
-def _read_manifest(folder: pathlib.Path) -> tuple[str, dict[str, dict[int, str]]]:
+def _read_manifest(folder: paths.Path) -> tuple[str, dict[str, dict[int, str]]]:
   """Model that made a folder of samples, and file names by prompt and seed."""
   path = folder / MANIFEST
   if not path.is_file():

@@ -3,7 +3,6 @@
 import functools
 import logging
 import os
-import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dmpo_jax import interop, models
-from dmpo_jax.common import files
+from dmpo_jax.common import files, paths
 from dmpo_jax.errors import InputError, short
 from dmpo_jax.evaluation.scorers.base import Images
 from dmpo_jax.evaluation.scorers.batches import batched, rows_on
@@ -141,7 +140,7 @@ def check_ids(tokens: interop.Tokens, vocabulary: int, longest: int) -> None:
     )
 
 
-def _tokenizer(folder: pathlib.Path | None, source: str | None) -> Any:
+def _tokenizer(folder: paths.Path | None, source: str | None) -> Any:
   """The tokenizer of a CLIP model."""
   beside = folder is not None and any(
     (folder / name).is_file() for name in ("tokenizer.json", "vocab.json")
@@ -159,7 +158,7 @@ def _tokenizer(folder: pathlib.Path | None, source: str | None) -> Any:
     ) from error
 
 
-def _stated(folder: pathlib.Path | None) -> Preprocessing:
+def _stated(folder: paths.Path | None) -> Preprocessing:
   """transformers' preprocessing, with the mean and deviation of a folder."""
   plain = Preprocessing(0)
   file = None if folder is None else folder / PREPROCESSOR
@@ -180,7 +179,7 @@ def _stated(folder: pathlib.Path | None) -> Preprocessing:
   return plain._replace(**values)
 
 
-def find_file(source: str, name: str) -> str | pathlib.Path:
+def find_file(source: str, name: str) -> str | paths.Path:
   """A file, given itself, its folder or the repository that has it.
 
   Args:

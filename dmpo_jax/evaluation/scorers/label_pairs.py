@@ -2,9 +2,9 @@
 
 import csv
 import io
-import pathlib
 from typing import NamedTuple
 
+from dmpo_jax.common import paths
 from dmpo_jax.common.atomic_files import write_atomically
 from dmpo_jax.evaluation.scored_pairs import choose, samples
 from dmpo_jax.evaluation.scorers.base import Scorer
@@ -28,7 +28,7 @@ class LabelledPairs(NamedTuple):
 
 
 def label_pairs(
-  folder: pathlib.Path, *, scorer: Scorer, temperature: float, seed: int
+  folder: paths.Path, *, scorer: Scorer, temperature: float, seed: int
 ) -> LabelledPairs:
   """All pairs of images of one prompt in a folder of samples, with sampled labels.
 
@@ -68,7 +68,7 @@ def label_pairs(
   return LabelledPairs(rows, choose.summary(choose.merge(counts)))
 
 
-def write_table(path: pathlib.Path, rows: list[dict]) -> None:
+def write_table(path: paths.Path, rows: list[dict]) -> None:
   """Writes the rows of `LabelledPairs` as CSV, whole or not at all."""
   stream = io.StringIO(newline="")
   writer = csv.DictWriter(stream, COLUMNS)

@@ -1,19 +1,18 @@
 """Figure of the held-out evaluation, from the records in held_out.jsonl."""
 
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from dmpo_jax.common import optional
+from dmpo_jax.common import optional, paths
 from dmpo_jax.common.atomic_files import write_atomically
 
 TEXT, SECONDARY_TEXT, GRID = "#20232b", "#5c6370", "#d5d9e0"
 PREFERRED, REJECTED, OTHER, ALARM = "#0d8577", "#dc2f55", "#2563eb", "#b42318"
 
 
-def plot(records: Sequence[dict[str, Any]], path: pathlib.Path, *, title: str) -> None:
+def plot(records: Sequence[dict[str, Any]], path: paths.Path, *, title: str) -> None:
   """Plots the metrics of held-out evaluations over the steps of a run, as PNG.
 
   The upper row shows means over all timesteps, the lower row one curve per timestep bin, darker

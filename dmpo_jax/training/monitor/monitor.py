@@ -6,13 +6,13 @@ one run.
 """
 
 import logging
-import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
+from dmpo_jax.common import mirrors, paths
 from dmpo_jax.common.atomic_files import writing
 from dmpo_jax.errors import InputError, short
 from dmpo_jax.models import flops
@@ -220,6 +220,11 @@ class Monitor:
       )
     LOGGER.warning("%s; they are black", text)
 
+  def flush(self) -> None:
+    """Writes the records of all steps so far; called before a checkpoint is saved."""
+    if self._writer is not None:
+      self._writer.flush()
+
   def close(self) -> None:
     """Ends the profile and closes all files."""
     if self._profile is not None:
@@ -239,14 +244,16 @@ class Profile:
     folder: Folder of the trace, which TensorBoard and Perfetto read.
   """
 
-  def __init__(self, section: ConfigDict, folder: pathlib.Path):
+  def __init__(self, section: ConfigDict, folder: paths.Path):
     self._first, self._end = section.start, section.start + section.steps
     self._folder, self._running = folder, False
+    self._mirror: mirrors.Mirror | None = None
 
   def before_step(self, step: int) -> None:
     """Starts or stops the trace; `step` steps were dispatched."""
     if not self._running and self._first <= step < self._end:
-      jax.profiler.start_trace(str(self._folder))
+      self._mirror = mirrors.Mirror(self._folder)
+      jax.profiler.start_trace(str(self._mirror.local))
       self._running = True
     elif self._running and step >= self._end:
       self.close()
@@ -257,3 +264,4 @@ class Profile:
       self._running = False
       with writing(self._folder):
         jax.profiler.stop_trace()
+        self._mirror.close()

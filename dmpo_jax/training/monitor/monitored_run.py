@@ -1,12 +1,12 @@
 """The parts of a run that its monitor reads."""
 
-import pathlib
 from typing import NamedTuple
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dmpo_jax import interop
+from dmpo_jax.common import paths
 from dmpo_jax.training import setup
 from dmpo_jax.training.objective import Objective
 
@@ -28,4 +28,4 @@ class MonitoredRun(NamedTuple):
   examples: setup.Data
   objective: Objective
   mesh: Mesh
-  workdir: pathlib.Path
+  workdir: paths.Path

@@ -1,6 +1,5 @@
 """Evaluation of a run's samples against those of its initial pipeline, on a small fixed set."""
 
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +8,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dmpo_jax import interop
+from dmpo_jax.common import paths
 from dmpo_jax.common.files import located
 from dmpo_jax.data import prompt_sets
 from dmpo_jax.errors import InputError
@@ -55,7 +55,7 @@ class SampleEvaluation:
   ):
     section = config.evaluation
     with located("config.evaluation.prompts"):
-      prompts = prompt_sets.read(pathlib.Path(section.prompts), limit=section.limit)
+      prompts = prompt_sets.read(paths.parse(section.prompts), limit=section.limit)
     self._units = units.of_prompts(prompts, images_per_prompt=section.seeds)
     self._scorers = []
     if is_first:

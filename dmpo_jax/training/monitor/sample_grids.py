@@ -1,6 +1,5 @@
 """Sample grids of a run: images of the same prompts from the same noise at several steps."""
 
-import pathlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -9,6 +8,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from dmpo_jax import interop
+from dmpo_jax.common import paths
 from dmpo_jax.common.atomic_files import write_atomically
 from dmpo_jax.training.monitor.run_sampler import RunSampler
 from dmpo_jax.training.objective import Params
@@ -75,7 +75,7 @@ class SampleGrid:
     return grid.reshape(-1, self._columns * width, channels), bad
 
 
-def write_grid(folder: pathlib.Path, step: int, grid: np.ndarray, prompts: Sequence[str]) -> None:
+def write_grid(folder: paths.Path, step: int, grid: np.ndarray, prompts: Sequence[str]) -> None:
   """Writes a grid as step_000120.png, and the prompts of its rows as prompts.txt.
 
   Args:

@@ -1,22 +1,23 @@
 """TensorBoard event file, written in the calling thread.
 
 tensorboardX's SummaryWriter writes in a thread of its own. On a full disk that thread dies and the
-next calls block forever.
+next calls block forever. A file that has grown to `FILE_BYTES` is followed by another, because a
+file in a bucket is uploaded whole.
 """
 
-import pathlib
 import time
 from collections.abc import Mapping
 
 import numpy as np
 
+from dmpo_jax.common import mirrors, paths
 from dmpo_jax.common.atomic_files import writing
 
-FLUSH_SECONDS = 10.0
+FILE_BYTES = 1 << 24
 
 
 class Events:
-  """An event file in a folder.
+  """Event files in a folder.
 
   Args:
     folder: Folder of the file; created if missing.
@@ -26,16 +27,17 @@ class Events:
     OSError: The file cannot be written. All methods raise it too.
   """
 
-  def __init__(self, folder: pathlib.Path, *, step: int):
+  def __init__(self, folder: paths.Path, *, step: int):
     # A slow import, which searches for torch.
     from tensorboardX import event_file_writer, summary
     from tensorboardX.proto import event_pb2
 
-    folder.mkdir(parents=True, exist_ok=True)
-    self._folder = folder
+    self._folder, self._mirror = folder, mirrors.Mirror(folder)
     self._summary, self._proto = summary, event_pb2
-    self._file = event_file_writer.EventsWriter(str(folder / "events"))
-    self._flushed = -FLUSH_SECONDS
+    self._writer, self._files = event_file_writer.EventsWriter, 0
+    self._open()
+    self._seconds = mirrors.flush_seconds(folder)
+    self._flushed = -self._seconds
     start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
     self._write(step, session_log=start)
 
@@ -54,10 +56,23 @@ class Events:
     """Flushes and closes the file."""
     with writing(self._folder):
       self._file.close()
+      self._mirror.close()
+
+  def _open(self) -> None:
+    """Begins a new file."""
+    suffix = f".{self._files}" if self._files else ""
+    self._file = self._writer(str(self._mirror.local / "events"), suffix)
+    self._files, self._bytes = self._files + 1, 0
 
   def _write(self, step: int, **content) -> None:
     with writing(self._folder):
-      self._file.write_event(self._proto.Event(step=step, wall_time=time.time(), **content))
-      if time.monotonic() >= self._flushed + FLUSH_SECONDS:
+      event = self._proto.Event(step=step, wall_time=time.time(), **content)
+      self._file.write_event(event)
+      self._bytes += event.ByteSize()
+      if self._bytes > FILE_BYTES:
+        self._file.close()
+        self._open()
+      if time.monotonic() >= self._flushed + self._seconds:
         self._file.flush()
+        self._mirror.flush()
         self._flushed = time.monotonic()

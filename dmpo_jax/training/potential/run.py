@@ -3,7 +3,7 @@
 import functools
 import json
 import logging
-import pathlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from dmpo_jax import ddo, pipelines
+from dmpo_jax.common import paths
 from dmpo_jax.common.atomic_files import write_atomically
 from dmpo_jax.errors import InputError, PreemptedError
 from dmpo_jax.models import potential as networks
@@ -43,13 +44,13 @@ class Result(NamedTuple):
       divergence, effective sample size and largest |f|, on held-out samples.
   """
 
-  potential: pathlib.Path
+  potential: paths.Path
   loops: list[dict[str, float]]
 
 
 def learn(
   config: ConfigDict,
-  workdir: pathlib.Path,
+  workdir: paths.Path,
   score: samples.Score | None,
   *,
   show_progress: bool = True,
@@ -75,9 +76,9 @@ def learn(
     OSError: A file could not be written.
     PreemptedError: The process received SIGTERM.
   """
-  config, workdir = configs.check(config), pathlib.Path(workdir)
+  config, workdir = configs.check(config), paths.parse(workdir)
   processes = Processes()
-  with processes.preemption_handler(), run_lock(workdir, processes):
+  with processes.preemption_handler(), run_lock(workdir, processes) as check_lock:
     check_base_pipeline(config.pipeline, workdir)
     mesh = sharding.make_mesh(config.num_devices, **config.mesh)
     if config.groups % mesh.size:
@@ -117,6 +118,7 @@ def learn(
     )
     with jax.set_mesh(mesh):
       run = _Run(config, workdir, mesh, pipeline, functions, pool, network, processes)
+      run.check_lock = check_lock
       return run.learn(show_progress)
 
 
@@ -126,6 +128,7 @@ class _Run:
   def __init__(self, config, workdir, mesh, pipeline, functions, pool, network, processes):
     self.config, self.workdir, self.mesh, self.pool = config, workdir, mesh, pool
     self.pipeline, self.processes, self.network_config = pipeline, processes, network
+    self.check_lock: Callable[[], None] = lambda: None
     self.functions: TextToImage = functions
     self.network = networks.build(network)
     self.loop_steps = config.num_loops * config.steps_per_loop
@@ -173,6 +176,8 @@ class _Run:
             self._end_loop(done // config.steps_per_loop, state)
           stop = self.processes.should_stop(done) and done < self.total
           if done % config.checkpoint.every == 0 or done == self.total or stop:
+            self.check_lock()
+            writer.flush()
             checkpoints.save(done, state, self._position(done))
           bar.update()
           if stop:

@@ -5,7 +5,6 @@ import functools
 import io
 import json
 import logging
-import pathlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -14,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dmpo_jax import data, interop, pipelines
-from dmpo_jax.common import choose, files
+from dmpo_jax.common import choose, files, paths
 from dmpo_jax.common.atomic_files import write_atomically
 from dmpo_jax.data.datasets import DATASETS, RENAMED
 from dmpo_jax.errors import InputError
@@ -108,7 +107,7 @@ def reference_pool(
   pipeline: interop.Pipeline,
   functions: TextToImage,
   score: Score,
-  workdir: pathlib.Path,
+  workdir: paths.Path,
   devices: Sequence[jax.Device],
   progress: Callable = iter,
 ) -> Pool:
@@ -250,7 +249,7 @@ def pairs_pool(
   return pool, examples.fingerprint()
 
 
-def _read(file: pathlib.Path, content: str) -> np.ndarray | None:
+def _read(file: paths.Path, content: str) -> np.ndarray | None:
   """The samples in a file; None, with a message, if it is damaged or has other content."""
   if not file.exists():
     return None

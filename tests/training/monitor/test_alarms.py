@@ -126,9 +126,9 @@ def test_an_alarm_ends_the_run_with_the_checkpoint_before_it_until_the_config_ch
   assert state_of(tmp_path / "export") == state_of(workdir / "pipeline")
 
   # The same command again: the same message, and nothing is computed.
-  before = (workdir / "metrics.jsonl").stat().st_mtime_ns
+  before = (workdir / "metrics" / "train-000000.jsonl").stat().st_mtime_ns
   assert stopped(ruined(base, "saturates"), workdir) == (status, message)
-  assert (workdir / "metrics.jsonl").stat().st_mtime_ns == before
+  assert (workdir / "metrics" / "train-000000.jsonl").stat().st_mtime_ns == before
 
   # Damaged results are written again.
   file = next((workdir / "pipeline").rglob("*.safetensors"))

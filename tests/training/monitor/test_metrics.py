@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from dmpo_jax.errors import InputError
+from dmpo_jax.training.monitor import metrics
 from dmpo_jax.training.monitor.metrics import MetricsWriter, check_wandb, open_wandb, read
 from dmpo_jax.training.monitor.throughput import TIMINGS, StepTimer
 from tests.common.full_disk import full_disk
@@ -100,7 +101,8 @@ def test_a_start_at_step_0_says_that_the_checkpoints_of_recorded_steps_are_gone(
 def test_a_full_disk_names_the_file_of_the_records(tmp_path, name):
   writer = MetricsWriter(tmp_path, step=0)
   write = writer.write if name == "metrics" else writer.write_held_out
-  match = rf"cannot write \(File too large\); free space.*{name}\.jsonl'"
+  part = "train" if name == "metrics" else name
+  match = rf"cannot write \(File too large\); free space.*{part}-000000\.jsonl'"
   with full_disk(30), pytest.raises(OSError, match=match):
     write(1, _held_out_row(0.125) if name == "held_out" else {"loss": 0.123456789012345})
   writer.close()
@@ -224,3 +226,44 @@ def test_paused_time_is_not_counted():
     time.sleep(0.2)
   timer.done()
   assert timer.metrics(1)["seconds_per_step"] < 0.1
+
+
+def test_records_lie_in_parts_that_are_full_or_written_whole_again(tmp_path, monkeypatch):
+  monkeypatch.setattr(metrics, "PART_RECORDS", 3)
+  writer = MetricsWriter(tmp_path, step=0)
+  for step in range(1, 6):
+    writer.write(step, {"loss": 0.5})
+  writer.close()
+  names = sorted(path.name for path in (tmp_path / "metrics").iterdir())
+  assert names == ["train-000000.jsonl", "train-000001.jsonl"]
+  assert [record["step"] for record in read(tmp_path)] == [1, 2, 3, 4, 5]
+
+
+def test_a_resumed_run_goes_on_in_the_last_part_without_later_records(tmp_path, monkeypatch):
+  monkeypatch.setattr(metrics, "PART_RECORDS", 3)
+  for first, last in ((0, 8), (4, 5), (2, 6)):
+    writer = MetricsWriter(tmp_path, step=first)
+    for step in range(first + 1, last + 1):
+      writer.write(step, {"loss": float(first)})
+    writer.close()
+  assert [(record["step"], record["loss"]) for record in read(tmp_path)] == [
+    *((step, 0.0) for step in (1, 2)),
+    *((step, 2.0) for step in (3, 4, 5, 6)),
+  ]
+
+
+def test_nothing_of_a_flush_is_lost_when_the_process_dies(tmp_path):
+  writer = MetricsWriter(tmp_path, step=0)
+  for step in (1, 2, 3):
+    writer.write(step, {"loss": 0.5})
+  writer.flush()
+  assert [record["step"] for record in read(tmp_path)] == [1, 2, 3]
+
+
+def test_parts_follow_the_records_of_an_older_version(tmp_path):
+  (tmp_path / "metrics.jsonl").write_text("\n".join(GOOD) + "\n")
+  writer = MetricsWriter(tmp_path, step=2)
+  writer.write(3, {"loss": 0.25})
+  writer.close()
+  assert [record["step"] for record in read(tmp_path)] == [1, 2, 3]
+  assert read(tmp_path)[-1]["loss"] == 0.25

@@ -77,7 +77,10 @@ def test_a_run_writes_a_potential_its_loops_and_metrics(learned, pipeline):
   potential = load_potential(learned / "potential", pipelines.load(pipeline))
   assert potential.drift == "log_h"
   assert [loop["loop"] for loop in potential.record["loops"]] == [0, 1, 2]
-  lines = [json.loads(line) for line in (learned / "metrics.jsonl").read_text().splitlines()]
+  lines = [
+    json.loads(line)
+    for line in (learned / "metrics" / "train-000000.jsonl").read_text().splitlines()
+  ]
   assert [line["step"] for line in lines] == list(range(1, 12))
   assert {"loss", "effective_sample_size", "max_potential"} <= set(lines[0])
   assert lines[0]["effective_sample_size"] == pytest.approx(1, abs=1e-4)
@@ -107,7 +110,7 @@ def test_two_devices_learn_the_same_potential(learned, pipeline, tmp_path):
   config.num_devices = 2
   learn(config, tmp_path / "run", score, show_progress=False)
   # By what it does: Adam scales the rounding of a gradient of 0 up, as a constant of f has.
-  for name in ("metrics.jsonl", "loops.json"):
+  for name in ("metrics/train-000000.jsonl", "loops.json"):
     one, two = (numbers(folder / name) for folder in (learned, tmp_path / "run"))
     np.testing.assert_allclose(two, one, atol=2e-3, err_msg=name)
 
