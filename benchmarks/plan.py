@@ -19,6 +19,7 @@ import sys
 GIB = 2**30
 SLICES = ("v5e-16", "v5e-64", "v5p-32", "v6e-16")
 GROWTH = ("v5e-4", "v5e-16", "v5e-64", "v5e-256")
+SEVERAL = ("2xv5e-16", "8xv5e-16", "4xv5p-64")
 COMMON = "--inputs latents_and_embeddings --config.ema_decay=0.999"
 LORA = "--config.lora.rank=16 --config.lora.alpha=16.0"
 SD15 = "--config configs/sd15_dmpo.py --model sd15 --pairs-per-chip 8"
@@ -38,9 +39,10 @@ def rows() -> dict[str, str]:
   settings = [(setting, name) for name in SLICES for setting in SETTINGS]
   settings += [(setting, name) for name in GROWTH for setting in SETTINGS if "full" in setting]
   settings.append(("SD3.5 LoRA", "v5e-1"))
+  settings += [("SD1.5 full", name) for name in SEVERAL]
   result = {}
   for setting, name in settings:
-    fsdp = min(16, int(name.rsplit("-")[1]) // (2 if name.startswith("v5p") else 1))
+    fsdp = min(16, int(name.rsplit("-")[1]) // (2 if "v5p" in name else 1))
     arguments = f"{SETTINGS[setting]} --topology {name} --config.mesh.fsdp={fsdp}"
     result.setdefault(f"{setting} {name}", arguments)
   return result
@@ -70,6 +72,24 @@ def line(name: str, plan: dict, arguments: str) -> str:
   return f"| {' | '.join(cells)} |"
 
 
+def slices_line(name: str, plan: dict) -> str:
+  """Returns a row of the table of several slices in markdown."""
+  seconds, share = plan["seconds"], plan["mfu"]
+  sent = [
+    sum(each["bytes"] for each in plan[key].values()) / 1e9
+    for key in ("collectives", "between_slices")
+  ]
+  cells = [name, str(plan["chips"]), " x ".join(map(str, plan["mesh"].values()))]
+  cells += [f"{plan['total'] / GIB:.2f}", *(f"{size:.2f}" for size in sent)]
+  cells += [f"{seconds[key]:.3f}" for key in ("collectives", "between_slices", "step")]
+  cells += [f"{share[key]:.0%}" for key in ("step", "step_exposed")]
+  return f"| {' | '.join(cells)} |"
+
+
+SLICES_HEADER = """\
+| setting, slices | chips | data x fsdp | GiB per chip | GB sent in a slice | GB sent between \
+| s in a slice | s between | s/step | MFU | none hidden |
+|---|---|---|---|---|---|---|---|---|---|---|"""
 HEADER = """\
 | setting, slice | pairs/chip | state | reference | frozen | activations | GiB in all | fits \
 | model TFLOP | GB sent | s/step | MFU | none hidden | compiler's own |
@@ -84,7 +104,7 @@ def main() -> None:
   parser.add_argument("--print", action="store_true", help="print existing rows, compile nothing")
   options = parser.parse_args()
   options.out.mkdir(parents=True, exist_ok=True)
-  table, commands = [HEADER], []
+  table, slices, commands = [HEADER], [SLICES_HEADER], []
   for name, arguments in rows().items():
     if not re.search(options.only, name):
       continue
@@ -96,8 +116,10 @@ def main() -> None:
     if file.exists():
       plan = json.loads(file.read_text())
       table.append(line(name, plan, arguments))
+      if plan["fits"] and "slices" in plan:  # not in the plans of an older version
+        slices.append(slices_line(name, plan))
       commands.append(f"{name}: dmpo-jax plan {arguments}")
-  print("\n".join(table))
+  print("\n".join([*table, "", *slices]))
   versions = plan["versions"] if commands else {}
   print(f"\n{datetime.date.today()}, {versions}\n\n" + "\n".join(commands))
 
