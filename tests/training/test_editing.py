@@ -231,6 +231,13 @@ def test_edits_do_not_train_a_text_to_image_pipeline(edits, pixels, tmp_path):
     train(pixel_config(pixels, edits), tmp_path / "run", show_progress=False)
 
 
+def test_sample_grids_of_a_run_need_no_sources_and_are_refused_for_edits(edits, pixels, tmp_path):
+  config = pixel_config(pixels, edits)
+  config.widen, config.samples.every, config.samples.prompts = True, 1, ("digit",)
+  with pytest.raises(InputError, match=r"set samples\.every and evaluation\.every to 0"):
+    train(config, tmp_path / "run", show_progress=False)
+
+
 def test_caption_dropout_of_an_editing_pipeline_is_in_its_own_section(edit_folder):
   config = editing_config(edit_folder)
   config.caption_dropout = 0.1

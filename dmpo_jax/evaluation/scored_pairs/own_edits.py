@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from dmpo_jax import interop
+from dmpo_jax.common import paths as common_paths
 from dmpo_jax.data import images, resumable, tfds_folder
 from dmpo_jax.data.convert import finalize, moves, paths, shard
 from dmpo_jax.data.convert import options as convert_options
@@ -108,7 +109,7 @@ def generate(
   resumable.check_hosts(host, hosts)
   if not 1 <= edits_per_shard <= 1_000_000:
     raise InputError(f"edits_per_shard must be from 1 to 1,000,000, got {edits_per_shard}")
-  records = tfds_folder.PairSource(pathlib.Path(folder), split)
+  records = tfds_folder.PairSource(common_paths.parse(folder), split)
   edits = FolderSplit(str(folder), split, "drop", len(records), records.__getitem__)
   if not have_sources([edits]):
     raise InputError(f"split {split!r} of {folder} has no source images; give a folder of edits")
@@ -127,7 +128,7 @@ def generate(
     "edits_per_shard": edits_per_shard,
     "shards": len(starts),
   }
-  target = pathlib.Path(out)
+  target = common_paths.parse(out)
   made = ResumableFolder(
     target, target / paths.WORKING, target / "dataset_info.json", "set of edits"
   )
@@ -152,7 +153,7 @@ def generate(
 
 def missing(out: pathlib.Path) -> int:
   """Number of shards of an unfinished folder that are not written yet."""
-  target = pathlib.Path(out)
+  target = common_paths.parse(out)
   folder = ResumableFolder(target, target / paths.WORKING, target / "dataset_info.json", "set")
   return len(folder.missing(resumable.shards(target)))
 

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dmpo_jax import interop, models, pipelines, sampling
+from dmpo_jax.errors import InputError
 from dmpo_jax.parallel import sharding
 from dmpo_jax.training.objective import Params
 
@@ -52,6 +53,12 @@ class RunSampler:
   ):
     compute = models.Compute(placement=sharding.placement(mesh))
     functions = pipelines.build(pipeline, dtype=config.dtype, compute=compute)
+    if functions.edits:
+      raise InputError(
+        "config.samples and config.evaluation sample prompts alone, and the pipeline edits images; "
+        "set samples.every and evaluation.every to 0, and sample the result with dmpo-jax sample "
+        "--source"
+      )
     sampler = pipelines.make_sampler(
       functions,
       functions.make_solver(steps),
