@@ -49,7 +49,7 @@ def tokenizer(folder: str):
   """
   from transformers import CLIPTokenizer
 
-  path = paths.parse(folder)
+  path = paths.local_copy(folder)
   present = [name for name in TOKENIZER_FILES if (path / name).is_file()]
   if not {"tokenizer.json", "vocab.json"} & set(present):
     inner = " (its folder tokenizer does)" if (path / "tokenizer").is_dir() else ""

@@ -5,7 +5,6 @@ and the label is max(p0, 1 - p0). A tie keeps the order of its record and has th
 """
 
 import functools
-import pathlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -90,7 +89,7 @@ class FolderPairs:
         "choose crop='center', flip=False, views='joint'"
       )
     paths, weights = folders_and_weights(folder, folders, weights)
-    sources = [(path, tfds_folder.PairSource(pathlib.Path(path), split)) for path in paths]
+    sources = [(path, tfds_folder.PairSource(path, split)) for path in paths]
     self.mixture = Mixture(
       [FolderSplit(path, split, ties, len(s), s.__getitem__) for path, s in sources], weights
     )

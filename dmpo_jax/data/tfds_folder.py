@@ -382,6 +382,7 @@ class PairSource:
   """
 
   def __init__(self, folder: paths.Path, split: str):
+    folder = paths.local_copy(folder)
     report = check_files(folder)
     if split not in report["splits"]:
       raise unknown(f"split of {folder}", split, report["splits"])

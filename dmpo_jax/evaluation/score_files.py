@@ -122,7 +122,10 @@ def read_image(path: paths.Path) -> np.ndarray:
   Raises:
     InputError: The file is missing, damaged or transparent.
   """
-  with files.reading(path, "image", advice="sample it again"), Image.open(path) as image:
+  with (
+    files.reading(path, "image", advice="sample it again"),
+    Image.open(paths.readable(path)) as image,
+  ):
     if image.mode not in ("L", "RGB"):
       raise InputError(f"{path} has the mode {image.mode}, expected RGB or L; convert it to RGB")
     return np.asarray(image.convert("RGB"))

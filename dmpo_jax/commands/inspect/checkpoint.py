@@ -126,8 +126,9 @@ class _Reader:
 
   def __init__(self, folder: paths.Path):
     import orbax.checkpoint as ocp
+    from etils import epath
 
-    self._ocp, self._folder = ocp, folder
+    self._ocp, self._folder = ocp, epath.Path(str(folder))
     self._handler = ocp.PyTreeCheckpointHandler()
     self._groups: dict[str, dict[str, Any]] = {}
     self._restored: dict[str, np.ndarray] = {}

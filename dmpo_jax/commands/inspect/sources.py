@@ -1,11 +1,10 @@
 """Sources that `inspect` opens: a pipeline, a component, a weights file or a run."""
 
-import os
-import pathlib
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from dmpo_jax.commands.inspect import checkpoint as inspect_checkpoint
+from dmpo_jax.common import paths
 from dmpo_jax.common.files import is_file
 from dmpo_jax.errors import InputError, short
 from dmpo_jax.interop import files, hub, pipeline, read_weights, tensor_file, weight_names
@@ -35,7 +34,7 @@ class Component(NamedTuple):
   size: int
   variants: tuple[str | None, ...] = ()
   variant: str | None = None
-  others: Mapping[str, pathlib.Path] = {}
+  others: Mapping[str, paths.Path] = {}
   notes: tuple[str, ...] = ()
 
 
@@ -76,7 +75,7 @@ def open_source(
   Raises:
     InputError: The location is none of these, or is damaged.
   """
-  path = pathlib.Path(location)
+  path = paths.parse(location)
   if revision is not None and hub.is_folder(location):
     raise InputError(
       f"revision is {revision!r}, and {location!r} is no repository of the hub, which alone has "
@@ -108,7 +107,7 @@ def open_source(
   raise InputError(
     f"{location} is not a pipeline ({pipeline.INDEX}), component (config.json) or run (run.json), "
     f"and does not have exactly one {weight_names.SUFFIX} file: "
-    f"{', '.join(sorted(os.listdir(path))[:8]) or 'nothing'}"
+    f"{', '.join(sorted(p.name for p in path.iterdir())[:8]) or 'nothing'}"
   )
 
 
@@ -121,7 +120,7 @@ def _check_no_effect(
       raise InputError(f"{location} is {what}, on which the option {option} has no effect")
 
 
-def _pipeline(location: str, path: pathlib.Path, variant: str | None) -> Source:
+def _pipeline(location: str, path: paths.Path, variant: str | None) -> Source:
   index = files.read_json(path / pipeline.INDEX)
   components = {}
   for name, (_, kind) in pipeline.components_of(index).items():
@@ -141,7 +140,7 @@ def _pipeline(location: str, path: pathlib.Path, variant: str | None) -> Source:
   return Source(location, "pipeline", facts, components)
 
 
-def _component(folder: pathlib.Path, variant: str | None, kind: str) -> Component:
+def _component(folder: paths.Path, variant: str | None, kind: str) -> Component:
   by_name = {file.name: file for file in sorted(folder.iterdir()) if file.is_file()}
   config = next((files.read_json(by_name[name]) for name in CONFIGS if name in by_name), {})
   with files.located(folder):
@@ -166,7 +165,7 @@ def _component(folder: pathlib.Path, variant: str | None, kind: str) -> Componen
   return Component(kind, config, tensors, size, tuple(variants), chosen)
 
 
-def _file(location: str, path: pathlib.Path) -> Source:
+def _file(location: str, path: paths.Path) -> Source:
   if path.suffix != weight_names.SUFFIX:
     pickled = path.suffix in weight_names.PICKLES
     what = "pickled, and unpickling can run any code" if pickled else "of another kind"
@@ -177,7 +176,7 @@ def _file(location: str, path: pathlib.Path) -> Source:
   return Source(location, "weights", {}, {path.stem: Component("", {}, tensors, size)}, metadata)
 
 
-def _run(location: str, run: pathlib.Path, step: int | None, weights: str) -> Source:
+def _run(location: str, run: paths.Path, step: int | None, weights: str) -> Source:
   """Run with the trained components of a checkpoint and the others of the base pipeline."""
   from dmpo_jax.training.run_directory import run_config
 
@@ -185,9 +184,9 @@ def _run(location: str, run: pathlib.Path, step: int | None, weights: str) -> So
   checkpoint = inspect_checkpoint.open_checkpoint(run, step, weights=weights)
   components: dict[str, Component] = {}
   origin = config["pipeline"] or "new networks"
-  if is_file(pathlib.Path(origin) / pipeline.INDEX):
+  if is_file(paths.parse(origin) / pipeline.INDEX):
     variant = config.get("variant") or None
-    components |= _pipeline(origin, pathlib.Path(origin), variant).components
+    components |= _pipeline(origin, paths.parse(origin), variant).components
   elif config["pipeline"]:
     origin += " (no such folder; frozen components are not shown)"
   for name, fields in config["model"].items():
@@ -227,8 +226,8 @@ def _settings(section: Mapping[str, Any]) -> str:
   return f"{section.get('name')}{f' ({rest})' if rest else ''}"
 
 
-def _bytes(paths: Collection[pathlib.Path]) -> int:
-  return sum(path.stat().st_size for path in paths)
+def _bytes(found: Collection[paths.Path]) -> int:
+  return sum(path.stat().st_size for path in found)
 
 
 def _wanted(names: Collection[str], variant: str | None) -> list[str]:

@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -67,7 +66,7 @@ class CachedLatents:
     drop_sources: bool = False,
   ):
     paths, weights = folders_and_weights(folder, folders, weights)
-    self.sources = [records.CachedPairSource(pathlib.Path(path)) for path in paths]
+    self.sources = [records.CachedPairSource(path) for path in paths]
     self.mixture = Mixture(
       [
         FolderSplit(path, s.manifest["options"]["split"], ties, len(s), functools.partial(_get, s))

@@ -179,7 +179,8 @@ class CachedPairSource:
   """
 
   def __init__(self, folder: paths.Path):
-    self.folder, self.manifest = paths.parse(folder), read_manifest(folder)
+    self.folder = paths.local_copy(folder)
+    self.manifest = read_manifest(self.folder)
     self.layout = self.manifest["layout"]
     self.views = self.manifest["options"]["augmentations"]
     self.pairs_per_shard = self.manifest["options"]["pairs_per_shard"]
