@@ -38,7 +38,7 @@ from dmpo_jax.configs import emoji_reference
 from dmpo_jax.data import FolderLoader, FolderPairs, crops, pair_index, tfds_folder
 from dmpo_jax.data import pairs as records
 from dmpo_jax.data.convert.options import Options
-from dmpo_jax.data.tfds_folder import RecordWriter
+from dmpo_jax.data.record_writer import RecordWriter
 from dmpo_jax.training.run import train
 
 CORES = 2  # of the goal

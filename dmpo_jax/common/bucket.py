@@ -323,6 +323,10 @@ class BucketPath:
     """Writes the object's bytes to a local file."""
     self._do("read", lambda fs: fs.get_file(self._fs_name(), str(local)))
 
+  def copy(self, target: "BucketPath") -> None:
+    """Copies the object to another name, within the storage; raises FileNotFoundError."""
+    self._do("write", lambda fs: fs.cp_file(self._fs_name(), target._fs_name()))
+
   def unlink(self, missing_ok: bool = False) -> None:
     """Removes the object; raises FileNotFoundError."""
     try:

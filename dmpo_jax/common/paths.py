@@ -122,6 +122,20 @@ def scratch_folder() -> Iterator[pathlib.Path]:
     yield pathlib.Path(folder)
 
 
+def move(source: Path, target: Path) -> None:
+  """Gives a file another name on its disk or in its bucket, where it is copied by the storage.
+
+  Args:
+    source: The file; of a killed move in a bucket, both names may stay.
+    target: Its new name; a file there is replaced.
+  """
+  if isinstance(source, BucketPath):
+    source.copy(target)
+    source.unlink(missing_ok=True)
+  else:
+    source.replace(target)
+
+
 def remove_tree(path: Path) -> None:
   """Removes a folder and all in it, as far as possible."""
   if isinstance(path, BucketPath):

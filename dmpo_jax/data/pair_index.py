@@ -79,9 +79,9 @@ def read(folder: paths.Path, split: str, count: int) -> np.ndarray:
   """
   path = paths.local_copy(paths.parse(folder) / name(split))
   with files.reading(path, "index of pairs", advice="copy it again or convert again"):
-    if path.stat().st_size > count * DTYPE.itemsize + HEADER_BYTES:
+    if paths.size(path) > count * DTYPE.itemsize + HEADER_BYTES:
       raise ValueError(f"it is too large for {count} pairs")
-    index = np.load(path, allow_pickle=False)
+    index = np.load(paths.local_copy(path), allow_pickle=False)
     if index.dtype != DTYPE or index.shape != (count,):
       raise ValueError(f"it holds {index.dtype} {index.shape}, not the index of {count} pairs")
     if not ((index["p0"] >= 0) & (index["p0"] <= 1)).all():

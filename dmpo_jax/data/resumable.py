@@ -11,7 +11,6 @@ import fcntl
 import hashlib
 import json
 import logging
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -39,19 +38,25 @@ def fingerprint(path: paths.Path) -> Fingerprint:
   """The fingerprint of a file."""
   with path.open("rb") as stream:
     digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return Fingerprint(stream.tell(), digest)
+    return Fingerprint(stream.seek(0, 2), digest)
 
 
 def matches(path: paths.Path, expected: Fingerprint) -> bool:
-  """Whether a file exists and is the one of that fingerprint."""
-  return path.is_file() and path.stat().st_size == expected.bytes and fingerprint(path) == expected
+  """Whether a file exists and is the one of that fingerprint.
+
+  Of an object in a bucket the size is compared: storage checks the bytes of an upload and keeps
+  their checksum, and reading all objects again would take as long as writing them.
+  """
+  if not path.is_file() or paths.size(path) != expected.bytes:
+    return False
+  return paths.is_url(path) or fingerprint(path) == expected
 
 
 class ResumableFolder(NamedTuple):
   """The state of such a folder on disk.
 
   Attributes:
-    out: The folder, on a disk that all hosts share.
+    out: The folder, on a disk that all hosts share or in a bucket.
     working: The working folder in it.
     final: The file in it that appears last.
     noun: The work, for messages: "conversion".
@@ -93,6 +98,9 @@ class ResumableFolder(NamedTuple):
       self._lock(locks, host, hosts)
       try:
         yield self.start(plan)
+        if self.is_complete():
+          locks.close()  # in a bucket, a lease that ends leaves an object
+          self.remove_working_folder()
       except InputError:
         if is_new and hosts == 1 and self.working in created and not any(self._markers()):
           (self.out / PLAN).unlink(missing_ok=True)
@@ -104,6 +112,11 @@ class ResumableFolder(NamedTuple):
 
   def _lock(self, locks: contextlib.ExitStack, host: int, hosts: int) -> None:
     """Locks this host's part of the work until `locks` end."""
+    part = f" as host {host} of {hosts}" if hosts > 1 else ""
+    busy = f"another process is writing the {self.noun} {self.out}{part}; wait until it ends"
+    if paths.is_url(self.out):  # a bucket has no shared locks; a shard that two make is one file
+      locks.enter_context(lock(self.working / f"host-{host}.lock", busy))
+      return
     self.working.mkdir(parents=True, exist_ok=True)
     path, text = self.working / "hosts.lock", str(hosts)
     try:
@@ -122,8 +135,6 @@ class ResumableFolder(NamedTuple):
         f"other processes are writing the {self.noun} {self.out} as {others} hosts, not as "
         f"{hosts}; give all of them the same --hosts"
       )
-    part = f" as host {host} of {hosts}" if hosts > 1 else ""
-    busy = f"another process is writing the {self.noun} {self.out}{part}; wait until it ends"
     locks.enter_context(lock(self.working / f"host-{host}.lock", busy))
 
   def start(self, plan: Mapping[str, Any]) -> bool:
@@ -315,7 +326,7 @@ class ResumableFolder(NamedTuple):
 
   def remove_working_folder(self) -> None:
     """Removes the working folder of a complete data set."""
-    shutil.rmtree(self.working, ignore_errors=True)
+    paths.remove_tree(self.working)
 
 
 def read_plan(out: paths.Path) -> dict:

@@ -8,15 +8,13 @@ cannot resume, and needs disk space for a shuffled copy of all examples. The fil
 examples serialised by TFDS's features, in ArrayRecord with group_size:1, under TFDS's names.
 """
 
-import errno
 import functools
 import math
-import os
 
-from dmpo_jax.common import json_types, paths, unfinished
-from dmpo_jax.common.atomic_files import write_error
+from dmpo_jax.common import json_types, paths
 from dmpo_jax.common.files import read_json, reading
 from dmpo_jax.data import pair_index
+from dmpo_jax.data.bucket_records import BucketRecords
 from dmpo_jax.data.pairs import (
   Pair,
   check_probability,
@@ -25,11 +23,11 @@ from dmpo_jax.data.pairs import (
   check_text,
   check_weight,
 )
+from dmpo_jax.data.record_writer import count_records
 from dmpo_jax.errors import InputError, unknown
 
 NAME = "preference_pairs"
 VERSION = "1.1.0"  # of the record; raise it when a field is added or changes its meaning
-WRITER_OPTIONS = "group_size:1,zstd:1"  # images hardly compress
 REPORT = "report.json"
 DESCRIPTION = """\
 Pairs of images for one prompt with P(image_0 is preferred). Fields: see dmpo_jax.data.Pair.
@@ -235,6 +233,8 @@ def check_shards(folder: paths.Path, files: dict[str, dict], advice: str) -> Non
         "is missing" if size is None else f"has {size} bytes, {expected['bytes']} were written"
       )
       raise InputError(f"{path} {problem}; copy it again or {advice}")
+    if paths.is_url(path):  # an upload is whole or not there
+      continue
     if (count := count_records(path)) != expected["records"]:
       raise InputError(
         f"{path} is damaged: {expected['records']} records were written and "
@@ -250,84 +250,19 @@ def open_shards(folder: paths.Path, files: dict[str, dict]):
     files: Name -> "records", their number, see `check_shards`.
 
   Returns:
-    grain's random-access source of bytes.
+    A random-access source of bytes: grain's, or `BucketRecords`.
   """
   import grain
+
+  if paths.is_url(folder):
+    counts = {name: files[name]["records"] for name in sorted(files)}
+    return BucketRecords(paths.parse(folder), counts)
 
   # With the number of records in its name grain opens a file when it is first read. Opening a
   # thousand files at the start takes most of the time until the first batch.
   return grain.sources.ArrayRecordDataSource(
     [f"{paths.parse(folder) / name}[0:{files[name]['records']}]" for name in sorted(files)]
   )
-
-
-def count_records(path: paths.Path) -> int:
-  """Number of records of an ArrayRecord file, from its end; -1 if it is no such file."""
-  from array_record.python.array_record_module import ArrayRecordReader
-
-  try:
-    reader = ArrayRecordReader(str(path))
-    count = reader.num_records()
-    reader.close()
-  except (RuntimeError, ValueError):
-    return -1
-  return count
-
-
-class RecordWriter:
-  """Writes an ArrayRecord file that appears under its name when it is complete.
-
-  Args:
-    path: The file.
-    scratch: Folder on the same disk that holds the file until it is complete.
-
-  Attributes:
-    path: As given.
-    count: Records written so far.
-
-  Raises:
-    OSError: The file cannot be written; the message names it, and a full disk if that is why.
-  """
-
-  def __init__(self, path: paths.Path, scratch: paths.Path):
-    from array_record.python.array_record_module import ArrayRecordWriter
-
-    self.path, self.temporary = path, scratch / unfinished.temporary_name(path)
-    self.count = 0
-    # Its lock keeps other processes from removing the file. It ends when this object does.
-    try:
-      self._lock = os.fdopen(unfinished.create(self.temporary), "rb")
-    except OSError as error:
-      raise write_error(path, error.strerror or str(error), error.errno) from error
-    self.writer = self._try(ArrayRecordWriter, str(self.temporary), WRITER_OPTIONS)
-
-  def write(self, record: bytes) -> None:
-    """Appends a record."""
-    self._try(self.writer.write, record)
-    self.count += 1
-
-  def finish(self) -> None:
-    """Closes the file, checks that it holds all records, and renames it."""
-    self._try(self.writer.close)
-    if count_records(self.temporary) != self.count:
-      raise OSError(errno.EIO, "the file does not hold all records written to it", str(self.path))
-    with self.temporary.open("rb") as stream:
-      os.fsync(stream.fileno())
-    self.temporary.replace(self.path)
-    self._lock.close()
-
-  def discard(self) -> None:
-    """Removes the incomplete file."""
-    self.temporary.unlink(missing_ok=True)
-    self._lock.close()
-
-  def _try(self, call, *arguments):
-    try:
-      return call(*arguments)
-    except RuntimeError as error:  # ArrayRecord's error for a failed system call
-      numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-      number = next((n for n in numbers if os.strerror(n) in str(error)), errno.EIO)
-      raise write_error(self.path, str(error), number) from error
 
 
 def open_folder(folder: paths.Path):

@@ -15,7 +15,7 @@ import pytest
 from dmpo_jax.data import FolderPairs, pair_index, tfds_folder
 from dmpo_jax.data.convert import convert, source_reader
 from dmpo_jax.data.convert.options import Options
-from dmpo_jax.data.tfds_folder import RecordWriter
+from dmpo_jax.data.record_writer import RecordWriter
 from dmpo_jax.errors import InputError
 from tests.data import sets
 from tests.data.test_crops import encode, positions

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from dmpo_jax.common import files
+from dmpo_jax.common import paths as common_paths
 from dmpo_jax.data.convert import paths
 from dmpo_jax.data.pairs import Pair
 
@@ -87,7 +88,7 @@ def read(
   for chunk in range(count):
     path = paths.index(working, chunk)
     with files.reading(path, "index", advice="run the same command again"):
-      entries = np.load(path, allow_pickle=False)
+      entries = np.load(common_paths.local_copy(path), allow_pickle=False)
       if entries.dtype != DTYPE or entries.ndim != 1:
         raise ValueError(f"it holds {entries.dtype} {entries.shape}")
     kept = np.ones(len(entries), bool)

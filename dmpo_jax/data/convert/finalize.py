@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from dmpo_jax.common import unfinished
-from dmpo_jax.common.atomic_files import write_atomically, write_error
+from dmpo_jax.common import paths as common_paths
+from dmpo_jax.common.atomic_files import write_atomically
 from dmpo_jax.common.files import parse_json, reading
-from dmpo_jax.data import pair_index, tfds_folder
+from dmpo_jax.data import pair_index, record_writer, tfds_folder
 from dmpo_jax.data.convert import chunk_index, moves, paths, report_page
 from dmpo_jax.data.convert import report as reports
 from dmpo_jax.data.convert.options import Options
@@ -88,7 +88,7 @@ def finish(
     for i, (chunk, kept) in enumerate(shards_of_split):
       path = out / tfds_folder.file_name(split, i, len(shards_of_split))
       _move(paths.shard(working, chunk, split), path, kept, working)
-      sizes[split].append((int(kept.sum()), path.stat().st_size))
+      sizes[split].append((int(kept.sum()), common_paths.size(path)))
       files[path.name] = {"records": sizes[split][-1][0], "bytes": sizes[split][-1][1]}
 
   indices = {}
@@ -161,13 +161,13 @@ def _move(source: pathlib.Path, to: pathlib.Path, kept: np.ndarray, working: pat
   if not source.exists() and to.exists():  # an interrupted command did it
     return
   if kept.all():
-    source.rename(to)
+    common_paths.move(source, to)
     return
   from array_record.python.array_record_module import ArrayRecordReader
 
   with reading(source, "shard", advice=AGAIN):
-    reader = ArrayRecordReader(str(source))
-  writer = tfds_folder.RecordWriter(to, working)
+    reader = ArrayRecordReader(str(common_paths.local_copy(source)))
+  writer = record_writer.RecordWriter(to, working)
   try:
     numbers = np.flatnonzero(kept).tolist()
     for i in range(0, len(numbers), RECORDS_AT_A_TIME):
@@ -227,11 +227,7 @@ def _first_lines(path: pathlib.Path, count: int) -> list[dict]:
 
 def _write_metadata(out: pathlib.Path, working: pathlib.Path, sizes: dict) -> None:
   """Writes TFDS's metadata; dataset_info.json appears last, which completes the data set."""
-  temporary = working / unfinished.temporary_name(out)
-  temporary.mkdir()
-  try:
+  with common_paths.scratch_folder() as temporary:
     tfds_folder.write_metadata(temporary, sizes)
     for name in ("features.json", "dataset_info.json"):
-      (temporary / name).replace(out / name)
-  except OSError as error:
-    raise write_error(out, error.strerror or str(error), error.errno) from error
+      write_atomically(out / name, (temporary / name).read_bytes(), scratch=working)

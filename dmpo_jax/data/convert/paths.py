@@ -2,6 +2,7 @@
 
 import pathlib
 
+from dmpo_jax.common import paths
 from dmpo_jax.data.resumable import ResumableFolder
 
 WORKING = "conversion"
@@ -11,7 +12,7 @@ PAGE = "report.html"
 
 def folder(out: pathlib.Path) -> ResumableFolder:
   """The folder of a conversion to `out`."""
-  out = pathlib.Path(out)
+  out = paths.parse(out)
   return ResumableFolder(out, out / WORKING, out / "dataset_info.json", "conversion")
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from dmpo_jax.common import paths
 from dmpo_jax.common.files import reading
 from dmpo_jax.data import captions, tfds_folder
 from dmpo_jax.data.convert import options as convert_options
@@ -201,9 +202,13 @@ def examples(out: pathlib.Path, files: dict, statistics: Statistics) -> list[tup
   """
   import grain
 
-  sources = {}
-  for split in {split for _, split, _ in statistics.examples}:
-    names = sorted(name for name in files if name.startswith(f"{tfds_folder.NAME}-{split}."))
-    sources[split] = grain.sources.ArrayRecordDataSource([str(out / name) for name in names])
+  result = []
   with reading(out, "data set", advice="delete it and convert again"):
-    return [(s, tfds_folder.deserialize(sources[s][i])) for _, s, i in statistics.examples]
+    for _, split, number in statistics.examples:
+      for name in sorted(n for n in files if n.startswith(f"{tfds_folder.NAME}-{split}.")):
+        if number < files[name]["records"]:
+          shard = grain.sources.ArrayRecordDataSource([str(paths.local_copy(out / name))])
+          result.append((split, tfds_folder.deserialize(shard[number])))
+          break
+        number -= files[name]["records"]
+  return result

@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dmpo_jax.common import paths as common_paths
 from dmpo_jax.common.atomic_files import write_atomically
-from dmpo_jax.data import captions, images, pairs, resumable, tfds_folder
+from dmpo_jax.data import captions, images, pairs, record_writer, resumable, tfds_folder
 from dmpo_jax.data.convert import chunk_index, paths, source_reader
 from dmpo_jax.data.convert.chunk_index import LONG_CAPTION, REENCODED, SIZE_MISMATCH, TIE
 from dmpo_jax.data.convert.options import Options
@@ -55,9 +56,11 @@ def convert_chunk(
   """
   counts, bad_rows = Counter(), []
 
+  scratch = None if common_paths.is_url(folder.working) else folder.working
+
   def rows() -> Iterator[tuple[int, list[ConvertedPair]]]:
     file = paths.as_text(chunk.file)
-    for row, values in source_reader.read(source, chunk, scratch=folder.working):
+    for row, values in source_reader.read(source, chunk, scratch=scratch):
       counts["rows"] += 1
       try:
         converted = pairs_of_row(source, values, f"{file}:{row}", options, counts)
@@ -119,12 +122,12 @@ def write_chunk(
   write_atomically(paths.index(working, number), lambda stream: np.save(stream, array))
   lines = "".join(json.dumps(line) + "\n" for line in bad_rows)
   write_atomically(paths.bad_rows(working, number), lines)
-  made = [
-    paths.index(working, number),
-    paths.bad_rows(working, number),
-    *(paths.shard(working, number, split) for split in shards),
-  ]
-  fingerprints = {str(p.relative_to(folder.out)): resumable.fingerprint(p) for p in made}
+  made = {
+    path: resumable.fingerprint(path)
+    for path in (paths.index(working, number), paths.bad_rows(working, number))
+  }
+  made |= {writer.path: writer.fingerprint for writer in writers.writers.values()}
+  fingerprints = {str(path.relative_to(folder.out)): made[path] for path in made}
   folder.mark_done(number, {**result(), "shards": shards}, fingerprints)
 
 
@@ -249,13 +252,13 @@ class _ShardWriters:
 
   def __init__(self, working: pathlib.Path, chunk: int):
     self.working, self.chunk = working, chunk
-    self.writers: dict[str, tfds_folder.RecordWriter] = {}
+    self.writers: dict[str, record_writer.RecordWriter] = {}
 
   def write(self, split: str, record: bytes) -> int:
     """Appends a record and returns its position in the shard."""
     if split not in self.writers:
       path = paths.shard(self.working, self.chunk, split)
-      self.writers[split] = tfds_folder.RecordWriter(path, self.working)
+      self.writers[split] = record_writer.RecordWriter(path, self.working)
     self.writers[split].write(record)
     return self.writers[split].count - 1
 

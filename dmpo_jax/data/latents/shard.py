@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import grain
 import numpy as np
 
-from dmpo_jax.data import crops, resumable
+from dmpo_jax.data import crops
 from dmpo_jax.data.latents import records, rounding
 from dmpo_jax.data.latents.options import Options
 from dmpo_jax.data.mixture import FolderSplit
+from dmpo_jax.data.record_writer import RecordWriter
 from dmpo_jax.data.resumable import ResumableFolder
-from dmpo_jax.data.tfds_folder import RecordWriter
 from dmpo_jax.errors import InputError
 
 
@@ -135,7 +135,7 @@ def cache_shard(job: Job, number: int, progress: Callable[[int], None]) -> None:
     for writer in writers:
       writer.discard()
     raise
-  made = {writer.path.name: resumable.fingerprint(writer.path) for writer in writers}
+  made = {writer.path.name: writer.fingerprint for writer in writers}
   files = {w.path.name: {"records": w.count, **made[w.path.name]._asdict()} for w in writers}
   result = {
     "layout": layout,

@@ -11,7 +11,7 @@ import threading
 import numpy as np
 import pytest
 
-from dmpo_jax.data import pairs, tfds_folder
+from dmpo_jax.data import pairs, record_writer, tfds_folder
 from dmpo_jax.data.convert import chunk_index, convert, finalize, paths, source_reader
 from dmpo_jax.data.convert import report as reports
 from dmpo_jax.data.convert.options import Options
@@ -457,7 +457,7 @@ def test_what_was_written_before_a_bad_row_stays_and_is_valid(tmp_path):
   with pytest.raises(InputError, match="row 6"):
     run(tmp_path, rows)
   shard = paths.shard(tmp_path / "out" / paths.WORKING, 0, "train")
-  assert tfds_folder.count_records(shard) == 4
+  assert record_writer.count_records(shard) == 4
   assert run(tmp_path, rows, on_bad_row="skip")["kept"] == 7
 
 
@@ -503,7 +503,7 @@ def test_an_empty_shard_is_not_written(tmp_path):
 
 
 def test_a_full_disk_is_an_error_and_leaves_no_incomplete_file(tmp_path):
-  full = tfds_folder.RecordWriter(tmp_path / "b", tmp_path)
+  full = record_writer.RecordWriter(tmp_path / "b", tmp_path)
   full.write(np.random.default_rng(0).bytes(300_000))
   with full_disk(100_000), pytest.raises(OSError, match=r"File too large.*free space"):
     full.finish()
