@@ -37,9 +37,7 @@ def test_two_processes_write_the_data_set_of_the_local_disk_to_the_byte(local):
   source, expected = local
   out, context = buckets.folder(), multiprocessing.get_context("spawn")
   results = context.Queue()
-  tasks = [
-    context.Process(target=_convert, args=(source, out, host, results)) for host in range(2)
-  ]
+  tasks = [context.Process(target=_convert, args=(source, out, host, results)) for host in range(2)]
   for task in tasks:
     task.start()
   finished = [results.get(timeout=120) for _ in tasks]
