@@ -39,7 +39,7 @@ import os
 import pathlib
 
 from dmpo_jax.commands.data.renamed import add_renamed_option
-from dmpo_jax.common import paths
+from dmpo_jax.common import paths as common_paths
 from dmpo_jax.data.convert.options import CHOICES, Options
 from dmpo_jax.data.convert.sources import SOURCES
 
@@ -64,7 +64,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument("path", type=pathlib.Path, help="folder of the data, or one table")
   parser.add_argument(
-    "--out", required=True, type=paths.argument, help="folder to write, or gs://bucket/folder"
+    "--out",
+    required=True,
+    type=common_paths.argument,
+    help="folder to write, or gs://bucket/folder",
   )
   parser.add_argument(
     "--source-split", help="split of a published data set (default: the first of the data set)"
