@@ -1,12 +1,13 @@
 """The config of runs in several processes: a tiny network whose arrays are sharded nevertheless.
 
-Its argument is "steps", for an ordinary run, or "gradient". In "gradient" the parameters after the
-first step are -1e17 times the gradient, to a relative 1e-7: AdamW with an eps far above the
-gradient is steepest descent, and the initial parameters vanish in rounding. The loss of the second
-step is not finite. That run is evaluated and sampled, and its checkpoints take seconds to write.
+Its argument is "steps", for an ordinary run, "slices" or "gradient". In "gradient" the parameters
+after the first step are -1e17 times the gradient, to a relative 1e-7: AdamW with an eps far above
+the gradient is steepest descent, and the initial parameters vanish in rounding. The loss of the
+second step is not finite. That run is evaluated and sampled, and its checkpoints take seconds to
+write.
 
 With several processes their devices alternate in the mesh, as on a TPU slice: no process has
-consecutive rows of a batch.
+consecutive rows of a batch. In "slices" they do not, so that a process can be a slice.
 """
 
 import functools
@@ -26,8 +27,6 @@ FREE = dict.fromkeys(("optimizer.learning_rate", "optimizer.eps"), Interval(0, 1
 if jax.process_count() > 1:  # with one process the test sets them
   config_ranges.RANGES.update(FREE)
   sharding.SMALLEST = 64  # shards arrays of a tiny network
-  alternating = sorted(jax.devices(), key=lambda device: device.id % 2)
-  sharding.make_mesh = functools.partial(sharding.make_mesh, devices=alternating)
 
 
 def delayed(method):
@@ -42,6 +41,9 @@ def delayed(method):
 
 
 def get_config(kind="steps"):
+  if jax.process_count() > 1 and kind != "slices":
+    alternating = sorted(jax.devices(), key=lambda device: device.id % 2)
+    sharding.make_mesh = functools.partial(sharding.make_mesh, devices=alternating)
   config = smallest_config()
   config.num_devices, config.batch_size = 0, 8
   config.trained, config.ema_decay = ("unet",), 0.9
