@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 
+from dmpo_jax.common import file_lock, paths
+
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = pathlib.Path(__file__).parent / "processes_config.py"
 
@@ -39,7 +41,7 @@ class Processes:
 
   def __init__(
     self,
-    workdir: pathlib.Path,
+    workdir: paths.Path,
     *,
     count: int,
     devices: int,
@@ -92,8 +94,7 @@ class Processes:
       time.sleep(0.01)
 
   def _token(self) -> str:
-    lock = self.workdir / "lock"
-    return lock.read_text() if lock.exists() else ""
+    return file_lock.read_note(self.workdir / "lock") or ""
 
   def output(self) -> str:
     return "\n".join(file.read_text() for file in self.logs)
