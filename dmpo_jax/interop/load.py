@@ -76,9 +76,12 @@ def load_pipeline(
   folder = hub.locate(
     source,
     INDEX,
-    lambda folder, names: _wanted(folder, names, variant, components, networks),
+    lambda folder, names: _wanted(
+      folder, names, variant, components, networks, weights=not paths.is_url(source)
+    ),
     revision=revision,
   )
+  weights = _weights_folder(source, folder)
   model_index = _read_index(folder)
   classes = components_of(model_index)
   for component in required:
@@ -100,20 +103,23 @@ def load_pipeline(
         f"{folder} has no {component}/, which its {INDEX} names; complete the folder, or set "
         f'"{component}": [null, null] there if the pipeline does without it'
       )
-  if hub.is_folder(source):  # of a repository, only the files that are read are here
+  # Of a repository or a bucket, only the files that are read are here.
+  if hub.is_folder(source) and not paths.is_url(source):
     weight_names.check_variant(below, variant)
   configs = {name: files.read_json(folder / name / config_file(name)) for name in configured}
   for name in networks:
     with files.located(folder / name):
       configs[name] = _with_class(configs[name], classes[name])
+  if paths.is_url(source):  # their weights are not copied
+    below |= {name: files.names(weights / name) for name in loaded}
   _tell_variants({name: (below[name], configs[name]) for name in loaded}, variant)
   configs |= {
-    name: read_weights.with_buffers(folder / name, configs[name], variant=variant)
+    name: read_weights.with_buffers(weights / name, configs[name], variant=variant)
     for name in loaded
   }
   params = {
     name: read_weights.read_network(
-      folder / name,
+      weights / name,
       configs[name],
       variant=variant,
       dtype=dtype,
@@ -200,13 +206,16 @@ def load_network(
     config = files.read_json(folder / anchor)
     if variant is not None:
       _check_variant_of_one(_below(names, prefix), config, variant, None)
-    return [anchor, *_weights(names, prefix, config, variant)]
+    chosen = _weights(names, prefix, config, variant)
+    return [anchor, *(chosen if not paths.is_url(source) else [])]
 
   root = hub.locate(source, anchor, wanted, revision=revision)
   folder = root / prefix
   config = files.read_json(folder / "config.json")
-  below = [name for name in files.contents(root, prefix) if "/" not in name]
-  if variant is not None:
+  if paths.is_url(source):
+    folder = _weights_folder(source, root) / prefix
+  elif variant is not None:
+    below = [name for name in files.contents(root, prefix) if "/" not in name]
     with files.located(folder):
       _check_variant_of_one(below, config, variant, str(folder))
   config = read_weights.with_buffers(folder, config, variant=variant)
@@ -214,6 +223,11 @@ def load_network(
     folder, config, variant=variant, dtype=dtype, shardings=shardings, strict=strict
   )
   return config, params
+
+
+def _weights_folder(source: str | os.PathLike, folder: paths.Path) -> paths.Path:
+  """The folder that weights are read from: a bucket itself, of which ranges are read."""
+  return paths.parse(source) if paths.is_url(source) else folder
 
 
 def _check_variant_of_one(
@@ -285,8 +299,13 @@ def _wanted(
   variant: str | None,
   components: Collection[str] | None,
   networks: Collection[str] | None,
+  *,
+  weights: bool,
 ) -> list[str]:
-  """Files of a repository that a pipeline is read from; `folder` has its index."""
+  """Files of a repository that a pipeline is read from; `folder` has its index.
+
+  `weights` says whether the weights of its networks are among them.
+  """
   model_index = files.read_json(folder / INDEX)
   classes = components_of(model_index)
   networks, tokenizers = networks_of(model_index, networks), tokenizers_of(model_index)
@@ -301,7 +320,8 @@ def _wanted(
     described = {"_class_name" if library == "diffusers" else "architectures": [class_name]}
     if component in loaded:
       with files.located(component):
-        wanted += _weights(names, prefix, described, variant)
+        chosen = _weights(names, prefix, described, variant)
+      wanted += chosen if weights else []
     elif component not in networks:
       wanted += _passthrough_weights(names, prefix, variant)
   return wanted
