@@ -1,5 +1,7 @@
 """Training of editing pipelines: conditioning on sources, dropout, widening, and bad input."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,10 @@ from diffusers import (
 from ml_collections import ConfigDict
 
 from dmpo_jax import interop, pipelines
+from dmpo_jax.data.latents import cache
+from dmpo_jax.data.latents.options import Options
 from dmpo_jax.errors import InputError
+from dmpo_jax.pipelines import latent_encoders
 from dmpo_jax.pipelines.fingerprints import params_digest
 from dmpo_jax.training import config as configs
 from dmpo_jax.training import setup
@@ -57,6 +62,9 @@ def edit_folder(tmp_path_factory):
   tiny.make_unet(**{**tiny.LATENTS, "in_channels": 8}, **latents.SMALL).save_pretrained(
     folder / "unet"
   )
+  index = json.loads((folder / "model_index.json").read_text())
+  index["_class_name"] = "StableDiffusionInstructPix2PixPipeline"
+  (folder / "model_index.json").write_text(json.dumps(index))
   return folder
 
 
@@ -122,7 +130,7 @@ def test_dropout_depends_on_seed_step_and_example_alone():
   np.testing.assert_array_equal(part.dropped, whole.dropped[::-4])
 
 
-@pytest.mark.parametrize("kind", ["sd", "sdxl"])
+@pytest.mark.parametrize("kind", ["sd", pytest.param("sdxl", marks=pytest.mark.slow)])
 def test_a_widened_network_predicts_what_the_old_one_does_to_the_bit(kind, tmp_path):
   latents.write(kind, tmp_path / kind)
   narrow = pipelines.load(str(tmp_path / kind))
@@ -279,3 +287,38 @@ def test_new_pixel_pipelines_that_read_a_source_are_editing_pipelines(edits):
   assert functions.sample_shape((8, 8)) == (8, 8, 1)
   images = sources()[..., :1]
   np.testing.assert_array_equal(functions.encode_source({}, images), images)
+
+
+@pytest.mark.slow
+def test_cached_edits_train_as_their_images_do(edit_folder, tmp_path):
+  rows = [
+    {
+      "prompt": latents.CAPTIONS[i],
+      "label_0": 1,
+      **{name: sets.encoded(3 * i + j, size=(20, 16)) for j, name in enumerate(IMAGES)},
+    }
+    for i in range(6)
+  ]
+  folder = folder_pairs.write_custom(tmp_path, rows)
+  encoders = latent_encoders.make(
+    latent_encoders.load(str(edit_folder), embeddings=True), embeddings=True, pairs=3
+  )
+  options = Options(size=16, crop="random", flip=True, dtype="float32", seed=5)
+  cache.cache_latents(folder, tmp_path / "cached", encoders, options)
+  results = []
+  for section in (
+    {"name": "pairs", "folder": folder, "size": 16, "crop": "random", "flip": True},
+    {"name": "cached_latents", "folder": str(tmp_path / "cached")},
+  ):
+    config = editing_config(edit_folder)
+    config.data, config.seed, config.trained = ConfigDict(section), 5, ("unet",)
+    config = configs.check(config)
+    pipeline = setup.load_pipeline(config, [])
+    examples = setup.load_examples(config)
+    batch = Batch(**setup.make_loaders(config, pipeline, examples)()[0])
+    objective = setup.make_objective(config, pipeline, examples)
+    trees = setup.split_params(config, pipeline, examples)
+    run = jax.jit(lambda *x, f=objective: f(*x, STEP)[1], compiler_options=QUICK)
+    results.append(run(*trees, batch))
+  for name in NAMES:
+    np.testing.assert_allclose(results[1][name], results[0][name], rtol=2e-5)
