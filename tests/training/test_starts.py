@@ -4,6 +4,7 @@ import pytest
 
 from dmpo_jax.errors import InputError
 from dmpo_jax.training import starts
+from tests import buckets
 
 
 def test_starts_without_a_new_checkpoint_are_limited(tmp_path):
@@ -26,12 +27,16 @@ def test_a_damaged_count_is_told_and_begins_anew(content, tmp_path, caplog):
   assert (tmp_path / "starts.txt").read_text() == "job7 0 1\n"
 
 
-def test_in_a_bucket_a_checkpoint_counts_when_orbax_has_committed_it(tmp_path, monkeypatch):
-  monkeypatch.setattr(starts.paths, "is_url", lambda path: True)
+def test_in_a_bucket_a_checkpoint_counts_when_orbax_has_committed_it():
+  workdir = buckets.folder()
+  starts.count_start(workdir, 1, "job7")
   for step in (10, 20, 30):
-    (tmp_path / "checkpoints" / str(step)).mkdir(parents=True)
-  (tmp_path / "checkpoints" / "20" / "commit_success.txt").touch()
-  assert starts.latest_step(tmp_path) == 20
+    (workdir / "checkpoints" / str(step) / "_METADATA").write_text("{}")
+  with pytest.raises(InputError, match="the last 1 starts left no checkpoint after step 0"):
+    starts.count_start(workdir, 1, "job7")
+  (workdir / "checkpoints" / "20" / "commit_success.txt").write_text("")
+  starts.count_start(workdir, 1, "job7")
+  assert (workdir / "starts.txt").read_text() == "job7 20 1\n"
 
 
 @pytest.mark.parametrize(
