@@ -10,7 +10,10 @@ import torch
 from PIL import Image
 
 from dmpo_jax import diffusion, interop, pipelines, sampling
+from dmpo_jax.errors import InputError
 from dmpo_jax.sampling.noise import step_noise
+from dmpo_jax.training.config import default
+from dmpo_jax.training.monitor.run_sampler import RunSampler
 from tests.interop import tiny
 
 PROMPTS = ["the digit seven", "one", "the the seven one"]
@@ -134,3 +137,48 @@ def test_edits_are_those_of_diffusers_from_the_same_noise(case, folders, loaded,
   assert np.ptp(expected) > 0.2
   assert np.mean((expected > 0) & (expected < 1)) > 0.3, "most of it is clipped"
   np.testing.assert_allclose(images, expected, atol=1e-4)
+
+
+def test_a_sources_scale_of_one_leaves_out_the_forward_without_a_source():
+  """guided_edit at image_scale 1 calls the network on 2 B, and its result is the formula's."""
+  rows = []
+
+  def network(x, t, level):
+    rows.append(len(x))
+    return x * level[:, None]
+
+  x, t = np.arange(6.0).reshape(3, 2).astype(np.float32), np.zeros(3, np.float32)
+  full, source, null = (np.full(3, value, np.float32) for value in (2.0, 1.0, 0.5))
+  for image_scale, expected in ((1.0, 2), (1.5, 3)):
+    predict = sampling.guided_edit(network, full, source, null, scale=4.0, image_scale=image_scale)
+    np.testing.assert_allclose(predict(x, t), x * (0.5 + image_scale * 0.5 + 4.0 * 1.0), rtol=1e-6)
+    assert rows.pop() == 3 * expected
+
+
+def test_samples_during_the_training_of_an_editing_model_are_refused(loaded):
+  with pytest.raises(InputError, match="evaluate after training"):
+    RunSampler(
+      default(),
+      loaded["sd"],
+      None,
+      jax.make_mesh((1,), ("data",), devices=jax.devices()[:1]),
+      {},
+      PROMPTS,
+      SEEDS,
+      steps=2,
+      guidance=None,
+    )
+
+
+@pytest.mark.parametrize(
+  ("source", "message"),
+  [
+    (None, "edits images, and there are no source images"),
+    (SOURCE[:, :8], r"are \(3, 8, 24, 3\); expected \(3, 16, 24, 3\)"),
+    (SOURCE.astype(np.float64), "are float64; expected uint8"),
+  ],
+)
+def test_sources_that_do_not_fit_are_refused(loaded, source, message):
+  functions = pipelines.build(loaded["sd"])
+  with pytest.raises(InputError, match=message):
+    pipelines.sampling_inputs(functions, PROMPTS, SEEDS, size=SIZE, source=source)
