@@ -11,6 +11,7 @@ from dmpo_jax.errors import InputError, unknown
 
 BOLDER, THINNER = "make it bolder", "make it thinner"
 TURN = tuple(f"turn it into {'an' if word[0] == 'e' else 'a'} {word}" for word in WORDS)
+SEVEN = 7  # the digit that is asked for most often
 INSTRUCTIONS = (BOLDER, THINNER, *TURN)
 # Change of the mean grey level that counts as a whole edit, or as nothing kept of the weight.
 FULL_CHANGE = 0.1
@@ -123,8 +124,8 @@ def kept(edits: np.ndarray, sources: np.ndarray, instructions: Sequence[str]) ->
 def candidates(digits: Digits, *, num_edits: int, count: int, seed: int) -> Edits:
   """Edits of uneven quality, as a data set for training an editing model has them.
 
-  A source is uniform over the images. A quarter of the instructions is each of bolder and thinner,
-  half asks for one of the nine other digits. Candidates are independent:
+  A source is uniform over the images. A quarter of the instructions is each of bolder, thinner,
+  a seven (where the source is none) and one of the nine other digits. Candidates are independent:
 
   - bolder and thinner change the source, or with probability 0.4 another image of its digit, by a
     uniform strength: `thicken` by 0 to 0.6, `thin` by 1 to 2.2.
@@ -159,7 +160,8 @@ def candidates(digits: Digits, *, num_edits: int, count: int, seed: int) -> Edit
   row = rng.integers(len(digits.labels), size=num_edits)
   label = digits.labels[row].astype(int)
   other = (label + rng.integers(1, 10, size=num_edits)) % 10
-  kinds = np.minimum(rng.integers(4, size=num_edits), 2)
+  kinds = rng.integers(4, size=num_edits)
+  other = np.where((kinds == 3) & (label != SEVEN), SEVEN, other)
   kinds = np.where(kinds < 2, kinds, other + 2)
   instructions = [INSTRUCTIONS[kind] for kind in kinds]
   sources = digits.images[row]

@@ -29,6 +29,8 @@ from dmpo_jax.sampling import image_folder, sources, to_uint8
 from dmpo_jax.training.config_file import load_config
 from dmpo_jax.training.run import train
 
+# Those that are evaluated; the others turn a digit into another one than a seven.
+INSTRUCTIONS = (digit_edits.BOLDER, digit_edits.THINNER, digit_edits.TURN[digit_edits.SEVEN])
 MODELS = {"reference": "reference", "dmpo": "DMPO", "dpo": "DPO"}
 SETTINGS = SamplingSettings(steps=20, guidance=2.0, image_guidance=1.5)
 SOURCES, TABLE, EVALUATION = "sources", "edits.csv", "evaluation"
@@ -51,7 +53,7 @@ def run(
 
   Args:
     workdir: Directory of the runs and the evaluation.
-    edits_per_instruction: Held-out digits that each of the twelve instructions edits.
+    edits_per_instruction: Held-out digits that each of the three `INSTRUCTIONS` edits.
     reference_steps: Training steps of the reference; None: its config's.
     steps: Alignment steps of each objective; None: their configs'.
     show_progress: Whether to show progress bars.
@@ -108,8 +110,8 @@ def write_edits(workdir: pathlib.Path, count: int) -> pathlib.Path:
   held_out = _digits()[1]
   members = [np.flatnonzero(held_out.labels == label) for label in range(10)]
   rows: list[tuple[str, str]] = []
-  for number, instruction in enumerate(digit_edits.INSTRUCTIONS):
-    others = [label for label in range(10) if label != number - 2]
+  for number, instruction in enumerate(INSTRUCTIONS):
+    others = [label for label in range(10) if instruction != digit_edits.TURN[label]]
     for k in range(count):
       label = others[k % len(others)]
       place = members[label][(k // len(others) + number) % len(members[label])]

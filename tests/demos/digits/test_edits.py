@@ -22,7 +22,7 @@ def rows(table):
 
 
 def test_each_instruction_edits_as_many_held_out_digits_and_none_that_it_asks_for(table, rows):
-  assert [row["prompt"] for row in rows[::12]] == list(digit_edits.INSTRUCTIONS)
+  assert [row["prompt"] for row in rows[::12]] == list(edits.INSTRUCTIONS)
   held_out = {x.tobytes(): int(y) for x, y in zip(*edits._digits()[1], strict=True)}
   for row in rows:
     pixels = np.asarray(Image.open(table.parent / "sources" / row["source"]), np.float32)
