@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dmpo_jax.common import files
+from dmpo_jax.common import files, paths
 from dmpo_jax.common.atomic_files import write_atomically
 from dmpo_jax.common.optional import import_optional
 from dmpo_jax.data import images
@@ -154,18 +154,18 @@ def score_pictures(
       "beside each image"
     )
   scorer.check_edits(pictures.sources is not None, pictures.captions is not None)
-  paths = [folder / name for name in pictures.files]
-  sources = pictures.sources and [pathlib.Path(source) for source in pictures.sources]
-  count = len(paths)
+  pictured = [folder / name for name in pictures.files]
+  sources = pictures.sources and [paths.parse(source) for source in pictures.sources]
+  count = len(pictured)
   prompts = pictures.prompts or [""] * count
   rows = units.Units(prompts, np.zeros(count, np.uint32), np.arange(count), [""] * count)
   rows = rows._replace(captions=pictures.captions)
-  stated = [*paths, *(sources if sources and scorer.needs_sources else [])]
+  stated = [*pictured, *(sources if sources and scorer.needs_sources else [])]
   stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in stated]
   settings = {"key": {"scorer": key, "images": stats}, "space": None}
   score_files.score_chunks(
     parts,
-    paths,
+    pictured,
     rows,
     scorer,
     read=read_picture,

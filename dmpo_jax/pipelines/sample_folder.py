@@ -12,6 +12,7 @@ import numpy as np
 
 import dmpo_jax
 from dmpo_jax import diffusion, interop
+from dmpo_jax.common import paths
 from dmpo_jax.errors import InputError
 from dmpo_jax.pipelines import families, negative_branch
 from dmpo_jax.pipelines.fingerprints import params_digest, sampling_fingerprint
@@ -165,7 +166,7 @@ def prepare(
   if sources is not None:
     make = sources
     if not callable(make):
-      make = functools.partial(Sources, [pathlib.Path(x) for x in sources])
+      make = functools.partial(Sources, [paths.parse(x) for x in sources])
     source = make(size, functions.image_channels)
   solver = functions.make_solver(
     record["steps"], name=record["solver"], karras=settings.karras, size=size

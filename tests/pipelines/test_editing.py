@@ -156,7 +156,7 @@ def test_a_sources_scale_of_one_leaves_out_the_forward_without_a_source():
 
 
 def test_samples_during_the_training_of_an_editing_model_are_refused(loaded):
-  with pytest.raises(InputError, match="evaluate after training"):
+  with pytest.raises(InputError, match="sample the result with dmpo-jax sample"):
     RunSampler(
       default(),
       loaded["sd"],
