@@ -77,7 +77,7 @@ def read(folder: paths.Path, split: str, count: int) -> np.ndarray:
   Raises:
     InputError: The file is missing, damaged, or of another number of pairs.
   """
-  path = paths.local_copy(paths.parse(folder) / name(split))
+  path = paths.parse(folder) / name(split)
   with files.reading(path, "index of pairs", advice="copy it again or convert again"):
     if paths.size(path) > count * DTYPE.itemsize + HEADER_BYTES:
       raise ValueError(f"it is too large for {count} pairs")

@@ -317,7 +317,7 @@ class PairSource:
   """
 
   def __init__(self, folder: paths.Path, split: str):
-    folder = paths.local_copy(folder)
+    folder = paths.parse(folder)
     report = check_files(folder)
     if split not in report["splits"]:
       raise unknown(f"split of {folder}", split, report["splits"])

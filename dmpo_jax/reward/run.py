@@ -76,7 +76,7 @@ def train(
 
   Args:
     config: See `reward.config.default`.
-    workdir: Directory of this run alone: run.json, checkpoints/, metrics.jsonl, held_out.jsonl,
+    workdir: Directory of this run alone: run.json, checkpoints/, metrics/,
       tensorboard/, and at the end scorer/ and scorer.json. All processes share it.
     show_progress: Whether to show a progress bar.
     processes: The processes of the run, all of which call this; None: this one alone.

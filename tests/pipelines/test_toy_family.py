@@ -263,7 +263,8 @@ def test_it_trains_resumes_evaluates_and_writes_its_own_format(folder, pairs, tm
   for name in start:
     np.testing.assert_array_equal(one[name], other[name])
     assert np.array_equal(start[name], one[name]) != name.startswith("denoiser")
-  rows = [json.loads(line) for line in (tmp_path / "whole/held_out.jsonl").read_text().splitlines()]
+  lines = (tmp_path / "whole/metrics/held_out-000000.jsonl").read_text().splitlines()
+  rows = [json.loads(line) for line in lines]
   assert [(part["from"], part["to"]) for part in rows[0]["bins"]] == [(0.0, 0.5), (0.5, 1.0)]
   assert Image.open(tmp_path / "whole/samples/step_000004.png").size == (32, 16)
   assert export(tmp_path / "whole", tmp_path / "exported") == 4

@@ -246,7 +246,7 @@ def test_the_whole_transformer_trains_alike_from_images_and_cached_on_two_sharde
   sharded = cached_config(folder, cached)
   sharded.num_devices, sharded.mesh.fsdp = 2, 2
   runs = [train(c, tmp_path / n, show_progress=False) for c, n in ((images, "a"), (sharded, "b"))]
-  row = json.loads((tmp_path / "a/held_out.jsonl").read_text().splitlines()[0])
+  row = json.loads((tmp_path / "a/metrics/held_out-000000.jsonl").read_text().splitlines()[0])
   assert [(part["from"], part["to"]) for part in row["bins"]] == [(0.0, 0.5), (0.5, 1.0)]
   start = trees.flatten(pipelines.load(folder, components=["transformer"]).params)
   one, other = map(transformer_of, runs)

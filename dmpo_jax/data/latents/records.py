@@ -179,7 +179,7 @@ class CachedPairSource:
   """
 
   def __init__(self, folder: paths.Path):
-    self.folder = paths.local_copy(folder)
+    self.folder = paths.parse(folder)
     self.manifest = read_manifest(self.folder)
     self.layout = self.manifest["layout"]
     self.views = self.manifest["options"]["augmentations"]

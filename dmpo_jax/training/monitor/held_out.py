@@ -73,7 +73,7 @@ class HeldOutEvaluation:
 
   Raises:
     InputError: The held-out examples cannot be used, or are the training examples, or
-      held_out.jsonl in the work directory was computed from other examples.
+      the records in the work directory were computed from other examples.
   """
 
   def __init__(self, run: MonitoredRun):
@@ -122,15 +122,15 @@ class HeldOutEvaluation:
       LOGGER.info("held_out.png needs matplotlib: pip install 'dmpo-jax[monitor]'")
 
   def _check_settings(self) -> None:
-    """Raises if held_out.jsonl has records of another evaluation: its curves would not compare."""
+    """Raises if there are records of another evaluation: its curves would not compare."""
     path = self._workdir / "held_out.json"
     if not path.exists():
       return
-    stored = files.read_json(path, advice="move held_out.json and held_out.jsonl away")
+    stored = files.read_json(path, advice="move held_out.json and metrics/held_out-* away")
     if different := differences(stored, self._settings):
       raise InputError(
-        f"{path} says that held_out.jsonl is of other settings; set config.held_out as it was, or "
-        f"move held_out.json and held_out.jsonl away:\n{describe(different)}"
+        f"{path} says that metrics/held_out-* is of other settings; set config.held_out as it was, "
+        f"or move held_out.json and metrics/held_out-* away:\n{describe(different)}"
       )
 
   def start(self, step: int, initial: Params, frozen: Params) -> None:

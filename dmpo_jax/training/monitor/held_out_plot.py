@@ -1,4 +1,4 @@
-"""Figure of the held-out evaluation, from the records in held_out.jsonl."""
+"""Figure of the held-out evaluation, from its records."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,7 +19,7 @@ def plot(records: Sequence[dict[str, Any]], path: paths.Path, *, title: str) -> 
   with more noise. A triangle marks a significant rise of the preferred image's error.
 
   Args:
-    records: Records of held_out.jsonl, at least one.
+    records: Records of the held-out evaluation, at least one.
     path: Path of the figure.
     title: Title of the figure.
 

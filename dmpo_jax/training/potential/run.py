@@ -63,7 +63,7 @@ def learn(
   Args:
     config: See `dmpo_jax.training.potential.config.default`.
     workdir: Directory of this run alone: run.json, reference_samples.npz, checkpoints/,
-      metrics.jsonl, loops.json, and at the end potential/.
+      metrics/, loops.json, and at the end potential/.
     score: The score of images that the config names; None for pairs.
     show_progress: Whether to show progress bars.
 
