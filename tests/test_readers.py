@@ -30,6 +30,7 @@ RAW = {
   ),
   "read_text": (
     "commands/plan.py",
+    "commands/program_cache.py",  # /proc
     "common/files.py",
     "common/leases.py",  # /proc
     "common/local_copies.py",
