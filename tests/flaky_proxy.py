@@ -79,6 +79,7 @@ class FlakyProxy:
 
     self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     self._server.daemon_threads = True
+    self._server.handle_error = lambda *_: None  # clients that went away
     self.url = f"http://127.0.0.1:{self._server.server_port}"
 
   def vanish(self, seconds: float) -> None:

@@ -114,7 +114,7 @@ def test_a_save_that_died_between_its_objects_is_never_chosen():
 def test_a_run_killed_at_random_moments_ends_as_a_local_one(tmp_path, count):
   rng, log = random.Random(count), tmp_path / "log"
   start = {"count": count, "devices": 2 // count, "log": log}
-  start["arguments"] = ["--config.num_steps=16"]
+  start["arguments"] = ["--config.num_steps=8"]
   whole, killed = tmp_path / "whole", buckets.folder() / "killed"
   with Processes(whole, **start) as run:
     assert run.statuses(300) == [0] * count, run.output()
@@ -161,7 +161,7 @@ def test_a_second_run_is_refused_while_the_first_lives_and_not_after_its_death(t
 @pytest.mark.slow
 def test_a_server_that_is_busy_and_then_gone_changes_nothing(tmp_path, monkeypatch):
   workdir, start = buckets.folder() / "run", {"count": 1, "devices": 1}
-  start["arguments"] = ["--config.num_steps=16"]
+  start["arguments"] = ["--config.num_steps=6"]
   with Processes(tmp_path / "local", log=tmp_path / "log", **start) as run:
     assert run.statuses(300) == [0], run.output()
   with FlakyProxy(os.environ["STORAGE_EMULATOR_HOST"], every=10) as proxy:
@@ -172,6 +172,7 @@ def test_a_server_that_is_busy_and_then_gone_changes_nothing(tmp_path, monkeypat
         time.sleep(0.1)
       proxy.vanish(20.0)
       assert run.statuses(500) == [0], run.output()
-    assert proxy.refused > 10
+    assert proxy.refused > 5
+  monkeypatch.undo()  # this process reads from the server itself
   assert computed(workdir) == computed(tmp_path / "local")
   assert equal(weights(workdir), weights(tmp_path / "local"))
