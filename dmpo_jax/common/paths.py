@@ -56,6 +56,16 @@ def argument(text: str) -> Path:
     raise argparse.ArgumentTypeError(str(error)) from error
 
 
+def local_argument(text: str) -> pathlib.Path:
+  """The path of an option that must be on the local disk; refuses URLs with argparse's error."""
+  if isinstance(path := argument(text), BucketPath):
+    raise argparse.ArgumentTypeError(
+      f"{path} lies in a bucket, which this option does not take; copy it to a local disk, or give "
+      "a local folder and copy that to the bucket"
+    )
+  return path
+
+
 def is_url(path: "str | os.PathLike | Path") -> bool:
   """Whether a text or path is of a bucket, for messages and for what has a name of both kinds."""
   return isinstance(parse(path), BucketPath)

@@ -72,3 +72,9 @@ def test_a_local_library_refuses_the_path_of_a_bucket():
     os.fspath(paths.parse("gs://bucket/run"))
   with pytest.raises(TypeError):
     pathlib.Path(paths.parse("gs://bucket/run"))
+
+
+def test_an_option_that_must_be_local_refuses_a_bucket():
+  assert paths.local_argument("pairs") == pathlib.Path("pairs")
+  with pytest.raises(argparse.ArgumentTypeError, match="gs://bucket/pairs lies in a bucket"):
+    paths.local_argument("gs://bucket/pairs")

@@ -36,7 +36,6 @@ ANY SIZE
 
 import argparse
 import os
-import pathlib
 
 from dmpo_jax.commands.data.renamed import add_renamed_option
 from dmpo_jax.common import paths as common_paths
@@ -62,7 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     choices=tuple(SOURCES),
     help="kind of data",
   )
-  parser.add_argument("path", type=pathlib.Path, help="folder of the data, or one table")
+  parser.add_argument(
+    "path", type=common_paths.local_argument, help="folder of the data, or one table"
+  )
   parser.add_argument(
     "--out",
     required=True,
@@ -74,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument(
     "--images",
-    type=pathlib.Path,
+    type=common_paths.local_argument,
     help="folder that image paths are relative to (default: the source's)",
   )
   parser.add_argument(

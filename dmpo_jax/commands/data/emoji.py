@@ -23,7 +23,7 @@ NAMES = "/usr/share/unicode/emoji/emoji-test.txt"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Declares the command's options."""
-  parser.add_argument("--out", required=True, type=paths.argument, help="folder to write")
+  parser.add_argument("--out", required=True, type=paths.local_argument, help="folder to write")
   parser.add_argument("--size", type=int, default=64, help="side in pixels (default: 64)")
   parser.add_argument(
     "--groups",
@@ -44,8 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     default="train=0.9,test=0.1",
     help="fraction of the captions by split (default: train=0.9,test=0.1)",
   )
-  parser.add_argument("--font", type=paths.argument, default=FONT, help=f"(default: {FONT})")
-  parser.add_argument("--names", type=paths.argument, default=NAMES, help=f"(default: {NAMES})")
+  parser.add_argument("--font", type=paths.local_argument, default=FONT, help=f"(default: {FONT})")
+  parser.add_argument(
+    "--names", type=paths.local_argument, default=NAMES, help=f"(default: {NAMES})"
+  )
 
 
 def run(options: argparse.Namespace) -> None:

@@ -31,11 +31,11 @@ ANY SIZE
 """
 
 import argparse
-import pathlib
 
 from dmpo_jax.commands import sampling_options
 from dmpo_jax.commands.data import shared_work
 from dmpo_jax.commands.scorer_options import add_scorer
+from dmpo_jax.common import paths as common_paths
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,24 +47,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   source = parser.add_mutually_exclusive_group(required=True)
   source.add_argument("--pipeline", help='pipeline folder, or "owner/name" on the hub')
   source.add_argument(
-    "--samples", type=pathlib.Path, help="folder that dmpo-jax sample wrote, in place of a pipeline"
+    "--samples",
+    type=common_paths.local_argument,
+    help="folder that dmpo-jax sample wrote, in place of a pipeline",
   )
   add(
     "--prompts",
-    type=pathlib.Path,
+    type=common_paths.local_argument,
     help="prompt set: a text file with one prompt per line, or .tsv, .csv, .json, .jsonl, .parquet",
   )
   add(
     "--edits",
-    type=pathlib.Path,
+    type=common_paths.local_argument,
     help="folder of edits that dmpo-jax data convert wrote, in place of prompts and a scorer",
   )
   add("--edits-split", default="train", help="split of --edits (default: train)")
   add("--own-edits", type=int, default=1, help="edits of each source of --edits (default: 1)")
   add("--revision", help="branch, tag or commit of the repository on the hub")
   add("--variant", help="variant of the weights, such as fp16 (default: weights without a variant)")
-  add("--lora", type=pathlib.Path, help="LoRA file to merge into the pipeline")
-  add("--out", required=True, type=pathlib.Path, help="folder to write")
+  add("--lora", type=common_paths.local_argument, help="LoRA file to merge into the pipeline")
+  add("--out", required=True, type=common_paths.local_argument, help="folder to write")
   add_scorer(parser, "--scorer")
   for name, (choices, meaning) in (("pairs", choose.PAIRS), ("labels", choose.LABELS)):
     default = choices[0]
@@ -190,7 +192,7 @@ def _own_edits(options: argparse.Namespace, conversion) -> None:
   from dmpo_jax.evaluation.scored_pairs import own_edits
 
   host, hosts = shared_work.host_and_hosts(options)
-  check_no_workdir(pathlib.Path(options.pipeline))
+  check_no_workdir(common_paths.parse(options.pipeline))
   options.seeds = options.own_edits
   sampling_options.check(options, ())
   pipeline = pipelines.load(
@@ -239,7 +241,7 @@ def _sampled(options: argparse.Namespace, progress):
   if repeated := len(listed.prompts) - len(prompts) + listed.repeated:
     logger.warning("%d prompts repeat earlier ones and are left out", repeated)
   sampling_options.check(options, prompts)
-  check_no_workdir(pathlib.Path(options.pipeline))
+  check_no_workdir(common_paths.parse(options.pipeline))
   pipeline = pipelines.load(
     options.pipeline, revision=options.revision, variant=options.variant, dtype=None
   )
