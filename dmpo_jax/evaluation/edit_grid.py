@@ -17,7 +17,7 @@ SIDE = 128  # pixels of the longer side of an image in the grid; smaller ones ar
 
 
 def chosen(units: Units, count: int = ROWS) -> list[int]:
-  """Rows of the first images of edits: of each category in turn, evenly spaced in each.
+  """Rows of the first images of edits: of each category in turn, at random but always the same.
 
   Args:
     units: Prompts, seeds and categories.
@@ -34,8 +34,8 @@ def chosen(units: Units, count: int = ROWS) -> list[int]:
   rows = []
   for number, name in enumerate(names):
     share = min(len(members[name]), count // len(names) + (number < count % len(names)))
-    # Those of different categories begin at different edits, so that the sources differ.
-    places = (np.arange(share) * len(members[name]) // share + number) % len(members[name])
+    # Not evenly spaced: sources may repeat in a period.
+    places = np.random.default_rng(number).permutation(len(members[name]))[:share]
     rows += [members[name][place] for place in sorted(places.tolist())]
   return rows
 
