@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Declares the command's options."""
   parser.add_argument(
     "--workdir",
-    type=paths.argument,
+    type=paths.local_argument,
     help="directory of the runs and the report (default: runs/quickstart, with --flow "
     "runs/quickstart_flow, with --edits runs/quickstart_edits)",
   )

@@ -40,6 +40,11 @@ class Status(NamedTuple):
   st_mode: int
   st_mtime: float
 
+  @property
+  def st_mtime_ns(self) -> int:
+    """The time of change in nanoseconds."""
+    return int(self.st_mtime * 1e9)
+
 
 @functools.total_ordering
 class BucketPath:
@@ -158,10 +163,6 @@ class BucketPath:
 
   def resolve(self, strict: bool = False) -> "BucketPath":
     """The path itself: buckets have no links."""
-    return self
-
-  def expanduser(self) -> "BucketPath":
-    """The path itself."""
     return self
 
   def is_absolute(self) -> bool:

@@ -47,6 +47,7 @@ def test_a_file_in_a_bucket_is_written_read_listed_and_removed(folder):
   assert list(folder.iterdir()) == [folder / "a"]
   assert list(folder.rglob("*.json")) == list(folder.glob("[a-c]/*.json")) == [path]
   assert path.stat().st_size == 8
+  assert path.stat().st_mtime_ns > 1e18
   path.unlink()
   assert not folder.exists()
   with pytest.raises(FileNotFoundError):
