@@ -40,6 +40,11 @@ def describe(plan: dict) -> str:
   lines.append("  it fits" if plan["fits"] else "  it does NOT fit")
   if plan["fits"]:
     lines += ["", *_costs(plan)]
+  sampling = plan["sampling"]
+  lines.append(
+    f"sampling an image: {sampling['forwards']} forwards in {sampling['steps']} steps, "
+    f"{sampling['model_flops'] / 1e12:.3g} model TFLOP"
+  )
   if "search" in plan:
     tried = ", ".join(f"{n}: {size / GIB:.2f}" for n, size in plan["search"].items())
     most = f"{plan['examples_per_chip']:g}" if plan["fits"] else "none"

@@ -37,8 +37,8 @@ def plan_train_step(
 
   Returns:
     A plan in JSON: "fits", "total" and "available" bytes of a chip, "bytes" by kind, "model_flops"
-    per chip and step and, if the program fits, "temporaries", "program_flops", "collectives"
-    within a slice and "between_slices", "seconds" and "mfu".
+    per chip and step, "sampling" (see `sampling_cost`) and, if the program fits, "temporaries",
+    "program_flops", "collectives" within a slice and "between_slices", "seconds" and "mfu".
 
   Raises:
     InputError: The mesh or the batch does not fit the slice, libtpu is not installed, or the config
@@ -68,6 +68,7 @@ def plan_train_step(
       "batch": _bytes_per_chip(batch),
     },
     "model_flops": step.example_flops * config.batch_size / mesh.size,
+    "sampling": step.sampling,
   }
   start = time.monotonic()
   # An abstract mesh, because nothing may be computed on these devices while tracing.

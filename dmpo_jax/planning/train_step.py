@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from dmpo_jax import interop, models, pipelines
 from dmpo_jax.parallel import sharding
 from dmpo_jax.pipelines import Params, TextToImage
+from dmpo_jax.planning import sampling_cost
 from dmpo_jax.planning.inputs import Inputs, abstract_batch
 from dmpo_jax.training import reference as references
 from dmpo_jax.training import setup
@@ -32,6 +33,7 @@ class TrainStep(NamedTuple):
     reference: Those of a frozen reference's parameters, or None.
     batch: Those of a batch.
     example_flops: Model FLOPs of one example.
+    sampling: See `sampling_cost.of_image`.
     moves_reference: Whether the reference is part of the state.
   """
 
@@ -41,6 +43,7 @@ class TrainStep(NamedTuple):
   reference: Params | None
   batch: Batch
   example_flops: int
+  sampling: dict[str, Any]
   moves_reference: bool
 
   @property
@@ -111,6 +114,7 @@ def abstract(
     reference,
     batch,
     sum(flops.values()),
+    sampling_cost.of_image(functions, batch, (inputs.size, inputs.size)),
     update.moves,
   )
 

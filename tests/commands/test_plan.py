@@ -10,6 +10,7 @@ from dmpo_jax.commands.main import main
 CONFIG = ["plan", "--config=configs/sd15_dmpo.py", "--topology=v5e-16"]
 PLAN = {
   "slice": "v5e-16",
+  "slices": 1,
   "topology": "v5e:4x4",
   "chips": 16,
   "mesh": {"data": 1, "fsdp": 16},
@@ -19,6 +20,7 @@ PLAN = {
   "inputs": {"kind": "latents_and_embeddings", "size": 512, "images": 2},
   "versions": {"jax": "0.10.2", "libtpu": "0.0.42.1"},
   "bytes": {"parameters": 2**30, "batch": 2**30},
+  "sampling": {"steps": 50, "forwards": 100, "model_flops": 80.4e12},
   "available": 15.75 * 2**30,
   "total": 20 * 2**30,
   "fits": False,
@@ -28,7 +30,9 @@ PLAN = {
 def test_a_step_that_does_not_fit_ends_with_status_3(monkeypatch, capsys, tmp_path):
   monkeypatch.setattr(plan, "_in_child", lambda options, pairs: PLAN)
   assert main([*CONFIG, f"--json={tmp_path / 'plan.json'}"]) == 3
-  assert "it does NOT fit" in capsys.readouterr().out
+  text = capsys.readouterr().out
+  assert "it does NOT fit" in text
+  assert "sampling an image: 100 forwards in 50 steps, 80.4 model TFLOP" in text
   assert json.loads((tmp_path / "plan.json").read_text()) == PLAN
 
 
