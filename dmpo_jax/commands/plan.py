@@ -19,6 +19,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 
+from dmpo_jax.common import paths
 from dmpo_jax.common.atomic_files import write_atomically
 from dmpo_jax.errors import InputError
 
@@ -68,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--search", action="store_true", help="find the largest number of pairs per chip that fits"
   )
-  parser.add_argument("--json", type=pathlib.Path, help="file to write the plan to")
+  parser.add_argument("--json", type=paths.argument, help="file to write the plan to")
   parser.add_argument(
     "--thorough",
     action="store_true",

@@ -66,6 +66,15 @@ def local_argument(text: str) -> pathlib.Path:
   return path
 
 
+def check_holds_checkpoints(path: Path) -> None:
+  """Raises InputError for a folder that orbax cannot write checkpoints to: one on S3."""
+  if isinstance(path, BucketPath) and path.scheme != "gs":
+    raise InputError(
+      f"{path}: orbax writes checkpoints to local folders and gs:// only; give such a work directory "
+      "(data, pipelines, exports and images may lie there)"
+    )
+
+
 def is_url(path: "str | os.PathLike | Path") -> bool:
   """Whether a text or path is of a bucket, for messages and for what has a name of both kinds."""
   return isinstance(parse(path), BucketPath)

@@ -97,6 +97,7 @@ def train(
   """
   start_time, goodput = time.perf_counter(), Goodput()
   config, workdir = configs.check(config), paths.parse(workdir)
+  paths.check_holds_checkpoints(workdir)
   processes = processes or Processes()
   total = config.num_steps
   with contextlib.ExitStack() as outer:

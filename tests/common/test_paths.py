@@ -78,3 +78,10 @@ def test_an_option_that_must_be_local_refuses_a_bucket():
   assert paths.local_argument("pairs") == pathlib.Path("pairs")
   with pytest.raises(argparse.ArgumentTypeError, match="gs://bucket/pairs lies in a bucket"):
     paths.local_argument("gs://bucket/pairs")
+
+
+def test_checkpoints_on_s3_are_refused_before_a_run():
+  with pytest.raises(InputError, match="orbax writes checkpoints to local folders and gs:// only"):
+    paths.check_holds_checkpoints(paths.parse("s3://bucket/run"))
+  paths.check_holds_checkpoints(paths.parse("gs://bucket/run"))
+  paths.check_holds_checkpoints(pathlib.Path("run"))
