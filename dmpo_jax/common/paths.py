@@ -70,8 +70,8 @@ def check_holds_checkpoints(path: Path) -> None:
   """Raises InputError for a folder that orbax cannot write checkpoints to: one on S3."""
   if isinstance(path, BucketPath) and path.scheme != "gs":
     raise InputError(
-      f"{path}: orbax writes checkpoints to local folders and gs:// only; give such a work directory "
-      "(data, pipelines, exports and images may lie there)"
+      f"{path}: orbax writes checkpoints to local folders and gs:// only; give such a work "
+      "directory (data, pipelines, exports and images may lie there)"
     )
 
 
