@@ -48,16 +48,28 @@ def pytest_runtest_setup(item):
     pytest.skip(f"more than {minutes:g} minutes have gone: no slow test starts any more")
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-  """Groups the tests of a file for one process, and puts all slow tests last.
+  """Puts all slow tests last, so that a time limit for them leaves no fast one waiting."""
+  items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
 
-  The slow tests of a file are a group of their own: they start after the fast tests of all files,
-  so that a time limit for slow tests leaves no fast one waiting.
-  """
-  slow = {item for item in items if item.get_closest_marker("slow") is not None}
-  files = {path: number for number, path in enumerate(dict.fromkeys(i.path for i in items))}
-  for item in items:
-    group = f"{files[item.path]}{'-slow' if item in slow else ''}"  # xdist prints it after the name
-    item.add_marker(pytest.mark.xdist_group(group))
-  items.sort(key=lambda item: item in slow)
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+  """With --dist=loadfile, the slow tests of a file are a unit of their own."""
+  if config.getvalue("dist") != "loadfile":
+    return None
+  from xdist.scheduler import LoadFileScheduling
+
+  class InOrder(LoadFileScheduling):
+    """A unit is a run of tests of one file; a file that comes up again begins another."""
+
+    def _split_scope(self, nodeid):
+      if not hasattr(self, "units"):
+        self.units, last, numbers = {}, "", {}
+        for name in next(iter(self.registered_collections.values())):
+          file = name.split("::")[0]
+          numbers[file] = numbers.get(file, 0) + (file != last)
+          self.units[name], last = f"{file} {numbers[file]}", file
+      return self.units[nodeid]
+
+  return InOrder(config, log)

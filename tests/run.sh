@@ -6,6 +6,6 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/environment.sh
 make_environment test
-# Two processes, a file of tests at a time (tests/conftest.py groups them, slow tests last): a test
+# Two processes, a file of tests at a time (slow tests last, see tests/conftest.py): a test
 # mostly compiles, which one core does.
-exec "$VENV/bin/python" -m pytest --numprocesses=2 --dist=loadgroup --no-loadscope-reorder "$@"
+exec "$VENV/bin/python" -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder "$@"

@@ -124,7 +124,7 @@ def test_install_makes_an_environment_with_jax_for_gpus(room):
     (("--nodes=0",), "at least 1"),
     (("--gpus=all",), "not a whole number"),
     (("--time=soon",), "--time 'soon'"),
-    (("--workdir=s3://bucket/run",), "not to object stores"),
+    (("--workdir=s3://bucket/run",), "expected gs://BUCKET/FOLDER, or a path"),
     (("--venv=/nowhere",), "run launch/slurm.sh install"),
   ],
 )

@@ -173,7 +173,7 @@ def test_the_profiler_writes_a_trace(monitored):
 def test_records_of_another_evaluation_are_not_mixed(monitored, pipeline):
   config = monitored_config(pipeline)
   config.num_steps, config.held_out.bins = 8, 3
-  with pytest.raises(InputError, match=r"(?s)held_out\.jsonl is of other.*bins: 2 there, 3 here"):
+  with pytest.raises(InputError, match=r"(?s)held_out-\* is of other.*bins: 2 there, 3 here"):
     train(config, monitored, show_progress=False)
 
 
