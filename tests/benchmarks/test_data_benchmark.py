@@ -51,6 +51,7 @@ def test_every_measurement_is_described():
     assert words in "\n".join(benchmark.MEASUREMENTS[name].describe(results[name], options))
 
 
+@pytest.mark.slow
 def test_the_loop_waits_for_a_fraction_of_the_step(tmp_path):
   synthetic_pairs.make_source(tmp_path / "source", 4, 32)
   synthetic_pairs.time_convert(tmp_path / "source", tmp_path / "out", 4, 1)

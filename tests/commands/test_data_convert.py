@@ -168,6 +168,7 @@ def test_a_killed_conversion_resumes_and_writes_the_same_bytes(tmp_path, capsys)
 @pytest.mark.skipif(
   not pathlib.Path("/proc/self/status").is_file(), reason="memory is read in /proc"
 )
+@pytest.mark.slow
 def test_memory_stays_bounded_however_large_the_file(tmp_path):
   # 300 MB in row groups of 75 MB: neither the file nor a row group's columns fit in what is allowed
   # beyond the memory that two rows take, two times a column of 37 MB and its copies.

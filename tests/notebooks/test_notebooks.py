@@ -13,8 +13,8 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-# Those that train networks for more than half a minute.
-SLOW = {"02_toy_modes", "03_align_stable_diffusion"}
+# Those that train networks.
+SLOW = {"02_toy_modes", "03_align_stable_diffusion", "04_ddo"}
 every = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 
 

@@ -68,6 +68,7 @@ def compare(one, other):
     np.testing.assert_allclose(other_row[name], row[name], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_four_devices_agree_with_one_in_loss_and_gradients(root, one):
   train(config("gradient", **FOUR), root / "four", show_progress=False)
   compare(one, (weights(root / "four" / "pipeline"), read(root / "four")[0]))

@@ -65,6 +65,7 @@ def root(tmp_path_factory):
   return root
 
 
+@pytest.mark.slow
 def test_the_reference_learns_the_drawings_of_the_font(root):
   rows = metrics.read(root / "reference")
   assert [row["step"] for row in rows] == [1, 2]
@@ -72,6 +73,7 @@ def test_the_reference_learns_the_drawings_of_the_font(root):
   assert {"waving</w>", "apple</w>"} <= set(words)
 
 
+@pytest.mark.slow
 def test_generated_pairs_are_the_images_that_sample_makes(root, tmp_path):
   pipeline, out = str(root / "reference" / "pipeline"), tmp_path / "generated"
   prompts = ["--prompts", str(root / "emoji" / "prompts-train.txt"), "--per-prompt", "2"]
@@ -89,6 +91,7 @@ def test_generated_pairs_are_the_images_that_sample_makes(root, tmp_path):
       assert np.abs(np.asarray(Image.open(io.BytesIO(encoded)), int) - expected).max() <= 1
 
 
+@pytest.mark.slow
 def test_dmpo_aligns_the_reference_on_pairs_of_its_samples(root):
   config = shrunk("dmpo", folder=str(root / "pairs"))
   config.pipeline = str(root / "reference" / "pipeline")
@@ -99,6 +102,7 @@ def test_dmpo_aligns_the_reference_on_pairs_of_its_samples(root):
   assert rows[1]["loss"] > 0
 
 
+@pytest.mark.slow
 def test_the_benchmark_measures_both_splits_and_writes_the_picture(root, tmp_path, capsys):
   pipeline, out = str(root / "reference" / "pipeline"), tmp_path / "evaluation"
   few = ["--seeds", "2", "--steps", "1", "--out", str(out)]
