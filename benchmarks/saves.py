@@ -1,4 +1,4 @@
-"""What a save costs the steps of a run.
+"""Measures the time that a save takes from the steps of a run.
 
     python benchmarks/saves.py --json saves.json
 

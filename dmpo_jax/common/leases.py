@@ -185,7 +185,7 @@ def _encode(content: dict[str, Any]) -> bytes:
 
 @functools.cache
 def _machine() -> list[Any]:
-  """What processes that see each other's ids have in common; empty where that is not known."""
+  """Boot id and process namespace, equal for processes that see each other; empty if unknown."""
   try:
     boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return [boot, os.stat("/proc/self/ns/pid").st_ino]

@@ -108,7 +108,7 @@ def local_copy(
 
 
 def readable(path: Path) -> pathlib.Path | io.BytesIO:
-  """What libraries that read a path or a stream are given: a local path, or an object's bytes."""
+  """A local path itself, or a stream of an object's bytes, for libraries that read either."""
   return io.BytesIO(path.read_bytes()) if isinstance(path, BucketPath) else path
 
 

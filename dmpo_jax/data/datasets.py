@@ -85,7 +85,7 @@ def digit_edits(
   test_fraction: float = TEST_FRACTION,
   split_seed: int = SPLIT_SEED,
 ) -> Examples:
-  """Edits of scikit-learn's digits by instruction, of uneven quality; see `digit_edits`.
+  """Edits of scikit-learn's digits by instruction, of uneven quality; see `data.toy.digit_edits`.
 
   Args:
     num_edits: Number of edits to sample.

@@ -1,4 +1,4 @@
-"""What sampling an image costs: forwards of the denoiser, and their model FLOPs."""
+"""The cost of sampling an image: forwards of the denoiser, and their model FLOPs."""
 
 from typing import Any
 

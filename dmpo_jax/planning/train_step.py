@@ -1,7 +1,6 @@
 """A config's train step with the shapes of all its arguments, for plans and for measurements."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ from dmpo_jax.training import reference as references
 from dmpo_jax.training import setup
 from dmpo_jax.training.batch import Batch
 from dmpo_jax.training.optimizer import make_optimizer
-from dmpo_jax.training.step import State, abstract_state, compile_step, make_step
+from dmpo_jax.training.step import State, abstract_state, compile_step
 
 
 class TrainStep(NamedTuple):
@@ -93,14 +92,7 @@ def abstract(
     # The embedding of the empty caption comes from the cache, which a plan does not have.
     null = {name: jnp.zeros(x.shape[1:]) for name, x in batch.text.items()}
     objective = objective._replace(null_text=null)
-  step = make_step(
-    objective,
-    optimizer,
-    ema_decay=config.ema_decay,
-    reference_update=update,
-    grad_accumulation_steps=config.grad_accumulation_steps,
-    constrain=functools.partial(sharding.constrain, mesh),
-  )
+  step = setup.make_train_step(config, objective, optimizer, mesh)
   flops = functions.flops(
     batch,
     trained=tuple(trained),

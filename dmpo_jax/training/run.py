@@ -48,7 +48,6 @@ from dmpo_jax.training.step import (
   State,
   abstract_state,
   compile_step,
-  make_step,
   sharded_initial_state,
 )
 from dmpo_jax.training.stop import read_stop, remove_stop, stop_record, stopped_error, write_stop
@@ -134,14 +133,7 @@ def train(
     )
     optimizer = make_optimizer(config.optimizer)
     update = references.from_config(config.reference)
-    step = make_step(
-      objective,
-      optimizer,
-      ema_decay=config.ema_decay,
-      reference_update=update,
-      grad_accumulation_steps=config.grad_accumulation_steps,
-      constrain=functools.partial(sharding.constrain, mesh),
-    )
+    step = setup.make_train_step(config, objective, optimizer, mesh)
     monitor = Monitor(
       MonitoredRun(config, pipeline, examples, objective, mesh, workdir),
       start_time=start_time,

@@ -18,6 +18,7 @@ from dmpo_jax.pipelines import Params, Text, TextToImage, latent_encoders
 from dmpo_jax.training import reference as references
 from dmpo_jax.training.batch import EditDropout
 from dmpo_jax.training.objective import Loss, Objective, adapt, replace
+from dmpo_jax.training.step import make_step
 
 Data = data.Examples | data.FolderPairs | data.CachedLatents
 
@@ -251,6 +252,30 @@ def make_objective(
     edit_dropout=EditDropout(
       config.editing.caption_dropout, config.editing.source_dropout, config.editing.both_dropout
     ),
+  )
+
+
+def make_train_step(
+  config: ConfigDict, objective: Objective, optimizer: Any, mesh: Mesh
+) -> Callable[..., Any]:
+  """The train step that a config describes, to be compiled by `step.compile_step`.
+
+  Args:
+    config: A checked config.
+    objective: The training objective.
+    optimizer: From `optimizer.make_optimizer`.
+    mesh: Devices that parameters and gradients are sharded over.
+
+  Returns:
+    See `step.make_step`.
+  """
+  return make_step(
+    objective,
+    optimizer,
+    ema_decay=config.ema_decay,
+    reference_update=references.from_config(config.reference),
+    grad_accumulation_steps=config.grad_accumulation_steps,
+    constrain=functools.partial(sharding.constrain, mesh),
   )
 
 

@@ -1,4 +1,4 @@
-"""What sampling an image costs, against counts by hand."""
+"""The cost of sampling an image, against counts by hand."""
 
 import pytest
 

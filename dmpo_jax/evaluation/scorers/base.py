@@ -13,7 +13,7 @@ Images = np.ndarray | Sequence[np.ndarray]
 
 
 class Edits(NamedTuple):
-  """What N images were edited from.
+  """The source images and captions of N edits.
 
   Attributes:
     sources: Source image of each, see `Images`.
