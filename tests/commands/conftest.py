@@ -102,3 +102,43 @@ def exported(run, tmp_path_factory):
     return out
 
   return export
+
+
+@pytest.fixture
+def inspect(capsys):
+  """Runs the command; returns its JSON."""
+
+  def call(*arguments):
+    capsys.readouterr()
+    assert main(["inspect", *map(str, arguments), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+  return call
+
+
+@pytest.fixture
+def tables(capsys):
+  """Runs the command; returns its tables."""
+
+  def call(*arguments):
+    assert main(["inspect", *map(str, arguments)]) == 0
+    return capsys.readouterr().out
+
+  return call
+
+
+@pytest.fixture
+def refused(capsys):
+  """Runs the command; returns its error message."""
+
+  def call(*arguments):
+    assert main(["inspect", *map(str, arguments)]) == 2
+    return capsys.readouterr().err
+
+  return call
+
+
+@pytest.fixture
+def copy(start, tmp_path):
+  """A copy of the pipeline to change."""
+  return shutil.copytree(start, tmp_path / "copy")
